@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from pipeline.run import RegrowError
 
@@ -42,6 +42,13 @@ def key(default: Any, what: str, *, stages: str = "", free: bool = False, source
     return Field(default, description=what, json_schema_extra=extra, **limits)
 
 
+def _number(value: Any) -> Any:
+    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
 def _whole(value: Any) -> Any:
     """Accept 150e9 where a whole number is wanted: YAML reads it as a float."""
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
@@ -49,24 +56,32 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Processes = Union[Literal["auto"], Annotated[int, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
+Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 
 class Section(BaseModel):
     """One concern of the tree: frozen, and refusing keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
 
 
 class RunSection(Section):
-    name: str = key(..., "Name of the run: its folder's name.", source="required", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = key(
+        ..., "Name of the run: its folder's name.", source="required", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )
     folder: Path = key(Path("runs"), "Folder that holds the run folders.")
 
 
 class ModelSection(Section):
     path: str = key(..., "Hugging Face folder, or a model's name on the hub.", source="required")
     revision: str | None = key(None, "Commit, tag or branch on the hub.")
+    architecture: Path | None = key(
+        None,
+        "Folder with the model's config.json, for plan, so that no weights and no network are needed; relative to the "
+        "file that states it.",
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = key(
         "bfloat16", "Precision of saved weights and of training's compute.", stages="prune train evaluate",
         source="field's practice",
@@ -127,11 +142,11 @@ class ScoreSection(Section):
 class PruneSection(Section):
     criterion: Literal["ppl"] = key("ppl", "Criterion whose order is followed.", stages="prune", source="Shortened LLM")
     remove: Whole | None = key(None, "Number of blocks to remove.", stages="prune", ge=1)
-    ratio: float | None = key(None, "Share of the blocks to remove: floor(ratio x blocks).", stages="prune", gt=0, lt=1)
+    ratio: Real | None = key(None, "Share of the blocks to remove: floor(ratio x blocks).", stages="prune", gt=0, lt=1)
     parameters: Whole | None = key(
         None, "Target: the fewest removals that reach at most so many parameters.", stages="prune", gt=0
     )
-    blocks: tuple[int, ...] | Path | None = key(
+    blocks: tuple[Annotated[Whole, Field(ge=0)], ...] | Path | None = key(
         None, "Explicit block indices, or a block_order.csv to be followed with prune.remove.", stages="prune"
     )
     protect_first: Whole = key(4, "Blocks at the start that stay.", stages="prune", source="Shortened LLM", ge=0)
@@ -146,6 +161,10 @@ class PruneSection(Section):
         elif len(stated) != 1:
             have = " and ".join(stated) if stated else "none"
             raise ValueError(f"exactly one of remove, ratio, parameters, blocks must be set; set here: {have}")
+        elif isinstance(self.blocks, tuple):
+            twice = sorted({block for block in self.blocks if self.blocks.count(block) > 1})
+            if twice or not self.blocks:
+                raise ValueError(f"blocks lists {f'block {twice[0]} twice' if twice else 'no block'}")
         return self
 
 
@@ -156,21 +175,21 @@ class TrainSection(Section):
                               ge=1)  # fmt: skip
     micro_batch: Whole = key(2, "Rows in one forward of one process; accumulation is derived from it.", free=True,
                              source="mission", ge=1)  # fmt: skip
-    learning_rate: float = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
-    final_learning_rate: float = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = key(
+    learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
+    final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
+    betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = key(
         (0.9, 0.95), "AdamW's betas.", stages="train", source="mission"
     )
-    eps: float = key(1e-8, "AdamW's epsilon.", stages="train", source="ours: torch's default", gt=0)
-    weight_decay: float = key(0.1, "Decoupled weight decay.", stages="train", source="mission", ge=0)
+    eps: Real = key(1e-8, "AdamW's epsilon.", stages="train", source="ours: torch's default", gt=0)
+    weight_decay: Real = key(0.1, "Decoupled weight decay.", stages="train", source="mission", ge=0)
     no_decay: tuple[Literal["bias", "norm", "embedding"], ...] = key(
         ("bias", "norm"), "Parameters that weight decay leaves alone.", stages="train"
     )
-    warmup: float = key(0.01, "Share of the steps in which the rate rises linearly.", stages="train", ge=0, lt=1)
+    warmup: Real = key(0.01, "Share of the steps in which the rate rises linearly.", stages="train", ge=0, lt=1)
     schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "Shape of the rate after warm-up.", stages="train")
-    decay: float = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
-    clip: float = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
-    zero_stage: Literal[0, 1, 2, 3] = key(1, "DeepSpeed's ZeRO stage.", free=True)
+    decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
+    clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.", free=True)
     seed: Whole = key(0, "Seed of everything random in training.", stages="train", ge=0)
     deterministic: Literal["auto", True, False] = key(
@@ -260,24 +279,29 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a config file, what it extends, and ``section.key=value`` overrides; check everything.
 
-    Raises ConfigError naming each bad key with its file and line (or the override), what is allowed, and the
-    nearest known key for a typo.
+    Later layers win key by key. Stating one cut of prune clears the others, and a new model.path clears
+    model.architecture. Raises ConfigError naming each bad key with its file and line (or the override), what is
+    allowed, and the nearest known key for a typo.
     """
     places: dict[str, str] = {}
     tree = _read_file(Path(path), places, ())
     for override in overrides:
-        dotted, separator, text = override.partition("=")
-        if not separator or not dotted.strip():
+        dotted, separator, text = (part.strip() for part in override.partition("="))
+        if not separator or not all(dotted.split(".")):
             raise ConfigError(f"override {override!r}: write it as section.key=value, for example prune.remove=9")
         try:
             value = _yaml().load(text)
-        except MarkedYAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML ({error.problem})") from None
-        tree = _merge(tree, _nest(dotted.strip(), value, tree, override), places, "", f"override {override!r}")
+        except YAMLError as error:
+            problem = getattr(error, "problem", None) or error
+            raise ConfigError(f"override {override!r}: the value is not YAML ({problem})") from None
+        over = _beside(_nest(dotted, value, tree, override), Path.cwd())
+        tree = _merge(tree, over)
+        _locate(value, dotted, f"override {override!r}", places)
+        places.setdefault(dotted.partition(".")[0], f"override {override!r}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, places, str(path)) for item in error.errors())) from None
+        raise ConfigError(_explain(error, places, str(path))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -291,20 +315,44 @@ def dump_config(config: Config) -> str:
 
 
 def json_schema() -> str:
-    """The tree's JSON schema, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False)
+    """The tree's JSON schema, for editors; a file may leave required keys to the one that it extends."""
+    schema = Config.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "Config that this one changes, relative to it."}
+    for name, part in [("", schema), *schema["$defs"].items()]:
+        if name != Source.__name__:
+            part.pop("required", None)
+    return json.dumps(schema, indent=2, ensure_ascii=False)
+
+
+def key_page() -> str:
+    """docs/config.md: what the table means, and the table."""
+    return (
+        "# Configuration keys\n\n"
+        "One YAML file, one tree; a file states only what differs from these defaults. `extends: other.yaml` takes\n"
+        "another file's keys first. `section.key=value` on the command line wins over files. A source is an item of\n"
+        "`data.sources` (`data.sources.0.path` in an override), and so is `data.held_out`.\n\n"
+        "*From* says where a default comes from: the mission's recipe, a paper's code, or our own choice.\n\n"
+        f"{key_table()}\n"
+        "This page is generated: `python -c 'from pipeline.config import key_page; print(key_page(), end=\"\")' > "
+        "docs/config.md`\n"
+    )
 
 
 def key_table() -> str:
     """A Markdown table of every key, its default, the default's source, and what may differ on a resume."""
     lines = ["| key | default | from | may differ on resume | what it is |", "| --- | --- | --- | --- | --- |"]
     for dotted, field in fields(Config):
-        extra = field.json_schema_extra
-        default = "required" if field.is_required() else f"`{_plain(field.default)}`"
-        free = "yes" if extra["free"] else ""
-        what = field.description.replace("|", "\\|")
-        lines.append(f"| `{dotted}` | {default} | {extra['source']} | {free} | {what} |")
+        lines.append(_row(dotted, field))
+        if dotted == "data.held_out":
+            lines += [_row(f"source: {name}", inner) for name, inner in fields(Source)]
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, field: Any) -> str:
+    extra = field.json_schema_extra
+    default = "required" if field.is_required() else f"`{_plain(field.default)}`"
+    what = field.description.replace("|", "\\|")
+    return f"| `{name}` | {default} | {extra['source']} | {'yes' if extra['free'] else ''} | {what} |"
 
 
 def _plain(value: Any) -> str:
@@ -319,52 +367,83 @@ def _yaml(typ: str = "rt") -> YAML:
 
 def _read_file(path: Path, places: dict[str, str], parents: tuple[Path, ...]) -> dict[str, Any]:
     """One file merged over what it extends; ``places`` learns the file and line of every key."""
-    if path.resolve() in parents:
-        raise ConfigError(f"{path}: extends itself, by way of {' -> '.join(p.name for p in parents)}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
         tree = _yaml().load(text)
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path}: a config is a mapping of sections (run, model, data, ...); this file is not")
     base: dict[str, Any] = {}
     if "extends" in tree:
-        base = _read_file(path.parent / str(tree["extends"]), places, (*parents, path.resolve()))
+        base = _read_base(path, tree["extends"], f"{path}:{_line(tree, 'extends')}", places, parents)
     own = {name: value for name, value in tree.items() if name != "extends"}
-    _locate(tree, "", str(path), places)
-    return _merge(base, own, places, "", None)
+    for name, value in own.items():
+        _locate(value, str(name), f"{path}:{_line(tree, name)}", places, path)
+    return _merge(base, _beside(own, path.parent))
 
 
-def _locate(tree: Any, prefix: str, file: str, places: dict[str, str]) -> None:
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    for name, value in items:
-        line = (tree.lc.key(name) if isinstance(tree, Mapping) else tree.lc.item(name))[0] + 1
-        places[f"{prefix}{name}"] = f"{file}:{line}"
-        if isinstance(value, Mapping | list):
-            _locate(value, f"{prefix}{name}.", file, places)
+def _read_base(
+    path: Path, extends: Any, where: str, places: dict[str, str], parents: tuple[Path, ...]
+) -> dict[str, Any]:
+    """What ``path`` extends, at ``where``: refused when it is missing or leads back to a file that asked for it."""
+    if not isinstance(extends, str):
+        raise ConfigError(f"{where}: extends: the path of one config file is wanted; got {extends!r}")
+    base, chain = path.parent / extends, (*parents, path)
+    if not base.is_file():
+        raise ConfigError(f"{where}: extends: {base} is not a file")
+    if base.resolve() in [parent.resolve() for parent in chain]:
+        raise ConfigError(f"{where}: extends: goes in a circle: {' -> '.join(str(p) for p in (*chain, base))}")
+    return _read_file(base, places, chain)
 
 
-def _merge(base: Any, over: Any, places: dict[str, str], prefix: str, where: str | None) -> Any:
+def _line(tree: Any, name: Any) -> int:
+    """The line, from 1, of a key or list item; the mapping's own line for a key that a YAML merge brought in."""
+    position = (tree.lc.data or {}).get(name)
+    return (position[0] if position else tree.lc.line) + 1
+
+
+def _locate(value: Any, dotted: str, where: str, places: dict[str, str], file: Path | None = None) -> None:
+    """Note where a key was stated, and the keys inside it; what a replaced list held before is forgotten."""
+    if not isinstance(value, Mapping):
+        for old in [known for known in places if known.startswith(f"{dotted}.")]:
+            del places[old]
+    places[dotted] = where
+    if isinstance(value, Mapping | list):
+        for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            place = f"{file}:{_line(value, name)}" if file else where
+            _locate(inner, f"{dotted}.{name}", place, places, file)
+
+
+def _beside(tree: Any, folder: Path) -> Any:
+    """The tree with model.architecture made absolute, from the folder of the file (or shell) that states it."""
+    model = tree.get("model") if isinstance(tree, Mapping) else None
+    stated = model.get("architecture") if isinstance(model, Mapping) else None
+    if not isinstance(stated, str):
+        return tree
+    return {**tree, "model": {**model, "architecture": str((folder / stated).resolve())}}
+
+
+def _merge(base: Any, over: Any, prefix: str = "") -> Any:
     """``over`` on ``base``: mappings deep, everything else replaced. Stating one cut of prune clears the others."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
-        if where is not None:
-            places[prefix.rstrip(".")] = where
         return over
     merged = dict(base)
     if prefix == "prune.":
         stated = {name for name in CUTS if over.get(name) is not None}
         follows_a_file = isinstance(over.get("blocks", base.get("blocks")), str)
-        if stated and not (follows_a_file and stated <= {"remove", "blocks"}):
-            merged = {name: value for name, value in merged.items() if name not in CUTS}
+        together = {"remove", "blocks"} if follows_a_file and stated <= {"remove", "blocks"} else set()
+        if stated:
+            merged = {name: value for name, value in merged.items() if name not in set(CUTS) - together}
+    if prefix == "model." and over.get("path", base.get("path")) != base.get("path"):
+        merged.pop("architecture", None)
     for name, value in over.items():
-        if where is not None:
-            places[f"{prefix}{name}"] = where
-        merged[name] = _merge(merged.get(name), value, places, f"{prefix}{name}.", where)
+        merged[name] = _merge(merged.get(name), value, f"{prefix}{name}.")
     return merged
 
 
@@ -379,29 +458,69 @@ def _nest(dotted: str, value: Any, tree: Any, override: str) -> Any:
                               f"{len(inner) - 1}, or give the whole list")  # fmt: skip
         items = list(inner)
         old = items[int(index)]
-        items[int(index)] = _merge(old, _nest(below, value, old, override), {}, "", None) if below else value
+        items[int(index)] = _merge(old, _nest(below, value, old, override)) if below else value
         return {head: items}
     return {head: _nest(rest, value, inner, override) if rest else value}
 
 
-def _explain(item: Mapping[str, Any], places: dict[str, str], file: str) -> str:
-    """One line for one pydantic error."""
-    parts = [str(part) for part in item["loc"] if not _is_branch(str(part))]
-    dotted = ".".join(parts)
-    where = next((places[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in places), file)
-    if item["type"] == "extra_forbidden":
-        return f"{where}: unknown key {dotted!r}{_nearest(parts)}"
-    if item["type"] == "missing":
-        return f"{where}: {dotted} is required"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    got = "" if isinstance(item["input"], Mapping | Section) else f"; got {item['input']!r}"
-    return f"{where}: {dotted}: {message}{got}"
+def _explain(error: ValidationError, places: dict[str, str], file: str) -> str:
+    """One line for each key that is wrong."""
+    complaints: dict[tuple[str, ...], list[str]] = {}
+    values = {}
+    for item in error.errors():
+        parts = _key_of(item["loc"])
+        complaints.setdefault(parts, []).append(_complaint(item, parts))
+        values[parts] = item["input"]
+    lines = []
+    for parts, found in complaints.items():
+        if any(other[: len(parts)] == parts and other != parts for other in complaints):
+            continue  # what is wrong inside a value is said; that the value as a whole is wrong follows from it
+        prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        where = next((places[prefix] for prefix in prefixes if prefix in places), file)
+        if found[0].startswith("unknown key"):
+            lines.append(f"{where}: {found[0]}")
+            continue
+        got = "" if isinstance(values[parts], Mapping | Section) else f"; got {values[parts]!r}"
+        # A union complains once for each branch that it tried.
+        lines.append(f"{where}: {'.'.join(parts)}: {', or '.join(found)}{got}")
+    return "\n".join(lines)
 
 
-def _is_branch(part: str) -> bool:
-    """Pydantic adds the tried branch of a union to an error's place; it is no part of the key."""
-    return "[" in part or part in {"int", "str", "float", "bool", "path", "tuple"}
+def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
+    """What is wrong with one key, in a person's words."""
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key {'.'.join(parts)!r}{_nearest(list(parts))}"
+    if kind == "missing":
+        return "required, and not set"
+    if kind == "string_type" and isinstance(item["input"], int | float):
+        return "YAML reads this as a number; put it in quotes"
+    message = _WORDS.get(kind) or item["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+#: Pydantic's complaints that speak of Python rather than of YAML.
+_WORDS = {
+    "model_type": "a section of keys is wanted",
+    "tuple_type": "a list is wanted",
+    "path_type": "a path is wanted",
+    "too_short": "a list with at least one item is wanted",
+    "string_pattern_mismatch": "only letters, digits, and . _ - after the first letter or digit",
+}
+
+
+def _key_of(location: tuple[Any, ...]) -> tuple[str, ...]:
+    """An error's place without the branches of a union that pydantic tried, which are no part of the key."""
+    section: Any = Config
+    parts = []
+    for part in location:
+        if isinstance(part, str):
+            if section is None:
+                continue
+            field = section.model_fields.get(part)
+            section = _section_of(field.annotation) if field is not None else None
+        parts.append(str(part))
+    return tuple(parts)
 
 
 def _nearest(parts: list[str]) -> str:

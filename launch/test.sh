@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The tests.
+#
+#   bash launch/test.sh                 all but those marked slow or gpu
+#   bash launch/test.sh -m slow         those
+#   bash launch/test.sh tests/data -x   anything that pytest takes
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+python -m pipeline.demo
+
+choice=(-m "not slow and not gpu")
+for argument in "$@"; do
+    # The caller's own choice of markers stands alone.
+    if [[ $argument == -m* ]]; then choice=(); fi
+done
+if ((${#choice[@]})); then
+    echo "test: left out: the tests marked slow (minutes each) and gpu (they need an NVIDIA GPU)"
+    echo "test: run them:  bash launch/test.sh -m slow    bash launch/test.sh -m gpu    all: -m ''"
+fi
+exec python -m pytest ${choice[@]+"${choice[@]}"} "$@"

@@ -1,0 +1,105 @@
+"""Small fixed sets of tokens: the calibration sequences that scoring runs on, and the held-out rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.documents import read_documents
+from pipeline.data.shards import Shard, fetch
+from pipeline.data.tokens import Encoder
+from pipeline.run import RegrowError
+
+
+def _bos(encoder: Encoder, where: str) -> int:
+    bos = encoder.tokenizer.bos_token_id
+    if bos is None:
+        raise RegrowError(f"{where} is every, but this tokenizer has no BOS token; use document or none")
+    return bos
+
+
+def calibration_sequences(
+    shards: Sequence[Shard], encoder: Encoder, *, sequences: int, length: int, bos: str, seed: int, cache: Path
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Random crops of random documents: ids (sequences, length) int64, and where each crop came from.
+
+    As Shortened LLM draws them: a document of at least ``length`` tokens, a crop at a random offset, no document
+    twice. The draw depends on the shards, the tokenizer and the seed alone. ``bos``: ``document`` keeps a BOS that
+    the tokenizer itself puts before a document (a crop mostly loses it), ``every`` puts one before each crop,
+    ``none`` has none. Raises RegrowError when too few documents are long enough.
+    """
+    draw = random.Random(seed)
+    drawn = list(range(len(shards)))
+    draw.shuffle(drawn)
+    per_shard = -(-sequences // len(shards))
+    room = length - 1 if bos == "every" else length
+    rows, origins = [], []
+    leftovers = []
+    for number in drawn:
+        if len(rows) == sequences:
+            break
+        shard = shards[number]
+        found = 0
+        documents = list(
+            read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains)
+        )
+        draw.shuffle(documents)
+        for index, text in documents:
+            ids = encoder(text)[:-1]
+            if bos != "document" and encoder.bos is not None:
+                ids = ids[1:]
+            if len(ids) < room:
+                continue
+            offset = draw.randrange(len(ids) - room + 1)
+            crop = ids[offset : offset + room]
+            if bos == "every":
+                crop = [_bos(encoder, "score.bos"), *crop]
+            item = (crop, {"shard": shard.name, "document": index, "offset": offset})
+            if found < per_shard and len(rows) < sequences:
+                rows.append(item[0])
+                origins.append(item[1])
+                found += 1
+            elif len(leftovers) < sequences:
+                leftovers.append(item)
+            else:
+                break
+    for crop, origin in leftovers[: sequences - len(rows)]:
+        rows.append(crop)
+        origins.append(origin)
+    if len(rows) < sequences:
+        raise RegrowError(
+            f"calibration: only {len(rows)} documents of the corpus have {room} tokens, and score.sequences is "
+            f"{sequences}; lower score.length or score.sequences"
+        )
+    return torch.tensor(rows, dtype=torch.int64), origins
+
+
+def held_out_rows(
+    shards: Sequence[Shard], encoder: Encoder, *, length: int, bos: str, rows: int | None, cache: Path
+) -> torch.Tensor:
+    """Held-out documents end to end, cut to rows: ids (at most ``rows``, ``length``) int64, in file order.
+
+    ``bos``: ``document`` is the training policy (BOS where documents begin, if the tokenizer has that habit),
+    ``every`` begins each row with a BOS and has none elsewhere, ``none`` has none at all. The incomplete row at the
+    end is dropped. Raises RegrowError when there is not one full row.
+    """
+    leading = [_bos(encoder, "evaluate.perplexity.bos")] if bos == "every" else []
+    packed: list[list[int]] = []
+    rest: list[int] = []
+    room = length - len(leading)
+    for shard in shards:
+        for _, text in read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains):
+            ids = encoder(text)
+            rest += ids[1:] if bos != "document" and encoder.bos is not None else ids
+            while len(rest) >= room and (rows is None or len(packed) < rows):
+                packed.append([*leading, *rest[:room]])
+                rest = rest[room:]
+            if rows is not None and len(packed) == rows:
+                return torch.tensor(packed, dtype=torch.int64)
+    if not packed:
+        raise RegrowError(f"held-out documents: {len(rest)} tokens in all, not one row of {length}")
+    return torch.tensor(packed, dtype=torch.int64)

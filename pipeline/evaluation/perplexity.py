@@ -1,0 +1,146 @@
+"""Perplexity of a model on packed rows of tokens, on one process or many.
+
+One row goes through the model whole, so every token is predicted from all tokens before it in its row. Rows arrive
+ready: their length and their BOS policy are the data room's and are part of what a perplexity means. Losses come in
+fp32 from the shared token losses, are summed per row in fp64, and the rows of all processes meet in row order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients; every module gets its own training flag back afterwards.
+
+    no_grad instead of inference_mode: ZeRO-3 gathers weights into tensors that later training steps use again, and
+    tensors made under inference_mode can never be.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def row_losses(
+    model: nn.Module,
+    rows: torch.Tensor,
+    *,
+    micro_batch: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world: int = 1,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each row, in nats summed over its targets, and the number of its targets.
+
+    ``rows`` (N, T), int64, without padding, the same on every process; ``model`` stands on ``device`` in the dtype
+    that it is to compute in (no autocast here) and answers ``model(input_ids=..., use_cache=False)`` with ``logits``.
+    Returns on the CPU, the same on every process: fp64 (N,) and int64 (N,), in row order; a row has T - 1 targets,
+    as its first token is never one.
+
+    Forward k takes rows k x micro_batch onwards, always micro_batch of them: the last row is repeated where too few
+    are left. Process ``rank`` of ``world`` (of ``group``, None for all) runs forwards rank, rank + world, ...; where
+    their number does not divide, the processes left over repeat the last forward and drop it, because under ZeRO-3 a
+    forward is a collective and all must run as many.
+
+    Promise: a forward holds the same rows whatever ``world`` is, so with the same micro_batch, threads, device and
+    versions the bytes are the same on any number of processes. Another micro_batch changes rounding only.
+
+    RegrowError: rows of the wrong shape or dtype, a process group that does not fit, a loss that is not finite (on
+    every process alike, with the row's index).
+    """
+    _check(rows, micro_batch, rank, world, group)
+    count, length = rows.shape
+    forwards = math.ceil(count / micro_batch)
+    sums = torch.zeros(count, dtype=torch.float64, device=device)
+    with evaluating(model):
+        for turn in range(math.ceil(forwards / world)):
+            forward = turn * world + rank
+            mine = forward < forwards
+            start = min(forward, forwards - 1) * micro_batch
+            chosen = torch.arange(start, start + micro_batch).clamp(max=count - 1)
+            input_ids = rows[chosen].to(device)
+            losses = next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+            if mine:
+                kept = min(micro_batch, count - start)
+                sums[start : start + kept] = losses[:kept].double().sum(dim=1)
+    if world > 1:
+        # Exactly one process holds a row's sum and the others hold zero, so that adding them is exact.
+        dist.all_reduce(sums, group=group)
+    sums = sums.cpu()
+    _require_finite(sums)
+    return sums, torch.full((count,), length - 1, dtype=torch.int64)
+
+
+def perplexity(
+    model: nn.Module,
+    rows: torch.Tensor,
+    *,
+    micro_batch: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world: int = 1,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, float | int]:
+    """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
+
+    Returns ``value`` (the perplexity), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and
+    ``length`` (tokens in a row, of which length - 1 are targets).
+    """
+    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, rank=rank, world=world, group=group)
+    tokens = int(targets.sum())
+    loss = math.fsum(sums.tolist()) / tokens
+    return {
+        # Not math.exp, which raises above 709 nats.
+        "value": torch.tensor(loss, dtype=torch.float64).exp().item(),
+        "loss": loss,
+        "tokens": tokens,
+        "rows": rows.shape[0],
+        "length": rows.shape[1],
+    }
+
+
+def _check(rows: torch.Tensor, micro_batch: int, rank: int, world: int, group: dist.ProcessGroup | None) -> None:
+    if rows.dim() != 2 or rows.dtype != torch.int64 or rows.shape[0] < 1 or rows.shape[1] < 2:
+        raise RegrowError(
+            f"evaluation rows have shape {tuple(rows.shape)} and dtype {rows.dtype}; they must be (rows, tokens) of "
+            "int64, at least one row of at least two tokens"
+        )
+    if micro_batch < 1:
+        raise RegrowError(f"evaluation micro-batch is {micro_batch}; it must be 1 or more")
+    if world > 1:
+        ready = dist.is_available() and dist.is_initialized()
+        place = (dist.get_rank(group), dist.get_world_size(group)) if ready else None
+        if place != (rank, world):
+            found = f"rank {place[0]} of {place[1]}" if place else "not initialised"
+            raise RegrowError(
+                f"evaluation was told to be rank {rank} of {world}, but torch.distributed is {found}; "
+                "initialise the process group first, or evaluate on one process"
+            )
+    elif rank != 0:
+        raise RegrowError(f"evaluation was told to be rank {rank} of 1; rank must be 0")
+
+
+def _require_finite(sums: torch.Tensor) -> None:
+    bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
+    if bad:
+        raise RegrowError(
+            f"evaluation row {bad[0]} of {len(sums)} has a loss of {sums[bad[0]].item()} ({len(bad)} such rows in "
+            "all): weights or activations of the model are not finite; look into the checkpoint it came from, or "
+            "evaluate in bfloat16 or float32 if it runs in float16"
+        )

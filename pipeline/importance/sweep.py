@@ -1,0 +1,131 @@
+"""The sweep: the loss of removing each block, for all blocks in one pass over the model.
+
+Leaving out one block at a time costs L forwards of L - 1 blocks. Here a growing batch goes through the model once:
+what enters block j is the dense state together with the states of the variants whose removed block came before j;
+block j runs on all of them at once; the variant without block j is the dense state, unchanged. Every block's weights
+are touched once and half of the work is gone. The model's own forward does everything around the blocks (embeddings,
+masks, rotary embeddings, final norm, head), so that any decoder whose blocks can be found is scored as it computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.model.blocks import find_blocks
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+
+#: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
+HEAD_ROWS = 8
+
+
+@torch.no_grad()
+def removal_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Summed token losses of each sequence, without each block and with all of them.
+
+    ``input_ids`` (B, T) int64, all of full length (no padding). Returns (L + 1, B) fp64 on the CPU, in nats summed
+    over the T - 1 targets: row j is the model without block j, the last row the dense model. Losses are fp32 for each
+    token, summed in fp64 for each sequence. The peak is (L + 1) x B sequences in one block.
+
+    Source: the PPL criterion of Shortened LLM (arXiv 2402.02834, section 3.2): exp of the mean loss without a block.
+    """
+    model.eval()
+    blocks = find_blocks(model)
+    input_ids = input_ids.to(next(model.parameters()).device)
+    states = _final_states(model, blocks, input_ids)
+    sums = []
+    for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
+        targets = input_ids.repeat(len(state) // len(input_ids), 1)
+        losses = next_token_losses(_logits(model, blocks, state, targets), targets)
+        sums.append(losses.double().sum(dim=1).cpu())
+    dense_first = torch.cat(sums).view(len(blocks) + 1, len(input_ids))
+    return dense_first.roll(-1, dims=0)
+
+
+def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> torch.Tensor:
+    """States behind the last block, before the final norm: ((1 + L) x B, T, d); the dense one first, then block 0's."""
+    batch = len(input_ids)
+    variants: list[torch.Tensor] = []
+
+    def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Put the variants behind the dense state, and every other per-sequence argument beside them."""
+        hidden, args, kwargs = _take_hidden(args, kwargs)
+        if hidden.shape[0] != batch:
+            raise RegrowError(f"{type(block).__name__} got {hidden.shape[0]} rows for {batch} sequences; not supported")
+        times = 1 + len(variants)
+        entering.append(hidden)
+        wide = torch.cat([hidden, *variants]) if variants else hidden
+        return (wide, *_repeat(args, batch, times)), _repeat(kwargs, batch, times)
+
+    def narrow(block: nn.Module, args: tuple, output: Any) -> Any:
+        """Keep the variants, add the one without this block, and hand the dense state back to the model."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        dense, *moved = hidden.split(batch)
+        variants[:] = [*moved, entering.pop()]
+        if block is blocks[-1]:
+            leaving.append(dense)
+        return (dense, *output[1:]) if isinstance(output, tuple) else dense
+
+    entering: list[torch.Tensor] = []
+    leaving: list[torch.Tensor] = []
+    with _hooks(blocks, before=widen, after=narrow):
+        _run_without_head(model, input_ids)
+    return torch.cat([*leaving, *variants])
+
+
+def _logits(model: nn.Module, blocks: nn.ModuleList, state: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
+
+    def replace(block: nn.Module, args: tuple, output: Any) -> Any:
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    # Only the last block runs, on one token's worth of nothing useful: its output is replaced by the state.
+    from pipeline.model.blocks import skip_blocks
+
+    with skip_blocks(model, range(len(blocks) - 1)):
+        hook = blocks[-1].register_forward_hook(replace)
+        try:
+            return model(input_ids, use_cache=False).logits
+        finally:
+            hook.remove()
+
+
+def _run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
+    """The decoder alone: the dense logits come from the head's one place, like the variants'."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    decoder(input_ids=input_ids, use_cache=False)
+
+
+@contextlib.contextmanager
+def _hooks(blocks: nn.ModuleList, *, before: Any, after: Any) -> Iterator[None]:
+    handles = []
+    try:
+        for block in blocks:
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(block.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+
+
+def _repeat(value: Any, batch: int, times: int) -> Any:
+    """Repeat every tensor that has one entry for each sequence; one that broadcasts (first axis 1) stays."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat(times, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == batch > 1 else value
+    if isinstance(value, dict):
+        return {name: _repeat(item, batch, times) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_repeat(item, batch, times) for item in value)
+    return value

@@ -1,0 +1,247 @@
+"""What a model costs: parameters, FLOPs, memory and how many blocks must go, all without weights and without a GPU.
+
+Everything here is arithmetic on a Hugging Face config or on a model on the meta device, so that a plan can be checked
+before an hour of a cluster is spent, and so that training logs and plan count with one formula.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from pipeline.model.blocks import block_parameters as block_sizes
+from pipeline.run import RegrowError
+
+#: Dense bf16 FLOP/s by words of the device's name, first match wins. From NVIDIA's and AMD's data sheets, which print
+#: most of these with 2:4 sparsity: halved here (H100 SXM: 1,978.9 TFLOP/s with sparsity).
+PEAK_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("GH200",), 989.4e12),
+    (("H200", "NVL"), 835.5e12),
+    (("H200",), 989.4e12),
+    (("H100", "PCIe"), 756e12),
+    (("H100", "NVL"), 835.5e12),
+    (("H100",), 989.4e12),
+    (("H800", "PCIe"), 756e12),
+    (("H800",), 989.4e12),
+    (("H20",), 148e12),
+    (("GB200",), 2500e12),
+    (("B200",), 2250e12),
+    (("A100",), 312e12),
+    (("A800",), 312e12),
+    (("L40S",), 362e12),
+    (("A40",), 149.7e12),
+    (("MI300X",), 1307.4e12),
+    (("MI250X",), 191.5e12),  # one of its two dies, which is what a device is here
+)
+
+
+def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """The causal language model of a config on the meta device: shapes without memory, tied weights tied.
+
+    Raises RegrowError when transformers has no causal language model for the config.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise RegrowError(f"no causal language model can be made from {type(hf_config).__name__}: {reason}") from None
+
+
+def count_parameters(hf_config: Any, blocks: int | None = None) -> int:
+    """Parameters of the model, tied weights once; of the model cut to ``blocks`` blocks where that is given.
+
+    Where blocks differ in size the smallest are taken to go first, so that the count is an upper bound. Raises
+    RegrowError when the model has fewer blocks than that.
+    """
+    model = meta_model(hf_config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if blocks is None:
+        return total
+    sizes = sorted(block_sizes(model))
+    if not 0 < blocks <= len(sizes):
+        raise RegrowError(f"cannot cut a model of {len(sizes)} blocks to {blocks}")
+    return total - sum(sizes[: len(sizes) - blocks])
+
+
+def product_parameters(model: nn.Module) -> int:
+    """Parameters without the input embedding, which is a lookup and no product.
+
+    Embeddings of positions are left out too. A tied head counts: its product with the hidden state is computed.
+    Needs whole parameters: call it before ZeRO stage 3 splits them, or on the meta device.
+    """
+    lookups = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = model.get_output_embeddings()
+    if head is not None:
+        lookups -= {id(parameter) for parameter in head.parameters()}
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in lookups)
+
+
+def attention_width(hf_config: Any) -> int:
+    """Query heads x head size: the width of the attention's two products, which need not be the hidden size."""
+    heads = hf_config.num_attention_heads
+    return heads * (getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
+
+
+def flops_per_token(parameters_without_input_embedding: int, blocks: int, width: int, row_length: int) -> float:
+    """FLOPs to train on one token, forward and backward: 6 N + 12 L (H Q) T.
+
+    N is ``product_parameters``, L ``blocks``, H Q ``width`` (``attention_width``) and T ``row_length``, attention
+    counted in full and not causally halved; recomputed activations do not count. PaLM (Chowdhery et al. 2022,
+    arXiv 2204.02311), appendix B; the convention of torchtitan, OLMo-core, llm-foundry and nanochat, here ``palm``.
+    """
+    return 6.0 * parameters_without_input_embedding + 12.0 * blocks * width * row_length
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a GPU by the name that torch gives it; None for a CPU, a MIG slice or an unknown GPU."""
+    # Whole words, so that an RTX A4000 is not taken for an A40.
+    name = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
+    if "MIG" in name:
+        return None
+    return next((peak for words, peak in PEAK_FLOPS if {word.upper() for word in words} <= name), None)
+
+
+def mfu(tokens_per_second_per_device: float, flops_per_token: float, peak: float | None) -> float | None:
+    """Model FLOPs utilisation, 0 to 1, in the convention of ``flops_per_token``; None where the peak is unknown."""
+    return None if peak is None else tokens_per_second_per_device * flops_per_token / peak
+
+
+def activation_bytes(hf_config: Any, rows: int, row_length: int, weight_bytes: int = 2) -> int:
+    """Bytes that autograd keeps for the backward pass of one block, for a Llama block of Hugging Face.
+
+    With w bytes a value, hidden size h, query width q, key (and value) width k, MLP width f and a heads, a token
+    keeps 2 x (4 h + 2 w h + 4) for the two norms (fp32 input, normalised, output, fp32 scale), 2 w (q + k) + 4 a for
+    attention that stores no T x T matrix (query, key, value, output, log-sum-exp) and 4 w f for the gated MLP (gate,
+    its activation, up, their product). Exact for Llama in bf16 with sdpa; an estimate for other models. The method
+    is that of Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1.
+    """
+    heads, hidden, query = hf_config.num_attention_heads, hf_config.hidden_size, attention_width(hf_config)
+    key = query // heads * (getattr(hf_config, "num_key_value_heads", None) or heads)
+    middle = getattr(hf_config, "intermediate_size", None) or 4 * hidden
+    norms = 2 * (4 * hidden + 2 * weight_bytes * hidden + 4)
+    attention = 2 * weight_bytes * (query + key) + 4 * heads
+    return rows * row_length * (norms + attention + 4 * weight_bytes * middle)
+
+
+def memory_per_gpu(
+    parameters: int,
+    largest_module: int,
+    zero_stage: int,
+    processes: int,
+    micro_batch: int,
+    row_length: int,
+    hf_config: Any,
+    *,
+    blocks: int | None = None,
+    gradient_checkpointing: bool = False,
+    weight_bytes: int = 2,
+) -> dict[str, int]:
+    """Estimated bytes on one GPU, by item and in ``total``, for AdamW under DeepSpeed with fp32 accumulation.
+
+    With N parameters: weights and gradients 2 N each in bf16, accumulation 4 N, optimizer 12 N (fp32 master, m, v).
+    ZeRO stage 1 divides the optimizer by the processes, 2 the gradients and the accumulation too, 3 the weights too,
+    but gathers ``largest_module`` twice (the one at work and the next). ``weight_bytes=4`` is training in fp32: no
+    accumulation apart from the gradients; the master copy exists from stage 1 on.
+
+    Activations: ``activation_bytes`` for each of ``blocks`` (default: the config's), or with
+    ``gradient_checkpointing`` each block's input and one block recomputed. Logits: 14 bytes for each of the
+    micro-batch's tokens and vocabulary entries (bf16 logits; in fp32 the log-softmax, its gradient and theirs).
+    Not counted: the CUDA context, communication buckets, fragmentation; leave a tenth of the GPU for them.
+    """
+    blocks = hf_config.num_hidden_layers if blocks is None else blocks
+    fp32 = weight_bytes == 4
+    share = [processes if zero_stage >= stage else 1 for stage in range(4)]
+    per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
+    tokens = micro_batch * row_length
+    items = {
+        "weights": weight_bytes * parameters // share[3],
+        "gradients": weight_bytes * parameters // share[2],
+        "accumulation": 0 if fp32 else 4 * parameters // share[2],
+        "optimizer": (8 if fp32 and zero_stage == 0 else 12) * parameters // share[1],
+        "gathered": 2 * weight_bytes * largest_module if zero_stage == 3 else 0,
+        "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
+        if gradient_checkpointing
+        else blocks * per_block,
+        "logits": (12 + (0 if fp32 else 2)) * tokens * hf_config.vocab_size,
+    }
+    return {**items, "total": sum(items.values())}
+
+
+def count_removals(
+    blocks: int,
+    protected: int,
+    *,
+    remove: int | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    dense_parameters: int | None = None,
+    block_parameters: int | Sequence[int] | None = None,
+) -> int:
+    """How many of ``blocks`` blocks go, ``protected`` of which must stay, by exactly one of three statements.
+
+    ``remove``: so many. ``ratio``: floor(ratio x blocks), the ratio taken as it is written (0.29 of 100 is 29).
+    ``parameters``: the fewest removals that leave at most so many of ``dense_parameters``, when a block has
+    ``block_parameters``; for a list of sizes the smallest are taken to go first, so that the target holds whichever
+    blocks go. Raises RegrowError when no block would go or more than ``blocks - protected``.
+    """
+    if sum(statement is not None for statement in (remove, ratio, parameters)) != 1:
+        raise RegrowError("state exactly one of remove, ratio and parameters")
+    free = max(0, min(blocks - protected, blocks - 1))
+    limit = f"{free} of {blocks} blocks may go, {min(protected, blocks)} are protected"
+    if parameters is not None:
+        if dense_parameters is None or block_parameters is None:
+            raise RegrowError("a target in parameters needs dense_parameters and block_parameters")
+        sizes = [block_parameters] * blocks if isinstance(block_parameters, int) else sorted(block_parameters)
+        if dense_parameters <= parameters:
+            raise RegrowError(
+                f"parameters {parameters:,}: the dense model has {dense_parameters:,}, so that no block would go; "
+                "set a smaller target"
+            )
+        left = [dense_parameters - sum(sizes[:count]) for count in range(free + 1)]
+        count = next((count for count, rest in enumerate(left) if rest <= parameters), None)
+        if count is None:
+            raise RegrowError(
+                f"parameters {parameters:,}: {limit}, and removing all of them leaves {left[-1]:,}; set a larger "
+                "target or protect fewer"
+            )
+        return count
+    count = math.floor(Fraction(str(ratio)) * blocks) if remove is None else remove
+    stated = f"remove {remove}" if remove is not None else f"ratio {ratio} of {blocks} blocks is {count}"
+    if count < 1:
+        raise RegrowError(f"{stated}: no block would go; the smallest cut is 1 of {blocks} blocks ({1 / blocks:.4g})")
+    if count > free:
+        raise RegrowError(f"{stated}: only {limit}; remove fewer or protect fewer")
+    return count
+
+
+def accumulation(global_batch: int, micro_batch: int, processes: int) -> int:
+    """Micro-batches that each process adds up for one optimizer step: global_batch / (micro_batch x processes).
+
+    Raises RegrowError, with the nearest values that divide, when this is not a whole number.
+    """
+    together = micro_batch * processes
+    if global_batch % together == 0:
+        return global_batch // together
+    below, above = global_batch // together * together, -(-global_batch // together) * together
+    near = [f"a global batch of {' or '.join(str(n) for n in (below, above) if n)}"]
+    if global_batch % processes == 0:
+        rows = global_batch // processes
+        fitting = [n for n in range(1, rows + 1) if rows % n == 0]
+        smaller, larger = [n for n in fitting if n < micro_batch], [n for n in fitting if n > micro_batch]
+        near.append(f"a micro-batch of {' or '.join(str(n) for n in (*smaller[-1:], *larger[:1]))}")
+    fitting = [n for n in range(1, global_batch + 1) if global_batch % (n * micro_batch) == 0]
+    smaller, larger = [n for n in fitting if n < processes], [n for n in fitting if n > processes]
+    if fitting:
+        near.append(f"{' or '.join(str(n) for n in (*smaller[-1:], *larger[:1]))} processes")
+    raise RegrowError(
+        f"a global batch of {global_batch} rows does not divide by a micro-batch of {micro_batch} x {processes} "
+        f"processes = {together}; nearest that do: {', or '.join(near)}"
+    )

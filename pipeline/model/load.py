@@ -1,0 +1,126 @@
+"""Loading and saving models as plain Hugging Face folders, and naming what was loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.run import RegrowError
+
+#: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings.
+COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "chat_template*", "generation_config.json",
+)  # fmt: skip
+
+
+def resolve_model(path: str, revision: str | None = None) -> Path:
+    """A local folder with the model: ``path`` itself, or its snapshot fetched from the hub.
+
+    Raises RegrowError when it is neither, or the folder holds no config.json or no safetensors weights.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+            raise RegrowError(
+                f"model.path {path!r}: no such folder, and not the name of a model on the hub (owner/name). "
+                "For the demo's model run: python -m pipeline.demo"
+            )
+        from huggingface_hub import snapshot_download
+
+        try:
+            wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        except Exception as error:
+            raise RegrowError(
+                f"model.path {path!r}: no such folder here, and the hub did not deliver it ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}); check the name, the network and, for a gated model, HF_TOKEN"
+            ) from error
+    if not (folder / "config.json").is_file():
+        raise RegrowError(f"model.path {path!r}: no config.json in {folder}; this is not a Hugging Face model folder")
+    if not list(folder.glob("*.safetensors")):
+        raise RegrowError(f"model.path {path!r}: no safetensors weights in {folder}; convert the weights first")
+    return folder
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what it computes: weights, configs, tokenizer, code."""
+    return sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".txt", ".py"})
+
+
+def attention_kernel(asked: str, device: torch.device) -> str:
+    """The attention implementation for ``asked``: auto takes the best that is installed, else sdpa.
+
+    Raises RegrowError when a kernel is asked for by name that is not installed here.
+    """
+    from transformers import utils
+
+    available = {
+        "flash_attention_3": utils.is_flash_attn_3_available(),
+        "flash_attention_2": utils.is_flash_attn_2_available(),
+    }
+    if asked == "auto":
+        return next((name for name, there in available.items() if there and device.type == "cuda"), "sdpa")
+    if asked in available and not (available[asked] and device.type == "cuda"):
+        raise RegrowError(f"model.attention {asked}: not installed here, or no GPU; use auto or sdpa")
+    return asked
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype = torch.bfloat16,
+    attention: str = "auto",
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> Any:
+    """A causal language model from a local folder, in evaluation mode.
+
+    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
+    a model that transformers would complete with random weights is refused.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    device = torch.device(device)
+    logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=attention_kernel(attention, device),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except RegrowError:
+        raise
+    except Exception as error:
+        raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {error})") from error
+    wrong = {name: sorted(map(str, loading[name])) for name in ("missing_keys", "mismatched_keys", "unexpected_keys")
+             if loading.get(name)}  # fmt: skip
+    if wrong:
+        listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
+        raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
+    return model.eval().to(device)
+
+
+def save_model(model: Any, folder: Path, companions_from: Path | None = None) -> None:
+    """Save weights (safetensors) and config, with the tokenizer and generation files of ``companions_from``."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    if companions_from is not None:
+        copy_companions(companions_from, folder)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation settings from one model folder to another."""
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)

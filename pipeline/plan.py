@@ -1,0 +1,215 @@
+"""What a config will cost, before anything is fetched or trained: blocks, parameters, steps, FLOPs, memory, hours.
+
+Neither a GPU nor weights nor a network are needed: the model's config.json is enough. Which blocks go is unknown
+before scoring, so the counts are exact where all blocks have one size, and a bound (which the plan says) elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig
+
+from pipeline.config import Config, PruneSection
+from pipeline.model.blocks import block_parameters, check_indices
+from pipeline.model.costs import (
+    accumulation,
+    attention_width,
+    count_removals,
+    flops_per_token,
+    memory_per_gpu,
+    meta_model,
+    peak_flops,
+    product_parameters,
+)
+from pipeline.run import RegrowError
+
+#: The GPU that hours are given for, as torch names it, and its memory in bytes.
+GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
+
+#: A careful run, a good one, and the highest bf16 figure that public codebases report.
+MFUS = (0.30, 0.43, 0.50)
+
+#: Processes that are planned for when the config leaves them to the machine and the machine has no GPU.
+ASSUMED_PROCESSES = 8
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """The plan as plain values (JSON-ready), with ``notes`` for the reader.
+
+    Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, or when the
+    global batch does not divide.
+    """
+    notes: list[str] = []
+    source = find_architecture(config)
+    hf_config = _load_architecture(source, config).get_text_config()
+    model = meta_model(hf_config, config.model.trust_remote_code)
+    sizes = block_parameters(model)
+    dense = sum(parameter.numel() for parameter in model.parameters())
+    removed = _removed_sizes(config.prune, sizes, dense)
+    pruned, blocks = dense - sum(removed), len(sizes) - len(removed)
+    uniform = len(set(sizes)) == 1
+    if not uniform and not isinstance(config.prune.blocks, tuple):
+        notes.append(
+            f"blocks differ in size ({min(sizes):,} to {max(sizes):,} parameters): the pruned model's counts are upper "
+            "bounds, as if the smallest went"
+        )
+    train, row = config.train, config.data.row_length
+    processes = _processes(train.processes, notes)
+    per_step = train.global_batch * row
+    steps = -(-train.tokens // per_step)
+    per_token = flops_per_token(product_parameters(model) - sum(removed), blocks, attention_width(hf_config), row)
+    positions = getattr(hf_config, "max_position_embeddings", None)
+    if positions and row > positions:
+        notes.append(f"data.row_length {row} is longer than the model's {positions} positions")
+    if config.model.attention == "eager":
+        notes.append("model.attention eager stores T x T matrices, which the activations here leave out")
+    memory = [
+        {
+            "zero_stage": stage,
+            **memory_per_gpu(
+                pruned, max(_modules(model, sizes)), stage, processes, train.micro_batch, row, hf_config,
+                blocks=blocks, gradient_checkpointing=train.gradient_checkpointing,
+                weight_bytes=4 if config.model.dtype == "float32" else 2,
+            ),
+        }
+        for stage in range(4)
+    ]  # fmt: skip
+    needed = memory[train.zero_stage]["total"]
+    if needed > 0.9 * GPU_BYTES:
+        notes.append(
+            f"train.zero_stage {train.zero_stage} needs about {needed / 1e9:.0f} GB of an 80 GB GPU, without CUDA's "
+            "context and communication buckets: tight or too much; a higher stage, gradient checkpointing or a smaller "
+            "micro-batch takes less"
+        )
+    peak = peak_flops(GPU) or 0.0
+    total = per_token * steps * per_step
+    return {
+        "run": config.run.name,
+        "model": {"path": config.model.path, "architecture": str(source)},
+        "blocks": {"dense": len(sizes), "removed": len(removed), "pruned": blocks, "uniform": uniform},
+        "parameters": {"dense": dense, "pruned": pruned},
+        "training": {
+            "tokens": train.tokens,
+            "row_length": row,
+            "global_batch": train.global_batch,
+            "micro_batch": train.micro_batch,
+            "accumulation": accumulation(train.global_batch, train.micro_batch, processes),
+            "processes": processes,
+            "tokens_per_step": per_step,
+            "steps": steps,
+            "zero_stage": train.zero_stage,
+        },
+        "flops": {"convention": "palm", "per_token": per_token, "total": total},
+        "memory": memory,
+        "gpu": {"name": GPU, "peak_flops": peak},
+        "time": [
+            {
+                "mfu": share,
+                "tokens_per_second_per_gpu": share * peak / per_token,
+                "gpu_hours": total / (share * peak) / 3600,
+                "days": total / (share * peak) / 86400 / processes,
+            }
+            for share in MFUS
+        ],
+        "notes": notes,
+    }
+
+
+def find_architecture(config: Config) -> Path:
+    """The config.json to plan with: model.path's if it is a folder, else model.architecture's, else a cached one.
+
+    Nothing is fetched. Raises RegrowError with the remedy when there is none.
+    """
+    model = config.model
+    for folder in (Path(model.path), model.architecture):
+        if folder is not None and (folder / "config.json").is_file():
+            return folder / "config.json"
+    if model.architecture is not None:
+        raise RegrowError(f"model.architecture: {model.architecture} holds no config.json")
+    if Path(model.path).is_dir():
+        raise RegrowError(f"model.path: the folder {model.path} holds no config.json")
+    try:
+        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except ValueError:
+        raise RegrowError(f"model.path: {model.path} is neither a folder here nor a model's name on the hub") from None
+    if isinstance(cached, str):
+        return Path(cached)
+    raise RegrowError(
+        f"model.path: {model.path} is not a folder here, and plan fetches nothing; set model.architecture to a folder "
+        "with its config.json, or fetch the model first"
+    )
+
+
+def _load_architecture(source: Path, config: Config) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source.parent, trust_remote_code=config.model.trust_remote_code)
+    except (ValueError, OSError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+        raise RegrowError(f"{source}: transformers cannot read this as a model's config: {error}") from None
+
+
+def _removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int]:
+    """Parameters of each block that goes: the named blocks, or as many of the smallest."""
+    protected = prune.protect_first + prune.protect_last
+    if isinstance(prune.blocks, tuple):
+        named = check_indices(prune.blocks, len(sizes))
+        count_removals(len(sizes), protected, remove=len(named))
+        return [sizes[index] for index in named]
+    count = count_removals(
+        len(sizes), protected, remove=prune.remove, ratio=prune.ratio, parameters=prune.parameters,
+        dense_parameters=dense, block_parameters=sizes,
+    )  # fmt: skip
+    return sorted(sizes)[:count]
+
+
+def _modules(model: nn.Module, sizes: list[int]) -> list[int]:
+    """Sizes of what ZeRO stage 3 gathers as a whole: blocks and embeddings."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [*sizes, *(end.weight.numel() for end in ends if end is not None)]
+
+
+def _processes(stated: int | str, notes: list[str]) -> int:
+    if isinstance(stated, int):
+        return stated
+    here = torch.cuda.device_count()
+    if not here:
+        notes.append(f"train.processes is auto and this machine has no GPU: {ASSUMED_PROCESSES} are assumed")
+    return here or ASSUMED_PROCESSES
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    blocks, parameters, training, flops = plan["blocks"], plan["parameters"], plan["training"], plan["flops"]
+    share = parameters["pruned"] / parameters["dense"]
+    lines = [
+        f"plan of {plan['run']}: {plan['model']['path']}, by {os.path.relpath(plan['model']['architecture'])}",
+        "",
+        f"blocks       {blocks['dense']} -> {blocks['pruned']}, {blocks['removed']} removed",
+        f"parameters   {parameters['dense']:,} -> {parameters['pruned']:,} ({share:.1%})",
+        f"tokens       {training['tokens']:,} in {training['steps']:,} steps of {training['tokens_per_step']:,}",
+        f"batch        {training['global_batch']} rows of {training['row_length']} tokens = micro-batch "
+        f"{training['micro_batch']} x accumulation {training['accumulation']} x {training['processes']} processes",
+        f"FLOPs        {flops['per_token']:.4g} a token, {flops['total']:.4g} in all "
+        "(palm: 6 N + 12 L d T, N without the input embedding)",
+        "",
+        "memory per GPU in GB, estimated; * is this config's ZeRO stage",
+    ]
+    items = [name for name in plan["memory"][0] if name != "zero_stage"]
+    lines.append("  ZeRO" + "".join(f"{name:>14}" for name in items))
+    for row in plan["memory"]:
+        mark = "*" if row["zero_stage"] == training["zero_stage"] else " "
+        lines.append(f"{mark} {row['zero_stage']:>4}" + "".join(f"{row[name] / 1e9:14.1f}" for name in items))
+    lines += ["", f"time on {plan['gpu']['name']} ({plan['gpu']['peak_flops'] / 1e12:.1f} TFLOP/s, dense bf16)"]
+    lines.append(f"{'MFU':>6}{'tokens/s/GPU':>16}{'GPU-hours':>14}{'days on ' + str(training['processes']):>14}")
+    for row in plan["time"]:
+        speed, hours, days = row["tokens_per_second_per_gpu"], row["gpu_hours"], row["days"]
+        lines.append(f"{row['mfu']:>6.0%}{speed:>16,.0f}{hours:>14,.{0 if hours >= 10 else 2}f}{days:>14,.2f}")
+    if plan["notes"]:
+        lines += ["", *(f"note: {note}" for note in plan["notes"])]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""The model card of the regrown model: a README.md as the Hugging Face Hub reads it, YAML front matter first.
+
+The card says what a user must know before using the weights: which blocks are gone, how little or much training
+followed, what was measured and how, and what was not. Every string of the front matter is written as JSON, which
+is YAML 1.1 and 1.2 alike, so that a language code `no` stays a word under either reader.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.reporting import notation
+from pipeline.reporting.page import MODELS, perplexity_rows, protocol_words, recovered, task_rows
+
+
+def render_card(
+    *,
+    name: str,
+    prune: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+    cost: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of the model card.
+
+    `prune`, `results`, `scores` and `cost` are as for `render_page`; `recipe` is the configuration's `train`
+    section as a plain dict, shown key by key without those that are None; `provenance` holds `model`,
+    `model_note`, `data` (each with `path` and `documents`), `data_note`, `language` and `license`. What is missing
+    is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
+    """
+    results, cost, provenance = results or {}, cost or {}, provenance or {}
+    models = results.get("models", {})
+    rows = perplexity_rows(models)
+    regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
+    base = provenance.get("model") or prune.get("base_model")
+    environment = Environment(  # Markdown, not HTML: the filter `cell` escapes what it would act on
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["cell"] = _cell
+    environment.globals.update(notation=notation, MODELS=MODELS, protocol_words=protocol_words)
+    languages = provenance.get("language")
+    return environment.get_template("card.md.j2").render(
+        name=name,
+        base_model=public_name(base),
+        datasets=[path for path in (_hub_dataset(s["path"]) for s in provenance.get("data") or ()) if path],
+        languages=[languages] if isinstance(languages, str) else list(languages or ()),
+        license=provenance.get("license"),
+        metrics=[{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
+        prune=prune,
+        blocks=len(prune["removed"]) + len(prune["kept"]),
+        models=models,
+        rows=rows,
+        task_rows=task_rows(models),
+        recovered=recovered(rows[0]["values"]) if rows else None,
+        calibration=(scores or {}).get("calibration"),
+        train=cost.get("train"),
+        versions=cost.get("versions") or {},
+        recipe={key: value for key, value in (recipe or {}).items() if value is not None},
+        provenance=provenance,
+        sources=[
+            {"name": public_name(source["path"]), "documents": source.get("documents")}
+            for source in provenance.get("data") or ()
+        ],
+    )
+
+
+def public_name(path: str | None) -> str | None:
+    """A name fit for a public card: a Hub id stays, a path on someone's machine keeps its last part only."""
+    if path is None or (re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not Path(path).exists()):
+        return path
+    return re.sub(r"^\w+://", "", path).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _hub_dataset(path: str) -> str | None:
+    """The Hub id of a data source, or None where it is a local path or an address elsewhere."""
+    hub = re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", path)
+    if hub:
+        return hub.group(1).split("@")[0]
+    return path if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not Path(path).exists() else None
+
+
+def _cell(value: Any) -> str:
+    """Text for a Markdown table or list: on one line, with the signs that Markdown or HTML would act on escaped."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

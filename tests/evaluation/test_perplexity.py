@@ -1,0 +1,173 @@
+"""Perplexity against plain double precision, over real processes, and where it must refuse.
+
+Run as a script, this file is one process of the tests over several processes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import LlamaForCausalLM
+
+from pipeline.evaluation.perplexity import perplexity, row_losses
+from pipeline.run import RegrowError
+
+
+def one_process(folder: Path, rank: int) -> None:
+    """Rank ``rank`` of 4: writes its results with all 4, and with a group of the first 2, to ``folder``."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+    pair = dist.new_group([0, 1])
+    model = LlamaForCausalLM.from_pretrained(folder / "model")
+    rows = torch.load(folder / "rows.pt")
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    results = {}
+    for world, group in ((4, None), (2, pair)):
+        for micro_batch in (1, 3):
+            if rank < world:
+                forwards.clear()
+                sums, targets = row_losses(
+                    model, rows, micro_batch=micro_batch, device="cpu", rank=rank, world=world, group=group
+                )
+                results[world, micro_batch] = {"sums": sums, "targets": targets, "forwards": len(forwards)}
+    with torch.no_grad():
+        model.lm_head.weight[:] = float("nan") if rank == 2 else model.lm_head.weight
+    try:
+        row_losses(model, rows, micro_batch=1, device="cpu", rank=rank, world=4)
+    except RegrowError as error:
+        results["refusal"] = str(error)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def over_processes(fresh_model, rows, tmp_path_factory):
+    """What each of 4 gloo processes found, and the folder with the model and the rows that they read."""
+    folder = tmp_path_factory.mktemp("processes")
+    fresh_model().save_pretrained(folder / "model")
+    torch.save(rows, folder / "rows.pt")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment, stderr=subprocess.PIPE)
+        for rank in range(4)
+    ]
+    for rank, process in enumerate(started):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, f"rank {rank} failed:\n{errors.decode()}"
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(4)]
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_equals_double_precision_from_logits(model, rows):
+    found = perplexity(model, rows, micro_batch=3, device="cpu")
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=row[None]).logits[0].double()
+            for position in range(rows.shape[1] - 1):
+                chances = torch.softmax(logits[position], dim=0)
+                total -= math.log(chances[row[position + 1]].item())
+    tokens = 7 * 23
+    assert found["tokens"] == tokens, "a row of T tokens has T - 1 targets"
+    assert (found["rows"], found["length"]) == (7, 24)
+    assert found["loss"] == pytest.approx(total / tokens, rel=1e-6), "loss is not the mean over targets, in nats"
+    assert found["value"] == pytest.approx(math.exp(total / tokens), rel=1e-5), "perplexity is not exp(mean loss)"
+
+
+def test_micro_batch_changes_rounding_only(model, rows):
+    alone, _ = row_losses(model, rows, micro_batch=1, device="cpu")
+    for micro_batch in (2, 3, 7, 16):
+        together, targets = row_losses(model, rows, micro_batch=micro_batch, device="cpu")
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=0, msg=lambda m: f"micro-batch changed: {m}")
+        assert targets.tolist() == [23] * 7
+    assert alone.unique().numel() == 7, "rows with one loss cannot show their order"
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+@pytest.mark.parametrize("world", [2, 4])
+def test_same_bytes_on_any_number_of_processes(over_processes, one_thread, fresh_model, rows, world, micro_batch):
+    expected, targets = row_losses(fresh_model(), rows, micro_batch=micro_batch, device="cpu")
+    for rank in range(world):
+        found = over_processes[rank][world, micro_batch]
+        assert found["sums"].dtype == torch.float64
+        assert torch.equal(found["sums"], expected), f"rank {rank} of {world}: {found['sums']} is not {expected}"
+        assert torch.equal(found["targets"], targets)
+
+
+@pytest.mark.parametrize(("world", "micro_batch", "forwards"), [(4, 1, 2), (4, 3, 1), (2, 1, 4), (2, 3, 2)])
+def test_all_processes_run_as_many_forwards(over_processes, world, micro_batch, forwards):
+    counts = [over_processes[rank][world, micro_batch]["forwards"] for rank in range(world)]
+    assert counts == [forwards] * world, "a process with fewer forwards hangs the others under ZeRO-3"
+
+
+def test_one_broken_process_is_an_error_on_all(over_processes):
+    # Rank 2 of 4 has row 2, and row 6 in the second turn.
+    for rank, found in enumerate(over_processes):
+        assert "row 2 of 7" in found.get("refusal", ""), f"rank {rank} did not see the broken row of rank 2"
+        assert "2 such rows" in found["refusal"]
+
+
+def test_nan_weights_raise_and_name_the_row(model, rows):
+    # The one token that no other row has takes a NaN embedding, so that one row alone breaks.
+    counts = torch.stack([torch.bincount(row, minlength=model.config.vocab_size) for row in rows])
+    lonely = next(t for t in range(model.config.vocab_size) if counts[5, t] and counts[:, t].sum() == counts[5, t])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[lonely] = float("nan")
+    with pytest.raises(RegrowError, match="row 5 of 7 has a loss of nan \\(1 such"):
+        perplexity(model, rows, micro_batch=2, device="cpu")
+    assert model.training, "the training flag is restored after an error too"
+
+
+def test_training_flags_and_gradients_stay_as_they_were(model, rows):
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    row_losses(model, rows, micro_batch=4, device="cpu")
+    assert [module.training for module in model.modules()] == before, "a frozen block came back in training mode"
+    model(input_ids=rows[:1], labels=rows[:1]).loss.backward()
+    assert model.lm_head.weight.grad is not None, "weights can no longer be trained after an evaluation"
+
+
+def test_bfloat16_model_has_losses_from_fp32(model, rows):
+    exact, _ = row_losses(model, rows, micro_batch=1, device="cpu")
+    rounded, _ = row_losses(model.bfloat16(), rows, micro_batch=1, device="cpu")
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0)
+    # 23 losses that were rounded to bf16 would sum to a multiple of 2^-6 here; fp32 losses practically never do.
+    assert not torch.equal(rounded, (rounded * 64).round() / 64), "token losses were rounded to bf16"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": torch.zeros(3, 1, dtype=torch.int64)}, "at least two tokens"),
+        ({"rows": torch.zeros(0, 8, dtype=torch.int64)}, "at least one row"),
+        ({"rows": torch.zeros(3, 8)}, "int64"),
+        ({"micro_batch": 0}, "micro-batch is 0"),
+        ({"rank": 1}, "rank must be 0"),
+        ({"world": 2}, "not initialised"),
+    ],
+)
+def test_refuses_what_cannot_be_evaluated(model, rows, change, message):
+    arguments = {"rows": rows, "micro_batch": 2, "device": "cpu"} | change
+    with pytest.raises(RegrowError, match=message):
+        row_losses(model, arguments.pop("rows"), **arguments)
+
+
+if __name__ == "__main__":
+    one_process(Path(sys.argv[1]), int(sys.argv[2]))

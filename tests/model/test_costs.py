@@ -1,0 +1,301 @@
+"""Costs against what torch and autograd really do: counted FLOPs, kept tensors, parameters of built models."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, T5Config
+
+from pipeline.model.blocks import remove_blocks
+from pipeline.model.costs import (
+    accumulation,
+    activation_bytes,
+    attention_width,
+    count_parameters,
+    count_removals,
+    flops_per_token,
+    memory_per_gpu,
+    meta_model,
+    mfu,
+    peak_flops,
+    product_parameters,
+)
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+
+
+def llama(**changes: object) -> LlamaConfig:
+    shape = {
+        "hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "num_hidden_layers": 4, "vocab_size": 500, "max_position_embeddings": 256,
+    }  # fmt: skip
+    return LlamaConfig(**{**shape, **changes})
+
+
+VICUNA = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32,
+                     vocab_size=32000, tie_word_embeddings=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_count_equals_the_parameters_of_a_model_that_was_built_and_cut(tied: bool) -> None:
+    config = llama(tie_word_embeddings=tied, num_key_value_heads=2)
+    model = AutoModelForCausalLM.from_config(config)
+    built = sum(p.numel() for p in model.parameters())
+    assert count_parameters(config) == built
+    cut = sum(p.numel() for p in remove_blocks(model, [1, 2]).parameters())
+    assert count_parameters(config, blocks=2) == cut, "a cut model has another size than was counted"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "parameters"),
+    [(32, 6738415616), (26, 5524115456), (17, 3702665216), (12, 2690748416), (6, 1476448256)],
+)
+def test_vicuna_has_the_published_sizes(blocks: int, parameters: int) -> None:
+    assert count_parameters(VICUNA, blocks) == parameters
+
+
+def test_cutting_to_more_blocks_than_there_are_is_refused() -> None:
+    with pytest.raises(RegrowError, match="4 blocks to 5"):
+        count_parameters(llama(), blocks=5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True, "vocab_size": 4000},
+        {"num_key_value_heads": 2},
+        {"head_dim": 64},
+        {"num_hidden_layers": 2, "vocab_size": 8000},
+    ],
+    ids=["plain", "tied", "grouped queries", "wide heads", "large vocabulary"],
+)
+def test_formula_agrees_with_counted_flops(changes: dict, attention: str) -> None:
+    config = llama(**changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    rows, length = 2, 256
+    ids = torch.randint(0, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        next_token_losses(model(ids, use_cache=False).logits, ids).mean().backward()
+    counted = counter.get_total_flops() / (rows * length)
+    formula = flops_per_token(product_parameters(model), config.num_hidden_layers, attention_width(config), length)
+    assert formula == pytest.approx(counted, rel=0.02), f"formula {formula:,.0f}, counted {counted:,.0f} a token"
+
+
+def test_input_embedding_is_left_out_unless_it_is_the_head_too() -> None:
+    embedding = 500 * 128
+    for tied in (False, True):
+        model = meta_model(llama(tie_word_embeddings=tied))
+        left_out = sum(p.numel() for p in model.parameters()) - product_parameters(model)
+        assert left_out == (0 if tied else embedding), f"tied={tied}: {left_out} parameters left out"
+
+
+def test_embedded_positions_are_no_product() -> None:
+    model = meta_model(GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=100, vocab_size=500))
+    assert sum(p.numel() for p in model.parameters()) - product_parameters(model) == 100 * 64
+
+
+def test_a_model_that_is_no_causal_language_model_is_refused() -> None:
+    with pytest.raises(RegrowError, match="T5Config"):
+        meta_model(T5Config())
+
+
+def test_recipe_flops_and_mfu_by_hand() -> None:
+    # 6 x (5,524,115,456 - 131,072,000) + 12 x 26 x 4096 x 2048, worked out on paper.
+    per_token = flops_per_token(5524115456 - 131072000, 26, 4096, 2048)
+    assert per_token == 32358260736 + 2617245696
+    peak = peak_flops("NVIDIA H100 80GB HBM3")
+    assert mfu(14_144, per_token, peak) == pytest.approx(0.5, abs=1e-4)
+    assert mfu(14_144, per_token, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835.5e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA GH200 480GB", 989.4e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A40", 149.7e12),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("cpu", None),
+        ("", None),
+    ],
+)
+def test_peak_goes_by_whole_words_of_the_name(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
+
+
+def kept_for_backward(config: LlamaConfig, dtype: torch.dtype, rows: int, length: int, checkpointing: bool) -> int:
+    """Bytes of the distinct storages that autograd keeps in a forward of the trunk, weights and buffers aside."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model.model(torch.zeros((rows, length), dtype=torch.int64), use_cache=False)
+    assert output.last_hidden_state.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"head_dim": 64}])
+def test_activation_formula_equals_what_autograd_keeps(changes: dict) -> None:
+    rows, length = 2, 128
+    shallow, deep = (
+        kept_for_backward(llama(num_hidden_layers=blocks, **changes), torch.bfloat16, rows, length, False)
+        for blocks in (2, 4)
+    )
+    formula = activation_bytes(llama(**changes), rows, length)
+    assert (deep - shallow) // 2 == formula, f"autograd keeps {(deep - shallow) // 2} bytes a block, not {formula}"
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+def test_checkpointing_keeps_the_input_of_each_block() -> None:
+    rows, length = 2, 128
+    shallow, deep = (
+        kept_for_backward(llama(num_hidden_layers=blocks), torch.bfloat16, rows, length, True) for blocks in (2, 4)
+    )
+    one, two = (
+        memory_per_gpu(10**6, 10**5, 1, 2, rows, length, llama(), blocks=blocks, gradient_checkpointing=True)
+        for blocks in (1, 2)
+    )
+    assert two["activations"] - one["activations"] == (deep - shallow) // 2
+
+
+def test_memory_of_the_recipe_at_every_zero_stage() -> None:
+    parameters = 5524115456
+    by_stage = [memory_per_gpu(parameters, 202383360, stage, 8, 2, 2048, VICUNA, blocks=26) for stage in range(4)]
+    states = ("weights", "gradients", "accumulation", "optimizer")
+    in_gb = [tuple(round(row[name] / 1e9, 1) for name in states) for row in by_stage]
+    assert in_gb == [
+        (11.0, 11.0, 22.1, 66.3),
+        (11.0, 11.0, 22.1, 8.3),
+        (11.0, 1.4, 2.8, 8.3),
+        (1.4, 1.4, 2.8, 8.3),
+    ]
+    assert [row["gathered"] for row in by_stage] == [0, 0, 0, 2 * 2 * 202383360]
+    assert 20e9 < by_stage[1]["activations"] + by_stage[1]["logits"] < 24e9
+    for row in by_stage:
+        assert row["total"] == sum(value for name, value in row.items() if name != "total")
+
+
+def test_fp32_training_has_no_second_copy_of_gradients() -> None:
+    row = memory_per_gpu(10**6, 10**5, 0, 1, 1, 128, llama(), weight_bytes=4)
+    assert (row["weights"], row["gradients"], row["accumulation"], row["optimizer"]) == (4e6, 4e6, 0, 8e6)
+
+
+@pytest.mark.parametrize(
+    ("statement", "count"),
+    [
+        ({"remove": 6}, 6),
+        ({"remove": 26}, 26),
+        ({"ratio": 0.2}, 6),
+        ({"ratio": 0.5}, 16),
+        ({"ratio": 0.8}, 25),
+        ({"parameters": 5524115456}, 6),
+        ({"parameters": 5524115455}, 7),
+        ({"parameters": 1476448256}, 26),
+    ],
+)
+def test_removals_of_vicuna(statement: dict, count: int) -> None:
+    sizes = {"dense_parameters": 6738415616, "block_parameters": 202383360}
+    assert count_removals(32, 6, **statement, **sizes) == count
+
+
+def test_ratio_is_taken_as_written() -> None:
+    assert math.floor(0.29 * 100) == 28, "floating point would lose a block here"
+    assert count_removals(100, 0, ratio=0.29) == 29
+
+
+@pytest.mark.parametrize(
+    ("statement", "numbers"),
+    [
+        ({"remove": 27}, ["27", "26 of 32", "6 are protected"]),
+        ({"remove": 0}, ["1 of 32"]),
+        ({"ratio": 0.9}, ["28", "26 of 32"]),
+        ({"ratio": 0.03}, ["0.03", "no block", "0.03125"]),
+        ({"parameters": 6738415616}, ["6,738,415,616", "no block"]),
+        ({"parameters": 10**9}, ["1,000,000,000", "1,476,448,256"]),
+        ({"remove": 3, "ratio": 0.2}, ["exactly one"]),
+        ({}, ["exactly one"]),
+    ],
+)
+def test_impossible_removals_are_refused_with_the_numbers(statement: dict, numbers: list[str]) -> None:
+    with pytest.raises(RegrowError) as refusal:
+        count_removals(32, 6, **statement, dense_parameters=6738415616, block_parameters=202383360)
+    assert all(number in str(refusal.value) for number in numbers), str(refusal.value)
+
+
+def test_a_target_without_sizes_is_refused() -> None:
+    with pytest.raises(RegrowError, match="block_parameters"):
+        count_removals(32, 6, parameters=10**9)
+
+
+def test_one_block_stays_even_when_none_is_protected() -> None:
+    assert count_removals(4, 0, remove=3) == 3
+    with pytest.raises(RegrowError, match="3 of 4"):
+        count_removals(4, 0, remove=4)
+
+
+@given(st.data())
+def test_target_holds_whichever_blocks_go_and_one_fewer_might_not(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=12))
+    protected = data.draw(st.integers(0, len(sizes) - 1))
+    dense = sum(sizes) + data.draw(st.integers(0, 100))
+    target = data.draw(st.integers(1, dense))
+    try:
+        count = count_removals(len(sizes), protected, parameters=target, dense_parameters=dense, block_parameters=sizes)
+    except RegrowError:
+        smallest = sorted(sizes)[: min(len(sizes) - protected, len(sizes) - 1)]
+        assert target >= dense or dense - sum(smallest) > target, "refused though a cut reaches the target"
+        return
+    gone = data.draw(st.permutations(sizes))[:count]
+    assert dense - sum(gone) <= target
+    assert dense - sum(sorted(sizes)[: count - 1]) > target, "one block fewer would always have reached the target"
+
+
+def test_accumulation_of_the_recipe() -> None:
+    assert accumulation(512, 2, 8) == 32
+
+
+@pytest.mark.parametrize(
+    ("batch", "named"),
+    [
+        ((512, 3, 8), ["512", "24", "504 or 528", "micro-batch of 2 or 4"]),
+        ((512, 2, 6), ["12", "504 or 516", "4 or 8 processes"]),
+        ((4, 8, 1), ["global batch of 8", "micro-batch of 4"]),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_near_values(batch: tuple, named: list[str]) -> None:
+    with pytest.raises(RegrowError) as refusal:
+        accumulation(*batch)
+    assert all(part in str(refusal.value) for part in named), str(refusal.value)
+
+
+@given(st.integers(1, 600), st.integers(1, 40), st.integers(1, 16))
+def test_accumulation_multiplies_back(global_batch: int, micro_batch: int, processes: int) -> None:
+    try:
+        steps = accumulation(global_batch, micro_batch, processes)
+    except RegrowError:
+        assert global_batch % (micro_batch * processes)
+        return
+    assert steps * micro_batch * processes == global_batch

@@ -1,0 +1,163 @@
+"""Made-up inputs for the layout of the report: no number here was measured, and none may be quoted.
+
+The shapes are those of the run folder, at the size of the demo (30 blocks, 9 removed), so that page and card can
+be looked at without running a pipeline. `python tests/reporting/conftest.py FOLDER` writes such a page.
+"""
+
+import copy
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REMOVED = [6, 9, 10, 13, 17, 19, 21, 23, 24]
+PROTECTED = [0, 1, 2, 3, 28, 29]
+
+PROMPTS = {
+    "The river Danube rises in": {
+        "dense": " the Black Forest of Germany and flows through ten countries before it reaches the Black Sea. It is "
+        "the second-longest river in Europe, after the Volga.",
+        "pruned": " the the river and the the of the first, and the was the 1900, the river of the river of the",
+        "regrown": " the southern part of the country, and flows through the district of the same name. It is one of "
+        "the longest rivers in the region.",
+    },
+    "Marie Curie was": {
+        "dense": " a Polish and naturalised-French physicist and chemist who conducted pioneering research on "
+        "radioactivity.",
+        "pruned": " a a born in the a the and the the (born 1, 1, 1) was a an",
+        "regrown": " a French scientist and writer. She was born in Paris, and studied at the University of Paris.",
+    },
+}
+
+
+def made_up_inputs() -> dict[str, Any]:
+    """Sample inputs for `render_page`, all of them present; `recipe` is for the card alone."""
+    noise = random.Random(0)
+    scores = [14.5 + 60 * math.exp(-b / 2.5) + noise.random() * 4 for b in range(30)]
+    for block in REMOVED:
+        scores[block] = 14.35 + noise.random() * 0.9
+    scores[0], scores[1], scores[28], scores[29] = 5120.0, 612.0, 24.9, 61.3
+    metrics, held_out = [], [{"step": 0, "tokens": 0, "held_out_loss": math.log(68.6), "held_out_perplexity": 68.6}]
+    for step in range(1, 61):
+        perplexity = 21.4 + 47.2 * math.exp(-step / 12)
+        metrics.append(
+            {
+                "step": step,
+                "tokens": step * 2048,
+                "loss": math.log(perplexity) + noise.gauss(0.05, 0.09),
+                "grad_norm": 1.2,
+                "learning_rate": 3e-4,
+                "tokens_per_second": 600.0,
+                "mfu": None,
+                "seconds": 3.4,
+                "data_wait": 0.01,
+            }
+        )
+        if step % 10 == 0:
+            line = {"step": step, "tokens": step * 2048, "held_out_loss": math.log(perplexity)}
+            held_out.append(line | {"held_out_perplexity": 22.1 if step == 60 else perplexity})
+    models = {}
+    for name, blocks, parameters, perplexity, latency in (
+        ("dense", 30, 134_515_008, 14.03, 3.91),
+        ("pruned", 21, 102_654_144, 68.6, 2.83),
+        ("regrown", 21, 102_654_144, 22.1, 2.81),
+    ):
+        models[name] = {
+            "path": name,
+            "parameters": parameters,
+            "blocks": blocks,
+            "perplexity": {
+                "held_out": {
+                    "value": perplexity,
+                    "loss": math.log(perplexity),
+                    "length": 256,
+                    "bos": "document",
+                    "tokens": 20_480,
+                }
+            },
+            "tasks": {},
+            "generation": {
+                "prompt_tokens": 12,
+                "new_tokens": 64,
+                "batch": 1,
+                "latency_seconds": latency,
+                "latency_std": latency / 60,
+                "tokens_per_second": 64 / latency,
+                "peak_memory_bytes": None,
+                "repeats": 5,
+                "samples": [{"prompt": prompt, "text": texts[name]} for prompt, texts in PROMPTS.items()],
+            },
+        }
+    return {
+        "name": "made-up-sample",
+        "scores": {
+            "blocks": 30,
+            "criteria": {
+                "ppl": {
+                    "scores": scores,
+                    "order": sorted(range(30), key=scores.__getitem__),
+                    "higher_is": "more important",
+                    "dense": 14.21,
+                }
+            },
+            "calibration": {"sequences": 10, "length": 128, "bos": "document", "seed": 1234},
+        },
+        "prune": {
+            "removed": REMOVED,
+            "kept": [b for b in range(30) if b not in REMOVED],
+            "protected": PROTECTED,
+            "criterion": "ppl",
+            "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "parameters": {"dense": 134_515_008, "pruned": 102_654_144},
+            "self_test": {"passed": True, "largest_difference": 0.0},
+        },
+        "metrics": metrics,
+        "held_out": held_out,
+        "results": {"models": models},
+        "cost": {
+            "stages": {
+                stage: {"seconds": seconds}
+                for stage, seconds in (
+                    ("data", 2.4),
+                    ("score", 12.9),
+                    ("prune", 4.1),
+                    ("train", 231.0),
+                    ("evaluate", 88.4),
+                )
+            },
+            "train": {
+                "tokens": 122_880,
+                "steps": 60,
+                "flops": 7.57e13,
+                "flops_formula": "6 x parameters x tokens",
+                "seconds": 218.0,
+                "processes": 1,
+            },
+            "hardware": {"processor": "made-up processor", "cores": "2", "memory": "8 GiB", "accelerator": "none"},
+            "versions": {"regrow": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "deepspeed": "0.19.8"},
+        },
+        "config_yaml": "prune:\n  criterion: ppl\n  remove: 9\ntrain:\n  tokens: 122880\n  learning_rate: 0.0003\n",
+        "provenance": {
+            "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "model_note": "SmolLM2 dequantised from 4 bits",
+            "data": [{"path": "train/chunk1/example_train_0.jsonl.zst", "documents": 9833}],
+            "data_note": "Introductions of English Wikipedia articles, CC BY-SA",
+            "language": "en",
+            "license": "apache-2.0",
+        },
+    }
+
+
+@pytest.fixture
+def made_up() -> dict[str, Any]:
+    """A fresh copy of the made-up inputs, free to be changed by a test."""
+    return copy.deepcopy(made_up_inputs())
+
+
+if __name__ == "__main__":
+    from pipeline.reporting import render_page
+
+    print(render_page(**made_up_inputs(), out=Path(sys.argv[1])))

@@ -1,0 +1,217 @@
+"""The plan of the published presets, against numbers written down by hand; and what a plan refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from pipeline.config import load_config
+from pipeline.plan import find_architecture, plan, plan_text
+from pipeline.run import RegrowError
+
+PRESETS = Path(__file__).parent.parent / "configs" / "vicuna-7b"
+
+
+def preset(size: str, *overrides: str) -> dict:
+    return plan(load_config(PRESETS / f"{size}.yaml", overrides))
+
+
+@pytest.fixture()
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to plan in, with an empty cache of the hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("size", "blocks", "parameters", "tokens", "steps"),
+    [
+        ("5.5b", 26, 5524115456, 37000000000, 35286),
+        ("3.7b", 17, 3702665216, 74000000000, 70572),
+        ("2.7b", 12, 2690748416, 150000000000, 143052),
+        ("1.5b", 6, 1476448256, 271000000000, 258446),
+    ],
+)
+def test_presets_have_the_published_numbers(size: str, blocks: int, parameters: int, tokens: int, steps: int) -> None:
+    made = preset(size)
+    assert made["blocks"] == {"dense": 32, "removed": 32 - blocks, "pruned": blocks, "uniform": True}
+    assert made["parameters"] == {"dense": 6738415616, "pruned": parameters}
+    training = made["training"]
+    assert (training["tokens"], training["steps"]) == (tokens, steps)
+    # A step is 512 rows of 2048 tokens: the last step reaches the budget and the one before it does not.
+    assert (steps - 1) * 1048576 < tokens <= steps * 1048576
+    assert (training["micro_batch"], training["accumulation"], training["processes"]) == (2, 32, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "flops", "speed", "days"),
+    [
+        ("5.5b", 34975506432, 14144.2, 3.785),
+        ("3.7b", 23140835328, 21377.8, 5.008),
+        ("2.7b", 16566018048, 29862.3, 7.267),
+        ("1.5b", 8676237312, 57017.7, 6.876),
+    ],
+)
+def test_flops_and_time_at_half_the_peak(size: str, flops: int, speed: float, days: float) -> None:
+    """On paper: 6 x (parameters - 32000 x 4096) + 12 x blocks x 4096 x 2048; 0.5 x 989.4e12 / that; tokens / 8 x."""
+    made = preset(size)
+    assert made["flops"]["per_token"] == flops
+    half = made["time"][-1]
+    assert half["mfu"] == 0.5
+    assert half["tokens_per_second_per_gpu"] == pytest.approx(speed, rel=1e-5)
+    assert half["days"] == pytest.approx(days, rel=1e-3)
+    assert half["gpu_hours"] == pytest.approx(half["days"] * 24 * 8)
+
+
+def test_plan_is_json_and_its_text_carries_the_numbers() -> None:
+    made = preset("2.7b")
+    assert json.loads(json.dumps(made)) == made
+    text = plan_text(made)
+    for part in ("6,738,415,616 -> 2,690,748,416", "143,052 steps", "32 -> 12", "*    1", "days on 8"):
+        assert part in text, f"{part!r} is missing in:\n{text}"
+
+
+def test_memory_covers_every_stage_and_shrinks_with_it() -> None:
+    totals = [row["total"] for row in preset("5.5b")["memory"]]
+    assert len(totals) == 4
+    assert totals == sorted(totals, reverse=True), totals
+
+
+def test_tight_memory_is_said() -> None:
+    assert any("zero_stage 1" in note for note in preset("5.5b")["notes"])
+    assert preset("1.5b")["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "removed"),
+    [
+        ("prune.ratio=0.2", 6),
+        ("prune.ratio=0.6", 19),
+        ("prune.parameters=2.7e9", 20),
+        ("prune.blocks=[10, 11, 12]", 3),
+        ("prune.blocks=block_order.csv", 20),
+    ],
+)
+def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:
+    made = preset("2.7b", override)
+    assert made["blocks"]["removed"] == removed
+    assert made["parameters"]["pruned"] == 6738415616 - removed * 202383360
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("prune.remove=27", ["27", "26 of 32"]),
+        ("prune.protect_first=20", ["20", "10 of 32"]),
+        ("prune.blocks=[3, 32]", ["32", "0 to 31"]),
+        ("train.micro_batch=3", ["512", "3 x 8", "504 or 528"]),
+        ("train.processes=7", ["512", "2 x 7", "8 processes"]),
+    ],
+)
+def test_impossible_plans_are_refused_with_the_numbers(override: str, named: list[str]) -> None:
+    with pytest.raises(RegrowError) as refusal:
+        preset("2.7b", override)
+    assert all(part in str(refusal.value) for part in named), str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPUs are counted instead")
+def test_processes_are_assumed_and_said_so_without_a_gpu() -> None:
+    made = preset("2.7b", "train.processes=auto")
+    assert made["training"]["processes"] == 8
+    assert any("no GPU" in note and "8" in note for note in made["notes"]), made["notes"]
+
+
+def test_rows_longer_than_the_models_positions_are_noted() -> None:
+    made = preset("2.7b", "data.row_length=4096")
+    assert any("4096" in note and "2048" in note for note in made["notes"]), made["notes"]
+
+
+def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=10, vocab_size=100,
+                tie_word_embeddings=True).save_pretrained(tmp_path)  # fmt: skip
+    made = preset("2.7b", f"model.path={tmp_path}", f"model.architecture={PRESETS / 'architecture'}", "prune.remove=3")
+    assert made["model"]["architecture"] == str(tmp_path / "config.json")
+    # 2 norms, 4 square projections and 3 MLP matrices a block; the tied embedding once; the last norm.
+    block = 2 * 64 + 4 * 64 * 64 + 3 * 64 * 128
+    assert made["parameters"] == {"dense": 10 * block + 6400 + 64, "pruned": 7 * block + 6400 + 64}
+
+
+def test_blocks_of_different_sizes_are_said_to_be_bounds(tmp_path: Path) -> None:
+    """DeepSeek's decoder: its first blocks are dense, the others mixtures of experts."""
+    small = {
+        "model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32,
+        "num_hidden_layers": 10, "first_k_dense_replace": 5, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+        "vocab_size": 100,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    made = preset("2.7b", f"model.path={tmp_path}", "prune.remove=3")
+    assert made["blocks"]["uniform"] is False
+    assert any("upper bounds" in note for note in made["notes"]), made["notes"]
+    named = preset("2.7b", f"model.path={tmp_path}", "prune.blocks=[5, 6, 7]")
+    assert not any("upper bounds" in note for note in named["notes"]), "named blocks leave nothing unknown"
+    assert named["parameters"]["pruned"] < made["parameters"]["pruned"], "the larger blocks were named"
+
+
+def test_nothing_is_fetched(elsewhere: Path) -> None:
+    config = load_config(PRESETS / "2.7b.yaml", ["model.path=nobody/nothing"])
+    with pytest.raises(RegrowError, match=r"nobody/nothing.*model\.architecture"):
+        find_architecture(config)
+
+
+def test_a_fetched_config_is_found_in_the_hubs_cache(elsewhere: Path) -> None:
+    snapshot = elsewhere / "hub" / "models--nobody--something" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    shutil.copy(PRESETS / "architecture" / "config.json", snapshot)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abc")
+    config = load_config(PRESETS / "2.7b.yaml", ["model.path=nobody/something"])
+    assert find_architecture(config) == snapshot / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["model.architecture=empty"], "empty holds no config.json"),
+        (["model.path=empty"], "empty holds no config.json"),
+        (["model.path=a/b/c"], "neither a folder"),
+    ],
+)
+def test_a_missing_architecture_is_named(elsewhere: Path, overrides: list[str], named: str) -> None:
+    (elsewhere / "empty").mkdir()
+    with pytest.raises(RegrowError, match=named):
+        find_architecture(load_config(PRESETS / "2.7b.yaml", overrides))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"model_type": "no-such-model"}', '{"model_type": "llama", "hidden_size": "wide"}']
+)
+def test_a_damaged_architecture_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RegrowError, match=str(tmp_path / "config.json")):
+        preset("2.7b", f"model.path={tmp_path}")
+
+
+def test_planning_opens_no_connection() -> None:
+    """A fresh process that may not open a socket plans the preset."""
+    program = (
+        "import socket, sys\n"
+        "def refuse(*args, **kwargs): raise SystemExit('a connection was tried')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from pipeline.config import load_config\n"
+        "from pipeline.plan import plan\n"
+        "print(plan(load_config(sys.argv[1]))['parameters']['pruned'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, PRESETS / "1.5b.yaml"], capture_output=True, text=True,
+                          cwd=PRESETS.parent.parent)  # fmt: skip
+    assert done.stdout.strip() == "1476448256", done.stderr
