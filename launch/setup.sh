@@ -38,7 +38,7 @@ new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))
 
 # Not the one in .venv, which may be active: it would be lost when .venv is made anew.
 PATH=:$PATH:
-PATH=${PATH//":$venv/bin:"/:}
+while [[ $PATH == *":$venv/bin:"* ]]; do PATH=${PATH/":$venv/bin:"/:}; done
 PATH=${PATH#:} PATH=${PATH%:}
 candidates=(python3 python3.11 python3.12 python3.13 python3.14)
 [[ -z ${REGROW_PYTHON:-} ]] || candidates=("$REGROW_PYTHON")

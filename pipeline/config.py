@@ -12,6 +12,7 @@ import difflib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -310,7 +311,10 @@ def dump_config(config: Config) -> str:
     writer = _yaml(typ="safe")
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False
-    writer.dump(config.model_dump(mode="json"), out)
+    plain = config.model_dump(mode="json")
+    # YAML 1.1 called these line breaks, and the reader still does: with one of them, write everything escaped.
+    writer.allow_unicode = not re.search("[\x85\u2028\u2029\ufeff]", json.dumps(plain, ensure_ascii=False))
+    writer.dump(plain, out)
     return out.getvalue()
 
 
@@ -447,20 +451,25 @@ def _merge(base: Any, over: Any, prefix: str = "") -> Any:
     return merged
 
 
-def _nest(dotted: str, value: Any, tree: Any, override: str) -> Any:
-    """``a.b=value`` as {a: {b: value}}; a number in the path replaces an item of a list that the tree holds."""
+def _nest(dotted: str, value: Any, tree: Any, override: str, section: Any = Config) -> Any:
+    """``a.b=value`` as {a: {b: value}}; a number in the path replaces an item of the list that stands there."""
     head, _, rest = dotted.partition(".")
+    field = section.model_fields.get(head) if section is not None else None
+    below = _section_of(field.annotation) if field is not None else None
     inner = tree.get(head) if isinstance(tree, Mapping) else None
-    if rest and isinstance(inner, list | tuple):
-        index, _, below = rest.partition(".")
-        if not index.isdigit() or int(index) >= len(inner):
-            raise ConfigError(f"override {override!r}: {head} is a list of {len(inner)}; name an item 0 to "
-                              f"{len(inner) - 1}, or give the whole list")  # fmt: skip
-        items = list(inner)
-        old = items[int(index)]
-        items[int(index)] = _merge(old, _nest(below, value, old, override)) if below else value
-        return {head: items}
-    return {head: _nest(rest, value, inner, override) if rest else value}
+    if inner is None and field is not None and isinstance(field.default, tuple):
+        inner = field.default
+    if not rest:
+        return {head: value}
+    if not isinstance(inner, list | tuple):
+        return {head: _nest(rest, value, inner, override, below)}
+    index, _, deeper = rest.partition(".")
+    if not index.isdigit() or int(index) >= len(inner):
+        items = f"name an item 0 to {len(inner) - 1}, or give the whole list" if inner else "give the whole list"
+        raise ConfigError(f"override {override!r}: {head} is a list of {len(inner)}; {items}")
+    old = inner[int(index)]
+    new = _merge(old, _nest(deeper, value, old, override, below)) if deeper else value
+    return {head: [*inner[: int(index)], new, *inner[int(index) + 1 :]]}
 
 
 def _explain(error: ValidationError, places: dict[str, str], file: str) -> str:

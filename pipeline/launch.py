@@ -1,0 +1,228 @@
+"""This process's place in the world, and starting several processes for a stage.
+
+A stage runs alone, under a torchrun that regrow started, or under somebody else's launcher (torchrun, deepspeed,
+srun, a Kubernetes job): this module is the one place that reads their environment variables. It also sees to it that
+no process outlives its run: every process asks the kernel to be ended with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pipeline.run import RegrowError
+
+if TYPE_CHECKING:
+    import torch
+
+PR_SET_PDEATHSIG = 1
+#: Our own launches tell the processes that they start who started them: the launching agent's pid.
+PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
+#: How long a rank may wait while rank 0 alone does a stage's work.
+PATIENCE = timedelta(days=1)
+#: Seconds that an agent has for ending its ranks before it is ended itself.
+GRACE = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands: its rank among ``world`` processes and among the ``local_world`` of its machine.
+
+    ``launcher`` is None for a process on its own, ``regrow`` when regrow started it, ``other`` otherwise.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    launcher: str | None = None
+
+
+def find_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """The place that a launcher's environment variables describe: torchrun's, deepspeed's or srun's."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        local_world = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or environment["WORLD_SIZE"]
+        return Place(
+            int(environment["RANK"]),
+            int(environment["WORLD_SIZE"]),
+            int(environment.get("LOCAL_RANK", environment["RANK"])),
+            int(local_world),
+            "regrow" if AGENT in environment else "other",
+        )
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        if "MASTER_ADDR" not in environment:
+            raise RegrowError("under srun set MASTER_ADDR and MASTER_PORT for all tasks (see launch/slurm.sbatch)")
+        per_node = int(environment.get("SLURM_NTASKS_PER_NODE", environment["SLURM_NTASKS"]))
+        return Place(
+            int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]), int(environment["SLURM_LOCALID"]),
+            per_node, "other",
+        )  # fmt: skip
+    return Place()
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent ends; end at once if ``parent`` is gone already.
+
+    Launchers give their workers process groups of their own, so that killing a launcher would leave them running.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def take_place(place: Place) -> None:
+    """Settle this process: die with the launcher, and take cores / local processes threads under every launcher.
+
+    Called before torch is imported: its thread pools read the variables once.
+    """
+    if place.launcher is not None:
+        agent = os.environ.get(AGENT)
+        die_with_parent(int(agent) if agent else None)
+    threads = max(1, cores() // place.local_world)
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class World:
+    """The processes of a stage and how they talk: control messages over gloo, tensors over the device's backend."""
+
+    def __init__(self, place: Place):
+        import torch
+
+        self.rank, self.size = place.rank, place.world
+        self.threads = max(1, cores() // place.local_world)
+        torch.set_num_threads(self.threads)
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", place.local_rank)
+            torch.cuda.set_device(self.device)
+        self.control = None
+        if place.launcher is not None:
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
+            self.control = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.barrier(group=self.control)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value (small, picklable), in rank order, on every process."""
+        if self.control is None:
+            return [value]
+        import torch
+
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_first(self, value: Any = None) -> Any:
+        """Rank 0's value, on every process."""
+        return self.gather(value)[0]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of a CPU tensor over the processes."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.all_reduce(tensor, group=self.control)
+        return tensor
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+
+def count_processes(asked: int | str) -> int:
+    """Processes for a stage: as asked; ``auto`` is one for each GPU here, or one."""
+    if asked != "auto":
+        return int(asked)
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch(arguments: list[str], processes: int) -> int:
+    """Run ``python -m pipeline ARGUMENTS`` in ``processes`` processes under torchrun; returns the exit status.
+
+    The launching agent stands in a session of its own, so that a Ctrl-C reaches this process alone, which then ends
+    the agent, which ends the ranks; if this process is killed, the kernel ends all of them.
+    """
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(max(1, cores() // processes))
+    command = [sys.executable, "-m", "pipeline.launch", str(processes), *arguments]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as agent:
+        try:
+            return agent.wait()
+        finally:
+            if agent.poll() is None:
+                agent.terminate()
+                try:
+                    agent.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    agent.kill()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the context SIGTERM and SIGHUP interrupt as Ctrl-C does, so that everything is tidied up."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def agent(processes: int, arguments: list[str]) -> int:
+    """The launching agent: torchrun on this machine, quiet, saying in a line which rank failed and how."""
+    die_with_parent(int(os.environ.pop(PARENT)))
+    os.environ[AGENT] = str(os.getpid())
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.main(["--standalone", "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+        print(f"regrow: rank {rank} of {processes} (pid {failure.pid}) ended with {how}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # torchrun's own failure report is replaced by agent()'s line.
+    import logging
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    sys.exit(agent(int(sys.argv[1]), sys.argv[2:]))
