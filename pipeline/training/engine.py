@@ -3,10 +3,14 @@
 Three defaults of DeepSpeed are set otherwise: gradients are accumulated in fp32 (its default is the model's dtype,
 and bf16 loses small gradients over 32 micro-batches), its shared-memory operation is left out (it serves inference
 alone and would need a compiler on a CPU), and communication does not overlap until a parity test says it may.
+ZeRO 0 has no fp32 accumulation for bf16 weights: there the weights stay in fp32 and the blocks compute in bf16 under
+torch's autocast, which keeps the same three precisions (bf16 products, fp32 accumulation, fp32 master weights).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 from collections.abc import Iterable
@@ -70,7 +74,11 @@ class Engine:
         deepspeed = _deepspeed()
         self.world = world
         self.accumulation = accumulation
-        bf16 = next(model.parameters()).dtype == torch.bfloat16
+        self.dtype = next(model.parameters()).dtype
+        bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
+        self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
+        if self.autocast:
+            model.float()
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -97,9 +105,11 @@ class Engine:
             "steps_per_print": None,
             "wall_clock_breakdown": False,
         }
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.zero_stage = zero_stage
-        self._plain_clip = clip if zero_stage == 0 and not bf16 else None
+        self._plain_clip = clip if zero_stage == 0 else None
 
     @property
     def model(self) -> nn.Module:
@@ -117,10 +127,15 @@ class Engine:
         ``targets`` is the number of target tokens of the global batch: the gradient is that of the sum of token
         losses divided by it, however the batch is split. DeepSpeed averages over processes, hence the factor.
         """
-        logits = self.engine(input_ids, use_cache=False).logits
+        with self.precision():
+            logits = self.engine(input_ids, use_cache=False).logits
         total = next_token_losses(logits, input_ids).sum()
         self.engine.backward(total * (self.world.size / targets), scale_wrt_gas=False)
         return total.detach()
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the model computes as it trains: autocast for ZeRO 0 in bf16, else nothing."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
 
     def step(self) -> None:
         """After each micro-batch: at the end of the accumulation DeepSpeed clips and updates the weights."""
@@ -138,13 +153,13 @@ class Engine:
         return math.nan if norm is None else float(norm)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights on the CPU, on rank 0 (None elsewhere); every process must call it."""
+        """The whole model's weights, in its own dtype, on rank 0's CPU (None elsewhere); every process must call it."""
         if self.zero_stage == 3:
             gathered = self.engine._zero3_consolidated_16bit_state_dict()
             return gathered if self.world.rank == 0 else None
         if self.world.rank != 0:
             return None
-        return {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        return {name: value.detach().to("cpu", self.dtype) for name, value in self.model.state_dict().items()}
 
 
 def _deepspeed() -> Any:

@@ -1,0 +1,53 @@
+"""The self-test of pruning: three ways to the same logits, with and without a KV cache.
+
+A dense model with blocks skipped, the same model with those blocks removed, and the removed one saved and reloaded
+must agree. It catches what depth pruning usually breaks: cache slots of renumbered blocks, attention types that slip
+by a position, weights that a loader fills in at random.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipeline.run import RegrowError
+
+#: Largest difference of fp32 logits between a skipped and a removed block, relative to the largest logit.
+TOLERANCE = 1e-5
+#: The same between a forward with and without a KV cache, whose sums run in another order.
+CACHE_TOLERANCE = 1e-3
+
+
+def probe_ids(vocabulary: int, rows: int = 2, length: int = 24) -> torch.Tensor:
+    """Fixed pseudo-random ids (rows, length) int64, the same for every model of a vocabulary."""
+    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def full_logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """fp32 logits (rows, T, vocabulary) of one forward without a cache, on the CPU."""
+    return model(input_ids.to(model.device), use_cache=False).logits.float().cpu()
+
+
+@torch.no_grad()
+def cached_logits(model: Any, input_ids: torch.Tensor, prefill: int = 16) -> torch.Tensor:
+    """fp32 logits (rows, T, vocabulary) through the KV cache: a prefill of ``prefill`` tokens, then one by one."""
+    input_ids = input_ids.to(model.device)
+    out = model(input_ids[:, :prefill], use_cache=True)
+    pieces = [out.logits]
+    for position in range(prefill, input_ids.shape[1]):
+        out = model(input_ids[:, position : position + 1], past_key_values=out.past_key_values, use_cache=True)
+        pieces.append(out.logits)
+    return torch.cat(pieces, dim=1).float().cpu()
+
+
+def compare(name: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> dict[str, Any]:
+    """The largest difference relative to the largest logit; RegrowError when it is above ``tolerance`` (0: bits)."""
+    difference = float((one - other).abs().max() / one.abs().max())
+    if not difference <= tolerance:
+        raise RegrowError(
+            f"self-test of pruning: {name} differ by {difference:.2e} of the largest logit, allowed is {tolerance:g}; "
+            "the pruned model would not compute what was scored. This model's blocks need support: please report it"
+        )
+    return {"check": name, "difference": difference, "tolerance": tolerance}

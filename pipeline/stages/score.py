@@ -1,0 +1,114 @@
+"""Stage score: how much each block matters, from one sweep over the calibration sequences.
+
+The sequences are divided over the processes; each one's losses are kept as soon as they are known, so that a killed
+sweep goes on where it was, and the sums do not depend on who computed what.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.samples import calibration_sequences
+from pipeline.data.shards import read_manifest
+from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.importance.selection import near_ties, order_blocks, write_block_order
+from pipeline.importance.sweep import removal_losses
+from pipeline.launch import World
+from pipeline.model.load import load_model, model_files, resolve_model
+from pipeline.run import Run, read_json, write_json
+
+FORMAT = 1
+UPSTREAM = ("data",)
+LAUNCHED = True
+
+#: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision.
+TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5}
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """The dense model's files by their content."""
+    folder = resolve_model(config.model.path, config.model.revision)
+    return {f"model/{path.name}": run.hash_of(path) for path in model_files(folder)}
+
+
+def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write score/scores.json, score/block_order.csv and score/calibration.json."""
+    folder = run.stage("score")
+    dense = resolve_model(config.model.path, config.model.revision)
+    drawn = _draw(config, run, dense) if world.rank == 0 else None
+    sequences, origins = world.from_first(drawn)
+    model = load_model(
+        dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
+        trust_remote_code=config.model.trust_remote_code,
+    )  # fmt: skip
+    losses = _sweep(model, sequences, folder / "progress", world, say)
+    targets = config.score.length - 1
+    if world.rank == 0:
+        scores = summarise(losses, targets, TIE[config.score.dtype])
+        calibration = {
+            "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
+            "dtype": config.score.dtype, "seed": config.score.seed, "targets": targets * config.score.sequences,
+        }  # fmt: skip
+        write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
+        write_json(folder / "scores.json", {"blocks": len(losses) - 1, "criteria": {"ppl": scores},
+                                            "calibration": calibration})  # fmt: skip
+        write_block_order(folder / "block_order.csv", scores["order"])
+        say(f"dense perplexity {scores['dense']:.2f}; least important first: {scores['order']}")
+    return {"blocks": len(losses) - 1, "sequences": len(sequences)}
+
+
+def _draw(config: Config, run: Run, dense: Path) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    shards, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
+    encoder = make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)
+    return calibration_sequences(
+        shards, encoder, sequences=config.score.sequences, length=config.score.length, bos=config.score.bos,
+        seed=config.score.seed, cache=config.data.cache,
+    )  # fmt: skip
+
+
+def _sweep(
+    model: Any, sequences: torch.Tensor, progress: Path, world: World, say: Callable[[str], None]
+) -> torch.Tensor:
+    """Summed losses (blocks + 1, sequences) fp64: each sequence by one process, done ones read back."""
+    known = {}
+    if world.rank == 0:
+        known = {int(path.stem.split("-")[1]): read_json(path) for path in progress.glob("sequence-*.json")}
+    known = world.from_first(known)
+    todo = [number for number in range(len(sequences)) if number not in known]
+    if known:
+        say(f"{len(known)} of {len(sequences)} sequences were scored before")
+    own = {}
+    for count, number in enumerate(todo[world.rank :: world.size], start=1):
+        # One sequence at a time, whatever the number of processes: the same products are made in the same shapes.
+        own[number] = removal_losses(model, sequences[number : number + 1])[:, 0].tolist()
+        write_json(progress / f"sequence-{number:05d}.json", own[number])
+        say(f"sequence {min(count * world.size, len(todo))} of {len(todo)}")
+    for share in world.gather(own):
+        known.update(share)
+    return torch.tensor([known[number] for number in range(len(sequences))], dtype=torch.float64).T
+
+
+def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
+    """The PPL criterion's entry of scores.json from summed losses (blocks + 1, sequences) fp64, dense last.
+
+    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order.
+    """
+    means = [math.fsum(row) / (targets * len(row)) for row in losses.tolist()]
+    scores = [math.exp(mean) for mean in means]
+    order = order_blocks(scores[:-1])
+    return {
+        "scores": scores[:-1],
+        "order": order,
+        "higher_is": "more important",
+        "dense": scores[-1],
+        "near_ties": near_ties(means[:-1], order, tie),
+        "tie_tolerance": tie,
+        "sequence_losses": (losses[:-1] / targets).tolist(),
+        "dense_sequence_losses": (losses[-1] / targets).tolist(),
+    }

@@ -1,0 +1,135 @@
+"""Checkpoints: everything that a run needs to go on as if nothing had happened, complete or not there at all.
+
+A checkpoint is a folder with DeepSpeed's files, each rank's random state, and ``state.json`` (step, tokens, the
+lanes' cursors, the layout). ``COMPLETE`` is written last, behind a barrier, with size and sha256 of every file; a
+folder without it is the rest of a save that was cut off and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.launch import World
+from pipeline.run import RegrowError, hash_file, read_json, require_space, write_json
+from pipeline.training.engine import Engine
+
+#: Parts of a layout that must agree for a resume: with any other the bytes could not be the same.
+LAYOUT = ("processes", "micro_batch", "zero_stage", "threads", "dtype", "device")
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """The folder of step ``step`` under ``root``: step-00000100."""
+    return root / f"step-{step:08d}"
+
+
+def complete_checkpoints(root: Path) -> list[Path]:
+    """The complete checkpoints under ``root``, oldest first."""
+    return sorted(path.parent for path in root.glob("step-*/COMPLETE"))
+
+
+def checkpoint_bytes(parameters: int, zero_stage: int, dtype: torch.dtype) -> int:
+    """Size of a checkpoint: the weights, and fp32 master weights with AdamW's two moments."""
+    if zero_stage == 0:
+        return 12 * parameters
+    return (torch.finfo(dtype).bits // 8 + 12) * parameters
+
+
+def save_checkpoint(
+    root: Path, engine: Engine, world: World, *, step: int, state: Mapping[str, Any], keep: int, parameters: int
+) -> Path:
+    """Write the checkpoint of ``step``; every process calls it. Keeps the ``keep`` newest complete ones.
+
+    ``state`` goes into state.json. Raises RegrowError on every process when one of them could not write (a full
+    disk); earlier checkpoints stay.
+    """
+    folder = folder_of(root, step)
+    problem = None
+    if world.rank == 0:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            require_space(root, checkpoint_bytes(parameters, engine.zero_stage, engine.dtype), f"checkpoint {step}")
+            folder.mkdir(parents=True)
+        except (RegrowError, OSError) as error:
+            problem = str(error)
+    _agree(world, problem, folder)
+    try:
+        engine.engine.save_checkpoint(str(root), tag=folder.name, save_latest=False)
+        torch.save(_random_state(), folder / f"random-{world.rank:05d}.pt")
+        if world.rank == 0:
+            write_json(folder / "state.json", dict(state))
+    except (OSError, RuntimeError, RegrowError) as error:
+        problem = f"rank {world.rank}: {error}"
+    _agree(world, problem, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+           for path in files[world.rank :: world.size]}  # fmt: skip
+    listed = {name: entry for share in world.gather(own) for name, entry in share.items()}
+    if world.rank == 0:
+        write_json(folder / "COMPLETE", {"step": step, "files": dict(sorted(listed.items()))})
+        for old in complete_checkpoints(root)[:-keep]:
+            # The marker goes first: a kill in between leaves an incomplete folder, not a torn checkpoint.
+            (old / "COMPLETE").unlink()
+            shutil.rmtree(old)
+    world.barrier()
+    return folder
+
+
+def newest_checkpoint(root: Path, layout: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its state, verified; None when there is none.
+
+    Raises RegrowError when it is damaged (naming the file, and the checkpoint before it to fall back on) or was
+    written in another layout (naming both values).
+    """
+    found = complete_checkpoints(root)
+    if not found:
+        return None
+    folder = found[-1]
+    for name, entry in read_json(folder / "COMPLETE")["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
+            before = f"the one before it, {found[-2].name}" if len(found) > 1 else "the pruned model, step 0"
+            raise RegrowError(
+                f"checkpoint {folder}: {name} is damaged or missing; nothing was changed. To go on from {before}, "
+                f"move {folder.name} out of {root}"
+            )
+    state = read_json(folder / "state.json")
+    differing = [f"{name} was {state['layout'].get(name)}, is {layout[name]}" for name in LAYOUT
+                 if state["layout"].get(name) != layout[name]]  # fmt: skip
+    if differing:
+        raise RegrowError(
+            f"checkpoint {folder}: written in another layout ({'; '.join(differing)}). A run resumes in its own "
+            "layout only: start it as before, or begin again with --redo train"
+        )
+    return folder, state
+
+
+def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
+    """Put the engine (weights, moments, counters) and the random state back as they were; every process calls it."""
+    loaded, _ = engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    if loaded is None:
+        raise RegrowError(f"checkpoint {folder}: DeepSpeed found nothing to load in it")
+    random = torch.load(folder / f"random-{world.rank:05d}.pt", weights_only=True)
+    torch.set_rng_state(random["cpu"])
+    if world.device.type == "cuda":
+        torch.cuda.set_rng_state(random["device"], world.device)
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["device"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _agree(world: World, problem: str | None, folder: Path) -> None:
+    """Raise on every process when one has a problem, and take the unfinished folder away."""
+    problems = [entry for entry in world.gather(problem) if entry]
+    if problems:
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise RegrowError(f"checkpoint {folder}: could not be written ({problems[0]}); earlier checkpoints stay")

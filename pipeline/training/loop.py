@@ -1,0 +1,110 @@
+"""The training loop: from rows to updates, readable from top to bottom.
+
+A step takes the rows of one global batch, counts its target tokens over all processes, accumulates gradients of the
+sum of token losses divided by that count, and updates once. Splitting the same batch otherwise (micro-batch,
+accumulation, processes) changes rounding only. What happens between steps (log, evaluate, checkpoint, export) is
+decided by the step number alone, so that a resumed run does the same as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.launch import World
+from pipeline.run import RegrowError
+from pipeline.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one update did. ``loss`` is nats per target token of the global batch; times are in seconds."""
+
+    step: int
+    tokens: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    mfu: float | None
+    seconds: float
+    data_wait: float
+
+
+@dataclass
+class Position:
+    """Where a run stands: updates done, tokens seen, and each own lane's cursor behind the rows consumed."""
+
+    step: int = 0
+    tokens: int = 0
+    cursors: dict[int, Any] = field(default_factory=dict)
+
+
+def train_steps(
+    engine: Engine,
+    rows: Iterator[Any],
+    world: World,
+    position: Position,
+    *,
+    steps: int,
+    micro_batch: int,
+    rate: Callable[[int], float],
+    mfu: Callable[[float], float | None],
+) -> Iterator[Step]:
+    """Train from ``position`` to ``steps``, yielding after each update; ``position`` is kept up to date.
+
+    ``rows`` gives this process's rows (with ``input_ids``, ``lane``, ``cursor``) in order; ``rate`` the learning rate
+    of a step from 0 on; ``mfu`` the utilisation at a number of tokens a second of all processes. Raises RegrowError
+    on a loss that is not finite, before the weights are touched.
+    """
+    while position.step < steps:
+        begin = time.perf_counter()
+        taken = [[next(rows) for _ in range(micro_batch)] for _ in range(engine.accumulation)]
+        data_wait = time.perf_counter() - begin
+
+        batches = [torch.from_numpy(np.stack([row.input_ids for row in micro])) for micro in taken]
+        # Every row is full, so the count is known; it is summed all the same: the definition does not lean on it.
+        counts = torch.tensor([sum(batch[:, 1:].numel() for batch in batches), sum(batch.numel() for batch in batches)])
+        targets, tokens = world.sum(counts).tolist()
+
+        learning_rate = rate(position.step)
+        engine.set_learning_rate(learning_rate)
+        # Summed on the device: one wait for it in a step, not one in each micro-batch.
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        for number, batch in enumerate(batches, start=1):
+            total += engine.backward(batch.to(world.device, non_blocking=True), targets).double()
+            if number == len(batches):
+                loss = _agreed_loss(world.sum(total.cpu()) / targets, position.step + 1, taken)
+            engine.step()
+
+        position.step += 1
+        position.tokens += tokens
+        position.cursors.update({row.lane: row.cursor for micro in taken for row in micro})
+        seconds = time.perf_counter() - begin
+        yield Step(
+            step=position.step,
+            tokens=position.tokens,
+            loss=loss,
+            grad_norm=engine.gradient_norm(),
+            learning_rate=learning_rate,
+            tokens_per_second=tokens / seconds,
+            mfu=mfu(tokens / seconds),
+            seconds=seconds,
+            data_wait=data_wait,
+        )
+
+
+def _agreed_loss(loss: torch.Tensor, step: int, taken: list[list[Any]]) -> float:
+    if not math.isfinite(loss):
+        rows = f"rows {taken[0][0].index} to {taken[-1][-1].index} of this process"
+        raise RegrowError(
+            f"training step {step}: the loss is {loss.item()}; the weights were not updated. Look at {rows}, lower "
+            "train.learning_rate, and start again: it resumes at the last checkpoint"
+        )
+    return loss.item()
