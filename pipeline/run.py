@@ -153,6 +153,18 @@ class Run:
             folder.rename(target / folder.name)
         return [target / folder.name for folder in present]
 
+    def holder(self) -> str | None:
+        """Host and pid of the command that works in the folder now, or None."""
+        path = self.folder / ".lock"
+        if not path.exists():
+            return None
+        with path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return f"in use by {file.read().strip()}"
+        return None
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder; RegrowError names host and pid of whoever holds it already."""

@@ -1,0 +1,129 @@
+"""The command line: it parses, hands over, and turns failures into one clear message and an exit status.
+
+Nothing here imports torch: help, status and config errors answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
+from pipeline.launch import Place, find_place, take_place
+from pipeline.run import RegrowError, read_json
+
+app = typer.Typer(
+    help="Prune a language model's blocks, regrow its quality.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of configs/, or of your own.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's.")
+]
+Redo = Annotated[str | None, typer.Option(metavar="STAGE", help="Move this stage and all behind it aside first.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    redo: Redo = None,
+) -> None:
+    """Carry out all stages; what is done is skipped, what was cut off is resumed."""
+    last = _stage(until) if until else STAGES[-1]
+    _carry_out(list(STAGES[: STAGES.index(last) + 1]), config, overrides, redo)
+
+
+def _stage_command(stage: str, what: str) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, redo: Redo = None) -> None:
+        _carry_out([stage], config, overrides, redo)
+
+    app.command(stage, help=what)(command)
+
+
+_stage_command("data", "List the corpus and pin what it is.")
+_stage_command("score", "Score every block in one sweep.")
+_stage_command("prune", "Remove the least important blocks.")
+_stage_command("train", "Continue pretraining the pruned model; resumes.")
+_stage_command("evaluate", "Measure dense, pruned and regrown.")
+_stage_command("report", "Draw the page and write the model card.")
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
+    from pipeline import plan as planning
+
+    print(planning.plan_text(planning.plan(load_config(config, overrides or []))))
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+    """What is done, where training stands, how fast it goes and how long it will take."""
+    from pipeline.status import status_text
+
+    print(status_text(run))
+
+
+@app.command("config")
+def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
+    """The resolved config: every key, after extends and overrides."""
+    print(dump_config(load_config(config, overrides or [])), end="")
+
+
+@app.command()
+def schema() -> None:
+    """The config's JSON schema, for editors."""
+    print(json_schema())
+
+
+def _carry_out(stages: list[str], path: Path, overrides: list[str] | None, redo: str | None) -> None:
+    place = find_place()
+    take_place(place)
+    config = load_config(path, overrides or [])
+    if redo is not None:
+        redo = _stage(redo)
+    from pipeline.stages.sequence import carry_out
+
+    carry_out(stages, config, place, str(path), redo)
+
+
+def _stage(name: str) -> str:
+    if name not in STAGES:
+        raise ConfigError(f"{name!r} is not a stage; the stages are {', '.join(STAGES)}")
+    return name
+
+
+def main() -> Any:
+    """Entry point: 0 when all went well, 1 after a RegrowError, 2 for a wrong command line, 130 when interrupted."""
+    place = Place()
+    try:
+        place = find_place()
+        return app()
+    except RegrowError as error:
+        # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
+        if place.rank != 0:
+            time.sleep(2)
+        rank = f" (rank {place.rank})" if place.rank else ""
+        print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
+        return _leave(1, place)
+    except KeyboardInterrupt:
+        if place.rank == 0:
+            print("regrow: interrupted; the same command goes on from here", file=sys.stderr)
+        return _leave(130, place)
+
+
+def _leave(status: int, place: Place) -> int:
+    """Exit status of this process; a rank leaves at once, without waiting for peers in a half-done collective."""
+    if place.launcher is not None:
+        import os
+
+        sys.stdout.flush()
+        os._exit(status)
+    return status

@@ -1,0 +1,65 @@
+"""Stage report: one page and one model card from what the run's folder holds; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.config import STAGES, Config, dump_config
+from pipeline.launch import World
+from pipeline.reporting.card import render_card
+from pipeline.reporting.page import render_page
+from pipeline.run import Run, read_json, write_atomic
+from pipeline.training.metrics import read_lines
+
+FORMAT = 1
+UPSTREAM = ("data", "score", "prune", "train", "evaluate")
+LAUNCHED = False
+
+FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x width x row length, for each token"
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """Nothing beyond the outputs of the stages."""
+    return {}
+
+
+def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write report/index.html with its pictures, report/README.md, and the card into the last export."""
+    records = {stage: run.record(stage) for stage in STAGES if stage != "report"}
+    trained = records["train"]["result"]
+    scores = read_json(run.stage("score") / "scores.json")
+    prune = read_json(run.stage("prune") / "prune.json")
+    results = read_json(run.stage("evaluate") / "results.json")
+    cost = {
+        "stages": {stage: {"seconds": record["seconds"]} for stage, record in records.items()},
+        "train": {
+            "tokens": trained["tokens"], "steps": trained["steps"], "flops": trained["flops"],
+            "flops_formula": FLOPS_FORMULA, "seconds": trained["seconds_in_steps"], "processes": trained["processes"],
+        },
+        "hardware": records["train"]["hardware"],
+        "versions": records["train"]["versions"],
+    }  # fmt: skip
+    sources = [{"path": source.path, "documents": None} for source in config.data.sources]
+    if len(sources) == 1:
+        sources[0]["documents"] = records["data"]["result"]["documents"]
+    provenance = {
+        "model": config.model.path, "model_note": config.report.model_note, "data": sources,
+        "data_note": config.report.data_note, "license": config.report.license, "language": config.report.language,
+    }  # fmt: skip
+    title = config.report.title or run.name
+    folder = run.stage("report")
+    page = render_page(
+        name=title, prune=prune, out=folder, scores=scores, results=results, cost=cost, provenance=provenance,
+        metrics=read_lines(run.stage("train") / "metrics.jsonl"),
+        held_out=read_lines(run.stage("train") / "held_out.jsonl"), config_yaml=dump_config(config),
+    )  # fmt: skip
+    card = render_card(
+        name=title, prune=prune, results=results, scores=scores, cost=cost, provenance=provenance,
+        recipe=config.train.model_dump(mode="json"),
+    )  # fmt: skip
+    write_atomic(folder / "README.md", card)
+    write_atomic(run.folder / trained["export"] / "README.md", card)
+    say(f"page: {page}")
+    say(f"regrown model, with its card: {run.folder / trained['export']}")
+    return {"page": page.relative_to(run.folder).as_posix()}

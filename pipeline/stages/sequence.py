@@ -1,0 +1,179 @@
+"""The stages in their order: which are done, which are stale, and carrying one out where this process stands.
+
+A stage whose record has the fingerprint of today is skipped; one whose record differs is refused, with what differs;
+everything else is carried out. Alone on a machine this process holds the run's lock and starts torchrun for the
+stages that want it; under a launcher it takes its place among the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import STAGES, Config, dump_config
+from pipeline.launch import Place, World, count_processes, interruptible, launch
+from pipeline.run import RegrowError, Run, compare_fingerprints, hash_json, read_json, write_atomic, write_json
+
+VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
+
+
+def carry_out(stages: list[str], config: Config, place: Place, config_path: str, redo: str | None = None) -> None:
+    """Carry out ``stages`` in order, skipping what is done; ``redo`` first moves that stage and all behind it aside.
+
+    Raises RegrowError on a stale stage, a missing upstream stage, a held lock, or whatever a stage meets.
+    """
+    run = Run(config.run.folder / config.run.name)
+    with interruptible():
+        if place.launcher == "regrow":
+            # The command that started us holds the lock and has checked this one stage.
+            _take_part(stages[0], config, run, World(place))
+        elif place.launcher == "other":
+            world = World(place)
+            if world.rank == 0:
+                with run.lock():
+                    _all_together(stages, config, run, world, config_path, redo)
+            else:
+                _all_together(stages, config, run, world, config_path, None)
+        else:
+            with run.lock():
+                _redo(run, redo)
+                for stage in stages:
+                    _alone(stage, config, run, config_path)
+
+
+def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
+    module = _module(stage)
+    fingerprint = _due(stage, config, run, config_path)
+    if fingerprint is None:
+        return
+    if not module.LAUNCHED:
+        _take_part(stage, config, run, World(Place()), fingerprint)
+        return
+    processes = count_processes(getattr(config, stage).processes)
+    run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
+    status = launch([stage, str(run.folder / "config.yaml")], processes)
+    if status != 0 or run.record(stage) is None:
+        raise RegrowError(
+            f"stage {stage} did not finish (its message stands above, and in {run.folder / 'log.txt'}); "
+            "the same command goes on from where it was"
+        )
+
+
+def _all_together(
+    stages: list[str], config: Config, run: Run, world: World, config_path: str, redo: str | None
+) -> None:
+    if world.rank == 0:
+        _redo(run, redo)
+    for stage in stages:
+        fingerprint = world.from_first(_due(stage, config, run, config_path) if world.rank == 0 else None)
+        if fingerprint is None:
+            continue
+        if _module(stage).LAUNCHED or world.rank == 0:
+            own = world if _module(stage).LAUNCHED else World(Place())
+            _take_part(stage, config, run, own, fingerprint)
+        world.barrier()
+    world.close()
+
+
+def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
+    """The fingerprint of a stage that is to be carried out, after noting the start; None when it is done already."""
+    module = _module(stage)
+    for earlier in module.UPSTREAM:
+        run.require(earlier, config_path)
+    fingerprint = {
+        "config": config.read_by(stage),
+        "inputs": module.inputs(config, run),
+        "upstream": {earlier: hash_json(run.record(earlier)["outputs"]) for earlier in module.UPSTREAM},
+        "format": module.FORMAT,
+    }
+    record, started = run.record(stage), run.stage(stage) / "progress" / "started.json"
+    if record is not None:
+        differences = compare_fingerprints(record["fingerprint"], fingerprint)
+        if differences:
+            raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
+        _say(run, stage, "done before, skipped")
+        return None
+    if started.exists():
+        differences = compare_fingerprints(read_json(started), fingerprint)
+        if differences:
+            raise _stale(f"stage {stage} was begun with another config", differences, stage)
+    write_json(started, fingerprint)
+    write_atomic(run.folder / "config.yaml", dump_config(config))
+    return fingerprint
+
+
+def _stale(what: str, differences: list[str], stage: str) -> RegrowError:
+    listed = "\n  ".join(differences)
+    return RegrowError(f"{what}:\n  {listed}\nChange it back, take another run.name, or add --redo {stage}")
+
+
+def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None = None) -> None:
+    """Do this process's share of a stage; the first process writes the stage's record at the end."""
+    begin = time.time()
+
+    def say(line: str) -> None:
+        if world.rank == 0:
+            _say(run, stage, line)
+
+    say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
+    try:
+        result = _module(stage).work(config, run, world, say)
+    except RegrowError as error:
+        run.log(f"{stage}: rank {world.rank}: {error}")
+        raise
+    except OSError as error:
+        raise RegrowError(f"stage {stage}: {error.strerror}: {error.filename or 'no file named'}; nothing finished was "
+                          "lost, the same command goes on from there") from error  # fmt: skip
+    if world.rank == 0:
+        fingerprint = fingerprint or read_json(run.stage(stage) / "progress" / "started.json")
+        seconds = time.time() - begin
+        run.finish(stage, {
+            "stage": stage, "fingerprint": fingerprint, "result": result, "outputs": run.outputs(stage),
+            "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
+            "versions": {name: version(name) for name in VERSIONS}, "hardware": _hardware(world),
+            "processes": world.size, "seconds": seconds, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        })  # fmt: skip
+        say(f"done in {seconds:.1f} s")
+    world.barrier()
+
+
+def _redo(run: Run, stage: str | None) -> None:
+    if stage is not None:
+        for folder in run.set_aside(list(STAGES[STAGES.index(stage) :])):
+            _say(run, stage, f"redo: moved aside to {folder}")
+
+
+def _module(stage: str) -> Any:
+    return importlib.import_module(f"pipeline.stages.{stage}")
+
+
+def _say(run: Run, stage: str, line: str) -> None:
+    print(f"[{stage}] {line}", flush=True)
+    run.log(f"{stage}: {line}")
+
+
+def _hardware(world: World) -> dict[str, str]:
+    import torch
+
+    device = "CPU"
+    if world.device.type == "cuda":
+        device = f"{world.size} x {torch.cuda.get_device_name(world.device)}"
+    return {
+        "device": device,
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
