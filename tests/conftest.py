@@ -1,0 +1,145 @@
+"""What every test may use: real text, a small real tokenizer, a small Llama, a tiny config, and the command itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / ".cache" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo's assets: model/ (SmolLM2-135M) and text/ (Wikipedia introductions), fetched when they are missing."""
+    from pipeline.demo import fetch_assets
+
+    return fetch_assets(DEMO)
+
+
+@pytest.fixture(scope="session")
+def texts(demo: Path) -> list[str]:
+    """Some 1,200 real documents: the first shard of the demo's text."""
+    from pipeline.data.documents import read_documents
+
+    shard = demo / "text" / "train" / "chunk1" / "example_train_0.jsonl.zst"
+    return [text for _, text in read_documents(shard, "jsonl")]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: Llama of 8 small blocks, seeded random weights in bf16, a tokenizer of 1,000 tokens."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    ))  # fmt: skip
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, initializer_range=0.05,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_model: Path, demo: Path, tmp_path: Path) -> Path:
+    """A config of the whole pipeline on the tiny model: seconds for a run; runs go to tmp_path/runs."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"""
+run: {{name: tiny, folder: {tmp_path}/runs}}
+model: {{path: {tiny_model}}}
+data:
+  sources: [{{path: {demo}/text/train}}]
+  held_out: {{path: {demo}/text/validation}}
+  row_length: 64
+  lanes: 12
+  workers: 0
+score: {{sequences: 4, length: 32, processes: 2}}
+prune: {{remove: 2, protect_first: 2, protect_last: 1}}
+train:
+  tokens: 4096            # 8 steps of 8 rows
+  global_batch: 8
+  learning_rate: 1e-3
+  final_learning_rate: 1e-4
+  processes: 2
+  checkpoint_every: 3
+  evaluate_every: 4
+  evaluate_rows: 4
+evaluate:
+  perplexity: {{rows: 8}}
+  generation: {{prompts: [The city], new_tokens: 4, repeats: 1}}
+  processes: 2
+""")
+    return path
+
+
+class Regrow:
+    """The command in a process group of its own, as a shell would start it."""
+
+    def __init__(self, *arguments: object):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self.output = ""
+
+    def wait(self, timeout: float = 300) -> int:
+        """Wait for the end; ``output`` holds all that was printed."""
+        out, _ = self.process.communicate(timeout=timeout)
+        self.output += out
+        return self.process.returncode
+
+    def read_until(self, text: str, timeout: float = 120) -> None:
+        """Read the output up to the line that has ``text``; fails when it ends first."""
+        begin = time.monotonic()
+        while text not in self.output:
+            line = self.process.stdout.readline()
+            assert line, f"the command ended before it printed {text!r}; it printed:\n{self.output}"
+            self.output += line
+            assert time.monotonic() - begin < timeout, f"{text!r} not printed in {timeout} s:\n{self.output}"
+
+    def family(self) -> list[psutil.Process]:
+        """The command's process and all below it."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the command alone."""
+        self.process.send_signal(number)
+
+
+@pytest.fixture
+def regrow() -> Any:
+    """``regrow("run", config, ...)`` starts the command; everything that it started is gone after the test."""
+    started: list[Regrow] = []
+
+    def start(*arguments: object) -> Regrow:
+        started.append(Regrow(*arguments))
+        return started[-1]
+
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            for process in command.family():
+                process.kill()
+        command.process.stdout.close()
+        command.process.wait()
