@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
+from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
 from pipeline.launch import Place, find_place, take_place
-from pipeline.run import RegrowError, read_json
+from pipeline.run import RegrowError
 
 app = typer.Typer(
     help="Prune a language model's blocks, regrow its quality.", no_args_is_help=True, add_completion=False,

@@ -52,10 +52,7 @@ def read_documents(
 
 def count_documents(path: Path, format: str, text_key: str) -> int:
     """Number of documents, after decoding and checking every one."""
-    last = -1
-    for last, _ in read_documents(path, format, text_key):
-        continue
-    return last + 1
+    return sum(1 for _ in read_documents(path, format, text_key))
 
 
 def _records(path: Path, format: str) -> Iterator[Any]:

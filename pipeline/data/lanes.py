@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def split_into_parts(shards: Sequence[Shard], lanes: int) -> list[Part]:
     parts = []
     for number, (count, cut) in enumerate(zip(counts, pieces, strict=True)):
         edges = [count * i // cut for i in range(cut + 1)]
-        parts.extend(Part(number, first, stop) for first, stop in zip(edges, edges[1:], strict=False))
+        parts.extend(Part(number, first, stop) for first, stop in pairwise(edges))
     return parts
 
 
@@ -93,7 +94,7 @@ class Lane:
         row_length: int,
         seed: int,
         cache: Path,
-        cursor: Cursor = Cursor(),  # noqa: B008 (frozen)
+        cursor: Cursor = Cursor(),
     ):
         self.number = number
         self.shards = shards

@@ -44,9 +44,7 @@ def calibration_sequences(
             break
         shard = shards[number]
         found = 0
-        documents = list(
-            read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains)
-        )
+        documents = list(read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains))
         draw.shuffle(documents)
         for index, text in documents:
             ids = encoder(text)[:-1]

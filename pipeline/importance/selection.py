@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.run import RegrowError, write_atomic
@@ -24,8 +25,7 @@ def order_blocks(scores: Sequence[float], higher_is: str = "more important") -> 
 
 def near_ties(losses: Sequence[float], order: Sequence[int], tolerance: float) -> list[list[int]]:
     """Neighbours in the order whose mean losses (nats) differ by less than ``tolerance``: their order is noise."""
-    pairs = zip(order, order[1:], strict=False)
-    return [[first, second] for first, second in pairs if abs(losses[first] - losses[second]) < tolerance]
+    return [[first, second] for first, second in pairwise(order) if abs(losses[first] - losses[second]) < tolerance]
 
 
 def protected_blocks(total: int, first: int = 4, last: int = 2) -> list[int]:
@@ -59,7 +59,8 @@ def write_block_order(path: Path, order: Sequence[int]) -> None:
 def read_block_order(path: Path, total: int) -> list[int]:
     """A block_order.csv for a model of ``total`` blocks. Raises RegrowError naming the file and what is wrong."""
     try:
-        order = [int(entry) for entry in path.read_text(encoding="utf-8").replace("\n", ",").split(",") if entry.strip()]
+        entries = path.read_text(encoding="utf-8").replace("\n", ",").split(",")
+        order = [int(entry) for entry in entries if entry.strip()]
     except (OSError, ValueError) as error:
         raise RegrowError(f"block order {path}: cannot be read ({error})") from None
     if sorted(order) != list(range(total)):

@@ -40,7 +40,7 @@ def check_indices(indices: Sequence[int], total: int) -> list[int]:
     wanted = sorted(indices)
     if len(set(wanted)) != len(wanted):
         raise RegrowError(f"blocks {wanted}: an index stands twice")
-    if wanted and not (0 <= wanted[0] and wanted[-1] < total):
+    if wanted and not (wanted[0] >= 0 and wanted[-1] < total):
         raise RegrowError(f"blocks {wanted}: the model has blocks 0 to {total - 1}")
     if len(wanted) >= total:
         raise RegrowError(f"all {total} blocks would be removed; at least one must stay")

@@ -109,7 +109,5 @@ def block_list(indices: list[int]) -> str:
             runs[-1].append(index)
         else:
             runs.append([index])
-    parts = [
-        f"{run[0]}\u2013{run[-1]}" if len(run) > 2 else ", ".join(str(index) for index in run) for run in runs
-    ]
+    parts = [f"{run[0]}\u2013{run[-1]}" if len(run) > 2 else ", ".join(str(index) for index in run) for run in runs]
     return ", ".join(parts) if parts else "none"

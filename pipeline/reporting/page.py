@@ -198,7 +198,7 @@ def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for model in MODELS:
         for task, entry in (models.get(model, {}).get("tasks") or {}).items():
-            for metric, value in (entry.items() if isinstance(entry, Mapping) else [("value", entry)]):
+            for metric, value in entry.items() if isinstance(entry, Mapping) else [("value", entry)]:
                 if isinstance(value, int | float):
                     row = rows.setdefault((task, metric), {"task": task, "metric": metric, "values": {}})
                     row["values"][model] = value

@@ -6,7 +6,6 @@ sweep goes on where it was, and the sums do not depend on who computed what.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from pipeline.config import Config
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.importance.selection import near_ties, order_blocks, write_block_order
+from pipeline.importance.ppl import TIE, summarise
+from pipeline.importance.selection import write_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import World
 from pipeline.model.load import load_model, model_files, resolve_model
@@ -26,9 +26,6 @@ from pipeline.run import Run, read_json, write_json
 FORMAT = 1
 UPSTREAM = ("data",)
 LAUNCHED = True
-
-#: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision.
-TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5}
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -92,23 +89,3 @@ def _sweep(
     for share in world.gather(own):
         known.update(share)
     return torch.tensor([known[number] for number in range(len(sequences))], dtype=torch.float64).T
-
-
-def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
-    """The PPL criterion's entry of scores.json from summed losses (blocks + 1, sequences) fp64, dense last.
-
-    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order.
-    """
-    means = [math.fsum(row) / (targets * len(row)) for row in losses.tolist()]
-    scores = [math.exp(mean) for mean in means]
-    order = order_blocks(scores[:-1])
-    return {
-        "scores": scores[:-1],
-        "order": order,
-        "higher_is": "more important",
-        "dense": scores[-1],
-        "near_ties": near_ties(means[:-1], order, tie),
-        "tie_tolerance": tie,
-        "sequence_losses": (losses[:-1] / targets).tolist(),
-        "dense_sequence_losses": (losses[-1] / targets).tolist(),
-    }

@@ -94,10 +94,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
     def evaluate() -> None:
         """Held-out loss of the weights as they are, into held_out.jsonl."""
-        if rows is None or (world.rank == 0 and _has(folder / "held_out.jsonl", position.step)):
-            known = True
-        else:
-            known = False
+        known = rows is None or (world.rank == 0 and _has(folder / "held_out.jsonl", position.step))
         if world.from_first(known):
             return
         with engine.precision():
@@ -181,7 +178,7 @@ def _held_out(config: Config, run: Run, world: World) -> torch.Tensor | None:
 
 
 def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -> Path:
-    """The weights as a plain Hugging Face folder: written beside and moved into place, so that it is whole or absent."""
+    """The weights as a plain Hugging Face folder, written beside and moved into place: whole or absent."""
     target = folder_of(run.stage("train") / "exports", step)
     weights = engine.weights()
     if world.rank == 0:

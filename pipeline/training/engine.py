@@ -36,8 +36,8 @@ def decay_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[str])
         is_bias = name.endswith("bias")
         # Under ZeRO-3 a parameter is a shard; DeepSpeed keeps its real shape in ds_shape.
         axes = len(getattr(parameter, "ds_shape", parameter.shape))
-        return (is_bias and "bias" in kinds) or (axes == 1 and not is_bias and "norm" in kinds) or (
-            parameter is embedding
+        return (
+            (is_bias and "bias" in kinds) or (axes == 1 and not is_bias and "norm" in kinds) or (parameter is embedding)
         )
 
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

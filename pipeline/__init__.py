@@ -1,0 +1,35 @@
+"""regrow: prune a language model's blocks, regrow its quality.
+
+The pieces that a notebook wants, loaded when they are first used::
+
+    from pipeline import choose_blocks, load_model, remove_blocks, score_blocks
+
+    model = load_model("path/of/a/model")
+    scores = score_blocks(model, batches)
+    remove_blocks(model, choose_blocks(scores["ppl"]["order"], remove=9))
+    model.save_pretrained("smaller")
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "choose_blocks": "pipeline.importance.selection",
+    "load_config": "pipeline.config",
+    "load_model": "pipeline.model.load",
+    "remove_blocks": "pipeline.model.blocks",
+    "score_blocks": "pipeline.importance.ppl",
+    "skip_blocks": "pipeline.model.blocks",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

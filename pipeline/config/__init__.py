@@ -1,0 +1,24 @@
+"""The whole configuration as one typed, frozen tree.
+
+A YAML file (optionally extending others) and dotted overrides are parsed here once, checked, and handed to the
+stages. Nothing here imports torch, so that ``regrow --help`` and a mistyped key answer at once.
+"""
+
+from pipeline.config.reading import load_config
+from pipeline.config.tree import CUTS, STAGES, Config, ConfigError, PruneSection, Source, fields
+from pipeline.config.writing import dump_config, json_schema, key_page, key_table
+
+__all__ = [
+    "CUTS",
+    "STAGES",
+    "Config",
+    "ConfigError",
+    "PruneSection",
+    "Source",
+    "dump_config",
+    "fields",
+    "json_schema",
+    "key_page",
+    "key_table",
+    "load_config",
+]
