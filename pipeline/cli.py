@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
-from pipeline.launch import Place, find_place, take_place
+from pipeline.launch import TOLD, Place, find_place, take_place
 from pipeline.run import RegrowError
 
 app = typer.Typer(
@@ -112,7 +112,7 @@ def main() -> Any:
             time.sleep(2)
         rank = f" (rank {place.rank})" if place.rank else ""
         print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
-        return _leave(1, place)
+        return _leave(TOLD if place.launcher == "regrow" else 1, place)
     except KeyboardInterrupt:
         if place.rank == 0:
             print("regrow: interrupted; the same command goes on from here", file=sys.stderr)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 #: Our own launches tell the processes that they start who started them: the launching agent's pid.
 PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
+#: Exit status of a rank that we started and that has said what was wrong: nobody above it need say more.
+TOLD = 3
 #: How long a rank may wait while rank 0 alone does a stage's work.
 PATIENCE = timedelta(days=1)
 #: Seconds that an agent has for ending its ranks before it is ended itself.
@@ -214,6 +216,8 @@ def agent(processes: int, arguments: list[str]) -> int:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
+        if failure.exitcode == TOLD:
+            return TOLD
         how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
         print(f"regrow: rank {rank} of {processes} (pid {failure.pid}) ended with {how}", file=sys.stderr)
         return 1

@@ -48,11 +48,11 @@ def plan(config: Config) -> dict[str, Any]:
     """
     notes: list[str] = []
     source = find_architecture(config)
-    hf_config = _load_architecture(source, config).get_text_config()
+    hf_config = load_architecture(source, config).get_text_config()
     model = meta_model(hf_config, config.model.trust_remote_code)
     sizes = block_parameters(model)
     dense = sum(parameter.numel() for parameter in model.parameters())
-    removed = _removed_sizes(config.prune, sizes, dense)
+    removed = removed_sizes(config.prune, sizes, dense)
     pruned, blocks = dense - sum(removed), len(sizes) - len(removed)
     uniform = len(set(sizes)) == 1
     if not uniform and not isinstance(config.prune.blocks, tuple):
@@ -147,15 +147,19 @@ def find_architecture(config: Config) -> Path:
     )
 
 
-def _load_architecture(source: Path, config: Config) -> Any:
+def load_architecture(source: Path, config: Config) -> Any:
+    """The Hugging Face config in the file ``source``; RegrowError when transformers cannot read it."""
     try:
         return AutoConfig.from_pretrained(source.parent, trust_remote_code=config.model.trust_remote_code)
     except (ValueError, OSError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
         raise RegrowError(f"{source}: transformers cannot read this as a model's config: {error}") from None
 
 
-def _removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int]:
-    """Parameters of each block that goes: the named blocks, or as many of the smallest."""
+def removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int]:
+    """Parameters of each block that goes: the named blocks, or as many of the smallest.
+
+    ``sizes`` are those of all blocks, ``dense`` the whole model's. Raises RegrowError when the cut is impossible.
+    """
     protected = prune.protect_first + prune.protect_last
     if isinstance(prune.blocks, tuple):
         named = check_indices(prune.blocks, len(sizes))

@@ -26,14 +26,18 @@ def generate_samples(
     prompts: Sequence[str],
     new_tokens: int,
     device: torch.device | str,
+    end_token: int | None = None,
 ) -> list[dict[str, str]]:
     """Continue each prompt greedily by at most ``new_tokens`` tokens; an end-of-sequence token ends a text earlier.
+
+    ``end_token`` is one more that ends it: the token that stood between documents in training.
 
     One prompt at a time, so that no padding touches the result. ``model`` stands on ``device``. Returns for each
     prompt ``{"prompt", "text"}``, where text is the continuation alone, without special tokens. RegrowError: a prompt
     without tokens, or one that does not fit the model's positions together with ``new_tokens``.
     """
-    settings = _settings(new_tokens, _end_tokens(model, tokenizer), _pad_token(tokenizer))
+    ends = sorted({*(_end_tokens(model, tokenizer) or ()), *([] if end_token is None else [end_token])})
+    settings = _settings(new_tokens, ends or None, _pad_token(tokenizer))
     samples = []
     for prompt in prompts:
         ids = _encode(model, tokenizer, prompt, new_tokens)

@@ -37,18 +37,21 @@ def removal_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     model.eval()
     blocks = find_blocks(model)
     input_ids = input_ids.to(next(model.parameters()).device)
-    states = _final_states(model, blocks, input_ids)
+    states, as_tuple = _final_states(model, blocks, input_ids)
     sums = []
     for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
         targets = input_ids.repeat(len(state) // len(input_ids), 1)
-        losses = next_token_losses(_logits(model, blocks, state, targets), targets)
+        losses = next_token_losses(_logits(model, blocks, state, targets, as_tuple), targets)
         sums.append(losses.double().sum(dim=1).cpu())
     dense_first = torch.cat(sums).view(len(blocks) + 1, len(input_ids))
     return dense_first.roll(-1, dims=0)
 
 
-def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> torch.Tensor:
-    """States behind the last block, before the final norm: ((1 + L) x B, T, d); the dense one first, then block 0's."""
+def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """States behind the last block, before the final norm, and whether the blocks of this model return tuples.
+
+    States: ((1 + L) x B, T, d); the dense one first, then block 0's.
+    """
     batch = len(input_ids)
     variants: list[torch.Tensor] = []
 
@@ -69,30 +72,33 @@ def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tens
         variants[:] = [*moved, entering.pop()]
         if block is blocks[-1]:
             leaving.append(dense)
+            tuples.append(isinstance(output, tuple))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
     entering: list[torch.Tensor] = []
     leaving: list[torch.Tensor] = []
+    tuples: list[bool] = []
     with _hooks(blocks, before=widen, after=narrow):
         _run_without_head(model, input_ids)
-    return torch.cat([*leaving, *variants])
+    return torch.cat([*leaving, *variants]), tuples[0]
 
 
-def _logits(model: nn.Module, blocks: nn.ModuleList, state: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+def _logits(
+    model: nn.Module, blocks: nn.ModuleList, state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
+) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 
-    def replace(block: nn.Module, args: tuple, output: Any) -> Any:
-        return (state, *output[1:]) if isinstance(output, tuple) else state
+    def replaced(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (state,) if as_tuple else state
 
-    # Only the last block runs, on one token's worth of nothing useful: its output is replaced by the state.
-    from pipeline.model.blocks import skip_blocks
-
-    with skip_blocks(model, range(len(blocks) - 1)):
-        hook = blocks[-1].register_forward_hook(replace)
-        try:
-            return model(input_ids, use_cache=False).logits
-        finally:
-            hook.remove()
+    try:
+        for block in blocks:
+            # No block computes: the last one's output is the state. Deleting the attribute restores the class's own.
+            block.forward = replaced
+        return model(input_ids, use_cache=False).logits
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
 
 
 def _run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:

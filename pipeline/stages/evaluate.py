@@ -81,7 +81,8 @@ def _generation(config: Config, model: Any, folder: Path, world: World) -> dict[
         model, tokenizer, prompt=asked.prompts[0], new_tokens=asked.new_tokens, batch=asked.batch,
         repeats=asked.repeats, device=world.device,
     )  # fmt: skip
-    samples = generate_samples(model, tokenizer, list(asked.prompts), asked.new_tokens, world.device)
+    end = make_encoder(tokenizer, config.data.separator).separator
+    samples = generate_samples(model, tokenizer, list(asked.prompts), asked.new_tokens, world.device, end)
     return {**speed, "samples": samples}
 
 

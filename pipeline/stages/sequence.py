@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
-from pipeline.launch import Place, World, count_processes, interruptible, launch
+from pipeline.launch import TOLD, Place, World, count_processes, interruptible, launch
 from pipeline.run import RegrowError, Run, compare_fingerprints, hash_json, read_json, write_atomic, write_json
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -36,12 +36,13 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
             world = World(place)
             if world.rank == 0:
                 with run.lock():
-                    _all_together(stages, config, run, world, config_path, redo)
+                    _prepare(stages, config, run, place, redo)
+                    _all_together(stages, config, run, world, config_path)
             else:
-                _all_together(stages, config, run, world, config_path, None)
+                _all_together(stages, config, run, world, config_path)
         else:
             with run.lock():
-                _redo(run, redo)
+                _prepare(stages, config, run, place, redo)
                 for stage in stages:
                     _alone(stage, config, run, config_path)
 
@@ -57,6 +58,8 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
     processes = count_processes(getattr(config, stage).processes)
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
     status = launch([stage, str(run.folder / "config.yaml")], processes)
+    if status == TOLD:
+        raise SystemExit(1)
     if status != 0 or run.record(stage) is None:
         raise RegrowError(
             f"stage {stage} did not finish (its message stands above, and in {run.folder / 'log.txt'}); "
@@ -64,11 +67,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
         )
 
 
-def _all_together(
-    stages: list[str], config: Config, run: Run, world: World, config_path: str, redo: str | None
-) -> None:
-    if world.rank == 0:
-        _redo(run, redo)
+def _all_together(stages: list[str], config: Config, run: Run, world: World, config_path: str) -> None:
     for stage in stages:
         fingerprint = world.from_first(_due(stage, config, run, config_path) if world.rank == 0 else None)
         if fingerprint is None:
@@ -83,7 +82,8 @@ def _all_together(
 def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
     """The fingerprint of a stage that is to be carried out, after noting the start; None when it is done already."""
     module = _module(stage)
-    for earlier in module.UPSTREAM:
+    # The last one first: the command that it names brings those before it too.
+    for earlier in reversed(module.UPSTREAM):
         run.require(earlier, config_path)
     fingerprint = {
         "config": config.read_by(stage),
@@ -142,10 +142,17 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     world.barrier()
 
 
-def _redo(run: Run, stage: str | None) -> None:
-    if stage is not None:
-        for folder in run.set_aside(list(STAGES[STAGES.index(stage) :])):
-            _say(run, stage, f"redo: moved aside to {folder}")
+def _prepare(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> None:
+    """Refuse what can be refused now, then move aside what is to be done again."""
+    again = STAGES[STAGES.index(redo) :] if redo else ()
+    due = [stage for stage in stages if stage in again or run.record(stage) is None]
+    if due:
+        # Imported here: a second start, which the lock refuses, need not wait for torch.
+        from pipeline.stages.preflight import preflight
+
+        preflight(due, config, place)
+    for folder in run.set_aside(list(again)):
+        _say(run, redo or "", f"redo: moved aside to {folder}")
 
 
 def _module(stage: str) -> Any:

@@ -44,8 +44,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of ``step``; every process calls it. Keeps the ``keep`` newest complete ones.
 
-    ``state`` goes into state.json. Raises RegrowError on every process when one of them could not write (a full
-    disk); earlier checkpoints stay.
+    ``state`` goes into state.json. Raises RegrowError when a process could not write (a full disk), on that process
+    at least: the others may be left waiting for it. Earlier checkpoints stay.
     """
     folder = folder_of(root, step)
     problem = None
@@ -59,6 +59,12 @@ def save_checkpoint(
     _agree(world, problem, folder)
     try:
         engine.engine.save_checkpoint(str(root), tag=folder.name, save_latest=False)
+    except (OSError, RuntimeError) as error:
+        # The others may wait in a barrier inside DeepSpeed, where no message reaches them: this process says it and
+        # ends, and the launcher ends them.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _unwritten(folder, f"rank {world.rank}: {error}") from error
+    try:
         torch.save(_random_state(), folder / f"random-{world.rank:05d}.pt")
         if world.rank == 0:
             write_json(folder / "state.json", dict(state))
@@ -110,6 +116,8 @@ def newest_checkpoint(root: Path, layout: Mapping[str, Any]) -> tuple[Path, dict
 
 def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
     """Put the engine (weights, moments, counters) and the random state back as they were; every process calls it."""
+    # DeepSpeed would unpickle whatever stands in the files.
+    engine.engine.checkpoint_engine.load = _load_weights_only
     loaded, _ = engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if loaded is None:
         raise RegrowError(f"checkpoint {folder}: DeepSpeed found nothing to load in it")
@@ -117,6 +125,16 @@ def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
     torch.set_rng_state(random["cpu"])
     if world.device.type == "cuda":
         torch.cuda.set_rng_state(random["device"], world.device)
+
+
+def _load_weights_only(path: str, map_location: Any = None) -> Any:
+    """A file of DeepSpeed's checkpoint: tensors, plain values, and the three classes that it keeps beside them."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _random_state() -> dict[str, torch.Tensor]:
@@ -132,4 +150,11 @@ def _agree(world: World, problem: str | None, folder: Path) -> None:
     if problems:
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        raise RegrowError(f"checkpoint {folder}: could not be written ({problems[0]}); earlier checkpoints stay")
+        raise _unwritten(folder, problems[0])
+
+
+def _unwritten(folder: Path, problem: str) -> RegrowError:
+    return RegrowError(
+        f"checkpoint {folder}: could not be written ({problem}); earlier checkpoints stay. Make room, or see to the "
+        "disk, and start the same command again: it goes on from the newest one"
+    )
