@@ -5,6 +5,7 @@ Nothing here imports torch: help, status and config errors answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -105,7 +106,9 @@ def main() -> Any:
     place = Place()
     try:
         place = find_place()
-        return app()
+        app()
+    except SystemExit as ended:
+        return _leave(int(ended.code or 0), place)
     except RegrowError as error:
         # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
         if place.rank != 0:
@@ -120,10 +123,9 @@ def main() -> Any:
 
 
 def _leave(status: int, place: Place) -> int:
-    """Exit status of this process; a rank leaves at once, without waiting for peers in a half-done collective."""
+    """Exit status of this process. A rank leaves at once: it neither waits for peers in a half-done collective, nor
+    tears down DeepSpeed, which aborts now and then when all is done."""
     if place.launcher is not None:
-        import os
-
         sys.stdout.flush()
         os._exit(status)
     return status

@@ -87,6 +87,8 @@ def take_place(place: Place) -> None:
     Called before torch is imported: its thread pools read the variables once.
     """
     if place.launcher is not None:
+        # A rank that waits for its peers inside a collective runs no Python: signals must end it by themselves.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         agent = os.environ.get(AGENT)
         die_with_parent(int(agent) if agent else None)
     threads = max(1, cores() // place.local_world)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.lanes import Cursor, Lane, Row
@@ -81,4 +82,9 @@ def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], Non
     def start_worker(number: int) -> None:
         die_with_parent()
 
-    yield from DataLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker, prefetch_factor=8)
+    # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
+    # every resume.
+    yield from DataLoader(
+        stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker, prefetch_factor=8,
+        generator=torch.Generator(),
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """Shards: listing them once, pinning what they are, and fetching one, verified, when it is needed.
 
-A shard is one file of a corpus (jsonl, jsonl.zst or parquet), in a local folder or in a data set on the hub. The
-manifest lists every shard with its size, its sha256 and, for local files, its number of documents; nothing else in
-the pipeline ever lists a corpus again, and a shard that is not what the manifest says is refused.
+A shard is one file of a corpus (jsonl, plain or as zst or gz, or parquet), in a local folder or in a data set on the
+hub. The manifest lists every shard with its size, its sha256 and, for local files, its number of documents; nothing
+else in the pipeline ever lists a corpus again, and a shard that is not what the manifest says is refused.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def list_shards(
         shards.append(Shard(str(base), name, None, kind, file.stat().st_size, hash_of(file), documents, text_key,
                             tuple(exclude_domains)))  # fmt: skip
     if not shards:
-        raise RegrowError(f"data source {path!r}: no .jsonl, .jsonl.zst or .parquet file in it (files: {files!r})")
+        raise RegrowError(f"data source {path!r}: no .jsonl(.zst, .gz) or .parquet file in it (files: {files!r})")
     return shards
 
 
@@ -122,7 +122,7 @@ def _list_hub(
             digest = entry.lfs.sha256 if entry.lfs else None
             shards.append(Shard(name, entry.path, commit, kind, entry.size, digest, None, text_key, exclude_domains))
     if not shards:
-        raise RegrowError(f"data source {name!r}: no .jsonl, .jsonl.zst or .parquet file in it (files: {files!r})")
+        raise RegrowError(f"data source {name!r}: no .jsonl(.zst, .gz) or .parquet file in it (files: {files!r})")
     return shards
 
 
@@ -156,15 +156,21 @@ def build_manifest(corpus: Sequence[Shard], held_out: Sequence[Shard]) -> dict[s
     """The manifest: what the data stage writes and everything later reads. Raises RegrowError on shared shards."""
     seen: dict[str, str] = {}
     for shard in corpus:
-        if shard.sha256 is not None and shard.sha256 in seen:
-            raise RegrowError(f"shards {seen[shard.sha256]} and {shard.name} are the same file; list it once")
-        if shard.sha256 is not None:
-            seen[shard.sha256] = shard.name
+        for mark in _marks(shard):
+            if mark in seen:
+                raise RegrowError(f"shards {seen[mark]} and {shard.name} are the same file; list it once")
+            seen[mark] = shard.name
     for shard in held_out:
-        if shard.sha256 in seen or shard.name in seen.values():
-            raise RegrowError(f"held-out shard {shard.name} is also in the corpus ({seen.get(shard.sha256, '')})")
+        twin = next((seen[mark] for mark in _marks(shard) if mark in seen), None)
+        if twin is not None:
+            raise RegrowError(f"held-out shard {shard.name} is also in the corpus ({twin}); keep them apart")
     listed = {"shards": [asdict(shard) for shard in corpus], "held_out": [asdict(shard) for shard in held_out]}
     return {**listed, "hash": hash_json(listed)}
+
+
+def _marks(shard: Shard) -> list[str]:
+    """What tells that two shards are the same file: the name, and the content where the hub gives its sha256."""
+    return [shard.name, *([shard.sha256] if shard.sha256 is not None else [])]
 
 
 def read_manifest(manifest: dict[str, Any]) -> tuple[list[Shard], list[Shard]]:

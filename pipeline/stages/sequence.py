@@ -11,6 +11,7 @@ import importlib
 import os
 import platform
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,23 +29,23 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
     Raises RegrowError on a stale stage, a missing upstream stage, a held lock, or whatever a stage meets.
     """
     run = Run(config.run.folder / config.run.name)
-    with interruptible():
-        if place.launcher == "regrow":
-            # The command that started us holds the lock and has checked this one stage.
-            _take_part(stages[0], config, run, World(place))
-        elif place.launcher == "other":
-            world = World(place)
+    if place.launcher == "regrow":
+        # The command that started us holds the lock and has checked this one stage.
+        world = World(place)
+        _take_part(stages[0], config, run, world)
+        world.close()
+    elif place.launcher == "other":
+        world = World(place)
+        with run.lock() if world.rank == 0 else nullcontext():
             if world.rank == 0:
-                with run.lock():
-                    _prepare(stages, config, run, place, redo)
-                    _all_together(stages, config, run, world, config_path)
-            else:
-                _all_together(stages, config, run, world, config_path)
-        else:
-            with run.lock():
                 _prepare(stages, config, run, place, redo)
-                for stage in stages:
-                    _alone(stage, config, run, config_path)
+            _all_together(stages, config, run, world, place, config_path)
+        world.close()
+    else:
+        with interruptible(), run.lock():
+            _prepare(stages, config, run, place, redo)
+            for stage in stages:
+                _alone(stage, config, run, config_path)
 
 
 def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
@@ -67,16 +68,16 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
         )
 
 
-def _all_together(stages: list[str], config: Config, run: Run, world: World, config_path: str) -> None:
+def _all_together(stages: list[str], config: Config, run: Run, world: World, place: Place, config_path: str) -> None:
     for stage in stages:
         fingerprint = world.from_first(_due(stage, config, run, config_path) if world.rank == 0 else None)
         if fingerprint is None:
             continue
         if _module(stage).LAUNCHED or world.rank == 0:
-            own = world if _module(stage).LAUNCHED else World(Place())
+            # By itself, but with no more threads than its place has: the stages behind it compute with the same.
+            own = world if _module(stage).LAUNCHED else World(Place(local_world=place.local_world))
             _take_part(stage, config, run, own, fingerprint)
         world.barrier()
-    world.close()
 
 
 def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:

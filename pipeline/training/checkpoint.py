@@ -51,7 +51,8 @@ def save_checkpoint(
     problem = None
     if world.rank == 0:
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            for torn in set(root.glob("step-*")) - set(complete_checkpoints(root)) | {folder}:
+                shutil.rmtree(torn, ignore_errors=True)
             require_space(root, checkpoint_bytes(parameters, engine.zero_stage, engine.dtype), f"checkpoint {step}")
             folder.mkdir(parents=True)
         except (RegrowError, OSError) as error:

@@ -1,0 +1,125 @@
+"""Tokens a second, MFU and peak memory of the train stage's own engine and loop on the shapes of pruned 7B models.
+
+    python benchmarks/throughput.py --blocks 6    # 1.5B, as pruned from Vicuna-7B; 12: 2.7B; 17: 3.7B
+    torchrun --nproc-per-node 8 benchmarks/throughput.py --blocks 17
+
+Weights and tokens are random: speed does not depend on them. Blocks are Llama's, ``--width`` wide, with heads of 128
+and an MLP of 11008/4096 of the width. The first step is not timed; the figures are those of the median step. Memory
+is the most that tensors took on the GPU (on a CPU: the most that the process took).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+from machine import one_world, peak_memory, show
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.data.lanes import Cursor, Row
+from pipeline.launch import find_place, take_place
+from pipeline.model.blocks import block_parameters
+from pipeline.model.costs import attention_width, flops_per_token, memory_per_gpu, mfu, peak_flops, product_parameters
+from pipeline.training.engine import Engine
+from pipeline.training.loop import Position, train_steps
+
+VOCABULARY = 32000
+
+
+def shape(blocks: int, width: int, row_length: int) -> LlamaConfig:
+    """Llama's config with 7B's proportions at another depth and width."""
+    return LlamaConfig(
+        hidden_size=width, intermediate_size=width * 11008 // 4096, num_attention_heads=max(1, width // 128),
+        num_hidden_layers=blocks, vocab_size=VOCABULARY, max_position_embeddings=row_length,
+    )  # fmt: skip
+
+
+def random_rows(row_length: int, rank: int) -> Iterator[Row]:
+    """Rows of random tokens, without end."""
+    generator = torch.Generator().manual_seed(rank)
+    first = Row(0, torch.randint(VOCABULARY, (row_length,), generator=generator).numpy(), rank, Cursor())
+    while True:
+        yield replace(first, input_ids=torch.randint(VOCABULARY, (row_length,), generator=generator).numpy())
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description="Throughput of the train stage's engine on pruned shapes.")
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--width", type=int, default=4096, help="hidden size: at most 128, or a multiple of 128")
+    parser.add_argument("--row-length", type=int, default=2048)
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that warms up")
+    parser.add_argument("--zero-stage", type=int, default=1, choices=[0, 1, 2, 3])
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--attention", default="sdpa", help="attention implementation of transformers")
+    arguments = parser.parse_args()
+    take_place(find_place())
+    world = one_world()
+
+    config = shape(arguments.blocks, arguments.width, arguments.row_length)
+    torch.manual_seed(0)
+    with world.device:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=arguments.attention
+        )
+    parameters, products, block = model.num_parameters(), product_parameters(model), block_parameters(model)[0]
+    flops = flops_per_token(products, arguments.blocks, attention_width(config), arguments.row_length)
+    peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+    estimate = memory_per_gpu(
+        parameters, block, arguments.zero_stage, world.size, arguments.micro_batch, arguments.row_length, config,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+    )["total"]  # fmt: skip
+    try:
+        engine = Engine(
+            model, world, micro_batch=arguments.micro_batch, accumulation=arguments.accumulation,
+            zero_stage=arguments.zero_stage, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1,
+            no_decay=("bias", "norm"), clip=1.0, gradient_checkpointing=arguments.gradient_checkpointing,
+        )  # fmt: skip
+        steps = list(train_steps(
+            engine, random_rows(arguments.row_length, world.rank), world, Position(), steps=1 + arguments.steps,
+            micro_batch=arguments.micro_batch, rate=lambda step: 1e-4,
+            mfu=lambda speed: mfu(speed / world.size, flops, peak),
+        ))  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
+                 f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing")
+
+    speed = median(step.tokens_per_second for step in steps[1:])
+    used = mfu(speed / world.size, flops, peak)
+    figures = {
+        "blocks": arguments.blocks, "width": arguments.width, "parameters": parameters, "processes": world.size,
+        "micro_batch": arguments.micro_batch, "accumulation": arguments.accumulation,
+        "row_length": arguments.row_length, "zero_stage": arguments.zero_stage,
+        "gradient_checkpointing": arguments.gradient_checkpointing, "attention": arguments.attention,
+        "timed_steps": arguments.steps, "tokens_per_second": speed,
+        "seconds_per_step": median(step.seconds for step in steps[1:]), "flops_per_token": flops,
+        "peak_flops": peak, "mfu": used, "peak_memory": peak_memory(world.device), "estimated_memory": estimate,
+        "losses": [step.loss for step in steps],
+    }  # fmt: skip
+    if world.rank == 0:
+        print(
+            f"FLOPs for a token: 6 N + 12 L W T = 6 x {products:,} + 12 x {arguments.blocks} x "
+            f"{attention_width(config)} x {arguments.row_length} = {flops:.4g}; N parameters without the input "
+            "embedding, L blocks, W heads x head size, T row length\n"
+            f"MFU: tokens/s of a device x FLOPs for a token / {f'{peak:.4g}' if peak else 'peak FLOP/s (unknown here)'}"
+        )
+        show(world.device, figures, {
+            "Model": f"{arguments.blocks} blocks of {arguments.width}, {parameters / 1e9:.3g}B parameters",
+            "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
+            "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
+            "Tokens/s": f"{speed:,.0f}",
+            "MFU": "unknown peak" if used is None else f"{used:.1%}",
+            "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
+            "Estimated": f"{estimate / 1e9:.2f} GB",
+        })  # fmt: skip
+    world.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What the train stage's own loop costs over a bare torch loop of the same arithmetic, in one process.
+
+    python benchmarks/training.py                 # the demo's pruned shape: 21 blocks of SmolLM2-135M
+
+Ours is what the train stage runs: lanes that read and tokenize real text, DeepSpeed ZeRO 1, ``train_steps`` with
+its counts, losses and gradient norms. The bare loop is some twenty lines of torch: the same model class with bf16
+weights from the same seed, the same rows, tokenized beforehand, fp32 accumulation of the micro-batches' bf16
+gradients, the same clipping, torch's own AdamW on fp32 master weights, one copy back to bf16. It reads its loss and
+gradient norm once in a step, as ours does. Both run under the settings of the stage (deterministic kernels on a CPU).
+
+The two take turns of a few steps in one run; the overhead compares the medians of their turns. That both do the same
+work is shown by their losses and gradient norms, step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from machine import one_world, show, wait_for
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.shards import list_shards
+from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.launch import Place, die_with_parent, take_place
+from pipeline.model.loss import next_token_losses
+from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.loop import Position, train_steps
+
+RECIPE = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+NO_DECAY = ("bias", "norm")
+RATE, CLIP = 3e-4, 1.0
+
+
+def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Iterator[tuple[float, float]]:
+    """Train ``model`` (bf16) on one list of micro-batches for each step; yields loss and gradient norm."""
+    model.train()
+    weights = list(model.parameters())
+    masters = {weight: nn.Parameter(weight.detach().float()) for weight in weights}
+    groups = [{**group, "params": [masters[weight] for weight in group["params"]]}
+              for group in decay_groups(model, RECIPE["weight_decay"], NO_DECAY)]  # fmt: skip
+    device = weights[0].device
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=RECIPE["betas"], eps=RECIPE["eps"],
+                                  fused=device.type == "cuda")  # fmt: skip
+    for micro_batches in batches:
+        targets = sum(batch[:, 1:].numel() for batch in micro_batches)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in micro_batches:
+            ids = batch.to(device, non_blocking=True)
+            loss = next_token_losses(model(ids, use_cache=False).logits, ids).sum()
+            (loss / targets).backward()
+            total += loss.detach().double()
+            for weight in weights:
+                if masters[weight].grad is None:
+                    masters[weight].grad = weight.grad.float()
+                else:
+                    masters[weight].grad += weight.grad
+                weight.grad = None
+        norm = nn.utils.clip_grad_norm_(masters.values(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for weight in weights:
+                weight.copy_(masters[weight])
+        yield total.item() / targets, norm.item()
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description="The train stage's loop against a bare torch loop.")
+    parser.add_argument("--model", type=Path, default=Path(".cache/demo/model"), help="folder: config and tokenizer")
+    parser.add_argument("--text", type=Path, default=Path(".cache/demo/text/train"), help="shards to train on")
+    parser.add_argument("--separator", default="<|endoftext|>", help="token behind each document, or eos")
+    parser.add_argument("--blocks", type=int, default=21)
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--row-length", type=int, default=256)
+    parser.add_argument("--lanes", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=0, help="reader processes; 0 as in the demo")
+    parser.add_argument("--zero-stage", type=int, default=1, choices=[1, 2, 3])
+    parser.add_argument("--turns", type=int, default=5, help="turns of each loop")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
+    arguments = parser.parse_args()
+    take_place(Place())
+    world = one_world()
+    if world.device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+
+    def new_model() -> Any:
+        config = AutoConfig.from_pretrained(arguments.model)
+        config.num_hidden_layers = arguments.blocks
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(world.device)
+
+    shards = list_shards(str(arguments.text))
+    encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
+
+    def rows(workers: int) -> Iterator[Any]:
+        stream = RowStream(shards, encode=encode, lanes=arguments.lanes, row_length=arguments.row_length, seed=0,
+                           cache=arguments.text)  # fmt: skip
+        return load_rows(stream, fitting_workers(workers, arguments.lanes, 1), die_with_parent)
+
+    micro_batch, accumulation = arguments.micro_batch, arguments.accumulation
+    steps = 1 + arguments.turns * arguments.steps
+    ready = torch.stack([torch.from_numpy(row.input_ids)
+                         for row in islice(rows(0), steps * accumulation * micro_batch)])  # fmt: skip
+    bare_model = new_model()
+    bare = bare_steps(bare_model, (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch)))
+    engine = Engine(
+        new_model(), world, micro_batch=micro_batch, accumulation=accumulation, zero_stage=arguments.zero_stage,
+        learning_rate=RATE, no_decay=NO_DECAY, clip=CLIP, **RECIPE,
+    )  # fmt: skip
+    ours = train_steps(
+        engine, rows(arguments.workers), world, Position(), steps=steps, micro_batch=micro_batch,
+        rate=lambda step: RATE, mfu=lambda speed: None,
+    )  # fmt: skip
+
+    def turn(loop: Iterator[Any], count: int) -> tuple[list[Any], float]:
+        wait_for(world.device)
+        begin = perf_counter()
+        done = list(islice(loop, count))
+        wait_for(world.device)
+        return done, (perf_counter() - begin) / count
+
+    # The first step of each makes its optimizer's state and is not timed.
+    done = {"ours": turn(ours, 1)[0], "bare": turn(bare, 1)[0]}
+    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    for _ in range(arguments.turns):
+        for name, loop in (("ours", ours), ("bare", bare)):
+            taken = turn(loop, arguments.steps)
+            done[name] += taken[0]
+            seconds[name].append(taken[1])
+
+    pairs = list(zip(done["ours"], done["bare"], strict=True))
+    middle = {name: median(times) for name, times in seconds.items()}
+    figures = {
+        "blocks": arguments.blocks, "parameters": bare_model.num_parameters(), "row_length": arguments.row_length,
+        "micro_batch": micro_batch, "accumulation": accumulation, "zero_stage": arguments.zero_stage,
+        "workers": arguments.workers, "timed_steps": steps - 1, "seconds_per_step": middle,
+        "overhead": middle["ours"] / middle["bare"] - 1,
+        "data_wait": median(step.data_wait for step in done["ours"][1:]),
+        "losses": [step.loss for step in done["ours"]],
+        "largest_loss_difference": max(abs(step.loss - loss) for step, (loss, _) in pairs),
+        "largest_norm_difference": max(abs(step.grad_norm - norm) / norm for step, (_, norm) in pairs),
+    }  # fmt: skip
+    show(world.device, figures, {
+        "Model": f"{arguments.blocks} blocks, {figures['parameters'] / 1e6:.0f}M parameters, bf16",
+        "Rows": f"{micro_batch} x {accumulation} of {arguments.row_length}",
+        "ZeRO": str(arguments.zero_stage),
+        "Ours": f"{1 / middle['ours']:.4g} steps/s",
+        "Bare": f"{1 / middle['bare']:.4g} steps/s",
+        "Overhead": f"{figures['overhead']:+.1%}",
+        "Waiting for data": f"{figures['data_wait'] / middle['ours']:.1%}",
+        "Largest difference of a loss": f"{figures['largest_loss_difference']:.1e} nats",
+    })  # fmt: skip
+    world.close()
+
+
+if __name__ == "__main__":
+    main()

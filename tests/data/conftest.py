@@ -1,0 +1,53 @@
+"""A small corpus of real text in the shapes that shards have."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from pipeline.data.shards import Shard, list_shards
+
+
+def write_shard(path: Path, documents: list[Any]) -> Path:
+    """One shard in the format that its ending names; a document that is a text gets the key ``text``."""
+    records = [{"text": item, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} if isinstance(item, str) else item
+               for item in documents]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    if path.name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    elif path.name.endswith(".zst"):
+        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+    elif path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines))
+    else:
+        path.write_bytes(lines)
+    return path
+
+
+@pytest.fixture
+def shard_of(tmp_path: Path) -> Callable[..., Path]:
+    """``shard_of("a.jsonl.zst", documents)`` writes a shard under tmp_path/corpus."""
+    return lambda name, documents: write_shard(tmp_path / "corpus" / name, documents)
+
+
+@pytest.fixture
+def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
+    """Five shards of 12 to 16 real documents in several formats; the first document of each is a long one."""
+    long = "\n\n".join(texts[:20])
+    endings = ("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "jsonl.zst")
+    for number, ending in enumerate(endings):
+        first = 100 + 20 * number
+        write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
+                    [f"{number} {long}", *texts[first : first + 11 + number]])  # fmt: skip
+    return list_shards(str(tmp_path / "corpus"))
+

@@ -1,0 +1,290 @@
+"""The program that the tests of training start under torchrun: real DeepSpeed engines, one after another.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training/parity.py FOLDER CASE...
+
+Each case writes what it measured to FOLDER/CASE.json on rank 0; the tests judge it. The reference is a plain torch
+loop on rank 0 over the same rows: AdamW with the same groups, clip_grad_norm_, one update for each global batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.launch import World, find_place, take_place
+
+place = find_place()
+take_place(place)
+
+import torch  # noqa: E402 (threads are settled before)
+from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+
+from pipeline.data.lanes import Cursor, Row  # noqa: E402
+from pipeline.model.loss import next_token_losses  # noqa: E402
+from pipeline.run import RegrowError  # noqa: E402
+from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint  # noqa: E402
+from pipeline.training.engine import Engine, decay_groups  # noqa: E402
+from pipeline.training.loop import Position, train_steps  # noqa: E402
+
+BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
+RECIPE: dict[str, Any] = {
+    "learning_rate": PEAK, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "no_decay": ("bias", "norm"),
+    "clip": 1.0,
+}  # fmt: skip
+LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
+
+
+def rate(step: int) -> float:
+    """Another rate at every step, so that a rate that is not handed on shows."""
+    return PEAK * (step + 1) / STEPS
+
+
+def new_model(dtype: torch.dtype) -> Any:
+    """The same small Llama every time; wide enough that ZeRO-3 splits its MLPs and embeddings."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
+                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def new_engine(world: World, zero_stage: int, dtype: torch.dtype, micro_batch: int, batch: int = BATCH) -> Engine:
+    accumulation = batch // (micro_batch * world.size)
+    return Engine(new_model(dtype), world, micro_batch=micro_batch, accumulation=accumulation, zero_stage=zero_stage,
+                  **RECIPE)  # fmt: skip
+
+
+def text(rows: int) -> torch.Tensor:
+    """(rows, LENGTH) int64, seeded."""
+    return torch.randint(0, 256, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def share(data: torch.Tensor, world: World, first: int = 0) -> Iterator[Row]:
+    """This rank's rows, as the loader would hand them over."""
+    for index in range(first + world.rank, len(data), world.size):
+        yield Row(index, data[index].numpy(), index % LANES, Cursor(document=index + 1))
+
+
+def train(
+    engine: Engine, data: torch.Tensor, world: World, micro_batch: int, steps: int, position: Position | None = None
+) -> list[dict[str, Any]]:
+    """Run the project's own loop; one record for each step."""
+    position = position or Position()
+    rows = share(data, world, position.step * len(data) // STEPS if position.step else 0)
+    taken = train_steps(engine, rows, world, position, steps=steps, micro_batch=micro_batch, rate=rate,
+                        mfu=lambda speed: None)  # fmt: skip
+    return [asdict(step) for step in taken]
+
+
+def plain_loop(model: Any, data: torch.Tensor, batch: int) -> tuple[list[float], list[float]]:
+    """Losses and gradient norms of the reference; ``model`` is trained in place."""
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.1, ("bias", "norm")), lr=PEAK, betas=(0.9, 0.95), eps=1e-8)
+    losses, norms = [], []
+    for step in range(STEPS):
+        rows = data[step * batch : (step + 1) * batch]
+        loss = next_token_losses(model(rows).logits, rows).mean()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    return losses, norms
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Largest difference of any weight."""
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+def parity(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Three steps by DeepSpeed beside three by the reference in fp32, from the same values."""
+    micro_batch, data = (2 if world.size == 2 else 1), text(BATCH * STEPS)
+    engine = new_engine(world, zero_stage, dtype, micro_batch)
+    steps = train(engine, data, world, micro_batch, STEPS)
+    weights = engine.weights()
+    if weights is None:
+        return {}
+    before = new_model(dtype).float().state_dict()
+    reference = new_model(dtype).float()
+    losses, norms = plain_loop(reference, data, BATCH)
+    after = reference.state_dict()
+    moved = torch.cat([(weights[name].float() - before[name]).flatten() for name in before])
+    wanted = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    return {
+        "steps": steps, "losses": losses, "norms": norms, "difference": difference(weights, after),
+        "cosine": float(torch.cosine_similarity(moved, wanted, dim=0)), "moved": float(wanted.abs().max()),
+        "dtypes": sorted({str(value.dtype) for value in weights.values()}),
+    }  # fmt: skip
+
+
+def split(world: World) -> dict[str, Any]:
+    """The same rows as micro-batches of 1, accumulated 8 times, and as one micro-batch of 8."""
+    results, batch = {}, 8 * world.size
+    data = text(batch * STEPS)
+    for micro_batch in (1, 8):
+        engine = new_engine(world, 1, torch.float32, micro_batch, batch)
+        results[micro_batch] = (train(engine, data, world, micro_batch, STEPS), engine.weights(), engine.accumulation)
+    if world.rank != 0:
+        return {}
+    return {
+        "accumulation": [results[1][2], results[8][2]], "difference": difference(results[1][1], results[8][1]),
+        "losses": [[step["loss"] for step in results[micro_batch][0]] for micro_batch in (1, 8)],
+    }  # fmt: skip
+
+
+def accumulated(world: World, zero_stage: int) -> dict[str, Any]:
+    """Gradient norms of one row, once and 64 times over, and what bf16 sums would have made of the latter.
+
+    64 equal terms, each divided by 64 (exact in bf16), sum to the one gradient exactly, if sums are kept in fp32.
+    """
+    row, norms = text(1), []
+    for times in (1, 64):
+        engine = new_engine(world, zero_stage, torch.bfloat16, 1, times * world.size)
+        for _ in range(times):
+            engine.backward(row, (LENGTH - 1) * times * world.size)
+            engine.step()
+        norms.append(engine.gradient_norm())
+    model = new_model(torch.bfloat16)
+    (next_token_losses(model(row).logits, row).sum() / (64 * (LENGTH - 1))).backward()
+    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    for _ in range(64):
+        for total, parameter in zip(sums, model.parameters(), strict=True):
+            total += parameter.grad
+    return {"norms": norms, "in_bf16": float(torch.nn.utils.get_total_norm([total.float() for total in sums]))}
+
+
+def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Four steps straight on; and two, a checkpoint, a fresh engine, and two more."""
+    micro_batch, data, root = 2, text(BATCH * 4), folder / f"checkpoints-{zero_stage}-{dtype}"
+    straight = new_engine(world, zero_stage, dtype, micro_batch)
+    whole = train(straight, data, world, micro_batch, 4)
+
+    first, position = new_engine(world, zero_stage, dtype, micro_batch), Position()
+    train(first, data, world, micro_batch, 2, position)
+    noise = torch.rand(3)
+    torch.manual_seed(5 + world.rank)
+    cursors = {lane: asdict(cursor) for part in world.gather(position.cursors) for lane, cursor in part.items()}
+    state = {"step": position.step, "tokens": position.tokens, "layout": LAYOUT, "cursors": cursors}
+    save_checkpoint(root, first, world, step=2, state=state, keep=2, parameters=first.model.num_parameters())
+    noise = torch.rand(3)
+
+    second = new_engine(world, zero_stage, dtype, micro_batch)
+    checkpoint, state = newest_checkpoint(root, LAYOUT)
+    load_checkpoint(checkpoint, second, world)
+    same_noise = world.gather(torch.equal(noise, torch.rand(3)))
+    position = Position(state["step"], state["tokens"])
+    steps = train_steps(second, share(data, world, 2 * BATCH), world, position, steps=4, micro_batch=micro_batch,
+                        rate=rate, mfu=lambda speed: None)  # fmt: skip
+    halves = [asdict(step) for step in steps]
+    ends = [straight.weights(), second.weights()]
+    if world.rank != 0:
+        return {}
+    return {
+        "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "same_noise": same_noise,
+        "changed": difference(ends[0], new_model(dtype).state_dict()), "cursors": state["cursors"],
+        "whole": whole, "halves": halves, "files": sorted(p.name for p in checkpoint.iterdir()),
+    }  # fmt: skip
+
+
+def export(world: World, folder: Path, zero_stage: int) -> dict[str, Any]:
+    """Logits of a trained engine in evaluation, and of its weights saved and loaded by transformers alone."""
+    data, target = text(BATCH * STEPS), folder / f"export-{zero_stage}"
+    engine = new_engine(world, zero_stage, torch.bfloat16, 2)
+    train(engine, data, world, 2, STEPS)
+    engine.engine.eval()
+    with torch.no_grad():
+        logits = engine.engine(data[:4], use_cache=False).logits
+    weights = engine.weights()
+    if weights is None:
+        return {}
+    model = new_model(torch.bfloat16)
+    model.load_state_dict(weights)
+    model.save_pretrained(target)
+    with torch.no_grad():
+        loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
+        again = loaded(data[:4], use_cache=False).logits
+        untrained = new_model(torch.bfloat16).eval()(data[:4], use_cache=False).logits
+    return {"equal": torch.equal(logits, again), "trained": not torch.equal(logits, untrained),
+            "dtype": str(logits.dtype)}  # fmt: skip
+
+
+def recomputed(world: World) -> dict[str, Any]:
+    """Losses with and without gradient checkpointing."""
+    data, losses = text(BATCH * STEPS), []
+    for recompute in (False, True):
+        model = new_model(torch.float32)
+        engine = Engine(model, world, micro_batch=2, accumulation=2, zero_stage=3, gradient_checkpointing=recompute,
+                        **RECIPE)  # fmt: skip
+        losses.append([step["loss"] for step in train(engine, data, world, 2, STEPS)])
+    return {"losses": losses, "recomputes": model.is_gradient_checkpointing}
+
+
+def poisoned(world: World) -> dict[str, Any]:
+    """A loss that is not a number on one rank alone: who raises, and what the weights are afterwards."""
+    engine, data = new_engine(world, 0, torch.float32, 2), text(BATCH * STEPS)
+    if world.rank == 1:
+        with torch.no_grad():
+            engine.model.model.norm.weight[0] = float("nan")
+    embedding = engine.model.get_input_embeddings().weight
+    before, message = copy.deepcopy(embedding.detach()), ""
+    try:
+        train(engine, data, world, 2, STEPS)
+    except RegrowError as error:
+        message = str(error)
+    return {"messages": world.gather(message), "untouched": world.gather(torch.equal(before, embedding))}
+
+
+def one_sided(world: World, folder: Path) -> dict[str, Any]:
+    """A checkpoint that only some process cannot write; the caller sees how this program ends."""
+    import resource
+
+    engine = new_engine(world, 1, torch.bfloat16, 2)
+    state = {"step": 1, "layout": LAYOUT}
+    arguments = {"state": state, "keep": 2, "parameters": engine.model.num_parameters()}
+    save_checkpoint(folder / "one-sided", engine, world, step=1, **arguments)
+    if world.rank == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    save_checkpoint(folder / "one-sided", engine, world, step=2, **arguments)
+    return {}
+
+
+def run_case(case: str, world: World, folder: Path) -> dict[str, Any]:
+    """The case by its name: what, then its ZeRO stage and dtype where it has them."""
+    what, *rest = case.split("-")
+    stage = int(rest[0]) if rest else 0
+    dtype = torch.bfloat16 if "bf16" in rest else torch.float32
+    if what == "parity":
+        return parity(world, stage, dtype)
+    if what == "accumulated":
+        return accumulated(world, stage)
+    if what == "resume":
+        return resume(world, folder, stage, dtype)
+    if what == "export":
+        return export(world, folder, stage)
+    if what == "onesided":
+        return one_sided(world, folder)
+    return {"split": split, "recomputed": recomputed, "poisoned": poisoned}[what](world)
+
+
+def main() -> None:
+    folder, world = Path(sys.argv[1]), World(place)
+    torch.use_deterministic_algorithms(True)
+    for case in sys.argv[2:]:
+        result = run_case(case, world, folder)
+        if world.rank == 0:
+            (folder / f"{case}.json").write_text(json.dumps(result))
+        world.barrier()
+    with contextlib.suppress(RuntimeError):
+        world.close()
+
+
+if __name__ == "__main__":
+    main()
