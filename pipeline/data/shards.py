@@ -56,7 +56,7 @@ def list_shards(
     ``path`` is a folder, a glob or a file, or ``owner/name`` of a data set on the hub; ``files`` is a glob inside a
     folder or data set. Raises RegrowError when there is nothing, or a shard is damaged.
     """
-    local = _local_files(path, files)
+    local = local_files(path, files)
     if local is None:
         if not HUB_NAME.fullmatch(path):
             raise RegrowError(f"data source {path!r}: no such file or folder, and not the name of a hub data set")
@@ -77,7 +77,7 @@ def list_shards(
     return shards
 
 
-def _local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
+def local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
     """(folder, file names in it), or None when ``path`` names nothing local."""
     root = Path(path).expanduser()
     if root.is_file():

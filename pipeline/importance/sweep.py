@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.model.blocks import find_blocks
+from pipeline.model.blocks import find_blocks, replaced_forward
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
 
@@ -32,6 +32,8 @@ def removal_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     over the T - 1 targets: row j is the model without block j, the last row the dense model. Losses are fp32 for each
     token, summed in fp64 for each sequence. The peak is (L + 1) x B sequences in one block.
 
+    Raises RegrowError when a loss is not a number.
+
     Source: the PPL criterion of Shortened LLM (arXiv 2402.02834, section 3.2): exp of the mean loss without a block.
     """
     model.eval()
@@ -44,7 +46,14 @@ def removal_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         losses = next_token_losses(_logits(model, blocks, state, targets, as_tuple), targets)
         sums.append(losses.double().sum(dim=1).cpu())
     dense_first = torch.cat(sums).view(len(blocks) + 1, len(input_ids))
-    return dense_first.roll(-1, dims=0)
+    losses = dense_first.roll(-1, dims=0)
+    broken = losses.isnan().any(dim=1).nonzero().flatten().tolist()
+    if broken:
+        raise RegrowError(
+            f"losses without blocks {broken} are not numbers (block {len(blocks)} stands for the dense model); score "
+            "again with score.dtype=float32"
+        )
+    return losses
 
 
 def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -88,17 +97,12 @@ def _logits(
 ) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 
-    def replaced(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def deliver(*args: Any, **kwargs: Any) -> Any:
         return (state,) if as_tuple else state
 
-    try:
-        for block in blocks:
-            # No block computes: the last one's output is the state. Deleting the attribute restores the class's own.
-            block.forward = replaced
+    # No block runs: each hands on the state, and so does the last.
+    with replaced_forward(blocks, deliver):
         return model(input_ids, use_cache=False).logits
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
 
 
 def _run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:

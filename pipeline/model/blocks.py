@@ -9,7 +9,7 @@ turned into the identity, so that each can be checked against the other.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,13 +57,21 @@ def skip_blocks(model: nn.Module, indices: Sequence[int]) -> Iterator[None]:
     def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if returns_tuple else hidden_states
 
+    with replaced_forward(skipped, identity):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context ``forward`` stands in for the blocks' own."""
+    blocks = list(blocks)
     try:
-        for block in skipped:
+        for block in blocks:
             # An instance attribute shadows the class's forward; deleting it restores the block exactly.
-            block.forward = identity
+            block.forward = forward
         yield
     finally:
-        for block in skipped:
+        for block in blocks:
             block.__dict__.pop("forward", None)
 
 

@@ -149,7 +149,8 @@ def memory_per_gpu(
     With N parameters: weights and gradients 2 N each in bf16, accumulation 4 N, optimizer 12 N (fp32 master, m, v).
     ZeRO stage 1 divides the optimizer by the processes, 2 the gradients and the accumulation too, 3 the weights too,
     but gathers ``largest_module`` twice (the one at work and the next). ``weight_bytes=4`` is training in fp32: no
-    accumulation apart from the gradients; the master copy exists from stage 1 on.
+    accumulation apart from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights
+    and gradients (4 N each) beside autocast's bf16 copies (2 N) and the two moments (8 N).
 
     Activations: ``activation_bytes`` for each of ``blocks`` (default: the config's), or with
     ``gradient_checkpointing`` each block's input and one block recomputed. Logits: 14 bytes for each of the
@@ -158,14 +159,15 @@ def memory_per_gpu(
     """
     blocks = hf_config.num_hidden_layers if blocks is None else blocks
     fp32 = weight_bytes == 4
+    autocast = zero_stage == 0 and not fp32
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
     items = {
-        "weights": weight_bytes * parameters // share[3],
-        "gradients": weight_bytes * parameters // share[2],
-        "accumulation": 0 if fp32 else 4 * parameters // share[2],
-        "optimizer": (8 if fp32 and zero_stage == 0 else 12) * parameters // share[1],
+        "weights": (6 if autocast else weight_bytes) * parameters // share[3],
+        "gradients": (4 if autocast else weight_bytes) * parameters // share[2],
+        "accumulation": 0 if fp32 or autocast else 4 * parameters // share[2],
+        "optimizer": (8 if zero_stage == 0 else 12) * parameters // share[1],
         "gathered": 2 * weight_bytes * largest_module if zero_stage == 3 else 0,
         "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
         if gradient_checkpointing

@@ -51,8 +51,10 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".txt", ".py"})
 
 
-def attention_kernel(asked: str, device: torch.device) -> str:
-    """The attention implementation for ``asked``: auto takes the best that is installed, else sdpa.
+def attention_kernel(asked: str, device: torch.device) -> str | None:
+    """The attention implementation for ``asked``: auto takes the best that is installed.
+
+    None leaves it to transformers: sdpa, or eager for the few models that cannot do with it (Gemma 2).
 
     Raises RegrowError when a kernel is asked for by name that is not installed here.
     """
@@ -63,7 +65,7 @@ def attention_kernel(asked: str, device: torch.device) -> str:
         "flash_attention_2": utils.is_flash_attn_2_available(),
     }
     if asked == "auto":
-        return next((name for name, there in available.items() if there and device.type == "cuda"), "sdpa")
+        return next((name for name, there in available.items() if there and device.type == "cuda"), None)
     if asked in available and not (available[asked] and device.type == "cuda"):
         raise RegrowError(f"model.attention {asked}: not installed here, or no GPU; use auto or sdpa")
     return asked

@@ -69,7 +69,7 @@ def block_importance(
             )
     states = ["removed" if b in removed else "protected" if b in protected else "kept" for b in range(len(values))]
     dense = entry.get("dense")
-    figure, (axes,) = _canvas(1, 1, (_NARROW, 2.9) if narrow else (_WIDE, 3.3))
+    figure, (axes,) = _canvas(1, 1, (_NARROW, 3.3) if narrow else (_WIDE, 3.8))
     finite = [value for value in values if math.isfinite(value)]
     spread_on_log = criterion == "ppl" and min(finite, default=0) > 0 and max(finite) > _LOG_SPREAD * min(finite)
     bottom = 0.0
@@ -77,12 +77,8 @@ def block_importance(
     if spread_on_log:
         floor = min([*finite, dense or math.inf])
         # Bars on a log axis have no natural foot: leave the smallest a visible stub below the dense line.
-        bottom, top = floor / (top / floor) ** 0.12, top * (top / floor) ** 0.06
-        axes.set_yscale("log")
-        axes.set_ylim(bottom, top)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 300 else (1,)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        bottom = floor / (top / floor) ** 0.09
+        _log_scale(axes, bottom, top * (top / floor) ** 0.05)
     else:
         axes.set_ylim(min([*finite, 0.0]) * 1.05, top * 1.08)
     for block, (value, state) in enumerate(zip(values, states, strict=True)):
@@ -159,7 +155,7 @@ def _draw_losses(axes: Axes, losses: list[tuple[int, float]]) -> None:
         axes.plot(x, y, color=COLOURS["faint"], linewidth=1, label=label, gid="training-loss")
         means = [math.fsum(y[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(y))]
         axes.plot(x, means, color=COLOURS["kept"], linewidth=1.7, label=f"mean of the last {window * group}")
-    axes.set_title("training loss (nats per token)")
+    _title(axes, "training loss (nats per token)")
     axes.legend(frameon=False, fontsize=8.5, labelcolor=COLOURS["muted"], loc="upper right")
 
 
@@ -172,11 +168,7 @@ def _draw_held_out(axes: Axes, points: list[tuple[int, float]], references: Mapp
     low, high = min(everything), max(everything)
     room = high / low
     if low > 0 and room > 3:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if room < 300 else (1,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(low / room**0.14, high * room**0.14)
+        _log_scale(axes, low / room**0.14, high * room**0.14)
     else:
         axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
     for name, value in lines.items():
@@ -201,7 +193,7 @@ def _draw_held_out(axes: Axes, points: list[tuple[int, float]], references: Mapp
         fontsize=8.5,
         fontweight="bold",
     )
-    axes.set_title("held-out perplexity")
+    _title(axes, "held-out perplexity")
 
 
 def _finite(value: Any) -> bool:
@@ -212,6 +204,20 @@ def _look(state: str) -> dict[str, Any]:
     """Fill, edge and hatching of a block's bar."""
     edge = COLOURS["kept"] if state == "kept" else COLOURS[f"{state}-line"]
     return {"facecolor": COLOURS[state], "edgecolor": edge, "hatch": _HATCH[state], "linewidth": 0.8}
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=9, color=COLOURS["ink"], pad=8)
+
+
+def _log_scale(axes: Axes, bottom: float, top: float) -> None:
+    """A logarithmic axis with round, written-out ticks, the more of them the shorter the range."""
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if top / bottom < 12 else (1, 2, 5) if top / bottom < 1e4 else (1,)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, top)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, handles: list[Any], columns: int) -> None:
@@ -244,7 +250,6 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
         axes.tick_params(which="both", length=0, colors=COLOURS["muted"], labelsize=8.5, pad=5)
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set(color=COLOURS["muted"], fontsize=8.5)
-        axes.title.set(color=COLOURS["ink"], fontsize=9)
     return figure, panels
 
 

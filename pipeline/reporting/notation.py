@@ -61,14 +61,14 @@ def flops(count: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as the two largest units: `8.3 s`, `4 min 05 s`, `3 h 20 min`; under a second in ms."""
+    """Seconds as the two largest units: `8.30 s`, `12.9 s`, `4 min 05 s`, `3 h 20 min`; under a second in ms."""
     word = _word_for(seconds)
     if word:
         return word
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f}{SPACE}ms"
     if seconds < 59.95:
-        return f"{seconds:.1f}{SPACE}s"
+        return f"{seconds:.{2 if seconds < 9.995 else 1}f}{SPACE}s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60}{SPACE}min {whole % 60:02d}{SPACE}s"

@@ -144,8 +144,8 @@ def comparison_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the table that sets the three models side by side.
 
-    A row holds `label`, `note`, and `cells`: for each of the three models the number in words and, for all but
-    dense, how it compares with dense.
+    A row holds `label`, `note`, and `cells`: for each of the three models the number in words, for all but dense
+    how it compares with dense, and the standard deviation where one was measured.
     """
     rows = []
 
@@ -155,7 +155,7 @@ def comparison_rows(
         for model in MODELS:
             value = values.get(model)
             relative = "" if model == "dense" else compare(value, reference)
-            cells.append({"text": write(value), "relative": relative, "missing": value is None})
+            cells.append({"text": write(value), "relative": relative, "spread": "", "missing": value is None})
         rows.append({"label": label, "note": note, "cells": cells})
 
     known = {model: models.get(model, {}) for model in MODELS}
@@ -181,7 +181,7 @@ def comparison_rows(
         add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, notation.change)
         for cell, model in zip(rows[-1]["cells"], MODELS, strict=True):
             if spread.get(model) is not None and not cell["missing"]:
-                cell["text"] += f" \u00b1 {notation.duration(spread[model])}"
+                cell["spread"] = f"\u00b1 {notation.duration(spread[model])}"
         add(
             "Throughput",
             "generated tokens per second",

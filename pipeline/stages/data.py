@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import Config, Source
 from pipeline.data.lanes import split_into_parts
-from pipeline.data.shards import Shard, build_manifest, list_shards
+from pipeline.data.shards import Shard, build_manifest, list_shards, local_files
 from pipeline.launch import World
 from pipeline.run import Run, write_json
 
@@ -22,9 +22,8 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
     held_out = [config.data.held_out] if config.data.held_out else []
     files: list[Path] = []
     for source in (*config.data.sources, *held_out):
-        root = Path(source.path).expanduser()
-        files += [path for path in sorted(root.rglob("*")) if path.is_file()] if root.is_dir() else []
-        files += [root] if root.is_file() else []
+        base, names = local_files(source.path, source.files) or (Path(), [])
+        files += [base / name for name in names]
     return {str(path): run.hash_of(path) for path in files}
 
 

@@ -24,12 +24,21 @@ from pipeline.model.equivalence import (
     probe_ids,
 )
 from pipeline.model.load import load_model, resolve_model, save_model
-from pipeline.run import Run, read_json, require_space, write_json
-from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
+from pipeline.run import RegrowError, Run, read_json, require_space, write_json
+from pipeline.stages import score
 
 FORMAT = 1
 UPSTREAM = ("score",)
 LAUNCHED = False
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """The dense model's files by their content, and a block order that was written elsewhere."""
+    order = config.prune.blocks
+    if isinstance(order, Path) and not order.is_file():
+        raise RegrowError(f"prune.blocks: block order {order} is not a file")
+    own = {str(order): run.hash_of(order)} if isinstance(order, Path) else {}
+    return {**score.inputs(config, run), **own}
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -78,7 +87,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     record = {
         "base_model": config.model.path,
         "base_revision": config.model.revision,
-        "criterion": config.prune.criterion if not isinstance(config.prune.blocks, tuple) else "explicit list",
+        "criterion": config.prune.criterion if config.prune.blocks is None else None,
+        "order_file": str(config.prune.blocks) if isinstance(config.prune.blocks, Path) else None,
         "removed": removed,
         "kept": [index for index in range(total) if index not in removed],
         "protected": protected_blocks(total, config.prune.protect_first, config.prune.protect_last),

@@ -60,6 +60,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     torch.manual_seed(recipe.seed)
     if recipe.deterministic is True or (recipe.deterministic == "auto" and world.device.type == "cpu"):
         torch.use_deterministic_algorithms(True)
+        # It would also fill every new buffer, which DeepSpeed overwrites: for each micro-batch, all its buckets.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
     model = load_model(
         run.stage("prune") / "model", dtype=config.model.dtype, attention=config.model.attention, device=world.device,

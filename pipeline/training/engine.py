@@ -22,6 +22,9 @@ from torch import nn
 from pipeline.launch import World
 from pipeline.model.loss import next_token_losses
 
+#: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
+BUCKET = 500_000_000
+
 
 def decay_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[str]) -> list[dict[str, Any]]:
     """Two AdamW groups: parameters with weight decay, and the kinds named in ``no_decay`` without it.
@@ -97,6 +100,8 @@ class Engine:
                 "stage": zero_stage,
                 "overlap_comm": False,
                 "contiguous_gradients": True,
+                # DeepSpeed makes its buckets as long as this, whatever the model's size: 2 GB at its default.
+                "reduce_bucket_size": min(BUCKET, sum(parameter.numel() for parameter in model.parameters())),
                 "stage3_gather_16bit_weights_on_model_save": True,
                 # On one machine with small models nothing may stay unsharded by size, or stages would not differ.
                 "stage3_param_persistence_threshold": 1e4,

@@ -1,0 +1,35 @@
+"""Token losses against the definition, in fp64 by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.model.loss import next_token_losses
+
+
+def test_losses_are_the_negative_log_probabilities_of_the_next_tokens():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 9, 50, generator=generator) * 5
+    ids = torch.randint(0, 50, (3, 9), generator=generator)
+    losses = next_token_losses(logits, ids)
+    assert losses.shape == (3, 8) and losses.dtype == torch.float32
+    for row in range(3):
+        for t in range(8):
+            expected = -torch.log_softmax(logits[row, t].double(), dim=0)[ids[row, t + 1]]
+            assert abs(losses[row, t].item() - expected.item()) < 1e-5, f"row {row}, token {t + 1}"
+
+
+def test_bf16_logits_are_summed_in_fp32():
+    logits = (torch.randn(1, 4, 30_000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    exact = torch.logsumexp(logits[0, :3].double(), dim=1) - logits[0, [0, 1, 2], [6, 7, 8]].double()
+    losses = next_token_losses(logits, ids)
+    assert torch.allclose(losses[0].double(), exact, atol=1e-4, rtol=0), "a softmax over many tokens lost precision"
+    assert losses.dtype == torch.float32
+
+
+def test_a_gradient_flows_through():
+    logits = torch.zeros(1, 3, 4, requires_grad=True)
+    next_token_losses(logits, torch.tensor([[0, 1, 2]])).sum().backward()
+    assert logits.grad[0, 2].abs().max() == 0, "the last position has no target"
+    assert torch.allclose(logits.grad[0, 0], torch.tensor([0.25, -0.75, 0.25, 0.25]))
