@@ -65,9 +65,7 @@ def main() -> None:
     config = shape(arguments.blocks, arguments.width, arguments.row_length)
     torch.manual_seed(0)
     with world.device:
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=arguments.attention
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=arguments.attention)
     parameters, products, block = model.num_parameters(), product_parameters(model), block_parameters(model)[0]
     flops = flops_per_token(products, arguments.blocks, attention_width(config), arguments.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
@@ -87,8 +85,10 @@ def main() -> None:
             mfu=lambda speed: mfu(speed / world.size, flops, peak),
         ))  # fmt: skip
     except torch.OutOfMemoryError as error:
-        sys.exit(f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
-                 f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing")
+        sys.exit(
+            f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
+            f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing"
+        )
 
     speed = median(step.tokens_per_second for step in steps[1:])
     used = mfu(speed / world.size, flops, peak)

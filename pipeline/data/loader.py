@@ -84,7 +84,12 @@ def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], Non
 
     # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
     # every resume.
-    yield from DataLoader(
+    loader = DataLoader(
         stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker, prefetch_factor=8,
         generator=torch.Generator(),
     )  # fmt: skip
+    try:
+        yield from loader
+    except RegrowError as error:
+        # torch puts the worker's whole traceback into the message.
+        raise RegrowError(str(error).rpartition("RegrowError: ")[2].strip()) from None

@@ -126,8 +126,10 @@ def per_block_lists(config: Any, total: int) -> dict[str, list[Any]]:
     return {
         name: list(value)
         for name, value in plain.items()
-        if isinstance(value, list | tuple) and len(value) == total and name not in {"architectures", "regrow"}
-    }
+        # A list of end tokens, say, may be as long as a small model has blocks.
+        if isinstance(value, list | tuple) and len(value) == total
+        and name != "architectures" and not name.endswith("token_id")
+    }  # fmt: skip
 
 
 def block_parameters(model: nn.Module) -> list[int]:

@@ -15,7 +15,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.reporting import notation
-from pipeline.reporting.page import MODELS, perplexity_rows, protocol_words, recovered, task_rows
+from pipeline.reporting.page import (
+    MODELS,
+    PROVENANCE_KEYS,
+    PRUNE_KEYS,
+    perplexity_rows,
+    protocol_words,
+    recovered,
+    task_rows,
+    with_gaps,
+)
 
 
 def render_card(
@@ -31,15 +40,17 @@ def render_card(
     """Return the text of the model card.
 
     `prune`, `results`, `scores` and `cost` are as for `render_page`; `recipe` is the configuration's `train`
-    section as a plain dict, shown key by key without those that are None; `provenance` holds `model`,
+    section as a plain dict, shown key by key without those that are None; `provenance` holds `model`
+    (where the dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder),
     `model_note`, `data` (each with `path` and `documents`), `data_note`, `language` and `license`. What is missing
     is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
-    results, cost, provenance = results or {}, cost or {}, provenance or {}
+    results, cost = results or {}, cost or {}
+    prune, provenance = with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
     models = results.get("models", {})
     rows = perplexity_rows(models)
     regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
-    base = provenance.get("model") or prune.get("base_model")
+    base = provenance.get("base_model") or provenance.get("model") or prune.get("base_model")
     environment = Environment(  # Markdown, not HTML: the filter `cell` escapes what it would act on
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,
@@ -55,6 +66,7 @@ def render_card(
     return environment.get_template("card.md.j2").render(
         name=name,
         base_model=public_name(base),
+        base_on_hub=is_hub_name(base),
         datasets=[path for path in (_hub_dataset(s["path"]) for s in provenance.get("data") or ()) if path],
         languages=[languages] if isinstance(languages, str) else list(languages or ()),
         license=provenance.get("license"),
@@ -77,9 +89,14 @@ def render_card(
     )
 
 
+def is_hub_name(path: str | None) -> bool:
+    """Whether this reads as `owner/name` on the Hub; a folder that exists here is a folder."""
+    return path is not None and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).exists()
+
+
 def public_name(path: str | None) -> str | None:
-    """A name fit for a public card: a Hub id stays, a path on someone's machine keeps its last part only."""
-    if path is None or (re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not Path(path).exists()):
+    """A name fit for a public card: a Hub name stays, a path on someone's machine keeps its last part only."""
+    if path is None or is_hub_name(path):
         return path
     return re.sub(r"^\w+://", "", path).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
 
@@ -89,7 +106,7 @@ def _hub_dataset(path: str) -> str | None:
     hub = re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", path)
     if hub:
         return hub.group(1).split("@")[0]
-    return path if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not Path(path).exists() else None
+    return path if is_hub_name(path) else None
 
 
 def _cell(value: Any) -> str:

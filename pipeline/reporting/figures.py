@@ -134,9 +134,9 @@ def learning_curve(
     if points:
         _draw_held_out(axes[-1], points, references)
     for panel in axes:
-        panel.set_xlim(left=0)
+        panel.set_xlim(left=-0.02 * panel.get_xlim()[1])  # room for the marker of the value before training
         panel.set_xlabel("tokens seen in training")
-        panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: notation.tokens(value)))
     return figure
 

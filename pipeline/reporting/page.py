@@ -15,6 +15,8 @@ from markupsafe import Markup
 from pipeline.reporting import figures, notation
 
 MODELS = ("dense", "pruned", "regrown")
+PRUNE_KEYS = ("protected", "criterion", "base_model", "parameters", "self_test")
+PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
 
 
 def render_page(
@@ -40,7 +42,7 @@ def render_page(
     """
     out.mkdir(parents=True, exist_ok=True)
     models = (results or {}).get("models", {})
-    cost, provenance = cost or {}, provenance or {}
+    cost, prune, provenance = cost or {}, with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
     blocks = len(prune["removed"]) + len(prune["kept"])
     perplexities = perplexity_rows(models)
     main = perplexities[0] if perplexities else None
@@ -75,6 +77,11 @@ def render_page(
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def with_gaps(keys: Sequence[str], record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The record with None for each of these keys that it lacks, so that a template can ask for all of them."""
+    return dict.fromkeys(keys) | dict(record or {})
 
 
 def block_states(prune: Mapping[str, Any]) -> list[str]:

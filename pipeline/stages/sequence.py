@@ -127,6 +127,12 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     except RegrowError as error:
         run.log(f"{stage}: rank {world.rank}: {error}")
         raise
+    except RuntimeError as error:
+        if "closed by peer" not in str(error) and "reset by peer" not in str(error):
+            raise
+        # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.
+        time.sleep(5)
+        raise RegrowError(f"stage {stage}: rank {world.rank} lost another rank, whose message says why") from error
     except OSError as error:
         raise RegrowError(f"stage {stage}: {error.strerror}: {error.filename or 'no file named'}; nothing finished was "
                           "lost, the same command goes on from there") from error  # fmt: skip

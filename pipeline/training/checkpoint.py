@@ -61,16 +61,18 @@ def save_checkpoint(
     try:
         engine.engine.save_checkpoint(str(root), tag=folder.name, save_latest=False)
     except (OSError, RuntimeError) as error:
+        if not _is_writing(error):
+            raise
         # The others may wait in a barrier inside DeepSpeed, where no message reaches them: this process says it and
         # ends, and the launcher ends them.
         shutil.rmtree(folder, ignore_errors=True)
-        raise _unwritten(folder, f"rank {world.rank}: {error}") from error
+        raise _unwritten(folder, f"rank {world.rank}: {_reason(error)}") from error
     try:
         torch.save(_random_state(), folder / f"random-{world.rank:05d}.pt")
         if world.rank == 0:
             write_json(folder / "state.json", dict(state))
     except (OSError, RuntimeError, RegrowError) as error:
-        problem = f"rank {world.rank}: {error}"
+        problem = f"rank {world.rank}: {_reason(error)}"
     _agree(world, problem, folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     own = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
@@ -152,6 +154,17 @@ def _agree(world: World, problem: str | None, folder: Path) -> None:
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise _unwritten(folder, problems[0])
+
+
+def _is_writing(error: Exception) -> bool:
+    """Whether this is a file that could not be written, as torch's writer in C++ says it; not a lost connection."""
+    return isinstance(error, OSError) or "inline_container" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and _is_writing(error):
+        return f"the disk is full, or a quota or a limit on the size of files was met; torch says: {error}"
+    return str(error)
 
 
 def _unwritten(folder: Path, problem: str) -> RegrowError:

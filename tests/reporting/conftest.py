@@ -4,7 +4,6 @@ The shapes are those of the run folder, at the size of the demo (30 blocks, 9 re
 be looked at without running a pipeline. `python tests/reporting/conftest.py FOLDER` writes such a page.
 """
 
-import copy
 import math
 import random
 import sys
@@ -106,9 +105,9 @@ def made_up_inputs() -> dict[str, Any]:
             "calibration": {"sequences": 10, "length": 128, "bos": "document", "seed": 1234},
         },
         "prune": {
-            "removed": REMOVED,
+            "removed": list(REMOVED),
             "kept": [b for b in range(30) if b not in REMOVED],
-            "protected": PROTECTED,
+            "protected": list(PROTECTED),
             "criterion": "ppl",
             "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
             "parameters": {"dense": 134_515_008, "pruned": 102_654_144},
@@ -151,10 +150,16 @@ def made_up_inputs() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def made_up_once() -> dict[str, Any]:
+    """The made-up inputs as they are, for tests that only read them."""
+    return made_up_inputs()
+
+
 @pytest.fixture
 def made_up() -> dict[str, Any]:
     """A fresh copy of the made-up inputs, free to be changed by a test."""
-    return copy.deepcopy(made_up_inputs())
+    return made_up_inputs()
 
 
 if __name__ == "__main__":

@@ -141,24 +141,27 @@ def split(world: World) -> dict[str, Any]:
 
 
 def accumulated(world: World, zero_stage: int) -> dict[str, Any]:
-    """Gradient norms of one row, once and 64 times over, and what bf16 sums would have made of the latter.
+    """Gradient norms of one row, once and 32 times over, and of plain sums in fp32 and bf16 for comparison.
 
-    64 equal terms, each divided by 64 (exact in bf16), sum to the one gradient exactly, if sums are kept in fp32.
+    32 equal terms, each divided by 32 (exact in bf16), sum to the one gradient exactly, if sums are kept in fp32.
     """
     row, norms = text(1), []
-    for times in (1, 64):
+    for times in (1, 32):
         engine = new_engine(world, zero_stage, torch.bfloat16, 1, times * world.size)
         for _ in range(times):
             engine.backward(row, (LENGTH - 1) * times * world.size)
             engine.step()
         norms.append(engine.gradient_norm())
     model = new_model(torch.bfloat16)
-    (next_token_losses(model(row).logits, row).sum() / (64 * (LENGTH - 1))).backward()
-    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
-    for _ in range(64):
-        for total, parameter in zip(sums, model.parameters(), strict=True):
-            total += parameter.grad
-    return {"norms": norms, "in_bf16": float(torch.nn.utils.get_total_norm([total.float() for total in sums]))}
+    (next_token_losses(model(row).logits, row).sum() / (32 * (LENGTH - 1))).backward()
+    plain = []
+    for dtype in (torch.float32, torch.bfloat16):
+        sums = [torch.zeros_like(parameter, dtype=dtype) for parameter in model.parameters()]
+        for _ in range(32):
+            for total, parameter in zip(sums, model.parameters(), strict=True):
+                total += parameter.grad.to(dtype)
+        plain.append(float(torch.nn.utils.get_total_norm([total.float() for total in sums])))
+    return {"norms": norms, "plain": plain}
 
 
 def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -169,7 +172,6 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
 
     first, position = new_engine(world, zero_stage, dtype, micro_batch), Position()
     train(first, data, world, micro_batch, 2, position)
-    noise = torch.rand(3)
     torch.manual_seed(5 + world.rank)
     cursors = {lane: asdict(cursor) for part in world.gather(position.cursors) for lane, cursor in part.items()}
     state = {"step": position.step, "tokens": position.tokens, "layout": LAYOUT, "cursors": cursors}
@@ -183,14 +185,14 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
     position = Position(state["step"], state["tokens"])
     steps = train_steps(second, share(data, world, 2 * BATCH), world, position, steps=4, micro_batch=micro_batch,
                         rate=rate, mfu=lambda speed: None)  # fmt: skip
-    halves = [asdict(step) for step in steps]
+    rest = [asdict(step) for step in steps]
     ends = [straight.weights(), second.weights()]
     if world.rank != 0:
         return {}
     return {
-        "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "same_noise": same_noise,
+        "root": str(root), "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "same_noise": same_noise,
         "changed": difference(ends[0], new_model(dtype).state_dict()), "cursors": state["cursors"],
-        "whole": whole, "halves": halves, "files": sorted(p.name for p in checkpoint.iterdir()),
+        "whole": whole, "rest": rest, "files": sorted(p.name for p in checkpoint.iterdir()),
     }  # fmt: skip
 
 
@@ -220,11 +222,11 @@ def recomputed(world: World) -> dict[str, Any]:
     """Losses with and without gradient checkpointing."""
     data, losses = text(BATCH * STEPS), []
     for recompute in (False, True):
-        model = new_model(torch.float32)
-        engine = Engine(model, world, micro_batch=2, accumulation=2, zero_stage=3, gradient_checkpointing=recompute,
+        engine = Engine(new_model(torch.float32), world, micro_batch=2, accumulation=2, zero_stage=3, gradient_checkpointing=recompute,
                         **RECIPE)  # fmt: skip
         losses.append([step["loss"] for step in train(engine, data, world, 2, STEPS)])
-    return {"losses": losses, "recomputes": model.is_gradient_checkpointing}
+    blocks = engine.model.model.layers
+    return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
 
 
 def poisoned(world: World) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def poisoned(world: World) -> dict[str, Any]:
 
 
 def one_sided(world: World, folder: Path) -> dict[str, Any]:
-    """A checkpoint that only some process cannot write; the caller sees how this program ends."""
+    """A checkpoint that rank 0 alone cannot write; the caller sees how this program ends."""
     import resource
 
     engine = new_engine(world, 1, torch.bfloat16, 2)
@@ -269,7 +271,7 @@ def run_case(case: str, world: World, folder: Path) -> dict[str, Any]:
         return resume(world, folder, stage, dtype)
     if what == "export":
         return export(world, folder, stage)
-    if what == "onesided":
+    if what == "one_sided":
         return one_sided(world, folder)
     return {"split": split, "recomputed": recomputed, "poisoned": poisoned}[what](world)
 

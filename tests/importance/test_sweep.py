@@ -1,0 +1,78 @@
+"""The sweep against the models that it stands for: each block left out, and each block really gone."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from families import BLOCKS, FAMILIES, VOCABULARY, build
+
+from pipeline.importance.sweep import removal_losses
+from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
+from pipeline.model.load import load_model
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+
+
+@torch.no_grad()
+def summed(model, ids):
+    return next_token_losses(model(ids, use_cache=False).logits, ids).double().sum(dim=1)
+
+
+def by_skipping(model, ids):
+    rows = []
+    for block in range(len(find_blocks(model))):
+        with skip_blocks(model, [block]):
+            rows.append(summed(model, ids))
+    return torch.stack([*rows, summed(model, ids)])
+
+
+def by_removing(model, ids):
+    removed = (remove_blocks(deepcopy(model), [block]) for block in range(len(find_blocks(model))))
+    return torch.stack([*(summed(one, ids) for one in removed), summed(model, ids)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_equals_skipping_and_removing_each_block(family):
+    model = build(family)
+    generator = torch.Generator().manual_seed(1)
+    # Several sequences; as many sequences as tokens, so that an axis could be taken for another; one alone.
+    for rows, length in ((1, 24), (3, 24), (12, 12)):
+        ids = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
+        swept = removal_losses(model, ids)
+        assert swept.shape == (BLOCKS + 1, rows) and swept.dtype == torch.float64
+        for name, expected in (("skipped", by_skipping(model, ids)), ("removed", by_removing(model, ids))):
+            worst = ((swept - expected) / (length - 1)).abs().max().item()
+            assert worst < 1e-5, f"{family}, {rows} x {length}: {worst:.1e} nats from the model with a block {name}"
+        means = swept.mean(dim=1) / (length - 1)
+        assert means.std() > 1e-2, "all blocks weigh the same here: the test shows nothing"
+    blocks = find_blocks(model)
+    assert not any(b._forward_hooks or b._forward_pre_hooks or "forward" in b.__dict__ for b in blocks), (
+        "the sweep left hooks or forwards behind"
+    )
+
+
+def test_a_trained_kind_of_model_in_bf16(tiny_model):
+    """In bf16 a wider batch may take other kernels: equal to the rounding that the ties' tolerance stands for."""
+    model = load_model(tiny_model, dtype="bfloat16")
+    ids = torch.randint(0, 1000, (2, 48), generator=torch.Generator().manual_seed(0))
+    difference = (removal_losses(model, ids) - by_skipping(model, ids)).abs().max().item() / 47
+    assert difference < 1e-2, f"{difference} nats"
+    full = load_model(tiny_model, dtype="float32")
+    assert (removal_losses(full, ids) - by_skipping(full, ids)).abs().max().item() / 47 < 1e-6
+    # A sequence's losses do not depend on its neighbours.
+    alone = torch.cat([removal_losses(full, ids[:1]), removal_losses(full, ids[1:])], dim=1)
+    assert torch.allclose(alone, removal_losses(full, ids), rtol=1e-6)
+
+
+def test_losses_that_are_not_numbers_are_refused_and_nothing_is_left_behind():
+    model = build("llama")
+    with torch.no_grad():
+        find_blocks(model)[2].mlp.down_proj.weight[0, 0] = math.nan
+    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers"):
+        removal_losses(model, torch.ones(1, 8, dtype=torch.int64))
+    with pytest.raises(IndexError):  # a token that the model does not have
+        removal_losses(model, torch.full((1, 8), VOCABULARY))
+    assert not any(b._forward_hooks or b._forward_pre_hooks or "forward" in b.__dict__ for b in find_blocks(model))

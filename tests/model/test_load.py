@@ -1,0 +1,96 @@
+"""Model folders: what is whole loads, what transformers would complete with random weights is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.model.load import attention_kernel, load_model, model_files, resolve_model, save_model
+from pipeline.run import RegrowError
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the tiny model that may be damaged."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_whole_folder_loads_and_is_saved_with_its_companions(tiny_model, tmp_path):
+    model = load_model(tiny_model)
+    assert (model.dtype, model.training, len(model.model.layers)) == (torch.bfloat16, False, 8)
+    assert load_model(tiny_model, dtype="float32").dtype == torch.float32
+    (tmp_path / "dense").mkdir()
+    for path in tiny_model.iterdir():
+        shutil.copy(path, tmp_path / "dense")
+    (tmp_path / "dense" / "chat_template.jinja").write_text("{{ messages }}")
+    save_model(model, tmp_path / "saved", companions_from=tmp_path / "dense")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+            "chat_template.jinja"} <= names, f"the saved folder has only {sorted(names)}"  # fmt: skip
+    again = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(tiny_model / "model.safetensors").items())
+
+
+def test_missing_left_over_and_misshapen_weights_are_refused(folder, tiny_model):
+    def refused(words):
+        with pytest.raises(RegrowError, match=words):
+            load_model(folder)
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+
+    change_weights(folder, lambda weights: weights.pop("model.layers.3.mlp.up_proj.weight"))
+    refused(r"weights and config do not fit \(missing keys: model\.layers\.3\.mlp\.up_proj\.weight\)")
+    change_config(folder, num_hidden_layers=7)
+    refused(r"do not fit \(unexpected keys: model\.layers\.7\.")
+    change_config(folder, num_hidden_layers=9)
+    refused(r"do not fit \(missing keys: model\.layers\.8\.")
+    change_weights(folder, lambda w: w.update({"model.norm.weight": torch.ones(65, dtype=torch.bfloat16)}))
+    refused(r"cannot be loaded|do not fit")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused("cannot be loaded")
+    load_model(folder)
+
+
+def test_what_old_llama_checkpoints_carry_along_is_no_harm(folder):
+    """Vicuna's files hold rotary frequencies, which are computed now and not read."""
+    change_weights(folder, lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
+    load_model(folder)
+
+
+def test_a_path_that_is_no_model_is_refused(folder, tmp_path):
+    assert resolve_model(str(folder)) == folder
+    assert {path.name for path in model_files(folder)} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    with pytest.raises(RegrowError, match=r"no such folder, and not the name of a model on the hub"):
+        resolve_model(str(tmp_path / "gone"))
+    with pytest.raises(RegrowError, match="no such folder"):
+        resolve_model("./gone/model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(RegrowError, match="no safetensors weights"):
+        resolve_model(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(RegrowError, match=r"no config\.json"):
+        resolve_model(str(folder))
+
+
+def test_the_attention_kernel_is_the_asked_one_or_is_refused(tiny_model):
+    cpu = torch.device("cpu")
+    assert attention_kernel("eager", cpu) == "eager"
+    with pytest.raises(RegrowError, match=r"flash_attention_2: not installed here, or no GPU"):
+        attention_kernel("flash_attention_2", cpu)
+    assert load_model(tiny_model, attention="eager").config._attn_implementation == "eager"
+    assert load_model(tiny_model).config._attn_implementation == "sdpa"

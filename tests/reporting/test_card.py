@@ -1,0 +1,144 @@
+"""The model card's front matter is what the Hub reads, and its text what a user must know."""
+
+import ast
+import io
+import re
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline.reporting import render_card
+from pipeline.reporting.card import public_name
+
+
+def card_of(inputs, **changes):
+    """The card's front matter, parsed, and its text with plain spaces."""
+    keys = ("name", "prune", "results", "scores", "cost", "provenance")
+    recipe = {"tokens": 122_880, "learning_rate": 3e-4, "schedule": "cosine", "max_hours": None}
+    text = render_card(**{key: inputs[key] for key in keys} | {"recipe": recipe} | changes)
+    assert text.startswith("---\n")
+    _, front, body = text.split("---\n", 2)
+    return YAML(typ="safe").load(io.StringIO(front)), body.replace("\u202f", " ")
+
+
+def test_front_matter_holds_what_the_hub_reads(made_up):
+    front, _ = card_of(made_up)
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-generation"
+    assert front["tags"] == ["regrow", "depth-pruning"]
+    assert front["license"] == "apache-2.0"
+    assert front["language"] == ["en"]
+    assert "datasets" not in front, "a local file is no data set of the Hub"
+    (model,) = front["model-index"]
+    (result,) = model["results"]
+    assert result["metrics"] == [
+        {
+            "type": "perplexity",
+            "name": "perplexity (length 256, BOS policy: document, 20.5\u202fk tokens)",
+            "value": 22.1,
+        }
+    ]
+    assert result["task"]["type"] == "text-generation" and result["dataset"]["type"] == "held_out"
+
+
+def test_unknown_fields_are_left_out(made_up):
+    made_up["provenance"] |= {"license": None, "language": None, "model": "/somewhere/private/dense"}
+    del made_up["results"]["models"]["regrown"]
+    front, body = card_of(made_up)
+    assert set(front) == {"library_name", "pipeline_tag", "tags"}
+    assert "The license is not recorded here" in body
+    assert "The regrown model was not evaluated." in body
+    assert "/somewhere" not in body, "no path of this machine in a public card"
+
+
+def test_hub_name_of_a_local_copy_and_hub_data_sets(made_up):
+    made_up["provenance"] |= {
+        "model": ".cache/demo/model",
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "data": [
+            {"path": "hf://datasets/cerebras/SlimPajama-627B/train", "documents": None},
+            {"path": "owner/text", "documents": 3},
+        ],
+    }
+    front, _ = card_of(made_up)
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front["datasets"] == ["cerebras/SlimPajama-627B", "owner/text"]
+
+
+def test_words_that_yaml_would_turn_stay_words(made_up):
+    made_up["provenance"] |= {"language": ["no", "en"], "license": "mit: \"x\" # 'y'"}
+    front, _ = card_of(made_up, name='1e-4: "odd" - name')
+    assert front["language"] == ["no", "en"]
+    assert front["license"] == "mit: \"x\" # 'y'"
+    assert front["model-index"][0]["name"] == '1e-4: "odd" - name'
+
+
+def test_text_says_what_a_user_must_know(made_up):
+    _, body = card_of(made_up)
+    for expected in (
+        "9 of its 30 transformer blocks removed, then trained on 123 k tokens",
+        "counted from 0 in the base model: 6, 9, 10, 13, 17, 19, 21, 23, 24",
+        "Protected from removal: 0, 1, 2, 3, 28, 29",
+        "Criterion: ppl, on 10 calibration sequences of 128 tokens (BOS policy: document)",
+        "Parameters: 134.5 M before, 102.7 M after",
+        "| held-out text (length 256, BOS policy: document, 20.5 k tokens) | 14.03 | 68.60 | 22.10 |",
+        "training took away 71 %",
+        "- Tokens: 123 k in 60 steps",
+        "7.6e13 FLOPs",
+        "| learning\\_rate | 0.0003 |",
+        "SmolLM2 dequantised from 4 bits",
+        "The dense model was dequantised from 4 bits",
+        "a demonstration, not a full recovery",
+        "No downstream task was measured.",
+    ):
+        assert expected in body, f"missing: {expected}"
+    assert "max" not in body, "settings that are unset are not listed"
+
+
+def test_tables_are_whole(made_up):
+    """Every table's rows follow each other and have as many cells as its head."""
+    made_up["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.68}}
+    _, body = card_of(made_up)
+    tables = re.findall(r"(?:^\|.*\|\n)+", body, flags=re.MULTILINE)
+    assert len(tables) == 3, "perplexities, tasks, recipe"
+    for table in tables:
+        rows = table.splitlines()
+        assert len(rows) > 2 and re.fullmatch(r"[| :-]+", rows[1]), table
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, f"uneven cells in\n{table}"
+
+
+def test_loading_takes_three_lines_of_transformers_alone(made_up):
+    _, body = card_of(made_up)
+    code = re.search(r"```python\n(.*?)```", body, flags=re.DOTALL).group(1)
+    statements = ast.parse(code).body
+    assert len(statements) == 3
+    imports = [s for s in statements if isinstance(s, ast.Import | ast.ImportFrom)]
+    assert [s.module for s in imports] == ["transformers"]
+
+
+def test_hostile_values_cannot_break_tables_or_bring_in_html(made_up):
+    made_up["provenance"]["data_note"] = "<script>alert(1)</script>\n# heading"
+    _, body = card_of(made_up, recipe={"a|b": "x | y\n| z"})
+    assert "\n# heading" not in body and not re.search(r"(?<!\\)<script", body)
+    assert "| a\\|b | x \\| y \\| z |" in body
+
+
+@pytest.mark.parametrize("missing", ["results", "scores", "cost", "provenance"])
+def test_each_record_may_be_missing(made_up, missing):
+    front, body = card_of(made_up, **{missing: None})
+    assert front["library_name"] == "transformers"
+    said = {
+        "results": "Perplexity was not measured.",
+        "scores": "Criterion: ppl\n",
+        "cost": "No training is recorded.",
+        "provenance": "Text: not recorded",
+    }
+    assert said[missing] in body
+
+
+def test_public_names(tmp_path):
+    assert public_name("owner/model") == "owner/model"
+    assert public_name(str(tmp_path / "dense")) == "dense"
+    assert public_name("s3://bucket/folder/text/") == "text"
+    assert public_name(None) is None

@@ -1,0 +1,122 @@
+"""Places that launchers describe, and processes that end with their parents; all with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from pipeline.launch import AGENT, PARENT, Place, count_processes, find_place
+from pipeline.run import RegrowError
+
+
+def wait_for(what, seconds: float = 30, step: float = 0.02):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(step)
+    return None
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_places_of_every_launcher():
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"}
+    assert find_place(torchrun) == Place(5, 8, 1, 4, "other")
+    assert find_place({**torchrun, AGENT: "77"}) == Place(5, 8, 1, 4, "regrow")
+    deepspeed = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1"}
+    assert find_place(deepspeed) == Place(5, 8, 1, 4, "other")
+    srun = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"}
+    assert find_place({**srun, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 8, 1, 4, "other")
+    with pytest.raises(RegrowError, match="set MASTER_ADDR and MASTER_PORT"):
+        find_place(srun)
+    alone = Place(0, 1, 0, 1, None)
+    assert find_place({}) == alone, "a process on its own"
+    assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}) == alone, "one task of srun"
+    assert find_place({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == alone, "a shell inside an allocation"
+
+
+def test_processes_are_as_asked():
+    import torch
+
+    assert [count_processes(asked) for asked in (3, "2")] == [3, 2]
+    assert count_processes("auto") == max(1, torch.cuda.device_count())
+
+
+CHILD = """
+import os, sys, time
+from pipeline.launch import die_with_parent
+die_with_parent(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def start(code: str, *arguments: object, **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, **more)  # fmt: skip
+
+
+def test_a_process_in_a_session_of_its_own_ends_with_its_killed_parent():
+    parent = start(
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True)", CHILD,
+    )  # fmt: skip
+    child = int(parent.stdout.readline())
+    assert not gone(child)
+    parent.kill()
+    assert wait_for(lambda: gone(child), 5), "the child outlived a kill -9 of its parent"
+    parent.communicate()
+
+
+def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
+    late = start(CHILD, 1 if os.getpid() != 1 else 2)
+    out, _ = late.communicate(timeout=30)
+    assert (late.returncode, out) == (1, ""), "it went on though its parent is another"
+
+
+def agent(config, tmp_path) -> subprocess.Popen:
+    """The launching agent, in front of two ranks that will be busy with their imports for some seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), PARENT: str(os.getpid())}
+    return subprocess.Popen([sys.executable, "-m", "pipeline.launch", "2", "data", str(config)], cwd=tmp_path,
+                            env=environment, text=True, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The agent's two ranks, as soon as both run the command."""
+
+    def both():
+        found = [child for child in psutil.Process(process.pid).children() if "pipeline" in child.cmdline()]
+        return found if len(found) == 2 else None
+
+    return wait_for(both)
+
+
+def test_the_agent_says_which_rank_was_killed_and_ends_the_others(tiny_config, tmp_path):
+    process = agent(tiny_config, tmp_path)
+    by_rank = {int(child.environ()["RANK"]): child for child in ranks(process)}
+    by_rank[1].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    line = f"regrow: rank 1 of 2 (pid {by_rank[1].pid}) ended with signal 9"
+    assert line in errors.splitlines(), f"the agent said:\n{errors}"
+    assert "Traceback" not in errors
+    assert gone(by_rank[0].pid), "the other rank is still there"
+
+
+def test_the_ranks_end_with_a_killed_agent(tiny_config, tmp_path):
+    process = agent(tiny_config, tmp_path)
+    children = ranks(process)
+    # Until a rank has asked the kernel it is only its check of the parent that ends it: some seconds at most.
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert wait_for(lambda: all(gone(child.pid) for child in children), 15), "ranks outlived their agent"

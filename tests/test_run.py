@@ -1,0 +1,183 @@
+"""The run folder under crashes, full disks and second starts; what counts as a result, and what as a difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from pipeline.run import (
+    RegrowError,
+    Run,
+    compare_fingerprints,
+    hash_file,
+    read_json,
+    require_space,
+    write_atomic,
+    write_json,
+)
+
+
+def python(code: str, *arguments: object, **more: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more)  # fmt: skip
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """A limit on a file's size stands for the full disk: the write ends in the middle with an error of the kernel."""
+    path = tmp_path / "scores.json"
+    write_atomic(path, "old")
+    process = python("""
+import pathlib, resource, sys
+from pipeline.run import RegrowError, write_atomic
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    write_atomic(pathlib.Path(sys.argv[1]), "new" * 100_000)
+except RegrowError as error:
+    print(error)
+""", path)  # fmt: skip
+    out, _ = process.communicate(timeout=60)
+    assert "scores.json: cannot be written (File too large); nothing was lost" in out
+    assert path.read_text() == "old", "the old file is gone"
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"], "half a file was left behind"
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "stage" / "stage.json"
+    write_atomic(path, "old")
+    process = python("""
+import os, pathlib, signal, sys
+from pipeline.run import write_atomic
+os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+write_atomic(pathlib.Path(sys.argv[1]), "new")
+""", path)  # fmt: skip
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert Run(tmp_path).outputs("stage") == {}, "what the killed write left counts as a result"
+    write_atomic(path, "newer")
+    assert path.read_text() == "newer"
+
+
+def test_json_is_read_back_and_damage_names_the_file(tmp_path):
+    value = {"name": "Łódź", "losses": [0.1, 1e-300, 3]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    for data in (b'{"half": ', b"\xff\xfe", b""):
+        (tmp_path / "a.json").write_bytes(data)
+        with pytest.raises(RegrowError, match=r"a\.json: damaged"):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(RegrowError, match=r"b\.json: cannot be read"):
+        read_json(tmp_path / "b.json")
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds the run in tmp_path/demo, and a child of its own that outlives it."""
+    process = python("""
+import pathlib, subprocess, sys, time
+from pipeline.run import Run
+with Run(pathlib.Path(sys.argv[1])).lock():
+    child = subprocess.Popen(["sleep", "30"])
+    print(child.pid, flush=True)
+    time.sleep(30)
+""", tmp_path / "demo")  # fmt: skip
+    child = int(process.stdout.readline())
+    yield process
+    process.kill()
+    process.communicate()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_holder_is_refused_by_host_and_pid_until_the_first_is_killed(holder, tmp_path):
+    run = Run(tmp_path / "demo")
+    name = f"host {socket.gethostname()} pid {holder.pid}"
+    with pytest.raises(RegrowError, match=f"run demo is in use by {name};"), run.lock():
+        pytest.fail("two processes hold one run")
+    assert run.holder() == f"in use by {name}"
+    holder.kill()
+    holder.wait()
+    assert run.holder() is None, "the lock outlived a kill -9 of its holder"
+    with run.lock():
+        assert run.holder() == f"in use by host {socket.gethostname()} pid {os.getpid()}"
+    assert run.holder() is None
+    with pytest.raises(ZeroDivisionError), run.lock():
+        raise ZeroDivisionError
+    with run.lock():
+        assert True, "the lock was kept after an error"
+
+
+def test_a_stage_is_complete_with_its_record_and_is_named_when_it_is_missing(tmp_path):
+    run = Run(tmp_path / "demo")
+    assert run.record("data") is None
+    with pytest.raises(RegrowError, match=r"stage data is not done yet; first run: regrow run c\.yaml .*--until data"):
+        run.require("data", "c.yaml")
+    run.finish("data", {"result": 1})
+    assert run.require("data", "c.yaml") == run.record("data") == {"result": 1}
+    run.log("one")
+    run.log("two")
+    assert [line.split(" ", 2)[2] for line in (run.folder / "log.txt").read_text().splitlines()] == ["one", "two"]
+
+
+def test_a_stage_s_outputs_are_its_results_alone(tmp_path):
+    run = Run(tmp_path)
+    for name in ("stage.json", "progress/started.json", "checkpoints/step-1/COMPLETE", "metrics.discarded.jsonl",
+                 ".scores.json.77.new", "model/config.json", "scores.json"):  # fmt: skip
+        write_atomic(run.stage("x") / name, name)
+    outputs = run.outputs("x")
+    assert list(outputs) == ["model/config.json", "scores.json"]
+    assert outputs["scores.json"] == {"bytes": 11, "sha256": hash_file(run.stage("x") / "scores.json")}
+
+
+def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
+    run = Run(tmp_path)
+    for number in (1, 2):
+        for stage in ("data", "score", "prune"):
+            write_json(run.stage(stage) / "stage.json", number)
+        moved = run.set_aside(["score", "prune", "train"])
+        assert moved == [tmp_path / "aside" / f"00{number}" / stage for stage in ("prune", "score")]
+        assert [read_json(folder / "stage.json") for folder in moved] == [number, number]
+        assert run.record("score") is None and run.record("data") == number
+    assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2
+
+
+def test_hashes_are_remembered_until_a_file_changes(tmp_path):
+    run, path = Run(tmp_path / "run"), tmp_path / "weights"
+    path.write_bytes(b"one")
+    first = run.hash_of(path)
+    store = run.folder / "hashes.json"
+    assert first == hash_file(path) and run.hash_of(path) == first
+    # The memory is used: what it says is believed as long as size and time stand.
+    store.write_text(json.dumps({key: "remembered" for key in json.loads(store.read_text())}))
+    assert run.hash_of(path) == "remembered"
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(b"two")
+    os.utime(path, ns=(stamp + 1, stamp + 1))
+    assert run.hash_of(path) == hash_file(path) != first, "a change of the same size was not noticed"
+
+
+def test_differences_are_named_by_key_input_and_upstream():
+    old = {"config": {"score.length": 128, "score.bos": "none", "gone": 1}, "inputs": {"model/config.json": "a"},
+           "upstream": {"data": "x"}, "format": 1}  # fmt: skip
+    assert compare_fingerprints(old, json.loads(json.dumps(old))) == []
+    new = {"config": {"score.length": 64, "score.bos": "none"}, "inputs": {"model/config.json": "b", "extra": "c"},
+           "upstream": {"data": "y"}, "format": 2}  # fmt: skip
+    assert compare_fingerprints(old, new) == [
+        "gone: was 1, is null", "score.length: was 128, is 64", "input extra changed",
+        "input model/config.json changed", "output of an earlier stage, data changed",
+        "format of the stage: was 1, is 2",
+    ]  # fmt: skip
+
+
+def test_space_is_asked_for_before_it_is_needed(tmp_path):
+    require_space(tmp_path / "new", 1000, "a checkpoint")
+    with pytest.raises(RegrowError, match=r"no space for a checkpoint: 1000000000\.00 GB needed in .*, \S+ GB free"):
+        require_space(tmp_path, 10**18, "a checkpoint")

@@ -1,0 +1,58 @@
+"""Status reads the folder alone: done, begun and untouched stages, and who works there."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from pipeline.config import dump_config, load_config
+from pipeline.run import RegrowError, Run, write_atomic, write_json
+from pipeline.status import status_text
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path) -> Run:
+    run = Run(tmp_path / "runs" / "tiny")
+    write_atomic(run.folder / "config.yaml", dump_config(load_config(tiny_config)))
+    run.finish("data", {"finished": "2026-11-22T04:00:00+0000", "seconds": 1.25})
+    return run
+
+
+def line(run: Run, stage: str) -> str:
+    return next(line for line in status_text(run.folder).splitlines() if line.split()[:1] == [stage])
+
+
+def test_every_stage_is_done_begun_or_not(run):
+    write_json(run.stage("score") / "progress" / "started.json", {})
+    for number in range(3):
+        write_json(run.stage("score") / "progress" / f"sequence-{number:05d}.json", [1.0])
+    assert line(run, "data").split() == ["data", "done", "2026-11-22T04:00:00+0000,", "1.2", "s"]
+    assert line(run, "score").split() == ["score", "begun", "3", "sequences"]
+    assert line(run, "prune").split() == ["prune", "not", "begun"]
+    assert "no command works in it now" in status_text(run.folder)
+    with run.lock():
+        assert f"in use by host {socket.gethostname()} pid {os.getpid()}" in status_text(run.folder)
+
+
+def test_training_s_place_speed_and_time_left(run):
+    write_json(run.stage("train") / "progress" / "started.json", {})
+    assert line(run, "train").split() == "train begun step 0 of 8".split(), "4,096 tokens are 8 steps of 8 rows of 64"
+    steps = [{"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 900.0} for n in (1, 2, 3, 4)]
+    metrics = run.stage("train") / "metrics.jsonl"
+    # The last line is being written at this moment.
+    write_atomic(metrics, "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 5, "lo')
+    assert "step 4 of 8, loss 4.6000, 4,000 tokens/s, 1.00 h left, newest checkpoint none" in line(run, "train")
+    for name, complete in (("step-00000002", True), ("step-00000003", True), ("step-00000004", False)):
+        folder = run.stage("train") / "checkpoints" / name
+        folder.mkdir(parents=True)
+        if complete:
+            (folder / "COMPLETE").touch()
+    assert "newest checkpoint step-00000003" in line(run, "train"), "a torn checkpoint was counted"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RegrowError, match=r"not a run's folder \(no config\.yaml in it\)"):
+        status_text(tmp_path)

@@ -1,0 +1,60 @@
+"""One launch of parity.py for each number of processes: what its cases measured, for all tests of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CASES = {
+    2: [
+        *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
+        *(f"accumulated-{stage}" for stage in range(4)),
+        *(f"resume-{stage}-bf16" for stage in range(4)),
+        "resume-0-fp32",
+        *(f"export-{stage}" for stage in (1, 2, 3)),
+        "split",
+        "recomputed",
+        "poisoned",
+    ],
+    4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
+}
+
+
+def _start(processes: int, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+         str(ROOT / "tests" / "training" / "parity.py"), str(folder), *cases],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True, capture_output=True, timeout=400,
+    )  # fmt: skip
+
+
+def _measure(processes: int, folder: Path) -> dict[str, Any]:
+    done = _start(processes, folder, *CASES[processes])
+    assert done.returncode == 0, f"parity.py with {processes} processes ended with {done.returncode}:\n{done.stderr}"
+    return {case: json.loads((folder / f"{case}.json").read_text()) for case in CASES[processes]}
+
+
+@pytest.fixture(scope="session")
+def start() -> Any:
+    """``start(processes, folder, *cases)``: parity.py under torchrun, to its end."""
+    return _start
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``measured(processes)``: results by case; started once, when first asked for."""
+    known: dict[int, dict[str, Any]] = {}
+
+    def results(processes: int) -> dict[str, Any]:
+        if processes not in known:
+            known[processes] = _measure(processes, tmp_path_factory.mktemp(f"parity{processes}"))
+        return known[processes]
+
+    return results
