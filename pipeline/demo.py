@@ -87,7 +87,9 @@ def _write_model(gguf: Path, folder: Path) -> None:
     """Dequantise the GGUF file to bf16 and save it as a plain Hugging Face folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     print("writing the dense model, dequantised from 4 bits", flush=True)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)

@@ -113,7 +113,10 @@ class World:
         self.threads = max(1, cores() // place.local_world)
         torch.set_num_threads(self.threads)
         self.device = torch.device("cpu")
-        if torch.cuda.is_available():
+        if not torch.cuda.is_available():
+            # Said to DeepSpeed, which otherwise warns in every process that it had to find out.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        else:
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
         self.control = None

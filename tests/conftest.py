@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,28 @@ def tiny_model(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def configure(tiny_model: Path, demo: Path) -> Callable[[Path], Path]:
+    """``configure(folder)``: a config of the whole pipeline on the tiny model, in folder; runs go to folder/runs."""
+
+    def write(folder: Path) -> Path:
+        path = folder / "tiny.yaml"
+        path.write_text(tiny_yaml(tiny_model, demo, folder / "runs"))
+        return path
+
+    return write
+
+
 @pytest.fixture
-def tiny_config(tiny_model: Path, demo: Path, tmp_path: Path) -> Path:
-    """A config of the whole pipeline on the tiny model: seconds for a run; runs go to tmp_path/runs."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(f"""
-run: {{name: tiny, folder: {tmp_path}/runs}}
+def tiny_config(configure: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """That config in tmp_path: seconds for a run."""
+    return configure(tmp_path)
+
+
+def tiny_yaml(tiny_model: Path, demo: Path, runs: Path) -> str:
+    """The tiny config's text."""
+    return f"""
+run: {{name: tiny, folder: {runs}}}
 model: {{path: {tiny_model}}}
 data:
   sources: [{{path: {demo}/text/train}}]
@@ -87,8 +104,16 @@ evaluate:
   perplexity: {{rows: 8}}
   generation: {{prompts: [The city], new_tokens: 4, repeats: 1}}
   processes: 2
-""")
-    return path
+"""
+
+
+@pytest.fixture(scope="session")
+def reference(configure: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the tiny config from beginning to end, that nothing interrupted. Not to be changed."""
+    folder = tmp_path_factory.mktemp("reference")
+    command = Regrow("run", configure(folder), "score.sequences=24")
+    assert command.wait() == 0, f"the reference run failed:\n{command.output}"
+    return folder / "runs" / "tiny"
 
 
 class Regrow:

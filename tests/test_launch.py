@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
 
 from pipeline.launch import AGENT, PARENT, Place, count_processes, find_place
 from pipeline.run import RegrowError
+
+ROOT = Path(__file__).parent.parent
 
 
 def wait_for(what, seconds: float = 30, step: float = 0.02):

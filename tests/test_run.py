@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from pipeline.run import (
     RegrowError,
@@ -24,6 +23,8 @@ from pipeline.run import (
     write_atomic,
     write_json,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, *arguments: object, **more: object) -> subprocess.Popen:
@@ -93,8 +94,8 @@ with Run(pathlib.Path(sys.argv[1])).lock():
     child = int(process.stdout.readline())
     yield process
     process.kill()
-    process.communicate()
     os.kill(child, signal.SIGKILL)
+    process.communicate()
 
 
 def test_a_second_holder_is_refused_by_host_and_pid_until_the_first_is_killed(holder, tmp_path):
@@ -143,7 +144,7 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
         for stage in ("data", "score", "prune"):
             write_json(run.stage(stage) / "stage.json", number)
         moved = run.set_aside(["score", "prune", "train"])
-        assert moved == [tmp_path / "aside" / f"00{number}" / stage for stage in ("prune", "score")]
+        assert moved == [tmp_path / "aside" / f"00{number}" / stage for stage in ("score", "prune")]
         assert [read_json(folder / "stage.json") for folder in moved] == [number, number]
         assert run.record("score") is None and run.record("data") == number
     assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2

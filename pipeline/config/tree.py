@@ -234,6 +234,9 @@ class ReportSection(Section):
     model_note: str | None = key(None, "A sentence about the dense model that the page and the card carry.",
                                  stages="report")  # fmt: skip
     data_note: str | None = key(None, "A sentence about the corpus that the page and the card carry.", stages="report")
+    base_model: str | None = key(
+        None, "Name of the dense model on the hub, for the card, where model.path is a folder.", stages="report"
+    )
     license: str | None = key(None, "License for the model card's front matter.", stages="report")
     language: str | None = key(None, "Language code for the model card's front matter.", stages="report")
 

@@ -45,7 +45,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         sources[0]["documents"] = records["data"]["result"]["documents"]
     provenance = {
         "model": config.model.path, "model_note": config.report.model_note, "data": sources,
-        "data_note": config.report.data_note, "license": config.report.license, "language": config.report.language,
+        "data_note": config.report.data_note, "base_model": config.report.base_model, "license": config.report.license, "language": config.report.language,
     }  # fmt: skip
     title = config.report.title or run.name
     folder = run.stage("report")

@@ -13,6 +13,7 @@ import contextlib
 import io
 import logging
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -171,6 +172,9 @@ def _deepspeed() -> Any:
     """DeepSpeed, quiet, without the operation that would be compiled on a CPU."""
     import deepspeed
     from deepspeed.utils import logger
+
+    # It calls collectives by names that torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
     logger.setLevel(logging.WARNING)
     # The dict that DeepSpeed consults before it builds the operation; setting it first also skips probing compilers.

@@ -1,0 +1,142 @@
+"""Starting points and yardsticks for the tests of stages: copies of the reference run, and what it ended in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.config import STAGES
+
+#: What the reference run was started with besides its config.
+OVERRIDES = ("score.sequences=24",)
+COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
+
+
+def _export(run: Path) -> dict[str, str]:
+    folder = run / "train" / "exports" / "step-00000008"
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+
+
+def _lines(path: Path) -> list[list[Any]]:
+    return [[json.loads(line)[name] for name in COLUMNS] for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def same_as_reference(reference: Path) -> Callable[[Path], None]:
+    """``same_as_reference(run)``: the run's export has the reference's bytes, and its metrics each step once."""
+
+    def check(run: Path) -> None:
+        assert _export(reference), "the reference has no safetensors"
+        assert _export(run) == _export(reference), f"{run}: the export's bytes are not the uninterrupted run's"
+        metrics = _lines(run / "train" / "metrics.jsonl")
+        assert [line[0] for line in metrics] == list(range(1, 9)), "metrics.jsonl does not hold each step once"
+        assert metrics == _lines(reference / "train" / "metrics.jsonl"), "losses, norms or rates are others"
+        held_out = "train/held_out.jsonl"
+        assert (run / held_out).read_text() == (reference / held_out).read_text(), "held-out losses are others"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def copy_until(reference: Path) -> Callable[..., Path]:
+    """``copy_until(stage, folder, name)``: a copy of the reference run in folder/runs that is done up to ``stage``."""
+
+    def copy(stage: str, folder: Path, name: str = "tiny") -> Path:
+        run = folder / "runs" / name
+        kept = STAGES[: STAGES.index(stage) + 1]
+        run.mkdir(parents=True)
+        for done in kept:
+            shutil.copytree(reference / done, run / done)
+        shutil.copy(reference / "hashes.json", run)
+        return run
+
+    return copy
+
+
+class Family:
+    """The processes of a command, remembered before it is killed."""
+
+    def __init__(self, command: Any):
+        self.command = command
+        self.processes = command.family()
+
+    def with_words(self, *words: str) -> list[psutil.Process]:
+        """Those whose command line has all of ``words``, in the order of their pids."""
+        lines = {process: " ".join(process.cmdline()) for process in self.processes if process.is_running()}
+        found = [process for process, line in lines.items() if all(word in line for word in words)]
+        return sorted(found, key=lambda process: process.pid)
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that a launcher gave a rank."""
+        return [process for process in self.processes if "RANK" in process.environ()]
+
+    def kill(self, processes: list[psutil.Process], number: int = signal.SIGKILL) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+
+def _left(family: Family, folder: Path, seconds: float = 5) -> list[str]:
+    """What is left of the run after at most ``seconds``: by the pids known, and by anything that names its folder."""
+    end = time.monotonic() + seconds
+    while True:
+        known = [process for process in family.processes if process.is_running()
+                 and process.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+        named = [process for process in psutil.process_iter(["cmdline"])
+                 if str(folder) in " ".join(process.info["cmdline"] or [])]  # fmt: skip
+        if not (known or named) or time.monotonic() > end:
+            return sorted({str(process) for process in (*known, *named)})
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def family() -> Any:
+    """``family(command)``: its processes now, to be killed and to be looked for afterwards."""
+    return Family
+
+
+@pytest.fixture
+def left() -> Any:
+    """``left(family, folder)``: what still runs 5 seconds later."""
+    return _left
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """``here(*arguments)``: the command's own entry point in this process; its exit status, output and messages."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from pipeline.cli import main
+
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            monkeypatch.setenv(name, "1")  # put back after the test: the command sets them
+        monkeypatch.setattr(sys, "argv", ["regrow", *map(str, arguments)])
+        capsys.readouterr()
+        status = main()
+        printed = capsys.readouterr()
+        return status or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def refused(here: Any) -> Any:
+    """``refused(*arguments)``: the one message of a command that must fail with exit status 1."""
+
+    def call(*arguments: object) -> str:
+        status, _, message = here(*arguments)
+        assert status == 1, f"exit status {status} of {arguments}; printed:\n{message}"
+        assert message.count("regrow: ") == 1, f"not one message but:\n{message}"
+        assert "Traceback" not in message, message
+        return message
+
+    return call

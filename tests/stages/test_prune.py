@@ -1,0 +1,155 @@
+"""The prune stage: every way of saying what goes, a folder that plain transformers loads, and the self-test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import load_config
+from pipeline.launch import Place, World
+from pipeline.model.equivalence import TOLERANCE, compare, full_logits, probe_ids
+from pipeline.model.load import load_model
+from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.stages import prune
+
+ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
+
+
+@pytest.fixture
+def pruned(tiny_config, tmp_path):
+    """``pruned("prune.remove=3")`` carries the stage out on an order that was scored before; (record, run)."""
+
+    def carry_out(*overrides: str) -> tuple[dict, Run]:
+        config = load_config(tiny_config, overrides)
+        run = Run(tmp_path / "runs" / "tiny")
+        write_json(run.stage("score") / "scores.json", {"criteria": {"ppl": {"order": ORDER}}})
+        prune.work(config, run, World(Place()), lambda line: None)
+        return read_json(run.stage("prune") / "prune.json"), run
+
+    return carry_out
+
+
+def test_every_way_of_saying_what_goes(pruned, tiny_model, tmp_path):
+    """The tiny config protects the first two blocks and the last."""
+    dense = load_model(tiny_model)
+    total = dense.num_parameters()
+    block = sum(parameter.numel() for parameter in dense.model.layers[0].parameters())
+    (tmp_path / "other.csv").write_text("1,2,3,4,5,6,7,0\n")
+    for overrides, removed in (
+        (["prune.remove=3"], [2, 3, 5]),
+        (["prune.remove=3", "prune.protect_first=0"], [0, 3, 5]),
+        (["prune.ratio=0.49"], [2, 3, 5]),
+        ([f"prune.parameters={total - 2 * block}"], [3, 5]),
+        ([f"prune.parameters={total - 2 * block - 1}"], [2, 3, 5]),
+        (["prune.blocks=[7, 0]"], [0, 7]),
+        ([f"prune.blocks={tmp_path}/other.csv", "prune.remove=4"], [2, 3, 4, 5]),
+    ):
+        record, _ = pruned(*overrides)
+        assert record["removed"] == sorted(removed), overrides
+        assert record["kept"] == [index for index in range(8) if index not in removed]
+        assert record["parameters"] == {"dense": total, "pruned": total - len(removed) * block}, overrides
+        assert record["criterion"] == ("ppl" if "blocks" not in overrides[0] else None)
+    with pytest.raises(RegrowError, match="only 5 of 8 blocks may go, 3 are protected"):
+        pruned("prune.remove=6")
+    with pytest.raises(RegrowError, match="blocks 0 to 7"):
+        pruned("prune.blocks=[8]")
+
+
+def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_model):
+    record, run = pruned("prune.remove=3")
+    folder = run.stage("prune") / "model"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_hidden_layers"] == 5 and config["architectures"] == ["LlamaForCausalLM"]
+    assert config["regrow"] == {"dense_blocks": 8, "kept_blocks": [0, 1, 4, 6, 7], "removed_blocks": [2, 3, 5]}
+    assert "auto_map" not in config, "the folder asks for remote code"
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= {p.name for p in folder.iterdir()}
+    dense, weights = (load_file(path / "model.safetensors") for path in (tiny_model, folder))
+    for number, original in enumerate([0, 1, 4, 6, 7]):
+        for name in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm"):
+            assert weights[f"model.layers.{number}.{name}.weight"].equal(
+                dense[f"model.layers.{original}.{name}.weight"]
+            ), f"block {number} is not the dense model's block {original}"
+    assert weights["lm_head.weight"].dtype == torch.bfloat16
+    checks = record["self_test"]["checks"]
+    assert len(checks) == 5 and all(check["difference"] <= check["tolerance"] for check in checks)
+    assert [check["tolerance"] for check in checks].count(0) == 2, "reloading is compared bit for bit"
+    assert not (run.stage("prune") / "model.new").exists()
+    # A first block that goes leaves no cache to compare with while it is skipped: one check fewer, none failing.
+    record, _ = pruned("prune.blocks=[0]")
+    assert len(record["self_test"]["checks"]) == 4
+
+
+def test_a_second_pruning_keeps_the_first_dense_indices(pruned, tmp_path):
+    _, run = pruned("prune.remove=2")
+    shutil.copytree(run.stage("prune") / "model", tmp_path / "once")
+    record, run = pruned(f"model.path={tmp_path}/once", "prune.blocks=[3]")
+    config = read_json(run.stage("prune") / "model" / "config.json")
+    # 3 and 5 went first: block 3 of that model is block 4 of the dense one.
+    assert config["regrow"] == {"dense_blocks": 8, "kept_blocks": [0, 1, 2, 6, 7], "removed_blocks": [3, 4, 5]}
+    assert record["removed"] == [3]
+
+
+BARE = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+tokenizer = AutoTokenizer.from_pretrained(folder)
+prompt = tokenizer("The city of", return_tensors="pt")
+with_cache, without = (model.generate(**prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=use)
+                       for use in (True, False))
+assert with_cache.equal(without), "the cache changes what is generated"
+assert with_cache.shape[1] == prompt["input_ids"].shape[1] + 12
+ids = torch.randint(0, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
+torch.save(model(ids, use_cache=False).logits.detach(), sys.argv[2])
+assert "pipeline" not in sys.modules
+"""
+
+
+def test_a_bare_python_loads_it_and_generates_with_a_cache(pruned, tmp_path):
+    _, run = pruned("prune.remove=3")
+    folder = run.stage("prune") / "model"
+    done = subprocess.run([sys.executable, "-I", "-c", BARE, folder, tmp_path / "logits"], text=True,
+                          capture_output=True, cwd=tmp_path, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = full_logits(load_model(folder, dtype="float32"), probe_ids(1000))
+    compare("bare Python and ours", torch.load(tmp_path / "logits"), ours, TOLERANCE)
+
+
+def test_the_self_test_ends_the_stage_when_the_saved_model_is_another(pruned, tiny_config, tiny_model, tmp_path):
+    """A model whose blocks know their place (attention scaled by the block's number) computes something else."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=1000, n_embd=32, n_layer=8, n_head=4, n_positions=64,
+                                       initializer_range=0.3, scale_attn_by_inverse_layer_idx=True,
+                                       bos_token_id=0, eos_token_id=1))  # fmt: skip
+    model.save_pretrained(tmp_path / "gpt2")
+    for path in tiny_model.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "gpt2")
+    with pytest.raises(RegrowError, match="self-test of pruning: removed in memory and reloaded differ"):
+        pruned(f"model.path={tmp_path}/gpt2", "prune.remove=3")
+    assert not (tmp_path / "runs" / "tiny" / "prune" / "prune.json").exists()
+
+
+def test_what_the_stage_reads_is_in_its_inputs(tiny_config, tiny_model, tmp_path):
+    order = tmp_path / "order.csv"
+    order.write_text("0,1,2,3,4,5,6,7\n")
+    run = Run(tmp_path / "runs" / "tiny")
+    config = load_config(tiny_config, [f"prune.blocks={order}", "prune.remove=2"])
+    first = prune.inputs(config, run)
+    assert {"model/model.safetensors", "model/config.json", str(order)} <= set(first)
+    order.write_text("7,6,5,4,3,2,1,0\n\n")
+    assert prune.inputs(config, run)[str(order)] != first[str(order)], "a changed order would go unnoticed"
+    Path(order).unlink()
+    with pytest.raises(RegrowError, match=r"order\.csv is not a file"):
+        prune.inputs(config, run)

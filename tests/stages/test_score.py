@@ -1,0 +1,132 @@
+"""The score stage in this process and in several: the same losses, the same order, and a sweep that goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Config, load_config
+from pipeline.importance.selection import read_block_order
+from pipeline.importance.sweep import removal_losses
+from pipeline.launch import Place, World
+from pipeline.model.load import load_model
+from pipeline.run import RegrowError, Run, read_json
+from pipeline.stages import data, score
+
+ROOT = Path(__file__).parent.parent.parent
+OVERRIDES = ["score.sequences=6", "score.length=32", "score.dtype=float32"]
+
+
+def silent(line: str) -> None:
+    """What a stage says goes nowhere."""
+
+
+def score_here(config: Config, run: Run, said: list[str] | None = None) -> dict:
+    data.work(config, run, World(Place()), silent)
+    score.work(config, run, World(Place()), silent if said is None else said.append)
+    return read_json(run.stage("score") / "scores.json")
+
+
+@pytest.fixture
+def config(tiny_config) -> Config:
+    return load_config(tiny_config, OVERRIDES)
+
+
+def test_scores_are_the_perplexities_of_the_drawn_sequences(config, tmp_path, tiny_model):
+    run = Run(tmp_path / "one")
+    scores = score_here(config, run)
+    ids = torch.tensor(read_json(run.stage("score") / "calibration.json")["input_ids"])
+    assert ids.shape == (6, 32)
+    losses = removal_losses(load_model(tiny_model, dtype="float32"), ids)
+    expected = [math.exp(total / (6 * 31)) for total in losses.sum(dim=1).tolist()]
+    ppl = scores["criteria"]["ppl"]
+    assert [*ppl["scores"], ppl["dense"]] == pytest.approx(expected, rel=1e-6)
+    assert scores["blocks"] == 8 and scores["calibration"]["targets"] == 6 * 31
+    assert torch.tensor(ppl["sequence_losses"]).shape == (8, 6) and len(ppl["dense_sequence_losses"]) == 6
+    order = read_block_order(run.stage("score") / "block_order.csv", 8)
+    assert order == ppl["order"] == sorted(range(8), key=lambda block: ppl["scores"][block])
+    assert set(run.outputs("score")) == {"scores.json", "block_order.csv", "calibration.json"}
+
+
+RANK = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from pipeline.config import load_config
+from pipeline.launch import World, find_place, take_place
+place = find_place()
+take_place(place)
+from pipeline.run import Run
+from pipeline.stages import score
+for size in (4, 2):
+    if place.rank < size:
+        world = World(replace(place, world=size))
+        score.work(load_config(sys.argv[1], sys.argv[3:]), Run(Path(sys.argv[2]) / str(size)), world, print)
+        world.barrier()
+        world.close()
+"""
+
+
+def test_one_two_and_four_processes_agree(tiny_config, config, tmp_path):
+    """Four real processes score together, then two of them: one start, for the sake of time."""
+    alone = score_here(config, Run(tmp_path / "1"))["criteria"]["ppl"]
+    for world in (2, 4):
+        data.work(config, Run(tmp_path / str(world)), World(Place()), silent)
+    (tmp_path / "rank.py").write_text(RANK)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", tmp_path / "rank.py",
+         tiny_config, tmp_path, *OVERRIDES],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for world in (2, 4):
+        stage = tmp_path / str(world) / "score"
+        ppl = read_json(stage / "scores.json")["criteria"]["ppl"]
+        for key in ("sequence_losses", "dense_sequence_losses"):
+            worst = (torch.tensor(ppl[key]) - torch.tensor(alone[key])).abs().max().item()
+            assert worst < 1e-5, f"{world} processes: {key} differ by {worst} nats"
+        assert ppl["order"] == alone["order"], f"{world} processes give another order"
+        drawn = (stage / "calibration.json").read_bytes()
+        assert drawn == (tmp_path / "1" / "score" / "calibration.json").read_bytes(), f"{world} drew other sequences"
+        assert len(list((stage / "progress").glob("sequence-*.json"))) == 6
+
+
+def test_a_cut_off_sweep_goes_on_from_its_progress(config, tmp_path):
+    run = Run(tmp_path / "one")
+    whole = score_here(config, run)
+    progress = run.stage("score") / "progress"
+    files = sorted(progress.glob("sequence-*.json"))
+    assert len(files) == 6
+    results = {path.name: (run.stage("score") / path.name).read_bytes()
+               for path in run.stage("score").iterdir() if path.is_file()}  # fmt: skip
+    for path in (files[1], files[4], *(run.stage("score") / name for name in results)):
+        path.unlink()
+    said: list[str] = []
+    assert score_here(config, run, said) == whole
+    assert any("4 of 6 sequences were scored before" in line for line in said), said
+    assert "sequence 2 of 2" in said, "more was scored again than was missing"
+    assert {name: (run.stage("score") / name).read_bytes() for name in results} == results, "other bytes after a resume"
+    # What stands in the progress files is what counts: a resume does not compute it again.
+    files[0].write_text(json.dumps([9.0 * 31] * 9))
+    assert score_here(config, run)["criteria"]["ppl"]["dense_sequence_losses"][0] == 9.0
+
+
+def test_a_loss_that_is_not_a_number_is_refused_and_not_kept(config, tmp_path, tiny_model):
+    broken = load_model(tiny_model)
+    with torch.no_grad():
+        broken.model.layers[5].mlp.down_proj.weight.fill_(math.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    for path in tiny_model.glob("tokenizer*"):
+        (tmp_path / "broken" / path.name).write_bytes(path.read_bytes())
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(tmp_path / "broken")})})
+    run = Run(tmp_path / "one")
+    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 2, 3, 4, 6, 7, 8\] are not numbers"):
+        score_here(config, run)
+    assert not list((run.stage("score")).rglob("sequence-*.json")), "a useless loss would be taken up again"
