@@ -43,11 +43,17 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     sources = [{"path": source.path, "documents": None} for source in config.data.sources]
     if len(sources) == 1:
         sources[0]["documents"] = records["data"]["result"]["documents"]
+    notes = config.report
     provenance = {
-        "model": config.model.path, "model_note": config.report.model_note, "data": sources,
-        "data_note": config.report.data_note, "base_model": config.report.base_model, "license": config.report.license, "language": config.report.language,
-    }  # fmt: skip
-    title = config.report.title or run.name
+        "model": config.model.path,
+        "base_model": notes.base_model,
+        "model_note": notes.model_note,
+        "data": sources,
+        "data_note": notes.data_note,
+        "license": notes.license,
+        "language": notes.language,
+    }
+    title = notes.title or run.name
     folder = run.stage("report")
     page = render_page(
         name=title, prune=prune, out=folder, scores=scores, results=results, cost=cost, provenance=provenance,
