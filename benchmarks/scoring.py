@@ -1,7 +1,7 @@
 """How much faster the sweep scores all blocks than the same model run once for each block left out.
 
-    python benchmarks/scoring.py                  # SmolLM2-135M, 10 sequences of 128 tokens of the demo's text
-    python benchmarks/scoring.py --shape 7b       # random weights; needs a GPU of 80 GB
+    python benchmarks/scoring.py                        # SmolLM2-135M, 10 sequences of 128 tokens of the demo's text
+    python benchmarks/scoring.py --shape 7b --repeats 1   # random weights; needs a GPU of 80 GB
 
 The sweep runs as the score stage runs it, one sequence at a time. The baseline is the faster of two: skipping one
 block at a time for one sequence at a time, and for all sequences in one forward. The three take turns in one run, so

@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of configs/, or of your own.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's.")
@@ -108,7 +111,11 @@ def main() -> Any:
         place = find_place()
         app()
     except SystemExit as ended:
-        return _leave(int(ended.code or 0), place)
+        status = int(ended.code or 0)
+        # typer turns Ctrl-C into this status.
+        if status == INTERRUPTED and place.rank == 0:
+            print("regrow: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        return _leave(status, place)
     except RegrowError as error:
         # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
         if place.rank != 0:
@@ -116,10 +123,6 @@ def main() -> Any:
         rank = f" (rank {place.rank})" if place.rank else ""
         print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
         return _leave(TOLD if place.launcher == "regrow" else 1, place)
-    except KeyboardInterrupt:
-        if place.rank == 0:
-            print("regrow: interrupted; the same command goes on from here", file=sys.stderr)
-        return _leave(130, place)
 
 
 def _leave(status: int, place: Place) -> int:

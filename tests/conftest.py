@@ -107,11 +107,31 @@ evaluate:
 """
 
 
+#: More work, so that a run lasts long enough to be met at a place that was chosen. 24 steps.
+LONGER = """extends: tiny.yaml
+score: {sequences: 24}
+train: {tokens: 12288, checkpoint_every: 10, evaluate_every: 8}
+"""
+
+
 @pytest.fixture(scope="session")
-def reference(configure: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of the tiny config from beginning to end, that nothing interrupted. Not to be changed."""
+def lengthen(configure: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """``lengthen(folder)``: as ``configure``, with more calibration sequences and 24 training steps."""
+
+    def write(folder: Path) -> Path:
+        configure(folder)
+        path = folder / "longer.yaml"
+        path.write_text(LONGER)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reference(lengthen: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the longer config that nothing interrupted. Not to be changed."""
     folder = tmp_path_factory.mktemp("reference")
-    command = Regrow("run", configure(folder), "score.sequences=24")
+    command = Regrow("run", lengthen(folder))
     assert command.wait() == 0, f"the reference run failed:\n{command.output}"
     return folder / "runs" / "tiny"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ COMPANIONS = (
     "chat_template*", "generation_config.json",
 )  # fmt: skip
 
+WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".py"}
+
 
 def resolve_model(path: str, revision: str | None = None) -> Path:
     """A local folder with the model: ``path`` itself, or its snapshot fetched from the hub.
 
-    Raises RegrowError when it is neither, or the folder holds no config.json or no safetensors weights.
+    Older models (Vicuna-7B v1.3) have torch's .bin weights alone: those are taken where there are no safetensors;
+    transformers reads them with ``weights_only``. Raises RegrowError when ``path`` is neither, or the folder holds no
+    config.json or no weights.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -29,10 +34,15 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
                 f"model.path {path!r}: no such folder, and not the name of a model on the hub (owner/name). "
                 "For the demo's model run: python -m pipeline.demo"
             )
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
 
+        weights = ["*.safetensors", "pytorch_model*.bin"]
+        with contextlib.suppress(Exception):
+            # Not both, where a model has both. Without a network the cache answers below, or the error is told there.
+            if any(name.endswith(".safetensors") for name in list_repo_files(path, revision=revision)):
+                weights = ["*.safetensors"]
         try:
-            wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+            wanted = ["*.json", *weights, "*.model", "*.txt", "*.jinja", "*.py"]
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
         except Exception as error:
             raise RegrowError(
@@ -41,14 +51,14 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
             ) from error
     if not (folder / "config.json").is_file():
         raise RegrowError(f"model.path {path!r}: no config.json in {folder}; this is not a Hugging Face model folder")
-    if not list(folder.glob("*.safetensors")):
-        raise RegrowError(f"model.path {path!r}: no safetensors weights in {folder}; convert the weights first")
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise RegrowError(f"model.path {path!r}: no weights in {folder} (*.safetensors or pytorch_model*.bin)")
     return folder
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that decide what it computes: weights, configs, tokenizer, code."""
-    return sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".model", ".txt", ".py"})
+    return sorted(p for p in folder.iterdir() if p.suffix in WEIGHTS_AND_CONFIGS)
 
 
 def attention_kernel(asked: str, device: torch.device) -> str | None:

@@ -119,7 +119,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             parameters=parameters,
         )  # fmt: skip
 
-    evaluate()
+    if position.step == 0:
+        evaluate()
     stream = _rows(config, run, world, position)
     for step in train_steps(
         engine, stream, world, position, steps=steps, micro_batch=recipe.micro_batch,

@@ -50,4 +50,3 @@ def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
         write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
                     [f"{number} {long}", *texts[first : first + 11 + number]])  # fmt: skip
     return list_shards(str(tmp_path / "corpus"))
-

@@ -44,7 +44,7 @@ def test_every_document_stands_in_one_part(counts, lanes):
 def test_shards_of_unknown_length_are_not_split():
     unknown = [shard(None), shard(None), shard(7)]
     assert len(split_into_parts(unknown, 3)) == 3
-    with pytest.raises(RegrowError, match="3 shards of unknown length; set at most data.lanes=3"):
+    with pytest.raises(RegrowError, match=r"3 shards of unknown length; set at most data\.lanes=3"):
         split_into_parts(unknown, 4)
 
 

@@ -58,9 +58,9 @@ def test_a_shard_in_two_places_is_refused(corpus, tmp_path):
         build_manifest(corpus, copies)
     # Small files of a hub data set come without a sha256: there the name tells.
     hub = replace(corpus[0], place="owner/name", revision="abc", sha256=None, documents=None)
-    with pytest.raises(RegrowError, match="held-out shard owner/name/part_0.* is also in the corpus"):
+    with pytest.raises(RegrowError, match=r"held-out shard owner/name/part_0.* is also in the corpus"):
         build_manifest([hub], [hub])
-    with pytest.raises(RegrowError, match="owner/name/part_0.* same file"):
+    with pytest.raises(RegrowError, match=r"owner/name/part_0.* same file"):
         build_manifest([hub, hub], [])
 
 

@@ -1,4 +1,4 @@
-"""Blocks found, skipped and removed, in families whose blocks differ: two ways to the same logits, and plain configs."""
+"""Blocks found, skipped and removed, in families whose blocks differ: several ways to the same logits."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def test_a_path_that_is_no_model_is_refused(folder, tmp_path):
         resolve_model(str(tmp_path / "gone"))
     with pytest.raises(RegrowError, match="no such folder"):
         resolve_model("./gone/model")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(RegrowError, match="no safetensors weights"):
+    (folder / "model.safetensors").rename(folder / "weights.h5")
+    with pytest.raises(RegrowError, match="no weights in"):
         resolve_model(str(folder))
     (folder / "config.json").unlink()
     with pytest.raises(RegrowError, match=r"no config\.json"):
@@ -94,3 +94,12 @@ def test_the_attention_kernel_is_the_asked_one_or_is_refused(tiny_model):
         attention_kernel("flash_attention_2", cpu)
     assert load_model(tiny_model, attention="eager").config._attn_implementation == "eager"
     assert load_model(tiny_model).config._attn_implementation == "sdpa"
+
+
+def test_a_model_with_torch_weights_alone_loads_the_same(tiny_model, folder):
+    dense = load_model(tiny_model)
+    (folder / "model.safetensors").unlink()
+    torch.save(dense.state_dict(), folder / "pytorch_model.bin")
+    old = load_model(resolve_model(str(folder)))
+    differing = [name for name, value in dense.state_dict().items() if not torch.equal(value, old.state_dict()[name])]
+    assert not differing, f"read from pytorch_model.bin these weights are others: {differing}"

@@ -36,34 +36,38 @@ def pruned(tiny_config, tmp_path):
     return carry_out
 
 
-def test_every_way_of_saying_what_goes(pruned, tiny_model, tmp_path):
-    """The tiny config protects the first two blocks and the last."""
-    dense = load_model(tiny_model)
-    total = dense.num_parameters()
-    block = sum(parameter.numel() for parameter in dense.model.layers[0].parameters())
+def test_every_way_of_saying_what_goes(tiny_config, tmp_path):
+    """The tiny config protects the first two blocks and the last; eight blocks of 100 in a model of 1,000."""
+    run = Run(tmp_path / "run")
+    write_json(run.stage("score") / "scores.json", {"criteria": {"ppl": {"order": ORDER}}})
     (tmp_path / "other.csv").write_text("1,2,3,4,5,6,7,0\n")
+
+    def chosen(*overrides: str) -> list[int]:
+        return prune.choose(load_config(tiny_config, overrides), run, [100] * 8, 1000)
+
     for overrides, removed in (
         (["prune.remove=3"], [2, 3, 5]),
         (["prune.remove=3", "prune.protect_first=0"], [0, 3, 5]),
         (["prune.ratio=0.49"], [2, 3, 5]),
-        ([f"prune.parameters={total - 2 * block}"], [3, 5]),
-        ([f"prune.parameters={total - 2 * block - 1}"], [2, 3, 5]),
+        (["prune.parameters=800"], [3, 5]),
+        (["prune.parameters=799"], [2, 3, 5]),
         (["prune.blocks=[7, 0]"], [0, 7]),
         ([f"prune.blocks={tmp_path}/other.csv", "prune.remove=4"], [2, 3, 4, 5]),
     ):
-        record, _ = pruned(*overrides)
-        assert record["removed"] == sorted(removed), overrides
-        assert record["kept"] == [index for index in range(8) if index not in removed]
-        assert record["parameters"] == {"dense": total, "pruned": total - len(removed) * block}, overrides
-        assert record["criterion"] == ("ppl" if "blocks" not in overrides[0] else None)
+        assert chosen(*overrides) == removed, overrides
     with pytest.raises(RegrowError, match="only 5 of 8 blocks may go, 3 are protected"):
-        pruned("prune.remove=6")
+        chosen("prune.remove=6")
     with pytest.raises(RegrowError, match="blocks 0 to 7"):
-        pruned("prune.blocks=[8]")
+        chosen("prune.blocks=[8]")
 
 
 def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_model):
     record, run = pruned("prune.remove=3")
+    assert (record["criterion"], record["removed"], record["kept"]) == ("ppl", [2, 3, 5], [0, 1, 4, 6, 7])
+    original = load_model(tiny_model)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in original.model.layers]
+    total = original.num_parameters()
+    assert record["parameters"] == {"dense": total, "pruned": total - sum(sizes[:3])}
     folder = run.stage("prune") / "model"
     config = json.loads((folder / "config.json").read_text())
     assert config["num_hidden_layers"] == 5 and config["architectures"] == ["LlamaForCausalLM"]
@@ -83,7 +87,7 @@ def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_
     assert not (run.stage("prune") / "model.new").exists()
     # A first block that goes leaves no cache to compare with while it is skipped: one check fewer, none failing.
     record, _ = pruned("prune.blocks=[0]")
-    assert len(record["self_test"]["checks"]) == 4
+    assert len(record["self_test"]["checks"]) == 4 and record["criterion"] is None
 
 
 def test_a_second_pruning_keeps_the_first_dense_indices(pruned, tmp_path):
