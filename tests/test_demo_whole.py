@@ -26,7 +26,7 @@ CONFIG = "configs/demo.yaml"
 def export_of(run: Path) -> str:
     """sha256 of the regrown model's weights, from the train stage's record."""
     outputs = json.loads((run / "train" / "stage.json").read_text())["outputs"]
-    return outputs["exports/step-00000020/model.safetensors"]["sha256"]
+    return outputs["exports/step-00000016/model.safetensors"]["sha256"]
 
 
 def measure_memory(command: Regrow, peak: list[int]) -> None:
@@ -116,16 +116,16 @@ def test_killed_at_every_stage_it_ends_in_the_same_bytes(straight: Path, tmp_pat
     kill_at("[score] sequence 4 of 10", "command")
     kill_at("[score] sequence 2 of", "rank")
     kill_at("[prune] removing", "interrupt")
-    kill_at("[train] step 3 of 20", "agent")
-    kill_at("[train] step 7 of 20", "rank")
-    kill_at("[train] step 11 of 20", "interrupt")
-    kill_at("[train] step 17 of 20", "tree")
+    kill_at("[train] step 3 of 16", "agent")
+    kill_at("[train] step 6 of 16", "rank")
+    kill_at("[train] step 9 of 16", "interrupt")
+    kill_at("[train] step 14 of 16", "tree")
     kill_at("[evaluate] pruned", "command")
     last = regrow(*arguments)
     assert last.wait(timeout=900) == 0, last.output
     assert export_of(tmp_path / "demo") == export_of(straight), "the killed run's weights are not the straight run's"
     steps = [json.loads(line)["step"] for line in (tmp_path / "demo/train/metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 21)), f"a step stands twice or is missing: {steps}"
+    assert steps == list(range(1, 17)), f"a step stands twice or is missing: {steps}"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])

@@ -1,0 +1,255 @@
+"""The order of the stages: what is skipped, refused and redone, one command at a time, and other people's launchers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def done(lengthen, copy_until, tmp_path) -> tuple[Path, Path]:
+    """(config, run folder) of a run that is done to the end."""
+    return lengthen(tmp_path), copy_until("report", tmp_path)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file of the stages, by its path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in {"log.txt", ".lock", "config.yaml", "started.json"}}  # fmt: skip
+
+
+# What bad input is told. Nothing of the run may change.
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("prune.remov=9", ["override 'prune.remov=9'", "unknown key 'prune.remov'", "did you mean 'prune.remove'?"]),
+        ("model.path=no/such/folder", ["model.path 'no/such/folder'", "no such folder"]),
+        ("prune.remove=7", ["remove 7", "5 of 8 blocks may go, 3 are protected", "remove fewer or protect fewer"]),
+        ("prune.blocks=[2,8]", ["[2, 8]", "the model has blocks 0 to 7"]),
+        ("prune.parameters=1000", ["parameters 1,000", "set a larger target or protect fewer"]),
+        ("train.micro_batch=3", ["global batch", "8", "micro-batch", "3"]),
+        ("train.processes=5", ["global batch", "5 processes"]),
+        ("data.lanes=7", ["data.lanes 7 does not divide by 2 processes"]),
+        ("data.held_out=null", ["data.held_out is not set", "evaluate"]),
+        ("model.dtype=float16", ["model.dtype float16", "bfloat16"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_stage_starts(refused, lengthen, tmp_path, override, parts):
+    message = refused("run", lengthen(tmp_path), override)
+    for part in parts:
+        assert part in message, f"{part!r} is not in: {message}"
+    begun = [path.name for path in tmp_path.glob("runs/tiny/*") if path.is_dir()]
+    assert not begun, f"{begun} began, though {override} cannot work"
+
+
+def test_what_is_done_need_not_be_possible_again(here, done):
+    """A batch that does not divide here is no reason to refuse a run that has been trained elsewhere."""
+    status, out, message = here("run", done[0], "train.micro_batch=3")
+    assert (status, out.count("done before, skipped")) == (0, 6), message
+
+
+def test_an_empty_corpus_is_refused(refused, lengthen, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = refused("run", lengthen(tmp_path), f"data.sources.0.path={tmp_path}/empty")
+    assert f"data source '{tmp_path}/empty': no .jsonl" in message
+    assert not list(tmp_path.glob("runs/tiny/*/stage.json"))
+
+
+def test_bad_input_as_the_shell_sees_it(regrow, lengthen, tmp_path):
+    for override in ("prune.remov=9", "train.micro_batch=3"):
+        command = regrow("run", lengthen(tmp_path), override)
+        assert command.wait() == 1, f"exit status {command.process.returncode} for {override}"
+        assert command.output.startswith("regrow: "), command.output
+        assert command.output.count("\n") == 1, f"not one line:\n{command.output}"
+
+
+# Done, stale, missing.
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "difference"),
+    [
+        ("score.seed=7", "score", "score.seed: was 1234, is 7"),
+        ("prune.remove=3", "prune", "prune.remove: was 2, is 3"),
+        ("train.learning_rate=2e-3", "train", "train.learning_rate: was 0.001, is 0.002"),
+        ("evaluate.generation.new_tokens=5", "evaluate", "evaluate.generation.new_tokens: was 4, is 5"),
+        ("report.title=Other", "report", 'report.title: was null, is "Other"'),
+    ],
+)
+def test_a_changed_config_of_a_done_stage_is_refused(refused, done, override, stage, difference):
+    config, run = done
+    before = snapshot(run)
+    message = refused("run", config, override)
+    for part in (f"stage {stage} is done, but not with this config", difference, f"--redo {stage}"):
+        assert part in message, f"{part!r} is not in: {message}"
+    assert snapshot(run) == before, "a refused command changed the run"
+
+
+def test_a_stage_that_was_begun_with_another_config_is_refused(refused, lengthen, copy_until, tmp_path):
+    config, run = lengthen(tmp_path), copy_until("train", tmp_path)
+    (run / "train" / "stage.json").unlink()
+    message = refused("run", config, "train.warmup=0.5")
+    assert "stage train was begun with another config" in message
+    assert "train.warmup: was 0.01, is 0.5" in message
+
+
+def test_redo_moves_aside_and_does_it_again(here, done):
+    config, run = done
+    before = snapshot(run)
+    status, out, message = here("run", config, "report.title=Another title", "--redo", "report")
+    assert status == 0, message
+    assert f"[report] redo: moved aside to {run}/aside/001/report" in out
+    assert "Another title" in (run / "report" / "index.html").read_text()
+    after = snapshot(run)
+    for name, content in before.items():
+        place = name.replace("report/", "aside/001/report/", 1) if name.startswith("report/") else name
+        # The card of the new page replaces the one in the export.
+        assert after[place] == content or place.endswith("exports/step-00000024/README.md"), f"{name} is lost"
+
+
+def test_redo_takes_all_later_stages_along(here, done):
+    """And what cannot work is refused first: nothing is moved then."""
+    config, run = done
+    before = snapshot(run)
+    assert here("run", config, "prune.remove=7", "--redo", "prune")[0] == 1
+    assert snapshot(run) == before, "a refused --redo moved something"
+    status, out, message = here("prune", config, "prune.remove=1", "--redo", "prune")
+    assert status == 0, message
+    moved = sorted(path.name for path in (run / "aside" / "001").iterdir())
+    assert moved == ["evaluate", "prune", "report", "train"], f"aside are {moved}"
+    record = json.loads((run / "prune" / "stage.json").read_text())
+    assert len(record["result"]["removed"]) == 1
+    assert sum(len(files) for *_, files in os.walk(run / "aside")) == len(
+        [name for name in before if name.split("/")[0] in moved]
+    ) + len(list((run / "aside").rglob("started.json"))), "a file was deleted"
+
+
+def test_until_stops_behind_a_stage_and_a_missing_one_names_the_command(here, refused, lengthen, tmp_path):
+    config = lengthen(tmp_path)
+    message = refused("train", config, "run.name=fresh")
+    assert f"stage prune is not done yet; first run: regrow run {config} run.name=fresh --until prune" in message
+    assert here("run", config, "run.name=fresh", "--until", "data")[0] == 0
+    assert sorted(path.parent.name for path in tmp_path.glob("runs/fresh/*/stage.json")) == ["data"]
+    message = refused("run", config, "--until", "prunes")
+    assert "'prunes' is not a stage; the stages are data, score, prune, train, evaluate, report" in message
+
+
+def test_a_model_that_changed_under_a_done_run_is_noticed(refused, done, tiny_model, tmp_path):
+    config, run = done
+    shutil.copytree(tiny_model, tmp_path / "model")
+    settings = tmp_path / "model" / "generation_config.json"
+    settings.write_text(settings.read_text().replace("}", ', "max_length": 77}'))
+    message = refused("run", config, f"model.path={tmp_path}/model")
+    assert "input model/generation_config.json changed" in message
+
+
+# Other launchers. They train a copy whose earlier stages are done.
+
+
+def launcher(*command: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+
+
+def torchrun(*arguments: object) -> subprocess.Popen[str]:
+    return launcher(BIN / "torchrun", "--standalone", "--nproc-per-node", 2, "-m", "pipeline", *arguments)
+
+
+def deepspeed(*arguments: object) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return launcher(BIN / "deepspeed", "--num_gpus", 2, "--master_port", port, "--no_local_rank", "--module",
+                    "pipeline", *arguments)  # fmt: skip
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    output = ""
+    while text not in output:
+        line = process.stdout.readline()
+        assert line, f"ended before it printed {text!r}:\n{output}"
+        output += line
+    return output
+
+
+def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def still_running(processes: list[psutil.Process], seconds: float = 5) -> list[psutil.Process]:
+    return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def test_torchrun_carries_out_all_stages_and_a_second_start_is_refused(
+    refused, here, lengthen, same_as_reference, tmp_path
+):
+    config, run = lengthen(tmp_path), tmp_path / "runs" / "tiny"
+    first = torchrun("run", config)
+    try:
+        read_until(first, "[train] step 2 of")
+        holder = (run / ".lock").read_text()
+        rank = psutil.Process(int(holder.split()[-1]))
+        begin = time.monotonic()
+        message = refused("run", config)
+        seconds = time.monotonic() - begin
+        assert f"run tiny is in use by host {socket.gethostname()} pid {rank.pid}" in message
+        assert rank in below(first), "the holder that is named is not a process of the first command"
+        assert seconds < 5, f"the second start was refused after {seconds:.1f} s"
+        assert f"in use by {holder}" in here("status", run)[1]
+        output, _ = first.communicate(timeout=200)
+    finally:
+        first.kill()
+    assert first.returncode == 0, f"the first command was harmed:\n{output}"
+    assert sorted(path.parent.name for path in run.glob("*/stage.json")) == sorted(
+        ["data", "score", "prune", "train", "evaluate", "report"]
+    )
+    same_as_reference(run)
+
+
+def test_deepspeed_and_torchrun_train_to_the_same_bytes_and_leave_nothing_when_killed(
+    lengthen, copy_until, same_as_reference, tmp_path
+):
+    """One run, killed under each launcher in turn, and finished under deepspeed's."""
+    config, run = lengthen(tmp_path), copy_until("prune", tmp_path, "b")
+    for start, what in ((torchrun, "torchrun"), (deepspeed, "deepspeed.launcher.launch"), (deepspeed, "bin/deepspeed")):
+        process = start("train", config, "run.name=b")
+        read_until(process, "[train] step 12 of 24")
+        family = [psutil.Process(process.pid), *below(process)]
+        ranks = [each for each in family if "RANK" in each.environ()]
+        assert len(ranks) == 2, f"two ranks were expected under {what}: {family}"
+        victim = next(each for each in family if what in " ".join(each.cmdline()))
+        victim.send_signal(signal.SIGKILL)
+        left = still_running(ranks)
+        process.kill()
+        process.communicate()
+        assert not left, f"5 s after a kill -9 of {what} there still run: {left}"
+        assert not (run / "train" / "stage.json").exists()
+    last = deepspeed("train", config, "run.name=b")
+    output, _ = last.communicate(timeout=200)
+    assert last.returncode == 0, output
+    assert "[train] resuming at step 10 of 24" in output
+    same_as_reference(run)
+
+
+def test_deepspeed_trains_to_the_same_bytes_without_a_break(lengthen, copy_until, same_as_reference, tmp_path):
+    config, run = lengthen(tmp_path), copy_until("prune", tmp_path, "c")
+    process = deepspeed("train", config, "run.name=c")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    same_as_reference(run)

@@ -1,0 +1,141 @@
+"""The train stage through the command: what it writes, and what it refuses or survives in the middle of a run."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.model.load import load_model
+
+
+def test_what_the_stage_writes(reference):
+    train = reference / "train"
+    metrics = [json.loads(line) for line in (train / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(1, 25))
+    assert [line["tokens"] for line in metrics] == [step * 512 for step in range(1, 25)]
+    assert all(set(line) == {"step", "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu",
+                             "seconds", "data_wait"} for line in metrics)  # fmt: skip
+    assert metrics[-1]["learning_rate"] == pytest.approx(1e-4), "the last step does not have the final rate"
+    held_out = [json.loads(line) for line in (train / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in held_out] == [0, 8, 16, 24], "not evaluated before, every 8 steps, and at the end"
+    assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"], "training did not lower the held-out loss"
+    kept = sorted(path.parent.name for path in train.glob("checkpoints/*/COMPLETE"))
+    assert kept == ["step-00000020", "step-00000024"], "not the two newest checkpoints are kept"
+    assert not list(train.glob("metrics.discarded.jsonl")), "an uninterrupted run discarded lines"
+    assert [path.name for path in (train / "exports").iterdir()] == ["step-00000024"]
+    record = json.loads((train / "stage.json").read_text())
+    assert record["result"]["tokens"] == 12288
+    assert not [name for name in record["outputs"] if name.startswith("checkpoints")]
+
+
+def test_the_export_is_the_trained_model_as_transformers_loads_it(reference):
+    export, pruned = reference / "train" / "exports" / "step-00000024", reference / "prune" / "model"
+    model = load_model(export)
+    assert model.config.num_hidden_layers == 6
+    assert {str(value.dtype) for value in model.state_dict().values()} == {"torch.bfloat16"}
+    before = load_model(pruned).state_dict()
+    assert any(not value.equal(before[name]) for name, value in model.state_dict().items()), "nothing was trained"
+    for name in ("tokenizer.json", "config.json", "generation_config.json"):
+        assert (export / name).exists(), f"{name} is not in the export"
+
+
+@pytest.fixture(scope="module")
+def half(lengthen, copy_until, tmp_path_factory) -> Path:
+    """A folder whose run has trained to step 20 of 24, with checkpoints of steps 10 and 20: a disk too small for a
+    checkpoint, as a limit on the size of files makes it, ended it at step 24."""
+    folder = tmp_path_factory.mktemp("half")
+    lengthen(folder)
+    copy_until("prune", folder)
+    return folder
+
+
+@pytest.fixture
+def small_files():
+    """Programs that are started now cannot write files above 200 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("runs/tiny/train/checkpoints/*/COMPLETE"))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_nothing_earlier_is_lost(
+    regrow, half, request, family
+):  # fmt: skip
+    begun = regrow("train", half / "longer.yaml")
+    begun.read_until("[train] step 21 of 24")
+    begun.kill()
+    begun.wait()
+    assert checkpoints(half) == ["step-00000010", "step-00000020"]
+
+    request.getfixturevalue("small_files")
+    command = regrow("train", half / "longer.yaml")
+    assert command.wait() == 1, command.output
+    assert "[train] resuming at step 20 of 24" in command.output
+    said = [line for line in command.output.splitlines() if line.startswith("regrow")]
+    assert len(said) == 1, f"not one message but: {said}"
+    assert "step-00000024: could not be written" in said[0], said
+    assert "the disk is full, or a quota or a limit on the size of files was met" in said[0], said
+    assert "Traceback" not in command.output, command.output
+    assert checkpoints(half) == ["step-00000010", "step-00000020"], "an earlier checkpoint is gone"
+
+
+def test_another_layout_in_the_middle_of_a_run_is_refused_by_name(regrow, half):
+    command = regrow("train", half / "longer.yaml", "train.processes=1", "train.micro_batch=4", "train.zero_stage=2")
+    assert command.wait() == 1
+    for part in ("processes was 2, is 1", "micro_batch was 2, is 4", "zero_stage was 1, is 2", "--redo train"):
+        assert part in command.output, f"{part!r} is not in:\n{command.output}"
+    assert command.output.count("regrow: ") == 1, command.output
+    assert "Traceback" not in command.output
+    assert checkpoints(half) == ["step-00000010", "step-00000020"]
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_advice_leads_to_the_same_bytes(regrow, half, same_as_reference):
+    newest = half / "runs" / "tiny" / "train" / "checkpoints" / "step-00000020"
+    file = newest / "mp_rank_00_model_states.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    command = regrow("train", half / "longer.yaml")
+    assert command.wait() == 1
+    for part in (f"checkpoint {newest}: {file.name} is damaged", "the one before it, step-00000010"):
+        assert part in command.output, f"{part!r} is not in:\n{command.output}"
+    assert command.output.count("regrow: ") == 1, command.output
+    assert "Traceback" not in command.output
+
+    shutil.move(newest, half / "aside")
+    command = regrow("train", half / "longer.yaml")
+    assert command.wait() == 0, command.output
+    assert "[train] resuming at step 10 of 24" in command.output
+    same_as_reference(half / "runs" / "tiny")
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
+    """A real need above what this disk has free."""
+    from pipeline.run import RegrowError, require_space
+
+    free = shutil.disk_usage(tmp_path).free
+    require_space(tmp_path, free // 2, "a checkpoint")
+    with pytest.raises(RegrowError) as caught:
+        require_space(tmp_path, 2 * free, "a checkpoint")
+    for part in ("no space for a checkpoint", str(tmp_path), f"{2 * free / 1e9:.2f} GB needed", "same command again"):
+        assert part in str(caught.value), f"{part!r} is not in: {caught.value}"
+
+
+def test_what_may_differ_on_a_resume_is_no_part_of_the_fingerprint(lengthen, tmp_path):
+    path = lengthen(tmp_path)
+    same = load_config(path).read_by("train")
+    free = ["train.micro_batch=4", "train.processes=1", "train.checkpoint_every=5", "train.evaluate_every=5",
+            "data.workers=2", "train.keep_checkpoints=9", "train.zero_stage=3"]  # fmt: skip
+    assert load_config(path, free).read_by("train") == same, "a field that may differ would make the stage stale"
+    for key, value in (("learning_rate", "2e-3"), ("tokens", "8192"), ("global_batch", "16"), ("seed", "1")):
+        changed = load_config(path, [f"train.{key}={value}"]).read_by("train")
+        assert changed != same, f"a changed train.{key} would pass unseen"
