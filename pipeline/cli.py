@@ -109,7 +109,7 @@ def main() -> Any:
     place = Place()
     try:
         place = find_place()
-        app()
+        app(prog_name="regrow")
     except SystemExit as ended:
         status = int(ended.code or 0)
         # typer turns Ctrl-C into this status.

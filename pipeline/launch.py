@@ -13,6 +13,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,6 +83,27 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
+def _die_with_runner() -> None:
+    """Under deepspeed's launcher end with its runner too, the ``deepspeed`` command that stands above it.
+
+    The launcher does not notice when the runner is killed; it does notice, and ends itself, when a rank has ended.
+    """
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        runner = parent.parent()
+        if runner is None or "deepspeed.launcher.launch" not in " ".join(parent.cmdline()):
+            return
+
+        def watch() -> None:
+            while runner.is_running() and runner.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def take_place(place: Place) -> None:
     """Settle this process: die with the launcher, and take cores / local processes threads under every launcher.
 
@@ -91,6 +114,8 @@ def take_place(place: Place) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         agent = os.environ.get(AGENT)
         die_with_parent(int(agent) if agent else None)
+        if place.launcher == "other":
+            _die_with_runner()
     threads = max(1, cores() // place.local_world)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.

@@ -26,6 +26,7 @@ from pipeline.model.load import copy_companions, load_model
 from pipeline.run import RegrowError, Run, read_json, require_space
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
+    clear_torn,
     folder_of,
     load_checkpoint,
     newest_checkpoint,
@@ -75,6 +76,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     # Enough for one checkpoint and the last export, before the first hour is paid for.
     needed = checkpoint_bytes(parameters, recipe.zero_stage, model.dtype) + parameters * model.dtype.itemsize
+    if world.rank == 0:
+        clear_torn(folder / "checkpoints")
     _on_first(world, lambda: require_space(folder, needed, "a checkpoint and the export"))
     rows = _held_out(config, run, world)
     engine = Engine(

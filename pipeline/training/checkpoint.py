@@ -32,6 +32,12 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("step-*/COMPLETE"))
 
 
+def clear_torn(root: Path) -> None:
+    """Take away what saves that were cut off have left under ``root``: it counts for nothing and takes up space."""
+    for torn in set(root.glob("step-*")) - set(complete_checkpoints(root)):
+        shutil.rmtree(torn, ignore_errors=True)
+
+
 def checkpoint_bytes(parameters: int, zero_stage: int, dtype: torch.dtype) -> int:
     """Size of a checkpoint: the weights, and fp32 master weights with AdamW's two moments."""
     if zero_stage == 0:
@@ -51,8 +57,8 @@ def save_checkpoint(
     problem = None
     if world.rank == 0:
         try:
-            for torn in set(root.glob("step-*")) - set(complete_checkpoints(root)) | {folder}:
-                shutil.rmtree(torn, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            clear_torn(root)
             require_space(root, checkpoint_bytes(parameters, engine.zero_stage, engine.dtype), f"checkpoint {step}")
             folder.mkdir(parents=True)
         except (RegrowError, OSError) as error:
@@ -64,8 +70,7 @@ def save_checkpoint(
         if not _is_writing(error):
             raise
         # The others may wait in a barrier inside DeepSpeed, where no message reaches them: this process says it and
-        # ends, and the launcher ends them.
-        shutil.rmtree(folder, ignore_errors=True)
+        # ends, and the launcher ends them. The folder stays until the next start: the others may be writing in it.
         raise _unwritten(folder, f"rank {world.rank}: {_reason(error)}") from error
     try:
         torch.save(_random_state(), folder / f"random-{world.rank:05d}.pt")

@@ -128,15 +128,16 @@ def test_redo_takes_all_later_stages_along(here, done):
     before = snapshot(run)
     assert here("run", config, "prune.remove=7", "--redo", "prune")[0] == 1
     assert snapshot(run) == before, "a refused --redo moved something"
-    status, out, message = here("prune", config, "prune.remove=1", "--redo", "prune")
+    status, _, message = here("prune", config, "prune.remove=1", "--redo", "prune")
     assert status == 0, message
     moved = sorted(path.name for path in (run / "aside" / "001").iterdir())
     assert moved == ["evaluate", "prune", "report", "train"], f"aside are {moved}"
     record = json.loads((run / "prune" / "stage.json").read_text())
     assert len(record["result"]["removed"]) == 1
-    assert sum(len(files) for *_, files in os.walk(run / "aside")) == len(
-        [name for name in before if name.split("/")[0] in moved]
-    ) + len(list((run / "aside").rglob("started.json"))), "a file was deleted"
+    kept = snapshot(run / "aside" / "001")
+    for name, content in before.items():
+        if name.split("/")[0] in moved:
+            assert kept[name] == content, f"{name} is lost"
 
 
 def test_until_stops_behind_a_stage_and_a_missing_one_names_the_command(here, refused, lengthen, tmp_path):
@@ -150,7 +151,7 @@ def test_until_stops_behind_a_stage_and_a_missing_one_names_the_command(here, re
 
 
 def test_a_model_that_changed_under_a_done_run_is_noticed(refused, done, tiny_model, tmp_path):
-    config, run = done
+    config, _ = done
     shutil.copytree(tiny_model, tmp_path / "model")
     settings = tmp_path / "model" / "generation_config.json"
     settings.write_text(settings.read_text().replace("}", ', "max_length": 77}'))
@@ -227,7 +228,7 @@ def test_deepspeed_and_torchrun_train_to_the_same_bytes_and_leave_nothing_when_k
 ):
     """One run, killed under each launcher in turn, and finished under deepspeed's."""
     config, run = lengthen(tmp_path), copy_until("prune", tmp_path, "b")
-    for start, what in ((torchrun, "torchrun"), (deepspeed, "deepspeed.launcher.launch"), (deepspeed, "bin/deepspeed")):
+    for start, what in ((torchrun, "torchrun"), (deepspeed, "bin/deepspeed"), (deepspeed, "deepspeed.launcher.launch")):
         process = start("train", config, "run.name=b")
         read_until(process, "[train] step 12 of 24")
         family = [psutil.Process(process.pid), *below(process)]
@@ -235,21 +236,13 @@ def test_deepspeed_and_torchrun_train_to_the_same_bytes_and_leave_nothing_when_k
         assert len(ranks) == 2, f"two ranks were expected under {what}: {family}"
         victim = next(each for each in family if what in " ".join(each.cmdline()))
         victim.send_signal(signal.SIGKILL)
-        left = still_running(ranks)
+        left = still_running(family)
         process.kill()
         process.communicate()
         assert not left, f"5 s after a kill -9 of {what} there still run: {left}"
-        assert not (run / "train" / "stage.json").exists()
+        assert not (run / "train" / "stage.json").exists(), f"{what}: the kill came too late, training was done"
     last = deepspeed("train", config, "run.name=b")
     output, _ = last.communicate(timeout=200)
     assert last.returncode == 0, output
     assert "[train] resuming at step 10 of 24" in output
-    same_as_reference(run)
-
-
-def test_deepspeed_trains_to_the_same_bytes_without_a_break(lengthen, copy_until, same_as_reference, tmp_path):
-    config, run = lengthen(tmp_path), copy_until("prune", tmp_path, "c")
-    process = deepspeed("train", config, "run.name=c")
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
     same_as_reference(run)

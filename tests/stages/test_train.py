@@ -46,8 +46,8 @@ def test_the_export_is_the_trained_model_as_transformers_loads_it(reference):
 
 @pytest.fixture(scope="module")
 def half(lengthen, copy_until, tmp_path_factory) -> Path:
-    """A folder whose run has trained to step 20 of 24, with checkpoints of steps 10 and 20: a disk too small for a
-    checkpoint, as a limit on the size of files makes it, ended it at step 24."""
+    """The folder of a run that is pruned, for the tests below, which follow each other: training ends at step 24 of
+    24 for want of space, meets another layout, then a corrupt checkpoint, and gets to its end."""
     folder = tmp_path_factory.mktemp("half")
     lengthen(folder)
     copy_until("prune", folder)
@@ -67,9 +67,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("runs/tiny/train/checkpoints/*/COMPLETE"))
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_nothing_earlier_is_lost(
-    regrow, half, request, family
-):  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_nothing_earlier_is_lost(regrow, half, request):
     begun = regrow("train", half / "longer.yaml")
     begun.read_until("[train] step 21 of 24")
     begun.kill()
@@ -115,6 +113,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_advice_leads_to_the_same_bytes(re
     command = regrow("train", half / "longer.yaml")
     assert command.wait() == 0, command.output
     assert "[train] resuming at step 10 of 24" in command.output
+    assert len(list((newest.parent).glob("step-*"))) == 2, "what the failed save left was not cleared"
     same_as_reference(half / "runs" / "tiny")
 
 

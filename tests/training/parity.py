@@ -190,7 +190,8 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
     if world.rank != 0:
         return {}
     return {
-        "root": str(root), "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "same_noise": same_noise,
+        "root": str(root), "same_noise": same_noise,
+        "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]),
         "changed": difference(ends[0], new_model(dtype).state_dict()), "cursors": state["cursors"],
         "whole": whole, "rest": rest, "files": sorted(p.name for p in checkpoint.iterdir()),
     }  # fmt: skip
@@ -222,8 +223,8 @@ def recomputed(world: World) -> dict[str, Any]:
     """Losses with and without gradient checkpointing."""
     data, losses = text(BATCH * STEPS), []
     for recompute in (False, True):
-        engine = Engine(new_model(torch.float32), world, micro_batch=2, accumulation=2, zero_stage=3, gradient_checkpointing=recompute,
-                        **RECIPE)  # fmt: skip
+        engine = Engine(new_model(torch.float32), world, micro_batch=2, accumulation=2, zero_stage=3,
+                        gradient_checkpointing=recompute, **RECIPE)  # fmt: skip
         losses.append([step["loss"] for step in train(engine, data, world, 2, STEPS)])
     blocks = engine.model.model.layers
     return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
