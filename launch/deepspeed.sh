@@ -14,8 +14,8 @@ venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv"
 count=(--num_gpus "${GPUS:-8}")
 if [[ -n ${CUDA_VISIBLE_DEVICES:-} && -z ${GPUS:-} ]]; then count=(); fi
 
-# The launcher does not pass a signal on to what it started. As a job of its own, all of it gets the signal, and has
-# 30 seconds to save (DeepSpeed's limit).
+# The launcher does not pass a signal on to what it started. As a job of its own, all of it gets the signal and
+# ends; the next start goes on at the newest checkpoint.
 set -m
 deepspeed ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" --no_local_rank --module pipeline train "$@" &
 trap 'kill -TERM -- -$!' TERM INT HUP

@@ -10,5 +10,6 @@ set -euo pipefail
 venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv"
 [[ ! -f $venv/setup.done ]] || PATH="$venv/bin:$PATH"
 
-# --standalone takes a free port: two jobs on one node do not meet. On TERM the ranks get 240 s to save; the default is 30.
-exec torchrun --standalone --shutdown-timeout 240 --nproc-per-node "${GPUS:-8}" -m pipeline train "$@"
+# --standalone takes a free port: two jobs on one node do not meet. On TERM the ranks end at once; the same command
+# goes on at the newest checkpoint (train.checkpoint_every says how much is lost at most).
+exec torchrun --standalone --nproc-per-node "${GPUS:-8}" -m pipeline train "$@"

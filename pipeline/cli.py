@@ -93,6 +93,8 @@ def _carry_out(stages: list[str], path: Path, overrides: list[str] | None, redo:
     config = load_config(path, overrides or [])
     if redo is not None:
         redo = _stage(redo)
+        if redo not in stages:
+            raise ConfigError(f"--redo {redo}: this command carries out {', '.join(stages)} only; use regrow run")
     from pipeline.stages.sequence import carry_out
 
     carry_out(stages, config, place, str(path), redo)

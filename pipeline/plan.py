@@ -160,11 +160,11 @@ def removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int
 
     ``sizes`` are those of all blocks, ``dense`` the whole model's. Raises RegrowError when the cut is impossible.
     """
-    protected = prune.protect_first + prune.protect_last
     if isinstance(prune.blocks, tuple):
         named = check_indices(prune.blocks, len(sizes))
-        count_removals(len(sizes), protected, remove=len(named))
+        # Named blocks go whatever the protect rule says.
         return [sizes[index] for index in named]
+    protected = prune.protect_first + prune.protect_last
     count = count_removals(
         len(sizes), protected, remove=prune.remove, ratio=prune.ratio, parameters=prune.parameters,
         dense_parameters=dense, block_parameters=sizes,

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -22,6 +23,12 @@ from typing import Any
 
 class RegrowError(Exception):
     """A failure that its message explains to the person who meets it: what, where, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class's name; without the query of a URL, which may be a key."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -85,6 +92,8 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._hashes: dict[str, str] | None = None
+        self._hashes_kept = 0.0
 
     @property
     def name(self) -> str:
@@ -117,14 +126,23 @@ class Run:
 
     def hash_of(self, path: Path) -> str:
         """sha256 of an input file; remembered in hashes.json by path, size and modification time."""
-        store = self.folder / "hashes.json"
-        known = read_json(store) if store.exists() else {}
+        if self._hashes is None:
+            store = self.folder / "hashes.json"
+            self._hashes = read_json(store) if store.exists() else {}
         status = path.stat()
         stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-        if stamp not in known:
-            known[stamp] = hash_file(path)
-            write_json(store, known)
-        return known[stamp]
+        if stamp not in self._hashes:
+            self._hashes[stamp] = hash_file(path)
+            # Not after each of 59,166 shards: the whole file is written every time.
+            if time.monotonic() - self._hashes_kept > 5:
+                self.keep_hashes()
+        return self._hashes[stamp]
+
+    def keep_hashes(self) -> None:
+        """Write what ``hash_of`` has learnt."""
+        if self._hashes is not None:
+            write_json(self.folder / "hashes.json", self._hashes)
+            self._hashes_kept = time.monotonic()
 
     def outputs(self, stage: str) -> dict[str, dict[str, Any]]:
         """Path -> size and sha256 of every file in a stage's folder that is part of its result."""
@@ -189,7 +207,7 @@ _PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl"}
 
 
 def _passing(relative: Path) -> bool:
-    return relative.parts[0] in _PASSING or relative.name.startswith(".")
+    return relative.parts[0] in _PASSING or any(part.startswith(".") for part in relative.parts)
 
 
 def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -37,14 +37,17 @@ def test_places_of_every_launcher():
     assert find_place({**torchrun, AGENT: "77"}) == Place(5, 8, 1, 4, "regrow")
     deepspeed = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1"}
     assert find_place(deepspeed) == Place(5, 8, 1, 4, "other")
-    srun = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"}
+    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
+            "SLURM_NTASKS_PER_NODE": "4"}  # fmt: skip
     assert find_place({**srun, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 8, 1, 4, "other")
     with pytest.raises(RegrowError, match="set MASTER_ADDR and MASTER_PORT"):
         find_place(srun)
     alone = Place(0, 1, 0, 1, None)
     assert find_place({}) == alone, "a process on its own"
-    assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}) == alone, "one task of srun"
-    assert find_place({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}) == alone, "a shell inside an allocation"
+    one = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+    assert find_place(one) == alone, "one task of srun"
+    batch = {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert find_place(batch) == alone, "a batch script without srun"
 
 
 def test_processes_are_as_asked():

@@ -215,7 +215,8 @@ def test_kubernetes_job() -> None:
     assert arguments.module and arguments.training_script == "pipeline"
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert int(arguments.nproc_per_node) == gpus, "as many processes as GPUs"
-    assert arguments.shutdown_timeout < pod["terminationGracePeriodSeconds"], "the pod is killed while ranks still save"
+    # 30 seconds are torchrun's own patience with ranks that do not end.
+    assert pod["terminationGracePeriodSeconds"] > 30, "the pod is killed before torchrun has ended its ranks"
 
     command, config, *overrides = arguments.training_script_args
     subprocess.run([sys.executable, "-m", "pipeline", command, "--help"], cwd=ROOT, check=True, capture_output=True)
@@ -249,7 +250,8 @@ def test_sbatch_script() -> None:
     assert arguments.rdzv_backend == "c10d" and arguments.nnodes == "2"
     assert arguments.nproc_per_node == options["gpus-per-node"], "as many processes as GPUs"
     warning = int(options["signal"].partition("@")[2])
-    assert arguments.shutdown_timeout < warning, "Slurm ends the job while ranks still save"
+    # 30 seconds are torchrun's own patience with ranks that do not end.
+    assert warning > 30, "Slurm ends the job before the batch script could requeue it"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])

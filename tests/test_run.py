@@ -157,6 +157,7 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path):
     assert first == hash_file(path) and run.hash_of(path) == first
     # The memory is used: what it says is believed as long as size and time stand.
     store.write_text(json.dumps({key: "remembered" for key in json.loads(store.read_text())}))
+    run = Run(tmp_path / "run")
     assert run.hash_of(path) == "remembered"
     stamp = path.stat().st_mtime_ns
     path.write_bytes(b"two")

@@ -80,9 +80,11 @@ class ModelSection(Section):
         source="field's practice",
     )  # fmt: skip
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = key(
-        "auto", "Attention kernel; auto takes the best that is installed.", stages="score prune train evaluate",
+        "auto", "Attention kernel; auto takes the best that is installed.", stages="score train evaluate",
     )  # fmt: skip
-    trust_remote_code: bool = key(False, "Run code that the model's folder brings along.", stages="data score prune")
+    trust_remote_code: bool = key(
+        False, "Run code that the model's folder brings along.", stages="score prune train evaluate"
+    )
 
 
 class Source(Section):
@@ -102,14 +104,16 @@ class DataSection(Section):
     sources: tuple[Source, ...] = key(..., "The training corpus.", stages="data", source="required", min_length=1)
     held_out: Source | None = key(None, "Documents kept for evaluation, disjoint from the corpus.", stages="data")
     separator: str = key(
-        "eos", "Token put after each document: eos, or a token of the tokenizer.", stages="data score train evaluate"
+        "eos", "Token put after each document: eos, or a token of the tokenizer.", stages="score train evaluate"
     )
     row_length: Whole = key(
         2048, "Tokens in a training row.", stages="train evaluate", source="ours: Vicuna-v1.3's context", ge=8
     )
-    lanes: Whole = key(384, "Logical streams that fix the sample order for the life of a run.", stages="data", ge=1)
+    lanes: Whole = key(
+        384, "Logical streams that fix the sample order for the life of a run.", stages="data train", ge=1
+    )
     workers: Whole = key(4, "Reader processes for each training process; 0 reads in the process.", free=True, ge=0)
-    seed: Whole = key(0, "Seed of the order of the corpus.", stages="data train", ge=0)
+    seed: Whole = key(0, "Seed of the order of the corpus.", stages="train", ge=0)
     cache: Path = key(Path(".cache/shards"), "Folder for shards fetched from the hub.", free=True)
 
 

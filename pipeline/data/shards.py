@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.documents import count_documents, format_of
-from pipeline.run import RegrowError, hash_file, hash_json
+from pipeline.run import RegrowError, first_line, hash_file, hash_json
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -113,7 +114,7 @@ def _list_hub(
     except Exception as error:
         raise RegrowError(
             f"data source {name!r}: not a local folder, and the hub did not list it ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); check the name, the network and, for a gated data set, HF_TOKEN"
+            f"{first_line(error)}); check the name, the network and, for a gated data set, HF_TOKEN"
         ) from error
     shards = []
     for entry in sorted(tree, key=lambda entry: entry.path):
@@ -140,16 +141,22 @@ def fetch(shard: Shard, cache: Path) -> Path:
             path = Path(hf_hub_download(shard.place, shard.path, repo_type="dataset", revision=shard.revision,
                                         local_dir=cache / shard.place))  # fmt: skip
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise RegrowError(f"shard {shard.name}: the hub did not deliver it ({reason})") from error
     if not path.exists():
         raise RegrowError(f"shard {shard.name}: missing, though the manifest lists it; put it back, or redo stage data")
     size = path.stat().st_size
     if size != shard.bytes:
         raise RegrowError(f"shard {shard.name}: {size} bytes, the manifest says {shard.bytes}; it was cut or replaced")
-    if shard.sha256 is not None and hash_file(path) != shard.sha256:
+    if shard.sha256 is not None and _digest(path, size, path.stat().st_mtime_ns) != shard.sha256:
         raise RegrowError(f"shard {shard.name}: its bytes are not those of the manifest (sha256 differs)")
     return path
+
+
+@cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """sha256 of a file, taken once in a process: many lanes may read parts of one large shard."""
+    return hash_file(path)
 
 
 def build_manifest(corpus: Sequence[Shard], held_out: Sequence[Shard]) -> dict[str, Any]:

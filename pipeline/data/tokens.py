@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, first_line
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
@@ -21,7 +21,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise RegrowError(f"model {path}: no tokenizer could be loaded ({str(error).splitlines()[0]})") from error
+        raise RegrowError(f"model {path}: no tokenizer could be loaded ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pipeline.model.blocks import block_parameters as block_sizes
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, first_line
 
 #: Dense bf16 FLOP/s by words of the device's name, first match wins. From NVIDIA's and AMD's data sheets, which print
 #: most of these with 2:4 sparsity: halved here (H100 SXM: 1,978.9 TFLOP/s with sparsity).
@@ -51,7 +51,7 @@ def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RegrowError(f"no causal language model can be made from {type(hf_config).__name__}: {reason}") from None
 
 

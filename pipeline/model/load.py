@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, first_line
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings.
 COMPANIONS = (
@@ -47,7 +47,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
         except Exception as error:
             raise RegrowError(
                 f"model.path {path!r}: no such folder here, and the hub did not deliver it ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}); check the name, the network and, for a gated model, HF_TOKEN"
+                f"{first_line(error)}); check the name, the network and, for a gated model, HF_TOKEN"
             ) from error
     if not (folder / "config.json").is_file():
         raise RegrowError(f"model.path {path!r}: no config.json in {folder}; this is not a Hugging Face model folder")
@@ -61,10 +61,11 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in WEIGHTS_AND_CONFIGS)
 
 
-def attention_kernel(asked: str, device: torch.device) -> str | None:
+def attention_kernel(asked: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
     """The attention implementation for ``asked``: auto takes the best that is installed.
 
-    None leaves it to transformers: sdpa, or eager for the few models that cannot do with it (Gemma 2).
+    None leaves it to transformers: sdpa, or eager for the few models that cannot do with it (Gemma 2). Flash attention
+    has no fp32.
 
     Raises RegrowError when a kernel is asked for by name that is not installed here.
     """
@@ -75,7 +76,8 @@ def attention_kernel(asked: str, device: torch.device) -> str | None:
         "flash_attention_2": utils.is_flash_attn_2_available(),
     }
     if asked == "auto":
-        return next((name for name, there in available.items() if there and device.type == "cuda"), None)
+        fits = device.type == "cuda" and dtype != torch.float32
+        return next((name for name, there in available.items() if there and fits), None)
     if asked in available and not (available[asked] and device.type == "cuda"):
         raise RegrowError(f"model.attention {asked}: not installed here, or no GPU; use auto or sdpa")
     return asked
@@ -104,7 +106,7 @@ def load_model(
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation=attention_kernel(attention, device),
+            attn_implementation=attention_kernel(attention, device, dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, Source
+from pipeline.data.documents import format_of
 from pipeline.data.lanes import split_into_parts
 from pipeline.data.shards import Shard, build_manifest, list_shards, local_files
 from pipeline.launch import World
@@ -23,7 +24,7 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
     files: list[Path] = []
     for source in (*config.data.sources, *held_out):
         base, names = local_files(source.path, source.files) or (Path(), [])
-        files += [base / name for name in names]
+        files += [base / name for name in names if source.format != "auto" or format_of(name)]
     return {str(path): run.hash_of(path) for path in files}
 
 

@@ -91,7 +91,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "order_file": str(config.prune.blocks) if isinstance(config.prune.blocks, Path) else None,
         "removed": removed,
         "kept": [index for index in range(total) if index not in removed],
-        "protected": protected_blocks(total, config.prune.protect_first, config.prune.protect_last),
+        # An explicit list is followed as it is.
+        "protected": []
+        if isinstance(config.prune.blocks, tuple)
+        else protected_blocks(total, config.prune.protect_first, config.prune.protect_last),
         "parameters": {"dense": dense_parameters, "pruned": parameters},
         "self_test": {"dtype": "float32", "checks": checks},
     }

@@ -18,7 +18,16 @@ from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.launch import TOLD, Place, World, count_processes, interruptible, launch
-from pipeline.run import RegrowError, Run, compare_fingerprints, hash_json, read_json, write_atomic, write_json
+from pipeline.run import (
+    RegrowError,
+    Run,
+    compare_fingerprints,
+    first_line,
+    hash_json,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
 
@@ -54,7 +63,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
     if fingerprint is None:
         return
     if not module.LAUNCHED:
-        _take_part(stage, config, run, World(Place()), fingerprint)
+        _take_part(stage, config, run, World(Place(), use_gpu=False), fingerprint)
         return
     processes = count_processes(getattr(config, stage).processes)
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
@@ -75,7 +84,7 @@ def _all_together(stages: list[str], config: Config, run: Run, world: World, pla
             continue
         if _module(stage).LAUNCHED or world.rank == 0:
             # By itself, but with no more threads than its place has: the stages behind it compute with the same.
-            own = world if _module(stage).LAUNCHED else World(Place(local_world=place.local_world))
+            own = world if _module(stage).LAUNCHED else World(Place(local_world=place.local_world), use_gpu=False)
             _take_part(stage, config, run, own, fingerprint)
         world.barrier()
 
@@ -85,7 +94,7 @@ def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, An
     module = _module(stage)
     # The last one first: the command that it names brings those before it too.
     for earlier in reversed(module.UPSTREAM):
-        run.require(earlier, config_path)
+        _require(earlier, config, run, config_path)
     fingerprint = {
         "config": config.read_by(stage),
         "inputs": module.inputs(config, run),
@@ -103,9 +112,24 @@ def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, An
         differences = compare_fingerprints(read_json(started), fingerprint)
         if differences:
             raise _stale(f"stage {stage} was begun with another config", differences, stage)
+    run.keep_hashes()
     write_json(started, fingerprint)
     write_atomic(run.folder / "config.yaml", dump_config(config))
     return fingerprint
+
+
+def _require(stage: str, config: Config, run: Run, config_path: str) -> None:
+    """Refuse to build on a stage that is missing, was done with another config, or has lost a file."""
+    record = run.require(stage, config_path)
+    done_with = {"config": record["fingerprint"]["config"]}
+    differences = compare_fingerprints(done_with, {"config": config.read_by(stage)})
+    if differences:
+        raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
+    for name, entry in record["outputs"].items():
+        path = run.stage(stage) / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise RegrowError(f"{path}: missing or of another size than when stage {stage} wrote it; put it back, or "
+                              f"add --redo {stage}")  # fmt: skip
 
 
 def _stale(what: str, differences: list[str], stage: str) -> RegrowError:
@@ -124,18 +148,12 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
     try:
         result = _module(stage).work(config, run, world, say)
-    except RegrowError as error:
-        run.log(f"{stage}: rank {world.rank}: {error}")
-        raise
-    except RuntimeError as error:
-        if "closed by peer" not in str(error) and "reset by peer" not in str(error):
+    except Exception as error:
+        told = _told(error, stage, world)
+        run.log(f"{stage}: rank {world.rank}: {told or repr(error)}")
+        if told is None:
             raise
-        # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.
-        time.sleep(5)
-        raise RegrowError(f"stage {stage}: rank {world.rank} lost another rank, whose message says why") from error
-    except OSError as error:
-        raise RegrowError(f"stage {stage}: {error.strerror}: {error.filename or 'no file named'}; nothing finished was "
-                          "lost, the same command goes on from there") from error  # fmt: skip
+        raise told from error
     if world.rank == 0:
         fingerprint = fingerprint or read_json(run.stage(stage) / "progress" / "started.json")
         seconds = time.time() - begin
@@ -147,6 +165,29 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
         })  # fmt: skip
         say(f"done in {seconds:.1f} s")
     world.barrier()
+
+
+def _told(error: Exception, stage: str, world: World) -> RegrowError | None:
+    """What a person should be told of an error, or None where only the traceback says it."""
+    import torch
+
+    if isinstance(error, RegrowError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return RegrowError(
+            f"stage {stage}: rank {world.rank} ran out of GPU memory ({first_line(error)}); lower the stage's "
+            "micro_batch, or for training raise train.zero_stage or set train.gradient_checkpointing"
+        )
+    if isinstance(error, RuntimeError) and ("closed by peer" in str(error) or "reset by peer" in str(error)):
+        # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.
+        time.sleep(5)
+        return RegrowError(f"stage {stage}: rank {world.rank} lost another rank, whose message says why")
+    if isinstance(error, OSError):
+        return RegrowError(
+            f"stage {stage}: {error.strerror or first_line(error)}: {error.filename or 'no file named'}; nothing "
+            "finished was lost, the same command goes on from there"
+        )
+    return None
 
 
 def _prepare(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> None:

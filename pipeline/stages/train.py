@@ -53,9 +53,14 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     steps = -(-recipe.tokens // (recipe.global_batch * row_length))
     split = accumulation(recipe.global_batch, recipe.micro_batch, world.size)
     layout = {
-        "processes": world.size, "micro_batch": recipe.micro_batch, "zero_stage": recipe.zero_stage,
-        "threads": world.threads, "dtype": config.model.dtype, "device": world.device.type,
-    }  # fmt: skip
+        "processes": world.size,
+        "micro_batch": recipe.micro_batch,
+        "zero_stage": recipe.zero_stage,
+        # Sums on a CPU depend on the number of threads; on a GPU they do not, and nodes differ in cores.
+        "threads": world.threads if world.device.type == "cpu" else None,
+        "dtype": config.model.dtype,
+        "device": world.device.type,
+    }
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.from_first(newest_checkpoint(folder / "checkpoints", layout) if world.rank == 0 else None)
     torch.manual_seed(recipe.seed)
@@ -124,7 +129,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
     if position.step == 0:
         evaluate()
-    stream = _rows(config, run, world, position)
+    stream = _rows(config, run, world, position, say)
     for step in train_steps(
         engine, stream, world, position, steps=steps, micro_batch=recipe.micro_batch,
         rate=lambda number: learning_rate(
@@ -139,13 +144,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             say(f"step {step.step} of {steps}: loss {step.loss:.4f}, gradient norm {step.grad_norm:.2f}, rate "
                 f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {_clock(left)} left")  # fmt: skip
         last = step.step == steps
-        # The evaluation comes first: a checkpoint then never stands behind a line that is missing.
+        # Evaluation and export come first: a resume at the checkpoint would not make them again.
         if last or step.step % recipe.evaluate_every == 0:
             evaluate()
-        if last or step.step % recipe.checkpoint_every == 0:
-            checkpoint_now()
         if not last and recipe.export_every and step.step % recipe.export_every == 0:
             _export(run, engine, world, step.step, config)
+        if last or step.step % recipe.checkpoint_every == 0:
+            checkpoint_now()
     exported = _export(run, engine, world, steps, config)
     lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
     return {
@@ -155,7 +160,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }  # fmt: skip
 
 
-def _rows(config: Config, run: Run, world: World, position: Position) -> Any:
+def _rows(config: Config, run: Run, world: World, position: Position, say: Callable[[str], None]) -> Any:
     """This process's training rows behind ``position``."""
     data = config.data
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
@@ -165,7 +170,10 @@ def _rows(config: Config, run: Run, world: World, position: Position) -> Any:
         seed=data.seed, cache=data.cache, rank=world.rank, world=world.size,
         start=position.step * config.train.global_batch, cursors=position.cursors,
     )  # fmt: skip
-    return load_rows(stream, fitting_workers(data.workers, data.lanes, world.size), die_with_parent)
+    workers = fitting_workers(data.workers, data.lanes, world.size)
+    if workers != data.workers:
+        say(f"{workers} workers for each process instead of {data.workers}: they must divide {data.lanes} lanes")
+    return load_rows(stream, workers, die_with_parent)
 
 
 def _held_out(config: Config, run: Run, world: World) -> torch.Tensor | None:

@@ -29,12 +29,12 @@ def folder_of(root: Path, step: int) -> Path:
 
 def complete_checkpoints(root: Path) -> list[Path]:
     """The complete checkpoints under ``root``, oldest first."""
-    return sorted(path.parent for path in root.glob("step-*/COMPLETE"))
+    return sorted(path.parent for path in root.glob("step-????????/COMPLETE"))
 
 
 def clear_torn(root: Path) -> None:
     """Take away what saves that were cut off have left under ``root``: it counts for nothing and takes up space."""
-    for torn in set(root.glob("step-*")) - set(complete_checkpoints(root)):
+    for torn in set(root.glob("step-????????")) - set(complete_checkpoints(root)):
         shutil.rmtree(torn, ignore_errors=True)
 
 
