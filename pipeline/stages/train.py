@@ -95,7 +95,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if found:
         checkpoint, state = found
         load_checkpoint(checkpoint, engine, world)
-        cursors = {int(lane): Cursor(**cursor) for lane, cursor in state["cursors"].items()}
+        # Its own lanes alone: the cursors of others would be kept as they are now, and the next checkpoint would mix
+        # them with what the others have moved on to.
+        cursors = {
+            int(lane): Cursor(**cursor)
+            for lane, cursor in state["cursors"].items()
+            if int(lane) % world.size == world.rank
+        }
         position = Position(state["step"], state["tokens"], cursors)
         say(f"resuming at step {position.step} of {steps}")
     if world.rank == 0:
