@@ -48,8 +48,7 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
     groups = [{**group, "params": [masters[weight] for weight in group["params"]]}
               for group in decay_groups(model, RECIPE["weight_decay"], NO_DECAY)]  # fmt: skip
     device = weights[0].device
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=RECIPE["betas"], eps=RECIPE["eps"],
-                                  fused=device.type == "cuda")  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=RECIPE["betas"], eps=RECIPE["eps"], fused=True)
     for micro_batches in batches:
         targets = sum(batch[:, 1:].numel() for batch in micro_batches)
         total = torch.zeros((), dtype=torch.float64, device=device)

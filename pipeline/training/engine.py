@@ -87,15 +87,14 @@ class Engine:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         optimizer = torch.optim.AdamW(
-            decay_groups(model, weight_decay, no_decay), lr=learning_rate, betas=betas, eps=eps,
-            fused=world.device.type == "cuda",
+            decay_groups(model, weight_decay, no_decay), lr=learning_rate, betas=betas, eps=eps, fused=True,
         )  # fmt: skip
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
             "train_batch_size": micro_batch * accumulation * world.size,
             "gradient_clipping": clip,
-            "bf16": {"enabled": bf16},
+            "bf16": {"enabled": bf16, "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "zero_optimization": {
                 "stage": zero_stage,
@@ -114,6 +113,10 @@ class Engine:
         # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
         with contextlib.redirect_stdout(io.StringIO()):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        if world.size == 1 and (zero_stage == 0 or (bf16 and zero_stage == 1)):
+            # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
+            # the reduction also hands the gradients to the optimizer, and must stay.)
+            self.engine.enable_backward_allreduce = False
         self.zero_stage = zero_stage
         self._plain_clip = clip if zero_stage == 0 else None
 
