@@ -144,6 +144,8 @@ class Regrow:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", *map(str, arguments)], cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            # Tests that run in the background have Ctrl-C ignored, and a child would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         self.output = ""
 

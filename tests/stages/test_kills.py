@@ -1,7 +1,8 @@
 """One run that is killed again and again, at every stage and in every way, and ends as if nothing had happened.
 
 The tests share the run and follow each other in the order of the stages: each starts the same command, waits for a
-line that shows where it is, kills, and looks that nothing is left. The last one lets it finish.
+line that shows where it is, kills, and looks that nothing is left. The last one lets it finish. Some of the kills are
+marked slow, to keep the suite short; the last test is the same with and without them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ HERE = {
     "evaluate": "[evaluate] dense: held-out",
     "report": "[report] started",
 }
+SLOW = pytest.mark.slow
 KILLS = [
     ("data", "command"),
-    ("data", "ctrl-c"),
-    ("score", "command"),
+    pytest.param("data", "ctrl-c", marks=SLOW),
+    pytest.param("score", "command", marks=SLOW),
     ("score", "rank 1"),
     ("prune", "command"),
-    ("prune", "ctrl-c"),
+    pytest.param("prune", "ctrl-c", marks=SLOW),
     ("train", "ctrl-c"),
     ("train", "command"),
     ("train", "agent"),
     ("train", "rank 1"),
     ("train", "all"),
-    ("evaluate", "command"),
+    pytest.param("evaluate", "command", marks=SLOW),
     ("evaluate", "rank 0"),
     ("report", "command"),
-    ("report", "ctrl-c"),
+    pytest.param("report", "ctrl-c", marks=SLOW),
 ]
 
 
