@@ -88,16 +88,23 @@ class ModelSection(Section):
 
 
 class Source(Section):
-    path: str = key(..., "Folder, glob or file; or a data set's name on the hub.", source="required")
+    path: str = key(
+        ...,
+        "Folder, glob or file; a data set's name on the hub; or a URL with {000..099} for numbers (https, s3, ...).",
+        source="required",
+    )
     revision: str | None = key(None, "Commit, tag or branch of the data set on the hub.")
     files: str = key("**", "Glob of the files to take inside a folder or hub data set.")
-    format: Literal["auto", "jsonl", "parquet"] = key("auto", "Format of the shards; auto goes by the file's ending.")
+    format: Literal["auto", "jsonl", "tar", "parquet", "tokenised"] = key(
+        "auto", "Format of the shards; auto goes by the file's ending and, for a tar, by what is in it."
+    )
     text_key: str = key("text", "Field that holds a document's text.", source="SlimPajama")
     exclude_domains: tuple[str, ...] = key(
         ("RedPajamaBook",),
         "Documents whose meta.redpajama_set_name is one of these are left out (Books3 was withdrawn).",
         source="NeMo's SlimPajama tutorial",
     )
+    weight: Real = key(1.0, "Share of the rows that this source gives, relative to the others' weights.", gt=0)
 
 
 class DataSection(Section):
@@ -114,7 +121,27 @@ class DataSection(Section):
     )
     workers: Whole = key(4, "Reader processes for each training process; 0 reads in the process.", free=True, ge=0)
     seed: Whole = key(0, "Seed of the order of the corpus.", stages="train", ge=0)
-    cache: Path = key(Path(".cache/shards"), "Folder for shards fetched from the hub.", free=True)
+    attention: Literal["across", "within"] = key(
+        "across",
+        "Training attention in a row: across documents, or within each alone (then no document's first token is a "
+        "target). Scoring and perplexities are across.",
+        stages="train",
+        source="field's practice",
+    )
+    on_damage: Literal["raise", "skip"] = key(
+        "raise", "A damaged shard ends the run, or is left out whole, recorded, for the rest of the run.",
+        stages="data train",
+    )  # fmt: skip
+    tokenised: Path | None = key(
+        None, "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
+        stages="data",
+    )  # fmt: skip
+    tokenise_processes: Processes = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
+    cache: Path = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
+    cache_size: Whole | None = key(
+        None, "Bytes that the cache may take; null: what the disk has. Too little for all lanes is refused.",
+        free=True, gt=0,
+    )  # fmt: skip
 
 
 class ScoreSection(Section):
@@ -191,6 +218,9 @@ class TrainSection(Section):
     seed: Whole = key(0, "Seed of everything random in training.", stages="train", ge=0)
     deterministic: Literal["auto", True, False] = key(
         "auto", "Deterministic kernels: auto is on for a CPU and off for a GPU.", free=True
+    )
+    log_samples: bool = key(
+        False, "Write the sha256 of every row that a step trained on to train/samples.jsonl.", free=True
     )
     checkpoint_every: Whole = key(250, "Steps between checkpoints.", free=True, ge=1)
     keep_checkpoints: Whole = key(2, "Complete checkpoints that are kept.", free=True, ge=1)

@@ -6,17 +6,40 @@ as large as the gaps between neighbouring blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+#: The target that cross_entropy leaves out: no loss, no gradient.
+NO_TARGET = -100
 
-def next_token_losses(logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+
+def next_token_losses(
+    logits: torch.Tensor, input_ids: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """Negative log-likelihood, in nats, of every token given those before it in its row.
 
     ``logits`` (rows, T, vocabulary), any floating dtype; ``input_ids`` (rows, T), int64. Returns (rows, T - 1) fp32:
-    column t is the loss of token t + 1, so that the first token of a row is never a target.
+    column t is the loss of token t + 1, so that the first token of a row is never a target. Where ``counted``
+    (rows, T - 1), bool, is false the loss is zero and gives no gradient.
     """
     targets = input_ids[:, 1:]
+    if counted is not None:
+        targets = targets.masked_fill(~counted, NO_TARGET)
     predicted = logits[:, :-1].float()
     losses = F.cross_entropy(predicted.reshape(-1, predicted.shape[-1]), targets.reshape(-1), reduction="none")
     return losses.view(targets.shape)
+
+
+def document_targets(documents: Sequence[np.ndarray], length: int) -> torch.Tensor:
+    """Which tokens of rows are targets, where each document is read alone: its first token is not.
+
+    ``documents`` holds for each row where documents begin in it: cu_seqlens, int32, 0 ... ``length``. Returns
+    (rows, length - 1) bool on the CPU, for ``counted`` above: column t is token t + 1.
+    """
+    counted = np.ones((len(documents), length), dtype=bool)
+    for row, cu_seqlens in enumerate(documents):
+        counted[row, cu_seqlens[:-1]] = False
+    return torch.from_numpy(counted[:, 1:])

@@ -14,14 +14,16 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from pipeline.launch import World
-from pipeline.model.loss import next_token_losses
+from pipeline.model.attention import attention_of, document_arguments
+from pipeline.model.loss import document_targets, next_token_losses
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
 BUCKET = 500_000_000
@@ -130,15 +132,27 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def backward(self, input_ids: torch.Tensor, targets: int) -> torch.Tensor:
+    def backward(
+        self, input_ids: torch.Tensor, targets: int, documents: Sequence[np.ndarray] | None = None
+    ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64; returns its summed token loss (fp32 scalar).
 
         ``targets`` is the number of target tokens of the global batch: the gradient is that of the sum of token
         losses divided by it, however the batch is split. DeepSpeed averages over processes, hence the factor.
+
+        ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
+        its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
         """
-        with self.precision():
-            logits = self.engine(input_ids, use_cache=False).logits
-        total = next_token_losses(logits, input_ids).sum()
+        if documents is None:
+            with self.precision():
+                logits = self.engine(input_ids, use_cache=False).logits
+            total = next_token_losses(logits, input_ids).sum()
+        else:
+            arguments = document_arguments(input_ids, documents, attention_of(self.model))
+            with self.precision():
+                logits = self.engine(**arguments, use_cache=False).logits.view(*input_ids.shape, -1)
+            counted = document_targets(documents, input_ids.shape[1]).to(input_ids.device, non_blocking=True)
+            total = next_token_losses(logits, input_ids, counted).sum()
         self.engine.backward(total * (self.world.size / targets), scale_wrt_gas=False)
         return total.detach()
 

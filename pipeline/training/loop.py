@@ -8,6 +8,7 @@ decided by the step number alone, so that a resumed run does the same as an unin
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.launch import World
+from pipeline.model.loss import document_targets
 from pipeline.run import RegrowError
 from pipeline.training.engine import Engine
 
@@ -46,6 +48,15 @@ class Position:
     cursors: dict[int, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A row that was trained on: its number, its lane, and the first 16 hex digits of its ids' sha256 (int64)."""
+
+    index: int
+    lane: int
+    sha256: str
+
+
 def train_steps(
     engine: Engine,
     rows: Iterator[Any],
@@ -56,12 +67,18 @@ def train_steps(
     micro_batch: int,
     rate: Callable[[int], float],
     mfu: Callable[[float], float | None],
+    within_documents: bool = False,
+    on_samples: Callable[[int, list[Sample]], None] | None = None,
 ) -> Iterator[Step]:
     """Train from ``position`` to ``steps``, yielding after each update; ``position`` is kept up to date.
 
-    ``rows`` gives this process's rows (with ``input_ids``, ``lane``, ``cursor``) in order; ``rate`` the learning rate
-    of a step from 0 on; ``mfu`` the utilisation at a number of tokens a second of all processes. Raises RegrowError
-    on a loss that is not finite, before the weights are touched.
+    ``rows`` gives this process's rows (with ``index``, ``input_ids``, ``cu_seqlens``, ``lane``, ``cursor``) in order;
+    ``rate`` the learning rate of a step from 0 on; ``mfu`` the utilisation at a number of tokens a second of all
+    processes. ``within_documents``: each document of a row is read alone. ``on_samples`` is told after each update,
+    on every process, the step's number and this process's rows in the order in which they were taken.
+
+    Raises RegrowError on a loss that is not finite, and on a global batch without a single target token, before the
+    weights are touched.
     """
     while position.step < steps:
         begin = time.perf_counter()
@@ -69,16 +86,24 @@ def train_steps(
         data_wait = time.perf_counter() - begin
 
         batches = [torch.from_numpy(np.stack([row.input_ids for row in micro])) for micro in taken]
-        # Every row is full, so the count is known; it is summed all the same: the definition does not lean on it.
-        counts = torch.tensor([sum(batch[:, 1:].numel() for batch in batches), sum(batch.numel() for batch in batches)])
+        documents = [[row.cu_seqlens for row in micro] if within_documents else None for micro in taken]
+        counts = torch.tensor([
+            sum(map(_count_targets, batches, documents)), sum(batch.numel() for batch in batches),
+        ])  # fmt: skip
+        # The number of targets differs by row within documents, and by process: the loss is over those of all.
         targets, tokens = world.sum(counts).tolist()
+        if targets == 0:
+            raise RegrowError(
+                f"training step {position.step + 1}: no document of the batch has a second token in its row, so that "
+                "there is nothing to predict; use data.attention across, or longer documents"
+            )
 
         learning_rate = rate(position.step)
         engine.set_learning_rate(learning_rate)
         # Summed on the device: one wait for it in a step, not one in each micro-batch.
         total = torch.zeros((), dtype=torch.float64, device=world.device)
-        for number, batch in enumerate(batches, start=1):
-            total += engine.backward(batch.to(world.device, non_blocking=True), targets).double()
+        for number, (batch, starts) in enumerate(zip(batches, documents, strict=True), start=1):
+            total += engine.backward(batch.to(world.device, non_blocking=True), targets, starts).double()
             if number == len(batches):
                 loss = _agreed_loss(world.sum(total.cpu()) / targets, position.step + 1, taken)
             engine.step()
@@ -87,6 +112,8 @@ def train_steps(
         position.tokens += tokens
         position.cursors.update({row.lane: row.cursor for micro in taken for row in micro})
         seconds = time.perf_counter() - begin
+        if on_samples is not None:
+            on_samples(position.step, [_sample(row) for micro in taken for row in micro])
         yield Step(
             step=position.step,
             tokens=position.tokens,
@@ -98,6 +125,17 @@ def train_steps(
             seconds=seconds,
             data_wait=data_wait,
         )
+
+
+def _count_targets(batch: torch.Tensor, documents: list[np.ndarray] | None) -> int:
+    """Target tokens of a micro-batch (rows, T): all but the first of each row, or of each document in it."""
+    if documents is None:
+        return batch[:, 1:].numel()
+    return int(document_targets(documents, batch.shape[1]).sum())
+
+
+def _sample(row: Any) -> Sample:
+    return Sample(row.index, row.lane, hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16])
 
 
 def _agreed_loss(loss: torch.Tensor, step: int, taken: list[list[Any]]) -> float:

@@ -1,0 +1,107 @@
+"""Attention within documents: rows of several documents, read as if each document stood alone.
+
+transformers finds the documents of a row by position ids that restart, and keeps them apart in the mask of every kind
+of layer (sliding windows too), as long as it is given neither a mask nor a cache. Flash attention takes no mask: there
+the rows are laid end to end in one, and the documents' borders go to its kernel for sequences of unequal length.
+
+Some families make their masks without position ids (OPT), or mix tokens by other means than attention (Mamba), and
+would let documents see each other without a word. So a model is probed before it is trained this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.run import RegrowError
+
+#: Attention implementations that take borders of documents instead of a mask.
+FLASH = ("flash_attention_2", "flash_attention_3")
+#: Largest difference between a document's logits in a row and alone, relative to the largest logit.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
+#: The probe's documents: two rows, a document of one token, a row that is one document and a bit.
+PROBE = (np.array([0, 9, 10, 24], dtype=np.int32), np.array([0, 19, 24], dtype=np.int32))
+
+
+def attention_of(model: Any) -> str:
+    """The attention implementation that a Hugging Face model runs with: sdpa, eager, flash_attention_2, ..."""
+    return model.config.get_text_config()._attn_implementation
+
+
+def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray], attention: str) -> dict[str, Any]:
+    """A model's keyword arguments for rows (rows, T) int64 whose documents must not see each other.
+
+    ``documents`` holds for each row where documents begin in it: cu_seqlens, int32, 0 ... T, rising. Position ids
+    restart with each. Call the model with ``use_cache=False``; under flash attention its logits come as one row,
+    (1, rows x T, vocabulary): ``.view(rows, T, -1)`` gives them back their shape. Tensors go to input_ids' device.
+    """
+    rows, length = input_ids.shape
+    # A row's end is a border too: the next row's first document begins there.
+    borders = np.concatenate([cu[:-1] + row * length for row, cu in enumerate(documents)] + [[rows * length]])
+    lengths = np.diff(borders)
+    positions = torch.from_numpy(np.arange(rows * length) - np.repeat(borders[:-1], lengths))
+    positions = positions.to(input_ids.device, non_blocking=True)
+    if attention not in FLASH:
+        return {"input_ids": input_ids, "position_ids": positions.view(rows, length)}
+    cu_seq_lens = torch.from_numpy(borders.astype(np.int32)).to(input_ids.device, non_blocking=True)
+    longest = int(lengths.max())
+    return {
+        "input_ids": input_ids.view(1, -1), "position_ids": positions.view(1, -1),
+        "cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens, "max_length_q": longest, "max_length_k": longest,
+    }  # fmt: skip
+
+
+def require_document_attention(model: Any) -> float:
+    """Probe a model, in evaluation mode and whole on its device: do documents of a row stay apart?
+
+    Two things are asked of it, on random tokens. The gradient of a document's logits is exactly zero in every token
+    of other documents, in any dtype: a masked weight is zero, not small. And each document's logits are those that it
+    has alone, to rounding: returned is the largest difference, relative to the largest logit.
+
+    Raises RegrowError where either does not hold, or the model does not take position ids.
+    """
+    name = f"data.attention within: {type(model).__name__} with attention {attention_of(model)}"
+    advice = "use data.attention across, or another model.attention"
+    rows, length = len(PROBE), int(PROBE[0][-1])
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    embedded: list[torch.Tensor] = []
+
+    def watch(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    handle = model.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            arguments = document_arguments(ids, PROBE, attention_of(model))
+            logits = model(**arguments, use_cache=False).logits.view(rows, length, -1)
+            last = sum(logits[row, cu[-2] :].float().pow(2).sum() for row, cu in enumerate(PROBE))
+            (gradient,) = torch.autograd.grad(last, embedded[0])
+    except TypeError as error:
+        raise RegrowError(f"{name} does not take position ids ({error}); {advice}") from error
+    finally:
+        handle.remove()
+    felt = gradient.view(rows, length, -1).abs().amax(dim=-1)
+    for row, cu in enumerate(PROBE):
+        if not felt[row, cu[-2] :].min() > 0:
+            raise RegrowError(f"{name} cannot be probed: its logits do not depend on its tokens; {advice}")
+        if not felt[row, : cu[-2]].max() == 0:
+            raise RegrowError(f"{name} lets a document see the one before it in its row; {advice}")
+
+    largest, difference = float(logits.detach().abs().max()), 0.0
+    with torch.no_grad():
+        for row, cu in enumerate(PROBE):
+            for begin, end in zip(cu[:-1], cu[1:], strict=True):
+                alone = model(ids[row : row + 1, begin:end], use_cache=False).logits[0].float()
+                difference = max(difference, float((logits[row, begin:end].float() - alone).abs().max()))
+    allowed = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
+    if not difference / largest <= allowed:
+        raise RegrowError(
+            f"{name} gives a document other logits in a row than alone: they differ by {difference / largest:.2e} of "
+            f"the largest, allowed is {allowed:g}; {advice}"
+        )
+    return difference / largest
