@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pipeline.config import STAGES, load_config
 from pipeline.run import RegrowError, Run
+from pipeline.training.metrics import read_lines
 
 
 def status_text(folder: Path) -> str:
@@ -34,7 +33,7 @@ def _progress(run: Run, stage: str) -> str:
         return ""
     recipe = load_config(run.folder / "config.yaml")
     steps = -(-recipe.train.tokens // (recipe.train.global_batch * recipe.data.row_length))
-    lines = _steps(run.stage("train") / "metrics.jsonl")
+    lines = read_lines(run.stage("train") / "metrics.jsonl")
     if not lines:
         return f"step 0 of {steps}"
     last, recent = lines[-1], lines[-20:]
@@ -44,10 +43,3 @@ def _progress(run: Run, stage: str) -> str:
         f"step {last['step']} of {steps}, loss {last['loss']:.4f}, {last['tokens_per_second']:,.0f} tokens/s, "
         f"{(steps - last['step']) * seconds / 3600:.2f} h left, newest checkpoint {saved[-1] if saved else 'none'}"
     )
-
-
-def _steps(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; the last one may be half written at this moment."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -57,3 +57,14 @@ def test_training_s_place_speed_and_time_left(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RegrowError, match=r"not a run's folder \(no config\.yaml in it\)"):
         status_text(tmp_path)
+
+
+def test_a_damaged_line_is_named_and_a_torn_last_one_is_left_out(run):
+    metrics = run.stage("train") / "metrics.jsonl"
+    write_json(run.stage("train") / "progress" / "started.json", {})
+    whole = '{"step": 1, "loss": 2.5, "tokens_per_second": 100.0, "seconds": 1.0}\n'
+    metrics.write_text(whole + '{"step": 2, "lo')
+    assert "step 1 of 8" in line(run, "train")
+    metrics.write_text(whole + '{"step": 2, "lo\n' + whole)
+    with pytest.raises(RegrowError, match=r"metrics\.jsonl:2: damaged line"):
+        status_text(run.folder)
