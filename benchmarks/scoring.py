@@ -25,8 +25,8 @@ import torch
 from machine import show, wait_for
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
-from pipeline.data.shards import list_shards
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, skip_blocks
@@ -128,7 +128,7 @@ def main() -> None:
     else:
         model = load_model(arguments.model, dtype=dtype, attention="sdpa", device=device)
         encode = make_encoder(load_tokenizer(arguments.model))
-        shards = list_shards(str(arguments.text))
+        shards = list_source(str(arguments.text)).shards
         batches = [
             calibration_sequences(shards, encode, sequences=sequences, length=length, bos="document", seed=1234,
                                   cache=arguments.text)[0]

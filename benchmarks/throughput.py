@@ -20,7 +20,8 @@ import torch
 from machine import one_world, peak_memory, show
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.data.lanes import Cursor, Row
+from pipeline.data.packing import Row
+from pipeline.data.position import LaneCursor
 from pipeline.launch import find_place, take_place
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import attention_width, flops_per_token, memory_per_gpu, mfu, peak_flops, product_parameters
@@ -41,7 +42,7 @@ def shape(blocks: int, width: int, row_length: int) -> LlamaConfig:
 def random_rows(row_length: int, rank: int) -> Iterator[Row]:
     """Rows of random tokens, without end."""
     generator = torch.Generator().manual_seed(rank)
-    first = Row(0, torch.randint(VOCABULARY, (row_length,), generator=generator).numpy(), rank, Cursor())
+    first = Row(0, torch.randint(VOCABULARY, (row_length,), generator=generator).numpy(), rank, LaneCursor())
     while True:
         yield replace(first, input_ids=torch.randint(VOCABULARY, (row_length,), generator=generator).numpy())
 

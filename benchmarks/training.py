@@ -27,8 +27,8 @@ from machine import one_world, show, wait_for
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, fitting_workers, load_rows
-from pipeline.data.shards import list_shards
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses
@@ -99,7 +99,7 @@ def main() -> None:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(world.device)
 
-    shards = list_shards(str(arguments.text))
+    shards = list_source(str(arguments.text)).shards
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
 
     def rows(workers: int) -> Iterator[Any]:

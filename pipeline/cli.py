@@ -75,6 +75,20 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
     print(status_text(run))
 
 
+@app.command("data-show")
+def data_show(
+    config: ConfigPath,
+    step: Annotated[int, typer.Option(metavar="N", help="The training step, from 1.")],
+    overrides: Overrides = None,
+    characters: Annotated[int, typer.Option(metavar="N", help="Of each document; 0 shows all.", min=0)] = 300,
+) -> None:
+    """The documents that a training step saw, decoded."""
+    from pipeline.show import shown_step
+
+    for line in shown_step(load_config(config, overrides or []), str(config), step, characters):
+        print(line)
+
+
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """The resolved config: every key, after extends and overrides."""

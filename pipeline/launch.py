@@ -139,7 +139,7 @@ class World:
     def __init__(self, place: Place, use_gpu: bool = True):
         import torch
 
-        self.rank, self.size = place.rank, place.world
+        self.rank, self.size, self.on_this_machine = place.rank, place.world, place.local_world
         self.threads = max(1, cores() // place.local_world)
         torch.set_num_threads(self.threads)
         self.device = torch.device("cpu")

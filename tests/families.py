@@ -13,29 +13,71 @@ SHAPE = {
 }  # fmt: skip
 GATED = {**SHAPE, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
 SLIDING = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+NAMES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 
 #: family -> (class of its config, values)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**GATED}),
+    "mistral": ("MistralConfig", {**GATED, "sliding_window": 8}),
     "qwen2": ("Qwen2Config", {**GATED, "layer_types": SLIDING, "use_sliding_window": True, "sliding_window": 8}),
+    "qwen3": ("Qwen3Config", {**GATED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}),
+    "gemma": ("GemmaConfig", {**GATED, "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": ("Gemma2Config", {**GATED, "layer_types": SLIDING, "sliding_window": 8}),
-    "gemma3": ("Gemma3TextConfig", {**GATED, "layer_types": SLIDING, "sliding_window": 8}),
-    "smollm3": ("SmolLM3Config", {**GATED, "no_rope_layers": [1, 1, 0, 1, 1, 0]}),
-    "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64,
-                            "bos_token_id": 0, "eos_token_id": 1}),
+    "gemma3": ("Gemma3TextConfig", {**GATED, "sliding_window": 8, "sliding_window_pattern": 3}),
+    "phi3": ("Phi3Config", {**GATED, "sliding_window": 8}),
+    "smollm3": ("SmolLM3Config", {**GATED, "no_rope_layer_interval": 3}),
+    "olmo2": ("Olmo2Config", {**GATED}),
+    "gpt2": ("GPT2Config", {**NAMES, "n_embd": 32, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64}),
     "neox": ("GPTNeoXConfig", {**SHAPE, "intermediate_size": 64}),
     "opt": ("OPTConfig", {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "falcon": ("FalconConfig", {**SHAPE, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "mixtral": ("MixtralConfig", {**GATED, "num_local_experts": 4}),
+}  # fmt: skip
+
+#: Variants of these, and families that no list names: their blocks are found by structure alone.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "neox_in_turn": ("GPTNeoXConfig", {**SHAPE, "intermediate_size": 64, "use_parallel_residual": False}),
+    "opt_narrow": ("OPTConfig", {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "falcon_rw": ("FalconConfig", {**SHAPE, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "bloom": ("BloomConfig", {**NAMES, "hidden_size": 32, "n_layer": BLOCKS, "n_head": 4}),
+    "gpt_neo": ("GPTNeoConfig", {**NAMES, "hidden_size": 32, "num_layers": BLOCKS, "num_heads": 4, "window_size": 8,
+                                 "attention_types": [[["global", "local"], 3]], "max_position_embeddings": 64}),
+    "gptj": ("GPTJConfig", {**NAMES, "n_embd": 32, "n_layer": BLOCKS, "n_head": 4, "n_positions": 64, "rotary_dim": 4}),
+    "mpt": ("MptConfig", {**NAMES, "d_model": 32, "n_layers": BLOCKS, "n_heads": 4, "max_seq_len": 64}),
+    "cohere2": ("Cohere2Config", {**GATED, "sliding_window": 8, "sliding_window_pattern": 3}),
+    "qwen2_moe": ("Qwen2MoeConfig", {**GATED, **EXPERTS, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
+    "qwen3_moe": ("Qwen3MoeConfig", {**GATED, **EXPERTS, "mlp_only_layers": [1, 4]}),
+    "deepseek_v3": ("DeepseekV3Config", {**SHAPE, "intermediate_size": 64, "moe_intermediate_size": 16, "n_group": 2,
+                                         "first_k_dense_replace": 3, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                                         "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "v_head_dim": 8,
+                                         "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "num_key_value_heads": 4}),
+    "llama4": ("Llama4TextConfig", {**GATED, "intermediate_size_mlp": 64, "num_local_experts": 4,
+                                    "interleave_moe_layer_step": 2, "no_rope_layer_interval": 3,
+                                    "attention_chunk_size": 8}),
+    "jamba": ("JambaConfig", {**GATED, "num_experts": 2, "attn_layer_period": 3, "attn_layer_offset": 1,
+                              "use_mamba_kernels": False, "mamba_dt_rank": 4}),
+    "lfm2": ("Lfm2Config", {**GATED, "full_attn_idxs": [2, 5]}),
+    "starcoder2": ("Starcoder2Config", {**GATED, "sliding_window": None}),
+    "granite": ("GraniteConfig", {**GATED, "residual_multiplier": 0.5}),
+    "gemma4": ("Gemma4TextConfig", {**GATED, "hidden_size_per_layer_input": 0, "layer_types": SLIDING,
+                                    "sliding_window": 8}),
 }  # fmt: skip
 
 
-def build(family: str) -> Any:
+def build(family: str, **changes: Any) -> Any:
     """A model whose blocks matter: large seeded weights, in fp32, in evaluation mode. One thread is its best."""
     import torch
     import transformers
 
     torch.set_num_threads(1)
-    name, values = FAMILIES[family]
-    config = getattr(transformers, name)(**values)
+    name, values = {**FAMILIES, **OTHERS}[family]
+    config = getattr(transformers, name)(**{**values, **changes})
     config.initializer_range = 0.2
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

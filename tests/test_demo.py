@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import demo as module
-from pipeline.data.shards import build_manifest, list_shards
+from pipeline.data.listing import list_source
+from pipeline.data.shards import build_manifest
 from pipeline.model.costs import count_parameters
 from pipeline.run import RegrowError
 
@@ -34,8 +35,8 @@ def test_the_model_is_a_plain_folder_of_the_known_size(demo):
 
 
 def test_the_text_is_slimpajama_shaped_and_its_halves_are_apart(demo):
-    corpus = list_shards(str(demo / "text" / "train"))
-    held_out = list_shards(str(demo / "text" / "validation"))
+    corpus = list_source(str(demo / "text" / "train")).shards
+    held_out = list_source(str(demo / "text" / "validation")).shards
     build_manifest(corpus, held_out)
     assert [shard.path for shard in corpus] == [f"chunk1/example_train_{i}.jsonl.zst" for i in range(8)]
     documents = [shard.documents for shard in corpus]

@@ -1,146 +1,210 @@
 """Lanes: the canonical order of the training rows, whatever the number of processes.
 
-Row g of a run belongs to lane g mod L, with L fixed for the life of the run. A lane owns a fixed subset of the
-corpus's parts, orders them anew in every epoch by a hash, reads documents in file order, and packs them into rows. A
-row carries the cursor behind it, so a checkpoint keeps what the trainer consumed, not what was prefetched.
+Row g of a run belongs to lane g mod L, with L fixed for the life of a run. A lane owns a fixed subset of every
+source's parts, orders them anew in every epoch by a hash, and reads documents in file order. Row k of a lane comes
+from one source, drawn by (seed, lane, k) alone; each source's documents are packed by themselves. A row carries the
+cursor behind it, so a checkpoint keeps what the trainer consumed, not what was prefetched.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.documents import read_documents
-from pipeline.data.shards import Shard, fetch
+from pipeline.data.documents import DamagedShard, check_documents, read_documents
+from pipeline.data.fetching import ShardCache
+from pipeline.data.packing import pack
+from pipeline.data.parts import Dealt, Part, draw, shuffle
+from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import read_tokenised
 from pipeline.run import RegrowError
 
 
-@dataclass(frozen=True)
-class Part:
-    """Documents ``first`` to ``stop`` (None: to the end) of shard number ``shard``."""
-
-    shard: int
-    first: int
-    stop: int | None
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """The first token that a lane has not handed out: its epoch, part (in that epoch's order), document, token."""
-
-    epoch: int = 0
-    part: int = 0
-    document: int = 0
-    token: int = 0
+def shares(weights: Sequence[float] | None, sources: int) -> list[float]:
+    """Where the share of each source in [0, 1) ends; None: all alike. Raises RegrowError unless each has a weight
+    above 0."""
+    weights = [1.0] * sources if weights is None else list(weights)
+    if len(weights) != sources or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise RegrowError(f"the weights of data.sources are {weights}; {sources} sources need a number above 0 each")
+    return [edge / sum(weights) for edge in accumulate(weights)]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training row: global number, ids (T,) int64, and the lane with its cursor behind this row."""
-
-    index: int
-    input_ids: np.ndarray
-    lane: int
-    cursor: Cursor
-
-
-def split_into_parts(shards: Sequence[Shard], lanes: int) -> list[Part]:
-    """At least ``lanes`` parts: whole shards, or ranges of documents where there are fewer shards than lanes.
-
-    Raises RegrowError with the largest possible number of lanes when the corpus is too small for ``lanes``.
-    """
-    if len(shards) >= lanes:
-        return [Part(number, 0, None) for number in range(len(shards))]
-    counts = [shard.documents for shard in shards]
-    if None in counts:
-        raise RegrowError(
-            f"data.lanes is {lanes}, but the corpus has {len(shards)} shards of unknown length; set at most "
-            f"data.lanes={len(shards)}"
-        )
-    total = sum(counts)
-    if total < lanes:
-        raise RegrowError(f"data.lanes is {lanes}, but the corpus has {total} documents; set at most {total}")
-    pieces = [max(1, lanes * count // total) for count in counts]
-    while sum(pieces) < lanes:
-        # The shard whose pieces are longest is cut once more.
-        longest = max(range(len(shards)), key=lambda i: (counts[i] / pieces[i], -i))
-        pieces[longest] += 1
-    parts = []
-    for number, (count, cut) in enumerate(zip(counts, pieces, strict=True)):
-        edges = [count * i // cut for i in range(cut + 1)]
-        parts.extend(Part(number, first, stop) for first, stop in pairwise(edges))
-    return parts
-
-
-def _order(seed: int, *names: object) -> bytes:
-    return hashlib.sha256(":".join(map(str, (seed, *names))).encode()).digest()
+def draw_source(seed: int, lane: int, row: int, ends: Sequence[float]) -> int:
+    """The source of row number ``row`` of a lane."""
+    uniform = (int.from_bytes(draw(seed, "source", lane, row)[:8], "big") >> 11) / 2**53
+    return min(bisect_right(ends, uniform), len(ends) - 1)
 
 
 class Lane:
-    """An endless stream of rows from one lane, started at a cursor."""
+    """An endless stream of rows from one lane: from its row number ``row`` on, behind ``cursor``.
+
+    ``sources`` is what ``deal`` gave, ``ends`` what ``shares`` gave. ``on_damage``: ``raise`` ends at a damaged part
+    with DamagedShard; ``skip`` leaves it out whole, for ever, and records that in the cursor.
+    Raises RegrowError on a cursor that does not fit the corpus, and when there is nothing left to read.
+    """
 
     def __init__(
         self,
         number: int,
         *,
         lanes: int,
-        shards: Sequence[Shard],
+        sources: Sequence[Dealt],
+        ends: Sequence[float],
         encode: Callable[[str], list[int]],
         row_length: int,
         seed: int,
-        cache: Path,
-        cursor: Cursor = Cursor(),
+        cache: ShardCache,
+        on_damage: str,
+        row: int,
+        cursor: LaneCursor | None,
     ):
-        self.number = number
-        self.shards = shards
-        self.encode = encode
-        self.row_length = row_length
-        self.seed = seed
-        self.cache = cache
-        parts = split_into_parts(shards, lanes)
-        shuffled = sorted(parts, key=lambda part: _order(seed, "parts", part.shard, part.first))
-        self.parts = shuffled[number::lanes]
-        self._rows = self._pack(cursor)
+        cursor = cursor or LaneCursor((Cursor(),) * len(sources))
+        if len(cursor.cursors) != len(sources):
+            raise RegrowError(f"lane {number}: a cursor of {len(cursor.cursors)} sources for {len(sources)} sources")
+        self.number, self.seed, self.ends, self.row = number, seed, ends, row
+        self._cursors = list(cursor.cursors)
+        self._strands = [
+            Strand(number, dealt, dealt.parts[number::lanes], encode=encode, seed=seed, cache=cache, start=start,
+                   on_damage=on_damage, skipped=[part[1:] for part in cursor.skipped if part[0] == source])
+            for source, (dealt, start) in enumerate(zip(sources, cursor.cursors, strict=True))
+        ]  # fmt: skip
+        self._rows = [pack(strand.documents(), row_length) for strand in self._strands]
 
-    def __next__(self) -> tuple[np.ndarray, Cursor]:
-        """The next row's ids (row_length,) int64 and the cursor behind it."""
-        return next(self._rows)
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, LaneCursor]:
+        """The next row's ids (row_length,) int64, its cu_seqlens int32, and the cursor behind it."""
+        source = draw_source(self.seed, self.number, self.row, self.ends) if len(self.ends) > 1 else 0
+        ids, cu_seqlens, self._cursors[source] = next(self._rows[source])
+        self.row += 1
+        skipped = tuple((number, *part) for number, strand in enumerate(self._strands) for part in strand.skipped)
+        return ids, cu_seqlens, LaneCursor(tuple(self._cursors), skipped)
 
-    def _documents(self, start: Cursor) -> Iterator[tuple[Cursor, list[int]]]:
-        """Encoded documents from the cursor's on, with the place where each begins; epoch after epoch."""
-        epoch, number, document = start.epoch, start.part, start.document
+
+class Strand:
+    """What one lane reads of one source from ``start`` on: documents of its parts as token ids, epoch after epoch.
+
+    ``skipped`` holds the (shard, first document) of parts that are left out, and grows when more are found damaged.
+    The first part is fetched in the background from now on, and each further one while that before it is read.
+    """
+
+    def __init__(
+        self,
+        lane: int,
+        dealt: Dealt,
+        parts: Sequence[Part],
+        *,
+        encode: Callable[[str], list[int]],
+        seed: int,
+        cache: ShardCache,
+        on_damage: str,
+        start: Cursor,
+        skipped: list[tuple[int, int]],
+    ):
+        if start.part >= len(parts):
+            raise RegrowError(f"lane {lane}: its cursor is at part {start.part} of {len(parts)}")
+        self.lane, self.dealt, self.parts, self.encode, self.seed = lane, dealt, parts, encode, seed
+        self.cache, self.on_damage, self.start, self.skipped = cache, on_damage, start, skipped
+        self._held: tuple[Shard, int | None] | None = None
+        self._fetch_ahead(start.epoch, self._ordered(start.epoch)[start.part :])
+
+    def documents(self) -> Iterator[tuple[tuple[int, int, int], int, Any]]:
+        """((epoch, part, document), first token to take, ids) of every document, without end."""
+        start = self.start
+        epoch, begin, found = start.epoch, start.part, False
         while True:
-            ordered = sorted(self.parts, key=lambda p: _order(self.seed, self.number, epoch, p.shard, p.first))
-            found = False
-            while number < len(ordered):
-                part, shard = ordered[number], self.shards[ordered[number].shard]
-                path = fetch(shard, self.cache)
-                first = max(part.first, document)
-                for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first):
-                    if part.stop is not None and index >= part.stop:
-                        break
-                    found = True
-                    yield Cursor(epoch, number, index), self.encode(text)
-                number, document = number + 1, 0
+            ordered = self._ordered(epoch)
+            for number in range(begin, len(ordered)):
+                part = ordered[number]
+                path = self._open(part)
+                if path is None:
+                    continue
+                self._fetch_ahead(epoch, ordered[number + 1 :])
+                resumed = (epoch, number) == (start.epoch, start.part)
+                for document, ids in self._read(part, path, max(part.first, start.document if resumed else 0)):
+                    taken = start.token if resumed and document == start.document else 0
+                    found = found or len(ids) > 0
+                    yield (epoch, number, document), taken, ids
             if not found and epoch > start.epoch:
-                raise RegrowError(f"lane {self.number}: every document of its parts is excluded; use fewer data.lanes")
-            epoch, number = epoch + 1, 0
+                raise RegrowError(
+                    f"lane {self.lane}: every document of its parts is excluded, or left out as damaged; use fewer "
+                    "data.lanes"
+                )
+            epoch, begin, found = epoch + 1, 0, False
 
-    def _pack(self, start: Cursor) -> Iterator[tuple[np.ndarray, Cursor]]:
-        """Documents end to end, cut to rows; a cut document goes on in the next row."""
-        row, filled = np.empty(self.row_length, dtype=np.int64), 0
-        skip = start.token
-        for place, ids in self._documents(start):
-            taken, skip = skip, 0
-            while taken < len(ids):
-                piece = ids[taken : taken + self.row_length - filled]
-                row[filled : filled + len(piece)] = piece
-                filled, taken = filled + len(piece), taken + len(piece)
-                if filled == self.row_length:
-                    yield row, Cursor(place.epoch, place.part, place.document, taken)
-                    row, filled = np.empty(self.row_length, dtype=np.int64), 0
+    def _ordered(self, epoch: int) -> list[Part]:
+        return shuffle(self.parts, self.seed, self.lane, epoch, *self.dealt.names)
+
+    def _fetch_ahead(self, epoch: int, parts: Sequence[Part]) -> None:
+        """Begin to fetch the first of the epoch's remaining parts, or the first of the next epoch's."""
+        waiting = self._kept(parts) or self._kept(self._ordered(epoch + 1))
+        if waiting:
+            self.cache.ahead(*self._file(waiting[0]))
+
+    def _kept(self, parts: Sequence[Part]) -> list[Part]:
+        return [part for part in parts if (part.shard, part.first) not in self.skipped]
+
+    def _file(self, part: Part) -> tuple[Shard, int | None]:
+        """What the cache is asked for: of a remote parquet file one row group is fetched."""
+        shard = self.dealt.shards[part.shard]
+        return shard, None if shard.kind == "local" else part.group
+
+    def _open(self, part: Part) -> Path | None:
+        """The part's file, verified and known to decode to its end; None when the part is left out."""
+        if (part.shard, part.first) in self.skipped:
+            return None
+        shard, group = self._file(part)
+        try:
+            path = self.cache.open(shard, group)
+            # Only now: where the next part is of the same file, it is not fetched again.
+            if self._held is not None:
+                self.cache.drop(*self._held)
+            self._held = shard, group
+            # The manifest was made by decoding local files whole, and these are the same bytes.
+            if shard.kind != "local" or shard.sha256 is None or shard.documents is None:
+                _check_whole(path, shard, group)
+        except DamagedShard:
+            if self.on_damage == "raise":
+                raise
+            self.skipped.append((part.shard, part.first))
+            return None
+        return path
+
+    def _read(self, part: Part, path: Path, first: int) -> Iterator[tuple[int, Any]]:
+        """(index in the shard, ids) of the part's documents from document ``first`` of the shard on."""
+        shard, group = self._file(part)
+        if shard.format == "tokenised":
+            documents = read_tokenised(path, first)
+        else:
+            # A row group that was fetched alone counts its documents from 0.
+            before = sum(shard.groups[:group]) if group else 0
+            texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first - before)
+            documents = ((before + index, np.asarray(self.encode(text), dtype=np.int64)) for index, text in texts)
+        for index, ids in documents:
+            if part.stop is not None and index >= part.stop:
+                return
+            yield index, ids
+            if index + 1 == part.stop:
+                # Not one document further: it may be the first of another row group.
+                return
+
+
+def _check_whole(path: Path, shard: Shard, group: int | None) -> None:
+    """Decode a file to its end before its first document is served. Raises DamagedShard."""
+    stated = shard.documents if group is None else shard.groups[group]
+    status = path.stat()
+    found = _count(path, status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
+    if stated not in (None, found):
+        raise DamagedShard(f"shard {shard.name}: {found} documents, the manifest says {stated}; it was replaced")
+
+
+@lru_cache(64)
+def _count(path: Path, size: int, modified: int, format: str, text_key: str) -> int:
+    """Documents of a file, decoded once in a process: many lanes may read parts of one large shard."""
+    return check_documents(path, format, text_key).documents

@@ -7,15 +7,27 @@ gives the rows back in canonical order.
 
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.data.lanes import Cursor, Lane, Row
+from pipeline.data.fetching import ShardCache
+from pipeline.data.lanes import Lane, shares
+from pipeline.data.packing import Row
+from pipeline.data.parts import deal
+from pipeline.data.position import LaneCursor
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError
+
+#: How torch says that a worker is gone; its own errors come out of the loader as what they are.
+GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+#: Files that a lane has open for each source (a shard, its lock, two maps of a tokenised one), and those beside them.
+FILES, OTHER_FILES = 4, 256
 
 
 def fitting_workers(wanted: int, lanes: int, world: int) -> int:
@@ -29,7 +41,12 @@ def fitting_workers(wanted: int, lanes: int, world: int) -> int:
 
 
 class RowStream(IterableDataset):
-    """The rows of one rank from row ``start`` of the run on, without end."""
+    """The rows of one rank from row ``start`` of the run on, without end.
+
+    ``weights`` are relative, one for each source (None: all alike); ``on_damage`` is ``raise`` or ``skip``;
+    ``cursors`` are those behind row ``start - 1``, and lanes without one begin at their beginning. ``cache`` is a
+    folder for shards that must be fetched, or the cache itself.
+    """
 
     def __init__(
         self,
@@ -39,57 +56,108 @@ class RowStream(IterableDataset):
         lanes: int,
         row_length: int,
         seed: int,
-        cache: Path,
+        cache: Path | ShardCache,
+        weights: Sequence[float] | None = None,
+        on_damage: str = "raise",
         rank: int = 0,
         world: int = 1,
         start: int = 0,
-        cursors: Mapping[int, Cursor] | None = None,
+        cursors: Mapping[int, LaneCursor] | None = None,
     ):
         super().__init__()
-        self.lane_arguments = {"lanes": lanes, "shards": shards, "encode": encode, "row_length": row_length,
-                               "seed": seed, "cache": cache}  # fmt: skip
+        fitting_workers(0, lanes, world)
+        cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
+        self.sources = deal(shards, lanes, seed)
+        self.lane_arguments = {
+            "lanes": lanes, "sources": self.sources, "ends": shares(weights, len(self.sources)), "encode": encode,
+            "row_length": row_length, "seed": seed, "cache": cache, "on_damage": on_damage,
+        }  # fmt: skip
         self.lanes = lanes
         self.rank = rank
         self.world = world
         self.start = start
         self.cursors = dict(cursors or {})
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Row | RegrowError]:
+        """The rows; inside a worker also, at last, the error that ended them: torch would wrap it in a traceback."""
         worker = get_worker_info()
-        own, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        open_lanes: dict[int, Lane] = {}
-        # start is a multiple of the world: the first row of this rank is start + rank, and worker 0 hands it out.
-        index = self.start + self.rank + self.world * own
+        if worker is None:
+            yield from self.share(0, 1)
+            return
+        try:
+            yield from self.share(worker.id, worker.num_workers)
+        except RegrowError as error:
+            yield error
+
+    def share(self, worker: int, workers: int) -> Iterator[Row]:
+        """The rows of this rank that worker number ``worker`` of ``workers`` reads, without end."""
+        step = self.world * workers
+        if self.lanes % step:
+            raise RegrowError(
+                f"{workers} workers in each of {self.world} processes do not divide {self.lanes} lanes, so that two of "
+                "them would read one lane; take as many as fitting_workers gives"
+            )
+        _allow_open_files(FILES * self.lanes // step * len(self.sources) + OTHER_FILES)
+        # Rows are dealt from ``start`` on, so the first worker of the first rank hands out the first row.
+        index = self.start + self.rank + self.world * worker
+        # The lanes of the worker's next rows, all of them, so that their first parts are fetched side by side.
+        own = {
+            first % self.lanes: Lane(first % self.lanes, row=first // self.lanes,
+                                     cursor=self.cursors.get(first % self.lanes), **self.lane_arguments)
+            for first in range(index, index + self.lanes, step)
+        }  # fmt: skip
         while True:
             number = index % self.lanes
-            if number not in open_lanes:
-                cursor = self.cursors.get(number, Cursor())
-                open_lanes[number] = Lane(number, cursor=cursor, **self.lane_arguments)
-            ids, cursor = next(open_lanes[number])
-            yield Row(index, ids, number, cursor)
-            index += self.world * step
+            ids, cu_seqlens, cursor = next(own[number])
+            yield Row(index, ids, number, cursor, cu_seqlens)
+            index += step
 
 
-def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], None]) -> Iterator[Row]:
+def load_rows(
+    stream: RowStream, workers: int, die_with_parent: Callable[[], None], pin_memory: bool = False
+) -> Iterator[Row]:
     """The stream's rows through ``workers`` processes (0: in this one); a worker's death is an error here.
 
-    ``die_with_parent`` runs in each worker first, so that none outlives its rank.
+    ``die_with_parent`` runs in each worker first, so that none outlives its rank. ``pin_memory`` puts ids where a GPU
+    can fetch them by itself. Raises RegrowError, what a worker raised or naming the process that was killed.
     """
     if workers == 0:
-        yield from stream
-        return
+        rows = iter(stream)
+    else:
+        # A generator of its own: the loader would draw its workers' seed from training's random state, once more
+        # after every resume.
+        rows = _from_workers(stream, DataLoader(
+            stream, batch_size=None, num_workers=workers, worker_init_fn=partial(_begin, die_with_parent),
+            prefetch_factor=8, generator=torch.Generator(),
+        ))  # fmt: skip
+    for row in rows:
+        # Pinned here and not in torch's thread: that one can wait for ever for the rest of a dead worker's message.
+        yield row.pin_memory() if pin_memory else row
 
-    def start_worker(number: int) -> None:
-        die_with_parent()
 
-    # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
-    # every resume.
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, worker_init_fn=start_worker, prefetch_factor=8,
-        generator=torch.Generator(),
-    )  # fmt: skip
+def _begin(die_with_parent: Callable[[], None], number: int) -> None:
+    die_with_parent()
+
+
+def _from_workers(stream: RowStream, loader: DataLoader) -> Iterator[Row]:
     try:
-        yield from loader
-    except RegrowError as error:
-        # torch puts the worker's whole traceback into the message.
-        raise RegrowError(str(error).rpartition("RegrowError: ")[2].strip()) from None
+        for row in loader:
+            if isinstance(row, RegrowError):
+                raise row
+            yield row
+    except RuntimeError as error:
+        gone = GONE.search(str(error))
+        if gone is None:
+            raise
+        raise RegrowError(
+            f"a data worker of rank {stream.rank} was killed (pid {gone[1].strip()}). The kernel does that when memory "
+            "runs out (see dmesg): lower data.workers or free memory. The same command goes on at the last checkpoint"
+        ) from None
+
+
+def _allow_open_files(needed: int) -> None:
+    """Every lane keeps its shards open: raise this process's limit, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.data.documents import read_documents
-from pipeline.data.shards import Shard, fetch
+from pipeline.data.fetching import fetch
+from pipeline.data.overlap import hash_text
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import read_tokenised
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
+
+
+def read_contents(shard: Shard, cache: Path, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:
+    """(index in the shard, text, or ids in a tokenised shard) of every document that is not excluded.
+
+    ``group`` reads that row group of a remote parquet shard alone; without it all are read, one after the other.
+    """
+    if shard.format == "tokenised":
+        # An excluded document has no token.
+        yield from ((index, ids) for index, ids in read_tokenised(fetch(shard, cache)) if len(ids))
+        return
+    if shard.kind == "local" or shard.groups is None:
+        yield from read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains)
+        return
+    before = list(accumulate(shard.groups, initial=0))
+    for each in range(len(shard.groups)) if group is None else [group]:
+        path = fetch(shard, cache, each)
+        for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
+            yield before[each] + index, text
+
+
+def _encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:
+    """[bos] ids separator, without the document's own BOS where the policy is not ``document``."""
+    ids = encoder(content) if isinstance(content, str) else content.tolist()
+    return ids[1:] if bos != "document" and encoder.bos is not None else ids
 
 
 def _bos(encoder: Encoder, where: str) -> int:
@@ -44,19 +74,22 @@ def calibration_sequences(
             break
         shard = shards[number]
         found = 0
-        documents = list(read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains))
+        remote_groups = shard.groups if shard.kind != "local" else None
+        group = draw.randrange(len(remote_groups)) if remote_groups else None
+        documents = list(read_contents(shard, cache, group))
         draw.shuffle(documents)
-        for index, text in documents:
-            ids = encoder(text)[:-1]
-            if bos != "document" and encoder.bos is not None:
-                ids = ids[1:]
+        for index, content in documents:
+            ids = _encoded(content, encoder, bos)[:-1]
             if len(ids) < room:
                 continue
             offset = draw.randrange(len(ids) - room + 1)
             crop = ids[offset : offset + room]
             if bos == "every":
                 crop = [_bos(encoder, "score.bos"), *crop]
-            item = (crop, {"shard": shard.name, "document": index, "offset": offset})
+            origin = {"shard": shard.name, "document": index, "offset": offset}
+            if isinstance(content, str):
+                origin["hash"] = hash_text(content).hex()
+            item = (crop, origin)
             if found < per_shard and len(rows) < sequences:
                 rows.append(item[0])
                 origins.append(item[1])
@@ -90,9 +123,8 @@ def held_out_rows(
     rest: list[int] = []
     room = length - len(leading)
     for shard in shards:
-        for _, text in read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains):
-            ids = encoder(text)
-            rest += ids[1:] if bos != "document" and encoder.bos is not None else ids
+        for _, content in read_contents(shard, cache):
+            rest += _encoded(content, encoder, bos)
             while len(rest) >= room and (rows is None or len(packed) < rows):
                 packed.append([*leading, *rest[:room]])
                 rest = rest[room:]

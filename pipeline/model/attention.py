@@ -11,6 +11,7 @@ would let documents see each other without a word. So a model is probed before i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from pipeline.run import RegrowError
 
 #: Attention implementations that take borders of documents instead of a mask.
 FLASH = ("flash_attention_2", "flash_attention_3")
-#: Largest difference between a document's logits in a row and alone, relative to the largest logit.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
-#: The probe's documents: two rows, a document of one token, a row that is one document and a bit.
+#: Largest difference between a document's logits in a row and alone, relative to the largest logit. In half precision
+#: 30 blocks differ by 2e-2, as products of other shapes round otherwise; learned positions that are wrong, by 0.3.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+#: The probe's documents: two rows, and a document of one token among them.
 PROBE = (np.array([0, 9, 10, 24], dtype=np.int32), np.array([0, 19, 24], dtype=np.int32))
 
 
@@ -95,7 +97,7 @@ def require_document_attention(model: Any) -> float:
     largest, difference = float(logits.detach().abs().max()), 0.0
     with torch.no_grad():
         for row, cu in enumerate(PROBE):
-            for begin, end in zip(cu[:-1], cu[1:], strict=True):
+            for begin, end in pairwise(cu):
                 alone = model(ids[row : row + 1, begin:end], use_cache=False).logits[0].float()
                 difference = max(difference, float((logits[row, begin:end].float() - alone).abs().max()))
     allowed = TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE

@@ -1,9 +1,9 @@
 """Transformer blocks of a decoder: finding them, leaving some out for a while, removing them for good.
 
-Removal keeps the model a plain Hugging Face model: blocks are renumbered, ``num_hidden_layers`` is lowered, and every
-per-block list of the config (``layer_types``, ``no_rope_layers``, ...) keeps the entries of the kept blocks, so that
-a block's attention type stays its own. Skipping is independent of removal: it calls the dense model with some blocks
-turned into the identity, so that each can be checked against the other.
+Removal keeps the model a plain Hugging Face model: blocks are renumbered, ``num_hidden_layers`` is lowered, and what
+the config says of single blocks (``layer_types``, ``no_rope_layers``, ...) follows the kept ones, so that a block's
+attention type stays its own (``pipeline.model.depth``). Skipping is independent of removal: it calls the dense model
+with some blocks turned into the identity, so that each can be checked against the other.
 """
 
 from __future__ import annotations
@@ -15,24 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.depth import PLACES, set_values, shorten
+from pipeline.model.structure import find_blocks, require_separate_blocks
 from pipeline.run import RegrowError
 
-
-def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's list of Transformer blocks: the one ModuleList as long as the config says, all of one class.
-
-    Raises RegrowError with the candidates when there is none, or more than one.
-    """
-    total = model.config.get_text_config().num_hidden_layers
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    found = [module for module in lists.values() if len(module) == total and len({type(b) for b in module}) == 1]
-    if len(found) != 1:
-        tree = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
-        raise RegrowError(
-            f"{type(model).__name__}: expected one list of {total} blocks of one class, found {len(found)}; "
-            f"module lists: {tree}"
-        )
-    return found[0]
+__all__ = ["block_parameters", "check_indices", "find_blocks", "remove_blocks", "replaced_forward", "skip_blocks"]
 
 
 def check_indices(indices: Sequence[int], total: int) -> list[int]:
@@ -49,16 +36,38 @@ def check_indices(indices: Sequence[int], total: int) -> list[int]:
 
 @contextlib.contextmanager
 def skip_blocks(model: nn.Module, indices: Sequence[int]) -> Iterator[None]:
-    """Within the context the named blocks are the identity and cost nothing. Nothing is left behind afterwards."""
+    """Within the context the named blocks are the identity and cost nothing. Nothing is left behind afterwards.
+
+    A cache of keys and values may be used inside: a skipped block keeps its slot there as long as the others', with
+    one number for each token. Raises RegrowError on impossible indices, and where blocks are tied to each other.
+    """
     blocks = find_blocks(model)
     skipped = [blocks[index] for index in check_indices(indices, len(blocks))]
-    returns_tuple = _returns_tuple(model, blocks) if skipped else False
+    length = require_separate_blocks(model, blocks) if skipped else None
+    with contextlib.ExitStack() as stack:
+        for block in skipped:
+            stack.enter_context(replaced_forward([block], _identity(block, length)))
+        yield
+
+
+def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
+    """A forward that hands its hidden state on, as a block returns it: alone (None), or first of a tuple."""
+    from transformers.cache_utils import Cache, CacheLayerMixin
+
+    places = (getattr(module, name, None) for module in block.modules() for name in PLACES)
+    slots = {place for place in places if isinstance(place, int)}
 
     def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states,) if returns_tuple else hidden_states
+        for cache in [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]:
+            cache = getattr(cache, "self_attention_cache", cache)
+            # transformers reads how many tokens a cache holds from the first slot of a kind.
+            filler = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            for slot in slots:
+                if slot >= len(cache.layers) or isinstance(cache.layers[slot], CacheLayerMixin):
+                    cache.update(filler, filler, slot)
+        return hidden_states if length is None else (hidden_states, *[None] * (length - 1))
 
-    with replaced_forward(skipped, identity):
-        yield
+    return identity
 
 
 @contextlib.contextmanager
@@ -75,61 +84,40 @@ def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -
             block.__dict__.pop("forward", None)
 
 
-def _returns_tuple(model: nn.Module, blocks: nn.ModuleList) -> bool:
-    """Whether this model's blocks return a tuple (older modelling code) or the hidden states alone."""
-    seen: list[bool] = []
-    hook = blocks[0].register_forward_hook(lambda module, args, output: seen.append(isinstance(output, tuple)))
-    try:
-        with torch.no_grad():
-            model(torch.zeros((1, 1), dtype=torch.int64, device=blocks[0].parameters().__next__().device),
-                  use_cache=False)  # fmt: skip
-    finally:
-        hook.remove()
-    return seen[0]
-
-
 def remove_blocks(model: nn.Module, indices: Sequence[int]) -> nn.Module:
     """Remove the named blocks in place and return the model, renumbered and with a config that fits.
 
     The original indices and what was removed stand in ``config.regrow`` so that they travel with the model; a model
-    pruned before keeps the indices of the first dense model. Raises RegrowError on impossible indices.
+    pruned before keeps the indices of the first dense model.
+
+    Raises RegrowError on impossible indices, where blocks are tied to each other, and where the config has no way to
+    describe the blocks that are left; the model is then as it was.
     """
     blocks = find_blocks(model)
     total = len(blocks)
     removed = check_indices(indices, total)
     kept = [index for index in range(total) if index not in removed]
+    require_separate_blocks(model, blocks)
+    values, changes = shorten(model, kept, total)
     config = model.config.get_text_config()
     before = getattr(config, "regrow", None) or {"kept_blocks": list(range(total)), "dense_blocks": total}
-    per_block = {name: [value[index] for index in kept] for name, value in per_block_lists(config, total).items()}
     survivors = [blocks[index] for index in kept]
-    for number, block in enumerate(survivors):
-        for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number
     del blocks[:]
+    for part, follows in zip([*survivors, model], changes, strict=True):
+        for path, attribute, value in follows:
+            setattr(part.get_submodule(path), attribute, value)
     blocks.extend(survivors)
-    config.num_hidden_layers = len(survivors)
-    for name, values in per_block.items():
-        setattr(config, name, values)
+    # Some models give their parts a config of their own.
+    owned = [module.config for module in model.modules() if type(getattr(module, "config", None)) is type(config)]
+    for each in {id(each): each for each in (config, *owned)}.values():
+        set_values(each, values)
     original = [before["kept_blocks"][index] for index in kept]
     config.regrow = {
-        "dense_blocks": before["dense_blocks"],
+        **before,
         "kept_blocks": original,
         "removed_blocks": [index for index in range(before["dense_blocks"]) if index not in original],
     }
     return model
-
-
-def per_block_lists(config: Any, total: int) -> dict[str, list[Any]]:
-    """The config's lists with one entry for each block, by name."""
-    plain = config.to_dict()
-    return {
-        name: list(value)
-        for name, value in plain.items()
-        # A list of end tokens, say, may be as long as a small model has blocks.
-        if isinstance(value, list | tuple) and len(value) == total
-        and name != "architectures" and not name.endswith("token_id")
-    }  # fmt: skip
 
 
 def block_parameters(model: nn.Module) -> list[int]:

@@ -1,53 +1,140 @@
-"""Stage data: list the corpus and the held-out documents once, check them, and pin what they are."""
+"""Stage data: list the corpus and the held-out documents once, check them, and pin what they are.
+
+It tokenises ahead where the config asks for it, and says how long the corpus lasts for the planned budget.
+"""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, Source
 from pipeline.data.documents import format_of
-from pipeline.data.lanes import split_into_parts
-from pipeline.data.shards import Shard, build_manifest, list_shards, local_files
-from pipeline.launch import World
+from pipeline.data.fetching import ShardCache
+from pipeline.data.listing import Listing, Progress, list_source, local_files
+from pipeline.data.overlap import refuse_overlap
+from pipeline.data.parts import deal
+from pipeline.data.shards import Shard, build_manifest
+from pipeline.data.survey import Survey, survey
+from pipeline.data.tokenise import tokenise_corpus
+from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder
+from pipeline.launch import World, die_with_parent
+from pipeline.model.load import resolve_model
 from pipeline.run import Run, write_json
 
-FORMAT = 1
+FORMAT = 2
 UPSTREAM: tuple[str, ...] = ()
 LAUNCHED = False
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
-    """The files of local sources by their content; a hub data set is named by the config's revision."""
+    """The files of local sources by their content; a remote source is named by the config. Ids too, if made ahead."""
     held_out = [config.data.held_out] if config.data.held_out else []
     files: list[Path] = []
     for source in (*config.data.sources, *held_out):
         base, names = local_files(source.path, source.files) or (Path(), [])
         files += [base / name for name in names if source.format != "auto" or format_of(name)]
-    return {str(path): run.hash_of(path) for path in files}
+    hashes = {str(path): run.hash_of(path) for path in files}
+    if config.data.tokenised is not None:
+        hashes["tokenizer and separator"] = encoder_hash(_encoder(config))
+    return hashes
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write data/manifest.json."""
+    """Write data/manifest.json, and the tokenised corpus where data.tokenised says so."""
+    folder = run.stage("data")
+    with Progress(folder / "progress" / "shards.jsonl") as progress:
 
-    def shards(source: Source) -> list[Shard]:
-        return list_shards(
-            source.path, files=source.files, format=source.format, revision=source.revision,
-            text_key=source.text_key, exclude_domains=source.exclude_domains, hash_of=run.hash_of, progress=say,
+        def listed(source: Source, number: int) -> Listing:
+            return list_source(
+                source.path, source=number, files=source.files, format=source.format, revision=source.revision,
+                text_key=source.text_key, exclude_domains=source.exclude_domains, on_damage=config.data.on_damage,
+                hash_of=run.hash_of, done=progress, say=say,
+            )  # fmt: skip
+
+        listings = [listed(source, number) for number, source in enumerate(config.data.sources)]
+        kept = listed(config.data.held_out, 0) if config.data.held_out else None
+    corpus = [shard for listing in listings for shard in listing.shards]
+    held_out = kept.shards if kept else []
+    skipped = [entry for listing in (*listings, *([kept] if kept else [])) for entry in listing.skipped]
+    unseen = refuse_overlap(corpus, held_out, say)
+    if held_out and unseen:
+        say(f"{unseen} shards were not searched for held-out documents: their text is not here")
+
+    surveys = _survey(config, corpus, listings)
+    if config.data.tokenised is not None:
+        corpus, damaged = tokenise_corpus(
+            corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
+            trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=config.data.cache,
+            processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
+            on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say,
         )  # fmt: skip
-
-    corpus = [shard for source in config.data.sources for shard in shards(source)]
-    held_out = shards(config.data.held_out) if config.data.held_out else []
-    manifest = build_manifest(corpus, held_out)
-    parts = split_into_parts(corpus, config.data.lanes)
-    write_json(run.stage("data") / "manifest.json", manifest)
-    counts = [shard.documents for shard in corpus]
-    return {
+        skipped += damaged
+    manifest = build_manifest(corpus, held_out, skipped)
+    dealt = deal(corpus, config.data.lanes, config.data.seed)
+    write_json(folder / "manifest.json", manifest)
+    return _tell(config, corpus, listings, surveys, say) | {
         "shards": len(corpus),
-        "parts": len(parts),
+        "parts": sum(len(source.parts) for source in dealt),
         "bytes": sum(shard.bytes for shard in corpus),
-        "documents": None if None in counts else sum(counts),
         "held_out_shards": len(held_out),
+        "skipped": skipped,
         "manifest": manifest["hash"],
     }
+
+
+def of_source(corpus: list[Shard], number: int) -> list[Shard]:
+    """The shards of one source."""
+    return [shard for shard in corpus if shard.source == number]
+
+
+def _encoder(config: Config) -> Any:
+    folder = resolve_model(config.model.path, config.model.revision)
+    return make_encoder(load_tokenizer(folder, config.model.trust_remote_code), config.data.separator)
+
+
+def _survey(config: Config, corpus: list[Shard], listings: list[Listing]) -> list[Survey]:
+    encoder, cache = _encoder(config), ShardCache(config.data.cache)
+    return [
+        survey(of_source(corpus, number), encoder, cache, listing.census.characters if listing.census else None)
+        for number, listing in enumerate(listings)
+    ]
+
+
+def _tell(
+    config: Config, corpus: list[Shard], listings: list[Listing], surveys: list[Survey], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What the corpus is: printed for people, returned for the stage's record."""
+    counts = [shard.documents for shard in corpus]
+    documents = None if None in counts else sum(counts)
+    domains: Counter[str] = Counter()
+    for listing in listings:
+        domains.update(listing.census.domains if listing.census else {})
+    tokens = sum(each.tokens for each in surveys)
+    weights = [source.weight for source in config.data.sources]
+    # A source is read through when its share of the budget is as long as it is.
+    passes = [config.train.tokens * weight / sum(weights) / max(each.tokens, 1)
+              for weight, each in zip(weights, surveys, strict=True)]  # fmt: skip
+    known = "an unknown number of" if documents is None else f"{documents:,}"
+    about = "" if all(each.exact for each in surveys) else "about "
+    say(f"corpus: {len(corpus)} shards, {known} documents, {about}{tokens:,} tokens")
+    if domains:
+        listed = ", ".join(f"{name} {count / domains.total():.1%}" for name, count in domains.most_common())
+        say(f"domains, by documents: {listed}")
+    speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
+    if speeds:
+        say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
+    for source, each, share in zip(config.data.sources, surveys, passes, strict=True):
+        say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
+            f"{share:.2f} times")  # fmt: skip
+    return {
+        "documents": documents, "domains": dict(domains), "tokens": tokens,
+        "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None), "passes": passes,
+    }  # fmt: skip
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
+from pipeline.data.overlap import can_look_into, held_out_hashes
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import load_tokenizer, make_encoder
@@ -51,13 +52,26 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
             "dtype": config.score.dtype, "seed": config.score.seed, "targets": targets * config.score.sequences,
+            "overlap": _overlap(run, origins),
         }  # fmt: skip
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
         write_json(folder / "scores.json", {"blocks": len(losses) - 1, "criteria": {"ppl": scores},
                                             "calibration": calibration})  # fmt: skip
         write_block_order(folder / "block_order.csv", scores["order"])
+        both = calibration["overlap"]
+        held_out = "an unknown number" if both["held_out"] is None else both["held_out"]
+        say(f"calibration documents: {both['training']} of {len(origins)} are also trained on, {held_out} held out")
         say(f"dense perplexity {scores['dense']:.2f}; least important first: {scores['order']}")
     return {"blocks": len(losses) - 1, "sequences": len(sequences)}
+
+
+def _overlap(run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
+    """Calibration sequences whose documents are trained on, and held out; None where held-out text is not here."""
+    _, held_out = read_manifest(read_json(run.stage("data") / "manifest.json"))
+    seen = all(can_look_into(shard) for shard in held_out) and all("hash" in origin for origin in origins)
+    kept = {digest.hex() for digest in held_out_hashes(held_out)} if seen else set()
+    also_held_out = sum(origin["hash"] in kept for origin in origins) if seen else None
+    return {"training": len(origins), "held_out": also_held_out}
 
 
 def _draw(config: Config, run: Run, dense: Path) -> tuple[torch.Tensor, list[dict[str, Any]]]:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import Config
-from pipeline.data.lanes import Cursor
-from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.fetching import require_cache_space
+from pipeline.data.loader import fitting_workers, load_rows
+from pipeline.data.position import check_identity, from_json, skipped_parts, to_json
 from pipeline.data.samples import held_out_rows
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.launch import World, die_with_parent
+from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
+from pipeline.rows import row_encoder, row_identity, row_stream, shard_names
 from pipeline.run import RegrowError, Run, read_json, require_space
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
@@ -33,11 +36,11 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
 )
 from pipeline.training.engine import Engine
-from pipeline.training.loop import Position, train_steps
+from pipeline.training.loop import Position, Sample, train_steps
 from pipeline.training.metrics import append_line, cut_after, read_lines
 from pipeline.training.schedule import learning_rate
 
-FORMAT = 1
+FORMAT = 2
 UPSTREAM = ("data", "prune")
 LAUNCHED = True
 
@@ -63,6 +66,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.from_first(newest_checkpoint(folder / "checkpoints", layout) if world.rank == 0 else None)
+    encoder = row_encoder(config, run.stage("prune") / "model")
+    identity = row_identity(config, run, encoder)
+    if found:
+        check_identity(found[1]["identity"], identity)
     torch.manual_seed(recipe.seed)
     if recipe.deterministic is True or (recipe.deterministic == "auto" and world.device.type == "cpu"):
         torch.use_deterministic_algorithms(True)
@@ -73,6 +80,9 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         run.stage("prune") / "model", dtype=config.model.dtype, attention=config.model.attention, device=world.device,
         trust_remote_code=config.model.trust_remote_code,
     )  # fmt: skip
+    within = config.data.attention == "within"
+    if within:
+        _on_first(world, lambda: require_document_attention(model))
     parameters = model.num_parameters()
     text_config = model.config.get_text_config()
     flops = flops_per_token(
@@ -84,7 +94,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank == 0:
         clear_torn(folder / "checkpoints")
     _on_first(world, lambda: require_space(folder, needed, "a checkpoint and the export"))
-    rows = _held_out(config, run, world)
+    _on_first(world, lambda: _require_cache(config, run, world))
+    rows = _held_out(config, run, world, encoder)
     engine = Engine(
         model, world, micro_batch=recipe.micro_batch, accumulation=split, zero_stage=recipe.zero_stage,
         learning_rate=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay,
@@ -97,15 +108,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         load_checkpoint(checkpoint, engine, world)
         # Its own lanes alone: the cursors of others would be kept as they are now, and the next checkpoint would mix
         # them with what the others have moved on to.
-        cursors = {
-            int(lane): Cursor(**cursor)
-            for lane, cursor in state["cursors"].items()
-            if int(lane) % world.size == world.rank
-        }
+        lanes = from_json(state["lanes"])
+        cursors = {lane: cursor for lane, cursor in lanes.items() if lane % world.size == world.rank}
         position = Position(state["step"], state["tokens"], cursors)
         say(f"resuming at step {position.step} of {steps}")
     if world.rank == 0:
-        cut = [cut_after(folder / name, position.step) for name in ("metrics.jsonl", "held_out.jsonl")]
+        names = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
+        cut = [cut_after(folder / name, position.step) for name in names]
         say(f"{cut[0]} steps behind the checkpoint are done again") if cut[0] else None
 
     def evaluate() -> None:
@@ -125,9 +134,22 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             })  # fmt: skip
             say(f"step {position.step}: held-out perplexity {result['value']:.2f}")
 
+    def log_samples(step: int, samples: list[Sample]) -> None:
+        """What a step was trained on, row by row in their order, into samples.jsonl."""
+        rows = sorted((sample for share in world.gather(samples) for sample in share), key=lambda row: row.index)
+        if world.rank == 0:
+            append_line(folder / "samples.jsonl", {"step": step, "rows": [list(astuple(row)) for row in rows]})
+
+    shards, left_out = shard_names(run), set()
+
     def checkpoint_now() -> None:
-        cursors = {lane: asdict(cursor) for share in world.gather(position.cursors) for lane, cursor in share.items()}
-        state = {"step": position.step, "tokens": position.tokens, "layout": layout, "cursors": cursors}
+        cursors = {lane: cursor for share in world.gather(position.cursors) for lane, cursor in share.items()}
+        for line in skipped_parts(cursors, shards):
+            if line not in left_out:
+                left_out.add(line)
+                say(line)
+        state = {"step": position.step, "tokens": position.tokens, "layout": layout, "identity": asdict(identity),
+                 "lanes": to_json(cursors)}  # fmt: skip
         save_checkpoint(
             folder / "checkpoints", engine, world, step=position.step, state=state, keep=recipe.keep_checkpoints,
             parameters=parameters,
@@ -135,9 +157,16 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
     if position.step == 0:
         evaluate()
-    stream = _rows(config, run, world, position, say)
+    stream = row_stream(config, run, encoder, step=position.step, cursors=position.cursors, rank=world.rank,
+                        world=world.size)  # fmt: skip
+    workers = fitting_workers(config.data.workers, config.data.lanes, world.size)
+    if workers != config.data.workers:
+        say(f"{workers} workers for each process instead of {config.data.workers}: they must divide "
+            f"{config.data.lanes} lanes")  # fmt: skip
     for step in train_steps(
-        engine, stream, world, position, steps=steps, micro_batch=recipe.micro_batch,
+        engine, load_rows(stream, workers, die_with_parent), world, position, steps=steps,
+        micro_batch=recipe.micro_batch, within_documents=within,
+        on_samples=log_samples if recipe.log_samples else None,
         rate=lambda number: learning_rate(
             number, steps=steps, peak=recipe.learning_rate, final=recipe.final_learning_rate, warmup=recipe.warmup,
             schedule=recipe.schedule, decay=recipe.decay,
@@ -166,33 +195,23 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }  # fmt: skip
 
 
-def _rows(config: Config, run: Run, world: World, position: Position, say: Callable[[str], None]) -> Any:
-    """This process's training rows behind ``position``."""
-    data = config.data
+def _require_cache(config: Config, run: Run, world: World) -> None:
+    """RegrowError where this machine has no room for the remote shards that its lanes read at a time."""
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    tokenizer = load_tokenizer(run.stage("prune") / "model", config.model.trust_remote_code)
-    stream = RowStream(
-        corpus, encode=make_encoder(tokenizer, data.separator), lanes=data.lanes, row_length=data.row_length,
-        seed=data.seed, cache=data.cache, rank=world.rank, world=world.size,
-        start=position.step * config.train.global_batch, cursors=position.cursors,
-    )  # fmt: skip
-    workers = fitting_workers(data.workers, data.lanes, world.size)
-    if workers != data.workers:
-        say(f"{workers} workers for each process instead of {data.workers}: they must divide {data.lanes} lanes")
-    return load_rows(stream, workers, die_with_parent)
+    own = -(-config.data.lanes * world.on_this_machine // world.size)
+    require_cache_space(config.data.cache, corpus, own, config.data.cache_size)
 
 
-def _held_out(config: Config, run: Run, world: World) -> torch.Tensor | None:
+def _held_out(config: Config, run: Run, world: World, encoder: Encoder) -> torch.Tensor | None:
     """The rows that the loop evaluates, (rows, row_length) int64; None when the config holds nothing out."""
     _, shards = read_manifest(read_json(run.stage("data") / "manifest.json"))
     if not shards:
         return None
     rows = None
     if world.rank == 0:
-        tokenizer = load_tokenizer(run.stage("prune") / "model", config.model.trust_remote_code)
         rows = held_out_rows(
-            shards, make_encoder(tokenizer, config.data.separator), length=config.data.row_length, bos="document",
-            rows=config.train.evaluate_rows, cache=config.data.cache,
+            shards, encoder, length=config.data.row_length, bos="document", rows=config.train.evaluate_rows,
+            cache=config.data.cache,
         )  # fmt: skip
     return world.from_first(rows)
 

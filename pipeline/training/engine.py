@@ -143,16 +143,13 @@ class Engine:
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
         its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
         """
-        if documents is None:
-            with self.precision():
-                logits = self.engine(input_ids, use_cache=False).logits
-            total = next_token_losses(logits, input_ids).sum()
-        else:
-            arguments = document_arguments(input_ids, documents, attention_of(self.model))
-            with self.precision():
-                logits = self.engine(**arguments, use_cache=False).logits.view(*input_ids.shape, -1)
+        inputs, counted = {"input_ids": input_ids}, None
+        if documents is not None:
+            inputs = document_arguments(input_ids, documents, attention_of(self.model))
             counted = document_targets(documents, input_ids.shape[1]).to(input_ids.device, non_blocking=True)
-            total = next_token_losses(logits, input_ids, counted).sum()
+        with self.precision():
+            logits = self.engine(**inputs, use_cache=False).logits
+        total = next_token_losses(logits.view(*input_ids.shape, -1), input_ids, counted).sum()
         self.engine.backward(total * (self.world.size / targets), scale_wrt_gas=False)
         return total.detach()
 

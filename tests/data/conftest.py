@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
 
-from pipeline.data.shards import Shard, list_shards
+from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.listing import list_source
+from pipeline.data.shards import Shard
 
 
 def write_shard(path: Path, documents: list[Any]) -> Path:
-    """One shard in the format that its ending names; a document that is a text gets the key ``text``."""
+    """One shard in the format that its ending names; a document that is a text gets the key ``text``.
+
+    In a tar a text becomes KEY.txt with its domain in KEY.json, and any other document KEY.json alone.
+    """
     records = [{"text": item, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} if isinstance(item, str) else item
                for item in documents]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,10 +29,17 @@ def write_shard(path: Path, documents: list[Any]) -> Path:
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    elif path.name.endswith((".tar", ".tar.gz")):
+        from webdataset import TarWriter
+
+        with path.open("wb") as file, TarWriter(file, mtime=0, compress=path.name.endswith(".gz")) as tar:
+            for number, (item, record) in enumerate(zip(documents, records, strict=True)):
+                parts = {"txt": record.pop("text"), "json": record} if isinstance(item, str) else {"json": record}
+                tar.write({"__key__": f"{number:06d}", **parts})
     elif path.name.endswith(".zst"):
-        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+        write_jsonl_zst(path, records)
     elif path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines))
+        path.write_bytes(gzip.compress(lines, mtime=0))
     else:
         path.write_bytes(lines)
     return path
@@ -49,4 +60,4 @@ def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
         first = 100 + 20 * number
         write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
                     [f"{number} {long}", *texts[first : first + 11 + number]])  # fmt: skip
-    return list_shards(str(tmp_path / "corpus"))
+    return list_source(str(tmp_path / "corpus")).shards

@@ -1,103 +1,105 @@
-"""Reading shards: every format gives the same texts, and every kind of damage is refused by the shard's name."""
+"""Reading shards: every format gives the same texts and numbers, and each kind of damage is refused by name."""
 
 from __future__ import annotations
 
-import json
+import pickle
 
 import pytest
-import zstandard
 
-from pipeline.data.documents import count_documents, format_of, read_documents
+from pipeline.data.documents import Census, DamagedShard, check_documents, format_of, read_documents
+from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
-
-def read(path):
-    return list(read_documents(path, format_of(path.name)))
+ENDINGS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "tar.gz")
 
 
-def test_every_format_reads_the_same(shard_of, texts):
+def read(path, **more):
+    return list(read_documents(path, format_of(path.name), **more))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_format_reads_the_same_from_any_document_on(shard_of, texts, ending):
     documents = [*texts[:300], "line\nbreak \u2028 and \x85", "日本語 🌱", ""]
+    path = shard_of(f"shard.{ending}", documents)
     expected = list(enumerate(documents))
-    for ending in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
-        assert read(shard_of(f"shard.{ending}", documents)) == expected, f"{ending} gives other documents"
-    assert format_of("README.md") is None and format_of("x.json") is None
+    assert read(path) == expected, f"{ending} gives other documents"
+    for first in (1, 255, 256, 257, len(documents) - 1, len(documents)):
+        assert read(path, first=first) == expected[first:], f"{ending} read from document {first} on"
+    with pytest.raises(DamagedShard, match=rf"{len(documents)} documents in it, and document {len(documents) + 1} "):
+        read(path, first=len(documents) + 1)
 
 
-def test_frames_follow_each_other_and_blank_lines_do_not_count(shard_of, texts):
-    one, two = (shard_of(f"{name}.jsonl.zst", texts[first : first + 50]) for name, first in (("a", 0), ("b", 50)))
-    joined = one.with_name("joined.jsonl.zst")
-    joined.write_bytes(one.read_bytes() + two.read_bytes())
-    assert read(joined) == list(enumerate(texts[:100])), "a second zstd frame was not read whole"
-    blank = one.with_name("blank.jsonl")
-    blank.write_text('{"text": "a"}\n\n  \n{"text": "b"}')
-    assert read(blank) == [(0, "a"), (1, "b")], "blank lines, or a last line without its end, moved the indices"
+def test_formats_are_told_by_the_ending():
+    assert [format_of(f"a.b.{ending}") for ending in ENDINGS] == ["jsonl"] * 3 + ["parquet", "tar", "tar"]
+    assert [format_of(name) for name in ("README.md", "x.json", "x.zst", "tar")] == [None] * 4
 
 
-def test_excluded_domains_keep_the_numbers_of_the_others(shard_of):
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_excluded_domains_keep_the_numbers_of_the_others(shard_of, ending):
     domains = ["RedPajamaBook", "RedPajamaC4", None, "RedPajamaBook", "RedPajamaArXiv"]
     records = [{"text": f"t{i}", "meta": {"redpajama_set_name": name}} for i, name in enumerate(domains)]
-    records.append({"text": "t5", "meta": None})
-    path = shard_of("domains.jsonl", records)
-    kept = list(read_documents(path, "jsonl", exclude_domains=("RedPajamaBook", "RedPajamaArXiv")))
-    assert kept == [(1, "t1"), (2, "t2"), (5, "t5")], "the wrong documents were left out, or the rest renumbered"
-    assert list(read_documents(path, "jsonl", first=4)) == [(4, "t4"), (5, "t5")], "reading from a document on"
-    assert count_documents(path, "jsonl", "text") == 6
+    records.append({"text": "t5 ü", "meta": None})
+    path = shard_of(f"domains.{ending}", records)
+    kept = read(path, exclude_domains=("RedPajamaBook", "RedPajamaArXiv"))
+    assert kept == [(1, "t1"), (2, "t2"), (5, "t5 ü")], "the wrong documents were left out, or the rest renumbered"
+    census = check_documents(path, format_of(path.name), "text")
+    groups = (6,) if ending == "parquet" else None
+    assert census == Census(6, 14, 15, {"RedPajamaArXiv": 1, "RedPajamaBook": 2, "RedPajamaC4": 1}, groups), (
+        "the census leaves documents out, or counts wrongly"
+    )
 
 
-def cut_at_block_end(data: bytes) -> int:
-    """Length of a zstd frame up to the end of its first block: a cut that a careless reader takes for an end."""
-    header = zstandard.frame_header_size(data)
-    block = int.from_bytes(data[header : header + 3], "little")
-    assert not block & 1, "the frame needs more than one block for this test"
-    return header + 3 + (block >> 3)
-
-
-@pytest.mark.parametrize("ending", ["jsonl.zst", "jsonl.gz", "parquet"])
-def test_a_flipped_bit_and_a_cut_are_refused(shard_of, texts, ending):
-    good = shard_of(f"good.{ending}", texts[:400])
-    data = good.read_bytes()
-    cuts = {"cut at a byte": len(data) * 2 // 3, "cut before its last byte": len(data) - 1}
-    if ending == "jsonl.zst":
-        cuts["cut at a block's end"] = cut_at_block_end(data)
-    damaged = {name: data[:stop] for name, stop in cuts.items()}
-    middle = len(data) // 2
-    damaged["bit flipped"] = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
-    for name, content in damaged.items():
-        path = good.with_name(f"damaged.{ending}")
-        path.write_bytes(content)
-        if ending == "parquet" and name == "bit flipped":
-            continue  # parquet has no checksum by default; the manifest's sha256 finds it (test_shards)
-        with pytest.raises(RegrowError, match=r"shard .*damaged\.\S+: damaged after document -?\d+"):
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_document_without_a_text_is_refused_by_its_number(shard_of, texts, ending):
+    tar = ending.startswith("tar")
+    for record in ({"content": "x"}, {"text": None}, {"text": 7}):
+        if ending == "parquet" and record == {"text": 7}:
+            continue  # a column has one type
+        first = {"text": texts[0]}
+        path = shard_of(f"key.{ending}", [first, record])
+        with pytest.raises(DamagedShard, match=rf"key\.{ending}: damaged at document 1: .*no text .*'text'"):
             read(path)
-            pytest.fail(f"{ending} {name}: read without an error")
+        with pytest.raises(DamagedShard, match="document 1"):
+            check_documents(path, format_of(path.name), "text")
+    other = shard_of(f"other.{ending}", [{"content": "x", "text": 1}])
+    assert read(other, text_key="content") == [(0, "x")]
+    with pytest.raises(DamagedShard, match=r"document 0.*'body'.*content" if not tar else r"'body' \(keys: content"):
+        read(other, text_key="body")
 
 
-def test_bad_records_are_refused_by_shard_and_document(shard_of):
-    bad_json = shard_of("bad.jsonl", ["a", "b"])
-    bad_json.write_text('{"text": "a"}\n{"text": "b"\n{"text": "c"}\n')
-    with pytest.raises(RegrowError, match=r"bad\.jsonl: damaged after document 0"):
-        read(bad_json)
-    bad_json.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-    with pytest.raises(RegrowError, match=r"bad\.jsonl: damaged after document 0.*utf-8"):
-        read(bad_json)
-    for record in ({"content": "x"}, {"text": None}, ["text"], 7):
-        path = shard_of("key.jsonl", ["a", record])
-        with pytest.raises(RegrowError, match=r"key\.jsonl: document 1 has no text under the key 'text'"):
-            read(path)
-    other = shard_of("other.jsonl", [{"content": "x"}])
-    assert list(read_documents(other, "jsonl", text_key="content")) == [(0, "x")]
-    for ending in ("jsonl", "jsonl.zst", "jsonl.gz"):
-        empty = shard_of(f"empty.{ending}", [])
-        with pytest.raises(RegrowError, match="empty, not one document"):
-            read(empty)
-        empty.write_bytes(b"")
-        with pytest.raises(RegrowError, match="empty"):
-            read(empty)
-    with pytest.raises(RegrowError, match=r"gone\.jsonl"):
-        read(other.with_name("gone.jsonl"))
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_empty_shard_and_a_missing_one_are_refused(shard_of, ending):
+    path = shard_of(f"empty.{ending}", [])
+    with pytest.raises(DamagedShard, match=rf"empty\.{ending}: (empty, not one document|.*no column 'text')"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(DamagedShard, match=rf"empty\.{ending}: (empty|damaged at document 0)"):
+        read(path)
+    path.unlink()
+    with pytest.raises(DamagedShard, match=rf"empty\.{ending}: missing"):
+        read(path)
 
 
-def test_a_document_larger_than_a_read_is_whole(shard_of):
-    text = "".join(json.dumps(i) for i in range(500_000))
-    for ending in ("jsonl", "jsonl.zst"):
-        assert read(shard_of(f"large.{ending}", [text, "after"])) == [(0, text), (1, "after")], ending
+def test_an_error_of_the_system_is_no_damage(tmp_path):
+    """Skipping damaged shards must not skip a good one because the machine had a bad moment."""
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(RegrowError, match=r"folder\.jsonl: cannot be read \(Is a directory\)") as caught:
+        read(tmp_path / "folder.jsonl")
+    assert not isinstance(caught.value, DamagedShard), "an error of the system counts as damage"
+
+
+def test_damage_travels_between_processes(shard_of):
+    path = shard_of("bad.jsonl", ["a"])
+    path.write_text("{")
+    with pytest.raises(DamagedShard) as caught:
+        read(path)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copy), str(copy)) == (DamagedShard, str(caught.value)), "a worker's error arrives as another one"
+
+
+def test_a_tokenised_shard_is_checked_but_holds_no_text(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tokenised(path, [[1, 2], [], [3]], about={"vocabulary": 4})
+    assert check_documents(path, "tokenised", "text") == Census(3, tokens=3)
+    with pytest.raises(RegrowError, match="format tokenised holds no text"):
+        list(read_documents(path, "tokenised"))

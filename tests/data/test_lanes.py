@@ -2,62 +2,131 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import LANES, cursors_behind, differs, encode, shard, stream, take, together, two_sources, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.documents import read_documents
-from pipeline.data.lanes import Cursor, Lane, split_into_parts
-from pipeline.data.shards import Shard, list_shards
+from pipeline.data.documents import DamagedShard, read_documents
+from pipeline.data.fetching import ShardCache
+from pipeline.data.lanes import Lane, draw_source, shares
+from pipeline.data.loader import RowStream
+from pipeline.data.parts import deal, shuffle, split_into_parts
+from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
 
-def encode(text: str) -> list[int]:
-    """Ids of a text without a tokenizer: its bytes, and 256 behind them."""
-    return [*text.encode(), 256]
+def listed(documents: int | None, groups: tuple[int, ...] | None = None, source: int = 0) -> Shard:
+    return Shard(source, "place", "path", "local", None, "parquet" if groups else "jsonl", 1, None, None, documents,
+                 groups, "text", ())  # fmt: skip
 
 
-def shard(documents: int | None) -> Shard:
-    return Shard("place", "path", None, "jsonl", 1, None, documents, "text", ())
+def lane(shards, cache, number=0, *, lanes=4, seed=0, **more) -> Lane:
+    sources = deal(shards, lanes, seed)
+    settings = {"row_length": 64, "on_damage": "raise", "row": 0, "cursor": None, **more}
+    return Lane(number, lanes=lanes, sources=sources, ends=shares(None, len(sources)), encode=encode, seed=seed,
+                cache=ShardCache(cache), **settings)  # fmt: skip
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 60))
-def test_every_document_stands_in_one_part(counts, lanes):
-    if lanes > sum(counts) and lanes > len(counts):
-        with pytest.raises(RegrowError, match=rf"{sum(counts)} documents; set at most {sum(counts)}"):
-            split_into_parts([shard(count) for count in counts], lanes)
+@pytest.fixture
+def corpus(texts, tmp_path):
+    """Five shards of 12 to 16 real documents in several formats; the first document of each is a long one."""
+    long = "\n\n".join(texts[:20])
+    return [
+        shard(write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
+                          [f"{number} {long}", *texts[100 + 20 * number : 111 + 21 * number]]))
+        for number, ending in enumerate(("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "tar"))
+    ]  # fmt: skip
+
+
+# ---- parts
+
+
+@given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=10), st.integers(1, 60))
+def test_every_document_stands_in_one_part(groups, lanes):
+    """Shards with several groups are parquet files of these row groups, the others files of so many documents."""
+    shards = [listed(sum(group), tuple(group) if len(group) > 1 else None) for group in groups]
+    total = sum(map(sum, groups))
+    if lanes > total and lanes > sum(map(len, groups)):
+        with pytest.raises(RegrowError, match=rf"{total} documents; set at most {total}"):
+            split_into_parts(shards, lanes)
         return
-    parts = split_into_parts([shard(count) for count in counts], lanes)
+    parts = split_into_parts(shards, lanes)
     assert len(parts) >= lanes, f"{len(parts)} parts for {lanes} lanes"
-    for number, count in enumerate(counts):
-        held = [index for part in parts if part.shard == number
-                for index in range(part.first, count if part.stop is None else part.stop)]  # fmt: skip
-        assert held == list(range(count)), f"shard {number} of {count} documents is held as {held}"
-        assert all(part.stop is None or part.stop > part.first for part in parts), "a part without documents"
+    for number, group in enumerate(groups):
+        mine = [part for part in parts if part.shard == number]
+        held = [index for part in mine for index in range(part.first, sum(group) if part.stop is None else part.stop)]
+        assert held == list(range(sum(group))), f"shard {number} of {group} documents is held as {mine}"
+        assert all(part.stop is None or part.stop > part.first for part in mine), "a part without documents"
+        edges = np.cumsum([0, *group])
+        for part in mine if len(group) > 1 else ():
+            assert edges[part.group] <= part.first < part.stop <= edges[part.group + 1], "a part of two row groups"
 
 
 def test_shards_of_unknown_length_are_not_split():
-    unknown = [shard(None), shard(None), shard(7)]
+    unknown = [listed(None), listed(None), listed(7)]
     assert len(split_into_parts(unknown, 3)) == 3
     with pytest.raises(RegrowError, match=r"3 shards of unknown length; set at most data\.lanes=3"):
         split_into_parts(unknown, 4)
+    assert [part.group for part in split_into_parts([listed(None, (3, 0, 2))], 2)] == [0, 2], (
+        "an empty row group is a part"
+    )
 
 
-def lane(shards, tmp_path, number=0, *, lanes=4, row_length=64, seed=0, cursor=None):
-    return Lane(number, lanes=lanes, shards=shards, encode=encode, row_length=row_length, seed=seed, cache=tmp_path,
-                cursor=cursor or Cursor())  # fmt: skip
+def test_a_source_without_shards_is_refused():
+    with pytest.raises(RegrowError, match="data source 1 has not one shard"):
+        deal([listed(9), listed(9, source=2)], 2, 0)
 
 
-def texts_of(shards, one: Lane) -> list[str]:
-    """The documents of a lane's parts."""
+# ---- the order of before
+
+
+def recorded(shards, cache, rows, **settings) -> str:
+    found = hashlib.sha256()
+    for row in take(iter(RowStream(shards, encode=encode, cache=cache, **settings)), rows):
+        (cursor,) = row.cursor.cursors
+        found.update(row.input_ids.tobytes())
+        found.update(repr((row.index, row.lane, cursor.epoch, cursor.part, cursor.document, cursor.token)).encode())
+    return found.hexdigest()
+
+
+def test_one_source_is_read_in_the_order_of_the_first_release(texts, demo, tmp_path):
+    """Hashes of rows and cursors that commit e7f6e85 gave, which knew neither sources nor weights: runs of before go
+    on, and the recorded demo keeps its rows."""
+    endings = [".jsonl", ".jsonl.zst", ".jsonl.gz"] * 3
+    nine = [shard(write_shard(tmp_path / f"nine/part_{n}{ending}", texts[20 * n : 5 + 21 * n]))
+            for n, ending in enumerate(endings)]  # fmt: skip
+    three = [shard(write_shard(tmp_path / f"three/part_{n}.jsonl", texts[300 + 20 * n : 310 + 25 * n]))
+             for n in range(3)]  # fmt: skip
+    demos = [shard(path) for path in sorted((demo / "text" / "train" / "chunk1").iterdir())]
+    found = [
+        recorded(nine, tmp_path, 600, lanes=4, row_length=256, seed=0, weights=(1.0,)),
+        recorded(three, tmp_path, 600, lanes=12, row_length=128, seed=7, weights=(1.0,)),
+        recorded(demos, tmp_path, 1200, lanes=12, row_length=256, seed=0),
+    ]
+    assert found == [
+        "62627af3eec90648a17622eb30a8351f225b258a09d991fd105269f653d5415b",
+        "3d4acae1951133218864ed4e4ac7944c1a9e7c600ebaae57ec03d4dd2556b5c2",
+        "401f09f53ae366c33db37720e365f80a4069739222886354dc21667ce6022d4c",
+    ], "whole files, six epochs; files cut to ranges; the demo: rows come in another order than before"
+
+
+# ---- documents and epochs
+
+
+def texts_of(shards, parts) -> list[str]:
     return [
         text
-        for part in one.parts
+        for part in parts
         for index, text in read_documents(Path(shards[part.shard].name), shards[part.shard].format)
         if part.first <= index and (part.stop is None or index < part.stop)
     ]
@@ -67,68 +136,343 @@ def test_rows_are_the_lane_s_documents_end_to_end_epoch_after_epoch(corpus, tmp_
     everything = []
     for number in range(8):
         one = lane(corpus, tmp_path, number, lanes=8)
-        documents = texts_of(corpus, one)
+        documents = texts_of(corpus, deal(corpus, 8, 0)[0].parts[number::8])
         size = sum(len(encode(text)) for text in documents)
         rows = [next(one) for _ in range(2 * size // 64 + 1)]
-        assert all(row.dtype == np.int64 and row.shape == (64,) for row, _ in rows)
-        tokens = np.concatenate([row for row, _ in rows]).tolist()
+        assert all(ids.dtype == np.int64 and ids.shape == (64,) for ids, _, _ in rows)
+        tokens = np.concatenate([ids for ids, _, _ in rows]).tolist()
         for epoch in range(2):
             read = bytes(token % 256 for token in tokens[epoch * size : (epoch + 1) * size]).split(b"\0")
             assert sorted(read) == sorted([b"", *(text.encode() for text in documents)]), f"epoch {epoch}"
+        epochs = [cursor.cursors[0].epoch for _, _, cursor in rows]
         assert max(map(len, documents)) > 256, "this test wants a document longer than a few rows"
-        assert [cursor.epoch for _, cursor in rows] == sorted(cursor.epoch for _, cursor in rows)
-        assert rows[-1][1].epoch >= 1, "no epoch's end was crossed"
+        assert epochs == sorted(epochs) and epochs[-1] >= 1, "no epoch's end was crossed"
         everything += documents
-    held = [text for shard in corpus for _, text in read_documents(Path(shard.name), shard.format)]
+    held = [text for each in corpus for _, text in read_documents(Path(each.name), each.format)]
     assert sorted(everything) == sorted(held), "the lanes together do not hold each document once"
+
+
+def test_cu_seqlens_give_the_documents_back(texts, tmp_path):
+    """Also one of many rows, an empty one, and one that fills its row to the end."""
+    documents = [texts[0], "", "x" * 63, *texts[1:6], " ".join(texts[6:16]), "", "end"]
+    shards = [shard(write_shard(tmp_path / "corpus/a.jsonl", documents))]
+    one = lane(shards, tmp_path, lanes=1)
+    size = sum(len(encode(text)) for text in documents)
+    pieces = [piece.tolist() for ids, edges, _ in (next(one) for _ in range(size // 64 + 2))
+              for piece in np.split(ids, edges[1:-1])]  # fmt: skip
+    rebuilt, whole = [], []
+    for piece in pieces:
+        assert piece and 256 not in piece[:-1], f"a piece of two documents, or of none: {piece}"
+        whole += piece
+        if piece[-1] == 256:
+            rebuilt.append(bytes(whole[:-1]).decode())
+            whole = []
+    assert rebuilt[: len(documents)] == documents, "the pieces between the edges are not the documents"
 
 
 def test_epochs_differ_in_order_and_seeds_too(corpus, tmp_path):
     """Two parts in a lane: some later epoch has them in the other order, and another seed deals them otherwise."""
-    one = lane(corpus, tmp_path, lanes=2)
+    one = lane(corpus, tmp_path, lanes=2, row_length=512)
     orders = {}
     while len(orders) < 6:
-        row, cursor = next(one)
-        orders.setdefault(cursor.epoch, row.tolist())
+        ids, _, cursor = next(one)
+        orders.setdefault(cursor.cursors[0].epoch, ids.tolist())
     assert len({tuple(row) for row in orders.values()}) > 1, "every epoch begins with the same part"
-    deals = {tuple(lane(corpus, tmp_path, lanes=2, seed=seed).parts) for seed in range(4)}
+    deals = {tuple(deal(corpus, 2, seed)[0].parts) for seed in range(4)}
     assert len(deals) > 1, "the seed does not change which parts a lane has"
 
 
 def test_every_cursor_goes_on_exactly(corpus, tmp_path):
     one = lane(corpus, tmp_path, 1)
-    stop = sum(len(encode(text)) for text in texts_of(corpus, one)) // 64 + 12  # across the epoch's boundary
-    rows = [next(one) for _ in range(stop + 3)]
-    for at in (0, 1, 2, 7, stop // 2, *range(stop - 16, stop)):
-        resumed = lane(corpus, tmp_path, 1, cursor=rows[at][1])
+    size = sum(len(encode(text)) for text in texts_of(corpus, deal(corpus, 4, 0)[0].parts[1::4]))
+    rows = [next(one) for _ in range(size // 64 + 15)]
+    assert any(a.cursors[0].epoch < b.cursors[0].epoch for (*_, a), (*_, b) in pairwise(rows)), "no epoch's end"
+    for at in (0, 1, 2, 7, size // 128, *range(len(rows) - 19, len(rows) - 3)):
+        resumed = lane(corpus, tmp_path, 1, cursor=rows[at][2], row=at + 1)
         for later in range(at + 1, at + 4):
-            ids, cursor = next(resumed)
-            assert np.array_equal(ids, rows[later][0]) and cursor == rows[later][1], f"resumed behind row {at}"
-    assert any(a.epoch < b.epoch for (_, a), (_, b) in pairwise(rows)), "no boundary of epochs was crossed"
+            ids, edges, cursor = next(resumed)
+            assert np.array_equal(ids, rows[later][0]) and cursor == rows[later][2], f"resumed behind row {at}"
+            assert np.array_equal(edges, rows[later][1]), f"resumed behind row {at}: documents begin elsewhere"
 
 
-def test_a_row_that_ends_with_its_document_goes_on_at_the_next(shard_of, tmp_path):
-    shard_of("a.jsonl", ["x" * 15, "y" * 7, "z" * 7])
-    shards = list_shards(str(tmp_path / "corpus"))
+def test_a_row_that_ends_with_its_document_goes_on_at_the_next(tmp_path):
+    shards = [shard(write_shard(tmp_path / "corpus/a.jsonl", ["x" * 15, "y" * 7, "z" * 7]))]
     one = lane(shards, tmp_path, lanes=1, row_length=16)
     rows = [next(one) for _ in range(3)]
-    assert rows[0][1] == Cursor(0, 0, 0, 16) and rows[0][0].tolist() == [120] * 15 + [256]
-    ids, cursor = next(lane(shards, tmp_path, lanes=1, row_length=16, cursor=rows[0][1]))
+    assert rows[0][2] == LaneCursor((Cursor(0, 0, 0, 16),)) and rows[0][0].tolist() == [120] * 15 + [256]
+    ids, edges, cursor = next(lane(shards, tmp_path, lanes=1, row_length=16, cursor=rows[0][2], row=1))
     assert ids.tolist() == rows[1][0].tolist() == [121] * 7 + [256] + [122] * 7 + [256]
-    assert cursor == rows[1][1]
+    assert edges.tolist() == [0, 8, 16] and cursor == rows[1][2]
 
 
-def test_a_lane_whose_documents_are_all_excluded_refuses(shard_of, tmp_path):
+def test_a_lane_whose_documents_are_all_excluded_refuses(tmp_path):
     book = {"text": "a book", "meta": {"redpajama_set_name": "RedPajamaBook"}}
-    shard_of("a.jsonl", [book, book])
-    shard_of("b.jsonl", ["kept", book])
-    shards = [replace(s, exclude_domains=("RedPajamaBook",)) for s in list_shards(str(tmp_path / "corpus"))]
+    shards = [replace(shard(write_shard(tmp_path / name, documents)), exclude_domains=("RedPajamaBook",))
+              for name, documents in (("a.jsonl", [book, book]), ("b.jsonl", ["kept", book]))]  # fmt: skip
     lanes = [lane(shards, tmp_path, number, lanes=2, row_length=8) for number in range(2)]
-    barren = next(one for one in lanes if one.parts[0].shard == 0)
-    with pytest.raises(RegrowError, match=rf"lane {barren.number}: every document of its parts is excluded"):
-        next(barren)
-    fertile = next(one for one in lanes if one is not barren)
-    assert bytes(next(fertile)[0][:4].tolist()) == b"kept", "the other lane has lost its document"
-    # Also when the lane is opened in a later epoch.
+    barren = next(n for n in range(2) if deal(shards, 2, 0)[0].parts[n].shard == 0)
+    with pytest.raises(RegrowError, match=rf"lane {barren}: every document of its parts is excluded"):
+        next(lanes[barren])
+    assert bytes(next(lanes[1 - barren])[0][:4].tolist()) == b"kept", "the other lane has lost its document"
     with pytest.raises(RegrowError, match="excluded"):
-        next(lane(shards, tmp_path, barren.number, lanes=2, row_length=8, cursor=Cursor(3, 0, 0, 0)))
+        next(lane(shards, tmp_path, barren, lanes=2, row_length=8, cursor=LaneCursor((Cursor(3),))))
+    # A tokenised shard keeps the numbers of excluded documents, without tokens.
+    write_tokenised(tmp_path / "c.tar", [[], []], about={"vocabulary": 257})
+    with pytest.raises(RegrowError, match="excluded"):
+        next(lane([shard(tmp_path / "c.tar", tokenised=True)], tmp_path, lanes=1))
+
+
+def test_a_cursor_of_another_corpus_is_refused(corpus, tmp_path):
+    with pytest.raises(RegrowError, match="lane 1: its cursor is at part 9 of 2"):
+        next(lane(corpus, tmp_path, 1, cursor=LaneCursor((Cursor(0, 9),))))
+    with pytest.raises(RegrowError, match="lane 1: a cursor of 2 sources for 1"):
+        lane(corpus, tmp_path, 1, cursor=LaneCursor((Cursor(), Cursor())))
+
+
+# ---- sources
+
+
+def test_sources_are_drawn_by_their_weights_without_memory():
+    ends = shares((5, 3, 2), 3)
+    drawn = {(number, row): draw_source(0, number, row, ends) for number in range(48) for row in range(250)}
+    for source, share in enumerate((0.5, 0.3, 0.2)):
+        count = sum(found == source for found in drawn.values())
+        noise = (len(drawn) * share * (1 - share)) ** 0.5
+        assert abs(count - len(drawn) * share) < 4 * noise, f"source {source}: {count} of {len(drawn)} rows"
+    lanes = {tuple(drawn[number, row] for row in range(250)) for number in range(48)}
+    assert len(lanes) == 48, "two lanes have the same sequence of sources"
+    assert drawn[7, 200] == draw_source(0, 7, 200, ends), "the draw has a memory"
+    assert any(drawn[7, row] != draw_source(1, 7, row, ends) for row in range(50)), "the seed does not matter"
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1, 1, 1), (1, 0), (1, -2), (1, float("nan")), (1, float("inf"))])
+def test_weights_that_make_no_sense_are_refused(weights):
+    with pytest.raises(RegrowError, match=r"weights of data\.sources .* 2 sources need a number above 0 each"):
+        shares(weights, 2)
+
+
+def test_rows_come_from_one_source_in_their_proportions(texts, tmp_path):
+    """A row is of one source; each source begins anew by itself, and its rows do not depend on the other one."""
+    shards = two_sources(tmp_path / "corpus", texts, "jsonl")
+    for at, each in enumerate(shards):  # the second source has one letter, and no other has it
+        if each.source:
+            documents = ["Ж" * len(text) for _, text in read_documents(Path(each.name), "jsonl")]
+            shards[at] = shard(write_shard(Path(each.name), documents), 1)
+    rows = take(iter(stream(shards, tmp_path, weights=(0.7, 0.3))), 2400)
+    foreign = np.array([*"Ж".encode(), 256])
+    for row in rows:
+        source = draw_source(0, row.lane, row.index // LANES, shares((0.7, 0.3), 2))
+        share = np.isin(row.input_ids[row.input_ids != 256], foreign).mean()
+        assert share == source or (source == 0 and share < 0.5), f"row {row.index} is not of source {source} alone"
+    sources = [int(np.isin(row.input_ids, foreign).all()) for row in rows]
+    assert abs(sum(sources) - 720) < 4 * (2400 * 0.21) ** 0.5, f"{sum(sources)} of 2400 rows for a share of 0.3"
+    epochs = [tuple(cursor.epoch for cursor in row.cursor.cursors) for row in rows[-LANES:]]
+    assert any(abs(a - b) > 1 for a, b in epochs), f"the sources wait for each other's epochs: {epochs}"
+    # Other weights draw otherwise, and leave each source's own rows as they are.
+    others = take(iter(stream(shards, tmp_path, weights=(1, 4))), 600)
+    for number in range(LANES):
+        for source in range(2):
+            mine = [rows_of(some, number, source, foreign) for some in (rows, others)]
+            count = min(map(len, mine))
+            assert mine[0][:count] == mine[1][:count], f"lane {number}: source {source} depends on the other one"
+
+
+def rows_of(rows, number, source, foreign) -> list[bytes]:
+    """The rows of a lane that are of one source."""
+    return [row.input_ids.tobytes() for row in rows
+            if row.lane == number and np.isin(row.input_ids, foreign).all() == source]  # fmt: skip
+
+
+# ---- damage
+
+
+@pytest.fixture
+def files(texts, tmp_path):
+    """Six whole files for two lanes, and one more source of three."""
+    return [shard(write_shard(tmp_path / f"corpus/{'ab'[n // 6]}_{n}.jsonl.zst", 
+                              [text[:120] for text in texts[20 * n : 20 * n + 12]]), n // 6)
+            for n in range(9)]  # fmt: skip
+
+
+def flip(each: Shard) -> bytes:
+    """Flip a bit of a shard where it lies; its bytes as they were."""
+    path = Path(each.name)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :])
+    return data
+
+
+def test_a_damaged_shard_ends_the_reading_unless_it_may_be_skipped(files, tmp_path):
+    flip(files[2])
+    with pytest.raises(DamagedShard, match=r"^shard \S+a_2\.jsonl\.zst: its bytes are not those of the manifest"):
+        take(iter(stream(files, tmp_path, lanes=2)), 200)
+    rows = take(iter(stream(files, tmp_path, lanes=2, on_damage="skip", row_length=256)), 150)
+    owner = next(n for n in range(2) if any(part.shard == 2 for part in deal(files, 2, 0)[0].parts[n::2]))
+    behind = cursors_behind(rows)
+    assert behind[owner].skipped == ((0, 2, 0),) and behind[1 - owner].skipped == (), "the skip is not recorded"
+    assert min(cursor.cursors[0].epoch for cursor in behind.values()) >= 2, "this test wants several epochs"
+    assert [n for n, texts in enumerate(held(files)) if texts & whole_texts(rows)] == [0, 1, 3, 4, 5, 6, 7, 8]
+
+
+def held(files) -> list[set[bytes]]:
+    """The texts of each shard; of one that is damaged, none."""
+    found = []
+    for each in files:
+        try:
+            found.append({text.encode() for _, text in read_documents(Path(each.name), "jsonl")})
+        except DamagedShard:
+            found.append(set())
+    return found
+
+
+def whole_texts(rows) -> set[bytes]:
+    """The texts that begin and end within a row."""
+    return {text for row in rows for text in (row.input_ids % 256).astype(np.uint8).tobytes().split(b"\0")[1:-1]}
+
+
+def test_a_skip_holds_in_every_layout_and_after_a_repair(files, tmp_path):
+    data = flip(files[2])
+    settings = {"lanes": 2, "on_damage": "skip"}
+    expected = take(iter(stream(files, tmp_path, **settings)), 600)
+    for world, workers in ((2, 0), (1, 2), (2, 1)):
+        rows = take(together(files, tmp_path, world, workers, **settings), 600)
+        assert differs(rows, expected) is None, f"{world} x {workers}: {differs(rows, expected)}"
+    recorded_at = next(row.index for row in expected if row.cursor.skipped)
+    starts = [recorded_at - 1, recorded_at, recorded_at + 1, recorded_at + 31, 500]
+    for repaired in (False, True):
+        if repaired:
+            Path(files[2].name).write_bytes(data)
+        for start in starts[2 if repaired else 0 :]:
+            cursors = cursors_behind(expected[:start])
+            rows = take(together(files, tmp_path, 2, 0, start=start, cursors=cursors, **settings), 600 - start)
+            found = differs(rows, expected[start:])
+            assert found is None, f"from row {start}, {repaired=}: {found}"
+    fresh = take(iter(stream(files, tmp_path, **settings)), 600)
+    assert not cursors_behind(fresh)[0].skipped, "a new run leaves out what is whole again"
+    # What was left out stays so when the run goes on with on_damage: raise.
+    rows = take(iter(stream(files, tmp_path, lanes=2, start=500, cursors=cursors_behind(expected[:500]))), 100)
+    assert differs(rows, expected[500:]) is None, "raise reads what skip has left out"
+
+
+def test_damage_met_in_the_middle_of_a_part_leaves_out_its_rest(files, tmp_path):
+    """Damaged between two starts: what is left of the part goes, and the next part begins at its first token."""
+    one = lane(files[:6], tmp_path, lanes=1)
+    rows = [next(one) for _ in range(40)]
+    cursor = rows[-1][2]
+    assert cursor.cursors[0].document > 0 and cursor.cursors[0].token > 0, "this test wants the middle of a document"
+    order = shuffle(deal(files[:6], 1, 0)[0].parts, 0, 0, 0)
+    here, following = (order[cursor.cursors[0].part + more].shard for more in (0, 1))
+    flip(files[here])
+    ids, _, behind = next(lane(files[:6], tmp_path, lanes=1, on_damage="skip", cursor=cursor, row=40))
+    assert behind.skipped == ((0, here, 0),), "the damage is not recorded in the first row behind it"
+    assert behind.cursors[0].part == cursor.cursors[0].part + 1
+    _, first = next(read_documents(Path(files[following].name), "jsonl"))
+    assert encode(first)[:64] == ids.tolist(), "the row does not begin where the next part begins"
+
+
+def test_a_part_is_decoded_whole_before_its_first_document(files, tmp_path):
+    """Without a hash only decoding tells: no document of the part may have been served by then."""
+    unknown = [replace(each, sha256=None, documents=None) for each in files[:6]]
+    expected = take(iter(stream(files[:6], tmp_path, lanes=2, row_length=256)), 100)
+    rows = take(iter(stream(unknown, tmp_path, lanes=2, row_length=256)), 100)
+    assert differs(rows, expected) is None, "a shard without a hash is read otherwise"
+    documents = held(files[:6])
+    assert [len(texts & whole_texts(rows)) > 0 for texts in documents] == [True] * 6, "rows too short to see documents"
+    flip(files[2])
+    found = []
+    with pytest.raises(DamagedShard, match=r"a_2\.jsonl\.zst: damaged"):
+        found.extend(iter(stream(unknown, tmp_path, lanes=2, row_length=256)))
+    assert not whole_texts(found) & documents[2], "documents of a damaged part were served before it raised"
+    found = take(iter(stream(unknown, tmp_path, lanes=2, row_length=256, on_damage="skip")), 100)
+    assert [n for n in range(6) if documents[n] & whole_texts(found)] == [0, 1, 3, 4, 5], "not just the damaged part"
+    assert any((0, 2, 0) in row.cursor.skipped for row in found)
+
+
+def test_fewer_documents_than_the_manifest_says_are_damage(files, tmp_path):
+    """A copy that decodes, and is not what was listed."""
+    wrong = [replace(each, sha256=None, kind="local", documents=each.documents + 1) for each in files[:2]]
+    with pytest.raises(DamagedShard, match="12 documents, the manifest says 13"):
+        take(iter(stream(wrong, tmp_path, lanes=2)), 2)
+
+
+def test_a_missing_shard_is_no_damage(files, tmp_path):
+    Path(files[2].name).unlink()
+    with pytest.raises(RegrowError, match=r"a_2\.jsonl\.zst: missing") as refused:
+        take(iter(stream(files, tmp_path, lanes=2, on_damage="skip")), 600)
+    assert not isinstance(refused.value, DamagedShard)
+
+
+def test_a_lane_with_nothing_left_refuses(files, tmp_path):
+    for each in files[:3]:
+        flip(each)
+    with pytest.raises(RegrowError, match="lane 0: every document of its parts is excluded, or left out as damaged"):
+        next(lane(files[:3], tmp_path, lanes=1, on_damage="skip"))
+
+
+# ---- cost
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """Four tokenised shards of 40,000 documents of 25 tokens: a million rows of 4 tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    shards = []
+    for number in range(4):
+        ids = np.arange(1_000_000).reshape(-1, 25) % 50_000 + number
+        write_tokenised(folder / f"{number}.tar", ids, about={"vocabulary": 60_000})
+        shards.append(shard(folder / f"{number}.tar", tokenised=True))
+    return shards
+
+
+def test_a_resume_late_in_a_run_costs_what_an_early_one_costs(long, tmp_path):
+    """Work is counted in calls of functions, Python's and C's: a scan over rows, documents or epochs would show."""
+
+    order = [shuffle(deal(long, 1, 0)[0].parts, 0, 0, epoch) for epoch in range(71)]
+
+    def resume(row: int) -> int:
+        """Calls until the row is there. The lane has its four shards in each epoch: a million rows."""
+        epoch, within = divmod(row, 1_000_000)
+        part, token = divmod(4 * within, 1_000_000)
+        cursor = LaneCursor((Cursor(epoch, part, token // 25, token % 25),))
+        calls = 0
+
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            ids, _, behind = next(lane(long, tmp_path, lanes=1, row_length=4, row=row, cursor=cursor))
+        finally:
+            sys.setprofile(None)
+        first = token % 50_000 + order[epoch][part].shard
+        assert ids.tolist() == [first, first + 1, first + 2, first + 3], f"row {row} is not the tokens that stand there"
+        assert (behind.cursors[0].epoch, behind.cursors[0].part) == (epoch, part)
+        return calls
+
+    for warm in (0, 300_000, 600_000, 800_000):
+        resume(warm)  # each shard's hash is taken once in a process
+    early = resume(10)
+    for row in (1_000, 199_990, 999_990, 1_000_000, 1_000_010, 70_000_010):
+        calls = resume(row)
+        assert calls < 1.2 * early + 100, f"{calls} calls for the row at {row}, {early} for the row at 10"
+
+
+def test_a_resume_in_raw_text_reads_one_part_of_each_source(files, tmp_path):
+    """Bytes that the process has read from files, by the kernel's count, until the first row behind a late cursor."""
+    rows = take(iter(stream(files, tmp_path, lanes=1)), 1500)
+    assert rows[-1].cursor.cursors[0].epoch >= 3, "this test wants a few epochs"
+    cost = {}
+    for start in (3, 150, 1500):
+        one = stream(files, tmp_path, lanes=1, start=start, cursors=cursors_behind(rows[:start]))
+        before = _read_so_far()
+        found = {draw_source(0, 0, row.index, shares((0.7, 0.3), 2)) for row in take(iter(one), 8)}
+        cost[start] = _read_so_far() - before
+        assert found == {0, 1}, "these rows are not of both sources"
+    largest = max(each.bytes for each in files)
+    # Eight rows of 64 bytes may end a part, so that the next is opened too. All nine hold more than four times that.
+    assert all(read < 4.5 * largest for read in cost.values()), f"bytes read {cost}, a shard has {largest}"
+
+
+def _read_so_far() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])

@@ -103,9 +103,9 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path)
 
 
 def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path):
-    from pipeline.data.shards import list_shards
+    from pipeline.data.listing import list_source
 
     shard_of("a.jsonl", ["one short text"])
-    shards = list_shards(str(tmp_path / "corpus"))
+    shards = list_source(str(tmp_path / "corpus")).shards
     with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
         held_out_rows(shards, encoder, length=512, bos="document", rows=None, cache=tmp_path)

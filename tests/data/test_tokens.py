@@ -1,14 +1,87 @@
-"""The tokens around a document: BOS where the tokenizer has that habit, and the separator that the config names."""
+"""The tokens around a document, and the ids and hash of what makes them, for fast and for slow tokenizers."""
 
 from __future__ import annotations
 
-import pytest
-from tokenizers import processors
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
-from pipeline.data.tokens import load_tokenizer, make_encoder
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
 from pipeline.run import RegrowError
 
 TEXT = "The city of Łódź, founded in 1423."
+#: Half of it may be anything at all; the rest stands for what tokenizers treat in a way of their own.
+TEXTS = st.lists(
+    st.text() | st.sampled_from(["</s>", "<s>", " the", "\n\n", "\u00e9", "e\u0301", "🙂", "\x00", "É"])
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def llama_like(texts, tmp_path_factory):
+    """A tokenizer built as Llama's: no pre-tokenizer, bytes for unknown characters, a BOS before every text."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bytes_of = [f"<0x{number:02X}>" for number in range(256)]
+    words = [word for text in texts[:200] for word in text.split()]
+    bpe.train_from_iterator(words, trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_of], show_progress=False, limit_alphabet=60,
+    ))  # fmt: skip
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return save(bpe, tmp_path_factory.mktemp("llama"), unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def bert_like(texts, tmp_path_factory):
+    """A tokenizer built as BERT's: lower case without accents, word pieces, truncation and padding in its file."""
+    pieces = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.train_from_iterator(texts[:200], trainers.WordPieceTrainer(
+        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
+    ))  # fmt: skip
+    pieces.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    pieces.enable_truncation(12)
+    pieces.enable_padding(length=20, pad_id=0, pad_token="<unk>")
+    return save(pieces, tmp_path_factory.mktemp("bert"), unk_token="<unk>", pad_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def slow(texts, tmp_path_factory):
+    """A sentencepiece tokenizer that transformers runs in Python."""
+    from sentencepiece import SentencePieceTrainer
+
+    folder = tmp_path_factory.mktemp("slow")
+    with (folder / "spiece.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=(text[:1000] for text in texts[:200]), model_writer=file, vocab_size=500,
+            model_type="bpe", byte_fallback=True, minloglevel=2, num_threads=1,
+        )  # fmt: skip
+    config = {"tokenizer_class": "BertGenerationTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save(tokenizer: Tokenizer, folder: Path, **special: str) -> Path:
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **special)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def plain_call(tokenizer, text):
+    """The ids that transformers gives."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def test_a_document_is_its_text_and_the_separator(tiny_model):
@@ -41,3 +114,119 @@ def test_what_the_tokenizer_lacks_is_refused(tiny_model, tmp_path):
         make_encoder(tokenizer)
     with pytest.raises(RegrowError, match="no tokenizer could be loaded"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "llama_like", "bert_like", "slow"])
+def test_ids_are_those_of_the_plain_call(name, texts, request):
+    folder = request.getfixturevalue(name)
+    encoder, tokenizer = make_encoder(load_tokenizer(folder)), load_tokenizer(folder)
+    assert (encoder.engine is None) == (name == "slow"), "the compiled tokenizer serves the fast ones alone"
+    around = 1 if encoder.bos is not None else 0
+    assert (around, encoder.separator) == (int(name in {"llama_like", "bert_like"}), tokenizer.eos_token_id)
+
+    @example("")
+    @example(" ".join(texts[:40]))
+    @settings(max_examples=150, deadline=None)
+    @given(TEXTS)
+    def agree(text):
+        ids = encoder(text)
+        assert ids[around:-1] == plain_call(tokenizer, text), f"{name}: other ids than the plain call for {text[:80]!r}"
+        assert ids[:around] == [tokenizer.bos_token_id][:around] and ids[-1] == encoder.separator
+
+    agree()
+    for text in texts[:100]:
+        assert encoder(text)[around:-1] == plain_call(tokenizer, text), f"{name}: other ids for real text {text[:80]!r}"
+
+
+def test_truncation_and_padding_stay_out(bert_like, texts):
+    written = json.loads((bert_like / "tokenizer.json").read_text())
+    assert written["truncation"]["max_length"] == 12, "the file asks for truncation, else this shows nothing"
+    tokenizer = load_tokenizer(bert_like)
+    encoder = make_encoder(tokenizer)
+    length = len(encoder(texts[0]))
+    assert length > 40, f"{length} tokens of a text of {len(texts[0])} characters: it was cut"
+    assert len(encoder("a")) == 3, "a short text was padded"
+    tokenizer(texts[0], truncation=True, max_length=5, padding="max_length")
+    assert len(encoder(texts[0])) == length, "another user of the tokenizer changed what the encoder gives"
+
+
+def test_special_tokens_in_a_text_follow_the_tokenizers_setting(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    assert tokenizer.eos_token_id in make_encoder(tokenizer)("a</s>b")[:-1]
+    whole = tokenizer_hash(tokenizer)
+    tokenizer.split_special_tokens = True
+    split = make_encoder(tokenizer)("a</s>b")[:-1]
+    assert tokenizer.eos_token_id not in split and split == plain_call(tokenizer, "a</s>b")
+    sent = pickle.loads(pickle.dumps(make_encoder(tokenizer)))
+    assert sent("a</s>b")[:-1] == split, "the setting was lost on the way to another process"
+    assert tokenizer_hash(tokenizer) != whole, "the setting decides ids, and the hash does not show it"
+
+
+HASHES = """
+import sys
+from pathlib import Path
+from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+for folder in sys.argv[1:]:
+    tokenizer = load_tokenizer(Path(folder))
+    print(tokenizer_hash(tokenizer), encoder_hash(make_encoder(tokenizer)))
+"""
+
+
+def test_the_hash_is_the_same_in_other_processes_and_folders(tiny_model, bert_like, slow, tmp_path):
+    folders, copies, expected = [tiny_model, bert_like, slow], [], []
+    for number, folder in enumerate(folders):
+        tokenizer = load_tokenizer(folder)
+        tokenizer.save_pretrained(tmp_path / str(number))
+        copies.append(tmp_path / str(number))
+        plain_call(tokenizer, TEXT)
+        expected.append(f"{tokenizer_hash(tokenizer)} {encoder_hash(make_encoder(tokenizer))}")
+    assert len({part for line in expected for part in line.split()}) == 6, f"hashes do not tell apart: {expected}"
+    done = subprocess.run([sys.executable, "-c", HASHES, *map(str, copies)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONHASHSEED": "1"})  # fmt: skip
+    assert done.stdout.splitlines() == expected, f"other hashes for copies: {done.stdout} {done.stderr[-500:]}"
+
+
+def test_the_hash_covers_what_decides_the_ids(tiny_model, slow, tmp_path):
+    for folder in (tiny_model, slow):
+        tokenizer = load_tokenizer(folder)
+        before = tokenizer_hash(tokenizer)
+        encoder = make_encoder(tokenizer)
+        changed = {
+            encoder_hash(encoder),
+            encoder_hash(replace(encoder, bos=5)),
+            encoder_hash(replace(encoder, separator=5)),
+        }
+        assert len(changed) == 3, "BOS and separator are in an encoder's hash"
+        tokenizer.add_tokens([AddedToken("Łódź", normalized=False)])
+        assert tokenizer_hash(tokenizer) != before, f"{folder}: a token was added and the hash is the same"
+        assert vocabulary_size(tokenizer) == 1 + make_encoder(tokenizer)("Łódź")[-2], "the added token has the last id"
+    tokenizer = load_tokenizer(tiny_model)
+    before = tokenizer_hash(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    assert tokenizer_hash(tokenizer) == before, "the way back to text and the template decide no id"
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert tokenizer_hash(tokenizer) != before, "a normalizer decides ids"
+
+
+def encode_and_count(encoder, texts, results):
+    ids = [encoder(text) for text in texts]
+    # Many at once, as another user of the tokenizer in this process may ask for them.
+    together = encoder.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    results.put(([own[:-1] for own in ids] == together, len(os.listdir("/proc/self/task"))))
+
+
+def test_a_forked_process_tokenizes_in_one_thread_whatever_the_environment_asks(tiny_model, texts, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.backend_tokenizer.encode_batch(texts[:50])  # now there are threads that a child will not have
+    encoder = make_encoder(tokenizer)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=encode_and_count, args=(encoder, texts[:50], results))
+    child.start()
+    child.join(30)
+    hung = child.is_alive()
+    child.kill()
+    assert not hung, "the forked process waits for threads that only its parent has"
+    assert results.get() == (True, 1), "not the ids of one thread"

@@ -103,3 +103,17 @@ def test_a_model_with_torch_weights_alone_loads_the_same(tiny_model, folder):
     old = load_model(resolve_model(str(folder)))
     differing = [name for name, value in dense.state_dict().items() if not torch.equal(value, old.state_dict()[name])]
     assert not differing, f"read from pytorch_model.bin these weights are others: {differing}"
+
+
+def test_logits_do_not_depend_on_where_in_its_file_a_weight_stands(folder):
+    """Weights are mapped from the file: a header of another length moves them off the lines that kernels like."""
+    ids = torch.arange(12).view(1, 12)
+    logits = []
+    for length in (1, 9, 21):
+        weights = load_file(folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "note": "x" * length})
+        model = load_model(folder, dtype="bfloat16")
+        assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+        with torch.no_grad():
+            logits.append(model(ids).logits)
+    assert logits[0].equal(logits[1]) and logits[0].equal(logits[2])

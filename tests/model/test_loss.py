@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from pipeline.model.loss import next_token_losses
+from pipeline.model.loss import document_targets, next_token_losses
 
 
 def test_losses_are_the_negative_log_probabilities_of_the_next_tokens():
@@ -33,3 +34,24 @@ def test_a_gradient_flows_through():
     next_token_losses(logits, torch.tensor([[0, 1, 2]])).sum().backward()
     assert logits.grad[0, 2].abs().max() == 0, "the last position has no target"
     assert torch.allclose(logits.grad[0, 0], torch.tensor([0.25, -0.75, 0.25, 0.25]))
+
+
+def test_tokens_that_are_not_counted_have_no_loss_and_no_gradient():
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 6, 50, generator=generator) * 5).requires_grad_()
+    ids = torch.randint(0, 50, (2, 6), generator=generator)
+    counted = torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], dtype=torch.bool)
+    every, some = next_token_losses(logits, ids), next_token_losses(logits, ids, counted)
+    assert torch.equal(every, next_token_losses(logits, ids, torch.ones_like(counted))), "counting all changes a loss"
+    assert torch.equal(some[counted], every[counted]), "a counted loss is another than without the mask"
+    assert (some[~counted] == 0).all() and (every[~counted] > 0).all(), "a token that does not count has a loss"
+    some.sum().backward()
+    felt = logits.grad.abs().amax(dim=-1)[:, :-1] > 0
+    assert torch.equal(felt, counted), "the gradient is not that of the counted tokens alone"
+
+
+def test_the_first_token_of_a_document_is_no_target():
+    documents = [np.array(cu, dtype=np.int32) for cu in ([0, 6], [0, 1, 4, 6], [0, 1, 2, 3, 4, 5, 6])]
+    counted = document_targets(documents, 6)
+    assert counted.dtype == torch.bool
+    assert counted.int().tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]]

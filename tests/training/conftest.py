@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 CASES = {
     2: [
         *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
+        *(f"within-{stage}-fp32" for stage in (1, 3)),
         *(f"accumulated-{stage}" for stage in range(4)),
         *(f"resume-{stage}-bf16" for stage in range(4)),
         "resume-0-fp32",

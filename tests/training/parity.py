@@ -4,16 +4,19 @@
 
 Each case writes what it measured to FOLDER/CASE.json on rank 0; the tests judge it. The reference is a plain torch
 loop on rank 0 over the same rows: AdamW with the same groups, clip_grad_norm_, one update for each global batch.
+Every row holds several documents; only the cases named within have the model told of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,16 @@ from pipeline.launch import World, find_place, take_place
 place = find_place()
 take_place(place)
 
-import torch  # noqa: E402 (threads are settled before)
+import numpy as np  # noqa: E402 (threads are settled before)
+import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from pipeline.data.lanes import Cursor, Row  # noqa: E402
+from pipeline.data.position import Cursor  # noqa: E402
 from pipeline.model.loss import next_token_losses  # noqa: E402
 from pipeline.run import RegrowError  # noqa: E402
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint  # noqa: E402
 from pipeline.training.engine import Engine, decay_groups  # noqa: E402
-from pipeline.training.loop import Position, train_steps  # noqa: E402
+from pipeline.training.loop import Position, Sample, train_steps  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
 RECIPE: dict[str, Any] = {
@@ -38,6 +42,17 @@ RECIPE: dict[str, Any] = {
     "clip": 1.0,
 }  # fmt: skip
 LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the loop asks of a row."""
+
+    index: int
+    input_ids: np.ndarray
+    cu_seqlens: np.ndarray
+    lane: int
+    cursor: Cursor
 
 
 def rate(step: int) -> float:
@@ -64,30 +79,59 @@ def text(rows: int) -> torch.Tensor:
     return torch.randint(0, 256, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
+def documents(index: int) -> np.ndarray:
+    """Where documents begin in row ``index``: 1, 2, 3 or 5 documents, seeded; the first of 5 is one token long."""
+    cuts = np.random.default_rng(index).choice(np.arange(2, LENGTH), size=index % 4, replace=False)
+    return np.array([0, *([1] if index % 4 == 3 else []), *sorted(cuts), LENGTH], dtype=np.int32)
+
+
 def share(data: torch.Tensor, world: World, first: int = 0) -> Iterator[Row]:
     """This rank's rows, as the loader would hand them over."""
     for index in range(first + world.rank, len(data), world.size):
-        yield Row(index, data[index].numpy(), index % LANES, Cursor(document=index + 1))
+        yield Row(index, data[index].numpy(), documents(index), index % LANES, Cursor(document=index + 1))
 
 
 def train(
-    engine: Engine, data: torch.Tensor, world: World, micro_batch: int, steps: int, position: Position | None = None
+    engine: Engine,
+    data: torch.Tensor,
+    world: World,
+    micro_batch: int,
+    steps: int,
+    position: Position | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Run the project's own loop; one record for each step."""
     position = position or Position()
     rows = share(data, world, position.step * len(data) // STEPS if position.step else 0)
     taken = train_steps(engine, rows, world, position, steps=steps, micro_batch=micro_batch, rate=rate,
-                        mfu=lambda speed: None)  # fmt: skip
+                        mfu=lambda speed: None, **options)  # fmt: skip
     return [asdict(step) for step in taken]
 
 
-def plain_loop(model: Any, data: torch.Tensor, batch: int) -> tuple[list[float], list[float]]:
+def whole_rows(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:
+    """Mean loss of rows that are one text each."""
+    return next_token_losses(model(rows).logits, rows).mean()
+
+
+def documents_alone(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:
+    """Mean loss of the documents of rows ``first`` and on, from one forward for each with nothing but its ids."""
+    losses = []
+    for index, row in enumerate(rows, start=first):
+        for begin, end in pairwise(documents(index).tolist()):
+            piece = row[None, begin:end]
+            if end - begin > 1:
+                losses.append(next_token_losses(model(piece).logits, piece).flatten())
+    return torch.cat(losses).mean()
+
+
+def plain_loop(
+    model: Any, data: torch.Tensor, batch: int, loss_of: Callable[[Any, torch.Tensor, int], torch.Tensor] = whole_rows
+) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of the reference; ``model`` is trained in place."""
     optimizer = torch.optim.AdamW(decay_groups(model, 0.1, ("bias", "norm")), lr=PEAK, betas=(0.9, 0.95), eps=1e-8)
     losses, norms = [], []
     for step in range(STEPS):
-        rows = data[step * batch : (step + 1) * batch]
-        loss = next_token_losses(model(rows).logits, rows).mean()
+        loss = loss_of(model, data[step * batch : (step + 1) * batch], step * batch)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         for group in optimizer.param_groups:
@@ -104,17 +148,23 @@ def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
     return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
 
 
-def parity(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def parity(
+    world: World,
+    zero_stage: int,
+    dtype: torch.dtype,
+    loss_of: Callable[[Any, torch.Tensor, int], torch.Tensor] = whole_rows,
+    **options: Any,
+) -> dict[str, Any]:
     """Three steps by DeepSpeed beside three by the reference in fp32, from the same values."""
     micro_batch, data = (2 if world.size == 2 else 1), text(BATCH * STEPS)
     engine = new_engine(world, zero_stage, dtype, micro_batch)
-    steps = train(engine, data, world, micro_batch, STEPS)
+    steps = train(engine, data, world, micro_batch, STEPS, **options)
     weights = engine.weights()
     if weights is None:
         return {}
     before = new_model(dtype).float().state_dict()
     reference = new_model(dtype).float()
-    losses, norms = plain_loop(reference, data, BATCH)
+    losses, norms = plain_loop(reference, data, BATCH, loss_of)
     after = reference.state_dict()
     moved = torch.cat([(weights[name].float() - before[name]).flatten() for name in before])
     wanted = torch.cat([(after[name] - before[name]).flatten() for name in before])
@@ -123,6 +173,29 @@ def parity(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
         "cosine": float(torch.cosine_similarity(moved, wanted, dim=0)), "moved": float(wanted.abs().max()),
         "dtypes": sorted({str(value.dtype) for value in weights.values()}),
     }  # fmt: skip
+
+
+def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The same with every document alone; the samples that each process told of; and a batch without a target."""
+    told: list[tuple[int, list[Sample]]] = []
+    found = parity(world, zero_stage, dtype, documents_alone, within_documents=True,
+                   on_samples=lambda step, samples: told.append((step, samples)))  # fmt: skip
+    engine, message = new_engine(world, zero_stage, dtype, 2), ""
+    before = engine.weights()
+    single = (Row(row.index, row.input_ids, np.arange(LENGTH + 1, dtype=np.int32), row.lane, row.cursor)
+              for row in share(text(BATCH), world))  # fmt: skip
+    try:
+        next(train_steps(engine, single, world, Position(), steps=1, micro_batch=2, rate=rate, mfu=lambda speed: None,
+                         within_documents=True))  # fmt: skip
+    except RegrowError as error:
+        message = str(error)
+    messages, after = world.gather(message), engine.weights()
+    samples = world.gather([(step, [asdict(sample) for sample in samples]) for step, samples in told])
+    if world.rank != 0:
+        return {}
+    hashes = [hashlib.sha256(np.array(row, dtype="<i8").tobytes()).hexdigest() for row in text(BATCH * STEPS).tolist()]
+    return {**found, "samples": samples, "hashes": hashes, "messages": messages,
+            "untouched": difference(before, after) == 0}  # fmt: skip
 
 
 def split(world: World) -> dict[str, Any]:
@@ -266,6 +339,8 @@ def run_case(case: str, world: World, folder: Path) -> dict[str, Any]:
     dtype = torch.bfloat16 if "bf16" in rest else torch.float32
     if what == "parity":
         return parity(world, stage, dtype)
+    if what == "within":
+        return within(world, stage, dtype)
     if what == "accumulated":
         return accumulated(world, stage)
     if what == "resume":

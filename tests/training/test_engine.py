@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,13 +16,24 @@ FP32 = [(2, stage) for stage in range(4)] + [(4, stage) for stage in (1, 2, 3)]
 @pytest.mark.parametrize(("processes", "stage"), FP32)
 def test_fp32_training_equals_the_plain_loop(measured, processes, stage):
     found = measured(processes)[f"parity-{stage}-fp32"]
-    where = f"ZeRO {stage}, {processes} processes"
+    assert_equal_to_the_plain_loop(found, f"ZeRO {stage}, {processes} processes")
+    # Around the clip threshold of 1: both a clipped step and one that is left alone are among them.
+    assert max(found["norms"]) > 1 > min(found["norms"]), f"the steps do not show clipping: norms {found['norms']}"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_training_within_documents_equals_documents_run_alone(measured, stage):
+    """The reference gives each document a forward of its own; the mean is over the targets of the global batch."""
+    found, across = measured(2)[f"within-{stage}-fp32"], measured(2)[f"parity-{stage}-fp32"]
+    assert_equal_to_the_plain_loop(found, f"within documents, ZeRO {stage}")
+    assert abs(found["losses"][0] / across["losses"][0] - 1) > 1e-3, "whole rows have this loss too: shows nothing"
+
+
+def assert_equal_to_the_plain_loop(found: dict[str, Any], where: str) -> None:
     losses = [step["loss"] for step in found["steps"]]
     norms = [step["grad_norm"] for step in found["steps"]]
     assert losses == pytest.approx(found["losses"], rel=1e-6), f"{where}: losses differ from the plain loop's"
     assert norms == pytest.approx(found["norms"], rel=1e-5), f"{where}: gradient norms differ from the plain loop's"
-    # Around the clip threshold of 1: both a clipped step and one that is left alone are among them.
-    assert max(norms) > 1 > min(norms), f"the steps do not show clipping: norms {norms}"
     assert found["difference"] <= 1e-5, f"{where}: a weight differs by {found['difference']}"
     assert found["moved"] > 1e-3, "the weights hardly moved, so that their equality shows nothing"
 

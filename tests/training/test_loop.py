@@ -40,3 +40,23 @@ def test_a_loss_that_is_not_finite_stops_every_process_before_the_update(measure
     assert "rows 0 to 6" in found["messages"][0], "rank 0 does not name its rows"
     assert "rows 1 to 7" in found["messages"][1], "rank 1 does not name its rows"
     assert found["untouched"] == [True, True], "weights were updated with a gradient that is not finite"
+
+
+def test_every_process_tells_which_rows_a_step_took(measured):
+    """Row g belongs to rank g mod 2; a step takes 8 rows; the hash is that of the row's ids as 8-byte integers."""
+    found = measured(2)["within-1-fp32"]
+    for rank, told in enumerate(found["samples"]):
+        assert [step for step, _ in told] == [1, 2, 3]
+        for step, samples in told:
+            indices = [sample["index"] for sample in samples]
+            assert indices == list(range((step - 1) * 8 + rank, step * 8, 2)), f"rank {rank}, step {step}"
+            assert [sample["lane"] for sample in samples] == [index % 8 for index in indices]
+            assert [sample["sha256"] for sample in samples] == [found["hashes"][index][:16] for index in indices]
+    assert len(set(found["hashes"])) == 24
+
+
+def test_a_batch_without_a_target_stops_every_process_before_the_update(measured):
+    found = measured(2)["within-1-fp32"]
+    for rank, message in enumerate(found["messages"]):
+        assert message.startswith("training step 1: no document of the batch has a second token"), f"rank {rank}"
+    assert found["untouched"], "weights were updated by a batch that has no target"

@@ -1,0 +1,334 @@
+"""How fast the stream of rows is beside the bare tokenizer and beside other loaders, and what a resume costs.
+
+    python benchmarks/data.py                     # the demo's text with SmolLM2's tokenizer; some 6 minutes
+    python benchmarks/data.py --quick             # every step once, on little text; its figures mean nothing
+
+One corpus, written in three ways: jsonl.zst (as SlimPajama), tars of one document a sample (as webdataset's users
+write them) and tokenised shards. Every reader gives rows of one length, in one process with one tokenizer thread:
+
+- bare: the tokenizer alone on texts that lie in memory, by the faster of transformers' batched call and the compiled
+  tokenizer's own; no file, no packing
+- ours, from text and from tokenised shards: ``RowStream`` as the train stage has it, without worker processes
+- datasets: json.zst streamed, batched map to ids, batched map to rows (run_clm's group_texts)
+- webdataset: tars, decoded, tokenised, packed end to end
+
+They take turns in one run, and the medians of their turns are compared, so that a machine that slows down slows all
+of them. A resume is timed in a process that has opened nothing yet, from a saved position to the first row; ours to
+the first row of every lane. webdataset keeps no position: it reads again from the start. Tokenised shards are also
+timed far out: synthetic ones, of the size of SlimPajama's, at row 10 and at row 1,000,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import chain, cycle, islice
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import webdataset
+from machine import show
+
+from pipeline.data.documents import read_documents
+from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.listing import list_source
+from pipeline.data.loader import RowStream, load_rows
+from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import write_tokenised
+from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder, vocabulary_size
+from pipeline.launch import Place, die_with_parent, take_place
+
+GPUS, TOKENS_PER_GPU = 8, 57_000
+#: Texts in a call of the bare tokenizer; rows in a call of the maps of datasets (its default).
+BATCH = 1000
+LANES_OF_A_RUN = 384
+
+
+def write_corpora(texts: Sequence[str], folder: Path, encode: Encoder, shards: int, repeat: int) -> None:
+    """The corpus as jsonl.zst, tars and tokenised shards: ``shards`` files with ``repeat`` times all texts in each."""
+    about = {"vocabulary": vocabulary_size(encode.tokenizer), "separator": encode.separator, "bos": encode.bos}
+    ids = [encode(text) for text in texts]
+    for number in range(shards):
+        order = [index for _ in range(repeat) for index in range(len(texts))]
+        random.Random(number).shuffle(order)
+        write_jsonl_zst(folder / "text" / f"{number}.jsonl.zst", ({"text": texts[index]} for index in order))
+        tar = folder / "tar" / f"{number}.tar"
+        tar.parent.mkdir(exist_ok=True)
+        with webdataset.TarWriter(str(tar)) as file:
+            for place, index in enumerate(order):
+                file.write({"__key__": f"{place:08d}", "txt": texts[index]})
+        write_tokenised(folder / "tokenised" / f"{number}.tar", (ids[index] for index in order), about=about)
+
+
+def write_synthetic(folder: Path, shards: int, tokens: int) -> None:
+    """Tokenised shards of at least ``tokens`` random tokens in all, in documents of 1 to 1,200."""
+    draw = np.random.default_rng(0)
+    for number in range(shards):
+        lengths = draw.integers(1, 1200, tokens // shards // 600 + 100)
+        documents = (draw.integers(0, 49152, length, dtype=np.uint16) for length in lengths)
+        write_tokenised(folder / f"{number}.tar", documents, about={"vocabulary": 49152})
+
+
+class Ours:
+    """Rows of the stream, and resuming it."""
+
+    def __init__(self, shards: Sequence[Shard], encode: Encoder, row_length: int, cache: Path):
+        self.arguments = {"shards": shards, "encode": encode, "lanes": len(shards), "row_length": row_length,
+                          "seed": 0, "cache": cache}  # fmt: skip
+
+    def rows(self) -> Iterator[np.ndarray]:
+        for row in load_rows(RowStream(**self.arguments), 0, die_with_parent):
+            yield row.input_ids
+
+    def position(self, count: int) -> tuple[int, str]:
+        """The position behind ``count`` rows, as a checkpoint keeps it."""
+        cursors = {row.lane: row.cursor for row in islice(RowStream(**self.arguments), count)}
+        return count, json.dumps(to_json(cursors))
+
+    def resume(self, position: tuple[int, str]) -> None:
+        """Read the first row of every lane."""
+        start, cursors = position
+        stream = RowStream(**self.arguments, start=start, cursors=from_json(json.loads(cursors)))
+        for _ in islice(stream, self.arguments["lanes"]):
+            pass
+
+
+class Datasets:
+    """The same text through datasets: streaming, tokenised and packed by batched maps."""
+
+    def __init__(self, folder: Path, encode: Encoder, row_length: int):
+        self.files = sorted(map(str, folder.glob("*.jsonl.zst")))
+        self.encode, self.row_length = encode, row_length
+
+    def build(self) -> Any:
+        tokenizer, separator, length = self.encode.tokenizer, self.encode.separator, self.row_length
+
+        def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            ids = tokenizer(batch["text"], add_special_tokens=False, verbose=False)["input_ids"]
+            return {"input_ids": [[*document, separator] for document in ids]}
+
+        def group(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            joined = list(chain.from_iterable(batch["input_ids"]))
+            return {"input_ids": [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]}
+
+        stream = datasets.load_dataset("json", data_files=self.files, split="train", streaming=True)
+        stream = stream.map(tokenise, batched=True, batch_size=BATCH, remove_columns=["text"])
+        return stream.map(group, batched=True, batch_size=BATCH)
+
+    def rows(self) -> Iterator[np.ndarray]:
+        while True:
+            for row in self.build():
+                yield np.asarray(row["input_ids"])
+
+    def position(self, count: int) -> dict[str, Any]:
+        stream = self.build()
+        for _ in islice(stream, count):
+            pass
+        return stream.state_dict()
+
+    def resume(self, position: dict[str, Any]) -> None:
+        stream = self.build()
+        stream.load_state_dict(position)
+        next(iter(stream))
+
+
+class Webdataset:
+    """The same text through webdataset: tars, tokenised and packed as they come."""
+
+    def __init__(self, folder: Path, encode: Encoder, row_length: int):
+        self.files = sorted(map(str, folder.glob("*.tar")))
+        self.encode, self.row_length = encode, row_length
+
+    def rows(self) -> Iterator[np.ndarray]:
+        rest: list[int] = []
+        while True:
+            for sample in webdataset.WebDataset(self.files, shardshuffle=False).decode():
+                rest += self.encode(sample["txt"])
+                while len(rest) >= self.row_length:
+                    yield np.asarray(rest[: self.row_length])
+                    del rest[: self.row_length]
+
+    def position(self, count: int) -> int:
+        return count
+
+    def resume(self, position: int) -> None:
+        next(islice(self.rows(), position, None))
+
+
+def bare(texts: Sequence[str], encode: Encoder, compiled: bool) -> Iterator[int]:
+    """Tokens of one batch of texts after the other, without end, from the tokenizer alone."""
+    for start in cycle(range(0, len(texts), BATCH)):
+        batch = texts[start : start + BATCH]
+        if compiled:
+            ids = [found.ids for found in encode.engine.encode_batch_fast(batch, add_special_tokens=False)]
+        else:
+            ids = encode.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        yield sum(map(len, ids))
+
+
+def tokens_per_second(source: Iterator[Any], tokens: int) -> float:
+    """One turn: at least ``tokens`` tokens of rows, or of batches of the bare tokenizer."""
+    read, begin = 0, perf_counter()
+    while read < tokens:
+        item = next(source)
+        read += item if isinstance(item, int) else len(item)
+    return read / (perf_counter() - begin)
+
+
+def apart(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
+    """What a function gives in a process of its own, and its seconds: nothing that it opens stays open here."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def call() -> None:
+        begin = perf_counter()
+        found = function(argument)
+        results.put((found, perf_counter() - begin))
+
+    process = context.Process(target=call)
+    process.start()
+    found = results.get()
+    process.join()
+    return found
+
+
+def resume_times(readers: dict[str, Any], counts: dict[str, Sequence[int]], turns: int) -> dict[str, dict[int, float]]:
+    """Median seconds of a resume of each reader behind each of its numbers of rows; the readers take turns."""
+    positions = {(name, count): apart(readers[name].position, count)[0] for name in readers for count in counts[name]}
+    seconds: dict[tuple[str, int], list[float]] = {place: [] for place in positions}
+    for _ in range(turns):
+        for (name, count), position in positions.items():
+            seconds[name, count].append(apart(readers[name].resume, position)[1])
+    return {name: {count: median(seconds[name, count]) for count in counts[name]} for name in readers}
+
+
+def position_bytes(lanes: int, sources: int) -> int:
+    """Bytes of a run's position in a checkpoint: far into SlimPajama, in every lane and source."""
+    cursor = LaneCursor(tuple(Cursor(1, 153, 17_942, 1_311) for _ in range(sources)))
+    return len(json.dumps(to_json({lane: cursor for lane in range(lanes)})))
+
+
+def same_rows(readers: Sequence[Ours], count: int) -> bool:
+    """Whether the first rows of streams are equal."""
+    return all(len({row.tobytes() for row in rows}) == 1
+               for rows in islice(zip(*(reader.rows() for reader in readers), strict=True), count))  # fmt: skip
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(description="The stream of rows: tokens/s and the cost of a resume.")
+    parser.add_argument("--model", type=Path, default=Path(".cache/demo/model"), help="folder: a tokenizer")
+    parser.add_argument("--text", type=Path, default=Path(".cache/demo/text/train"), help="shards of text")
+    parser.add_argument("--separator", default="<|endoftext|>", help="token behind each document, or eos")
+    parser.add_argument("--row-length", type=int, default=2048)
+    parser.add_argument("--shards", type=int, default=4, help="files of the corpus, one for each lane")
+    parser.add_argument("--repeat", type=int, default=2, help="times that a shard has all of the text")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=500_000, help="tokens in a turn; tokenised shards: 20 times it")
+    parser.add_argument("--resume-at", type=int, default=3000, help="rows behind which a resume is timed")
+    parser.add_argument("--synthetic-rows", type=int, default=1_000_000, help="the same, of synthetic tokenised shards")
+    parser.add_argument("--synthetic-row-length", type=int, default=128)
+    parser.add_argument("--synthetic-shards", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="where the corpora are written: 0.5 GB; default: temporary")
+    parser.add_argument("--quick", action="store_true", help="every step once, on little text")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.shards, arguments.repeat, arguments.turns, arguments.tokens = 2, 1, 1, 20_000
+        arguments.row_length, arguments.resume_at, arguments.synthetic_rows = 128, 40, 2000
+    take_place(Place())
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+    encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
+    texts = [text for shard in list_source(str(arguments.text)).shards
+             for _, text in read_documents(Path(shard.place) / shard.path, shard.format)]  # fmt: skip
+    if arguments.quick:
+        texts = texts[:300]
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    try:
+        measure(arguments, texts, encode, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder, folder: Path) -> None:
+    """All figures, printed."""
+    length, far = arguments.row_length, arguments.resume_at
+    write_corpora(texts, folder, encode, arguments.shards, arguments.repeat)
+    wide = arguments.synthetic_row_length
+    write_synthetic(folder / "synthetic", arguments.synthetic_shards, (arguments.synthetic_rows + 100) * wide)
+    shards = {name: list_source(str(folder / name)).shards for name in ("text", "tokenised", "synthetic")}
+    readers: dict[str, Any] = {
+        "text": Ours(shards["text"], encode, length, folder),
+        "tokenised": Ours(shards["tokenised"], encode, length, folder),
+        "datasets": Datasets(folder / "text", encode, length),
+        "webdataset": Webdataset(folder / "tar", encode, length),
+    }
+    synthetic = {"synthetic": Ours(shards["synthetic"], encode, wide, folder)}
+    counts = {name: (10, far) for name in readers}
+    resumes = resume_times(readers, counts, arguments.turns)
+    resumes |= resume_times(synthetic, {"synthetic": (10, arguments.synthetic_rows)}, max(3, arguments.turns))
+
+    sources: dict[str, Iterator[Any]] = {name: reader.rows() for name, reader in readers.items()}
+    for name, compiled in (("bare_transformers", False), ("bare_compiled", True)):
+        if not compiled or encode.engine is not None:
+            sources[name] = bare(texts, encode, compiled)
+    amounts = {name: arguments.tokens * (20 if name == "tokenised" else 1) for name in sources}
+    speeds: dict[str, list[float]] = {name: [] for name in sources}
+    for turn in range(1 + arguments.turns):
+        for name, source in sources.items():
+            speed = tokens_per_second(source, amounts[name])
+            if turn > 0:  # the first opens files and fills caches
+                speeds[name].append(speed)
+    speed = {name: median(found) for name, found in speeds.items()}
+    fastest = max(speed["bare_transformers"], speed.get("bare_compiled", 0.0))
+    needed = GPUS * TOKENS_PER_GPU
+    figures = {
+        "row_length": length, "shards": arguments.shards, "turns": arguments.turns, "tokens_in_a_turn": arguments.tokens,
+        "tokens_per_second": speed, "of_bare": speed["text"] / fastest,
+        "tokenised_times_text": speed["tokenised"] / speed["text"],
+        "same_rows": same_rows([readers["text"], readers["tokenised"]], far),
+        "resume_seconds": resumes,
+        "position_bytes": {sources: position_bytes(LANES_OF_A_RUN, sources) for sources in (1, 7)},
+        "tokens_per_second_of_8_h100": needed, "workers_for_8_h100": math.ceil(needed / speed["text"]),
+    }  # fmt: skip
+    row = {
+        "Rows": f"of {length}, {arguments.shards} lanes",
+        "Bare tokenizer": f"{fastest:,.0f} tokens/s",
+        "Ours, from text": f"{speed['text']:,.0f} tokens/s, {figures['of_bare']:.1%} of bare",
+        "Ours, tokenised": f"{speed['tokenised']:,.0f} tokens/s, {figures['tokenised_times_text']:.1f} times text",
+        "datasets": f"{speed['datasets']:,.0f} tokens/s",
+        "webdataset": f"{speed['webdataset']:,.0f} tokens/s",
+    }
+    names = {"text": "ours, from text", "tokenised": "ours, tokenised", "datasets": "datasets",
+             "webdataset": "webdataset (replay)", "synthetic": "synthetic tokenised shards"}  # fmt: skip
+    for name, found in resumes.items():
+        behind = " / ".join(f"{count:,}" for count in found)
+        row[f"Resume behind row {behind}: {names[name]}"] = " / ".join(f"{seconds:.3f} s" for seconds in found.values())
+    row[f"Position of {LANES_OF_A_RUN} lanes, 1 / 7 sources"] = " / ".join(
+        f"{size / 1e3:.1f} kB" for size in figures["position_bytes"].values()
+    )
+    row["Workers for 8 H100"] = f"{needed:,} / {speed['text']:,.0f}: {figures['workers_for_8_h100']}"
+    row["Libraries"] = ", ".join(f"{name} {version(name)}" for name in ("tokenizers", "datasets", "webdataset"))
+    print(
+        f"{GPUS} H100 that each train at {TOKENS_PER_GPU:,} tokens/s take {needed:,} tokens/s; one worker gives "
+        f"{speed['text']:,.0f} from text: {figures['workers_for_8_h100']} in all"
+    )
+    show(torch.device("cpu"), figures, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""WebDataset tars: a document is a sample, its text in the member KEY.txt or under a key of KEY.json.
+
+tarfile and webdataset take a cut at a header, a damaged header or a zeroed block for the end of the archive, and hand
+out the last sample with a member missing. Here an archive ends with its end marker and nothing else, and every sample
+has the members that the first one has.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.data.damage import naming, require_documents
+from pipeline.data.jsonl import domain_of, text_of
+
+#: WebDataset's rule: the key ends at the first dot behind the last slash.
+MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+#: WebDataset's names for what is no sample.
+META = re.compile(r"__[^/]*__($|/)")
+#: The members that are read; all others are left alone.
+READ = ("txt", "json")
+
+
+def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str, str | None]]:
+    """(index, text, domain) of every sample from ``first`` on, in file order, of a .tar or .tar.gz.
+
+    The text is KEY.txt, or without one ``text_key`` in KEY.json; the domain is ``meta.redpajama_set_name`` in
+    KEY.json. Of the samples before ``first`` only the headers are read. Raises DamagedShard.
+    """
+    documents = 0
+    wanted: set[str] | None = None
+    with naming(path, lambda: documents), _open(path) as file:
+        for place, contents in _samples(file, first):
+            wanted = contents.keys() if wanted is None else wanted
+            if not wanted or contents.keys() != wanted:
+                has, needs = (" and ".join(sorted(names)) or "neither" for names in (contents, wanted or READ))
+                raise ValueError(f"{place} has {has} of the members {' and '.join(READ)}; it needs {needs}")
+            if documents >= first:
+                try:
+                    record = json.loads(contents["json"]) if "json" in contents else {}
+                    text = contents["txt"].decode() if "txt" in contents else text_of(record, text_key)
+                    if not isinstance(record, dict):
+                        raise ValueError(f"its json is not an object, {type(record).__name__}")
+                except ValueError as error:
+                    raise ValueError(f"{place}: {error}") from None
+                yield documents, text, domain_of(record)
+            documents += 1
+    require_documents(path, documents, first)
+
+
+def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The files of an archive in order. While it is suspended, ``file`` may be read and moved.
+
+    Raises ValueError or a TarError, with the byte, on a bad header, on anything that is neither a file nor a folder,
+    and unless the archive ends with two blocks of zeros and nothing but zeros behind them.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        offset = 0
+        while True:
+            file.seek(offset)
+            try:
+                member = tarfile.TarInfo.fromtarfile(archive)
+            except tarfile.EOFHeaderError:
+                break
+            except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):
+                raise EOFError(f"the archive is cut: a header or the end marker is due at byte {offset}") from None
+            except tarfile.TarError as error:
+                raise ValueError(f"the header at byte {offset}: {error}") from None
+            if not member.isdir():
+                if not member.isreg() or member.issparse():
+                    raise ValueError(f"{member.name}, at byte {offset}, is a link, a device or a sparse file")
+                yield member
+            offset = archive.offset
+    file.seek(offset)
+    zeros = 0
+    while piece := file.read(1 << 16):
+        if piece.strip(b"\0"):
+            at = offset + zeros + len(piece) - len(piece.lstrip(b"\0"))
+            raise ValueError(f"data at byte {at}, behind the end marker at byte {offset}")
+        zeros += len(piece)
+    if zeros < 2 * tarfile.BLOCKSIZE:
+        raise EOFError(f"the archive is cut inside its end marker, at byte {offset + zeros}")
+
+
+def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; EOFError where the file ends before them."""
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    if len(data) < member.size:
+        raise EOFError(f"the archive is cut: {member.name} wants {member.size} bytes, {len(data)} are left")
+    return data
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")
+
+
+def _samples(file: BinaryIO, first: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(where it is, contents by suffix) of every sample; before ``first`` the contents are empty bytes."""
+    number, key, place, contents = -1, None, "", {}
+    for member in members(file):
+        match = MEMBER.fullmatch(member.name)
+        if match is None or META.match(member.name):
+            continue
+        if match[1] != key:
+            if key is not None:
+                yield place, contents
+            number, key, contents = number + 1, match[1], {}
+            place = f"the sample {key} at byte {member.offset}"
+        suffix = match[2].lower()
+        if suffix in contents:
+            raise ValueError(f"{place} has two members {suffix}")
+        if suffix in READ:
+            contents[suffix] = read_member(file, member) if number >= first else b""
+    if key is not None:
+        yield place, contents

@@ -1,0 +1,319 @@
+"""Fetching: a local copy of a shard that holds exactly the manifest's bytes, had ahead of use and dropped after it.
+
+A remote shard is downloaded to a temporary file, checked against the manifest, and only then given its name in the
+cache folder; local shards are checked where they lie. The processes of a machine may share one cache folder: file
+locks, which the kernel takes back from a process however it ends, tell which copies are in use and which temporary
+files are left from the dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.data.damage import DamagedShard
+from pipeline.data.remote import STALLED, ShortBody, locate, patiently
+from pipeline.data.row_groups import NotParquet, fetch_group, parse_footer, read_footer, row_counts
+from pipeline.data.shards import Shard
+from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
+from pipeline.run import RegrowError, require_space
+
+
+class ShardCache:
+    """Local, verified copies of shards; remote ones are fetched ahead, verified, and dropped after use.
+
+    folder: where copies of remote shards lie. attempts, wait: see ``remote.patiently``. ahead: background threads at
+    most. stalled: seconds without a byte after which a server counts as stalled. ``say`` gets a line at every wait,
+    also from the background threads. Pickled (to a DataLoader worker) or forked, it starts without threads and holds
+    nothing; under spawn ``say`` must be picklable.
+    """
+
+    def __init__(
+        self, folder: Path, *, attempts: int = 8, wait: float = 1.0, ahead: int = 4, stalled: float = STALLED,
+        say: Callable[[str], None] = print,
+    ):  # fmt: skip
+        self._settings = {"folder": Path(folder), "attempts": attempts, "wait": wait, "ahead": ahead,
+                          "stalled": stalled, "say": say}  # fmt: skip
+        self.folder = Path(folder)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._held: dict[Path, tuple[IO[bytes], int]] = {}
+        self._futures: dict[Path, Future[Path]] = {}
+        self._waiting: deque[tuple[Future[Path], Shard, int | None]] = deque()
+        self._threads = 0
+        self._swept = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._settings
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        self.__init__(**settings)  # type: ignore[misc]
+
+    def open(self, shard: Shard, group: int | None = None) -> Path:
+        """A local path with exactly the manifest's bytes of ``shard``; stays until as many drops as opens.
+
+        ``group``: of a remote parquet shard, this row group alone, as a small parquet file (columns of text and
+        domain). Blocks, and waits a server's bad moments out. Raises DamagedShard where the bytes are not those of
+        the manifest (of a download: twice), RegrowError where the shard cannot be had.
+        """
+        if shard.kind == "local":
+            return checked_local(shard)
+        self._enter()
+        copy = self._copy(shard, group)
+        while True:
+            with self._lock:
+                if copy in self._held and copy.exists():
+                    file, uses = self._held[copy]
+                    self._held[copy] = (file, uses + 1)
+                    return copy
+                future = self._futures.pop(copy, None)
+            if not self._was_fetched(future):
+                self._deliver(shard, group)
+            file = _locked(copy, "r+b", fcntl.LOCK_SH)
+            if file is not None:
+                with self._lock:
+                    _, uses = self._held.get(copy, (None, 0))
+                    self._held[copy] = (file, uses + 1)
+                return copy
+
+    def ahead(self, shard: Shard, group: int | None = None) -> None:
+        """Start fetching in a background thread what ``open`` will ask for; its errors come out of ``open``."""
+        if shard.kind == "local":
+            return
+        self._enter()
+        copy = self._copy(shard, group)
+        with self._lock:
+            if copy in self._futures or copy in self._held or copy.exists():
+                return
+            self._futures[copy] = future = Future()
+            self._waiting.append((future, shard, group))
+            if self._threads < self._settings["ahead"]:
+                self._threads += 1
+                # A daemon: a download under way must not keep a process from ending.
+                threading.Thread(target=self._fetch_waiting, name="fetch ahead", daemon=True).start()
+
+    def drop(self, shard: Shard, group: int | None = None) -> None:
+        """Give back what one ``open`` gave; the last one to do so, in any process, deletes a remote shard's copy."""
+        if shard.kind == "local":
+            return
+        self._enter()
+        copy = self._copy(shard, group)
+        with self._lock:
+            future = self._futures.pop(copy, None)
+            if future is not None:
+                future.cancel()
+            file, uses = self._held.pop(copy, (None, 0))
+            if uses > 1:
+                self._held[copy] = (file, uses - 1)
+                return
+        with contextlib.suppress(FileNotFoundError), file or copy.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another process reads it and will delete it. A forked child may share the lock: give it up for both.
+                fcntl.flock(file, fcntl.LOCK_UN)
+                return
+            if _is_at(file, copy):
+                copy.unlink()
+
+    def _enter(self) -> None:
+        if self._process != os.getpid():  # Forked: the threads stayed behind, and what is held is the parent's.
+            self._begin()
+        if not self._swept:
+            self._swept = True
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("*.part"):
+                with contextlib.suppress(OSError), left.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_at(file, left):
+                        left.unlink()
+
+    def _copy(self, shard: Shard, group: int | None) -> Path:
+        """Where the copy lies: a name that no other content has, with the ending that tells readers the format."""
+        pinned = (shard.kind, shard.address, shard.revision, shard.bytes, shard.sha256, shard.etag, shard.text_key)
+        digest = hashlib.sha256(repr(pinned).encode()).hexdigest()[:20]
+        part = "" if group is None else f"-{group}"
+        return self.folder / f"{digest}{part}-{Path(shard.name).name[-100:]}"
+
+    def _was_fetched(self, future: Future[Path] | None) -> bool:
+        """Whether a background thread fetched it; what waits in its queue still is taken out of there."""
+        if future is None or future.cancel():
+            return False
+        try:
+            future.result()
+        except DamagedShard:
+            raise
+        except RegrowError:
+            return False  # It may have been long ago, and the server be back by now.
+        return True
+
+    def _fetch_waiting(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads -= 1
+                    return
+                future, shard, group = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._deliver(shard, group))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def _deliver(self, shard: Shard, group: int | None) -> Path:
+        """Fetch unless the copy is there, whole and right."""
+        copy = self._copy(shard, group)
+        part = copy.with_name(f"{copy.name}.part")
+        while True:
+            if copy.exists():
+                if self._is_right(shard, group, copy):
+                    return copy
+                continue
+            file = _locked(part, "ab", fcntl.LOCK_EX)
+            if file is None:
+                continue
+            try:
+                if copy.exists():  # Another process or thread fetched it while this one waited for the lock.
+                    part.unlink()
+                    continue
+                self._download(shard, group, copy, part)
+                part.rename(copy)
+                return copy
+            except BaseException as error:
+                part.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise RegrowError(f"{copy}: cannot be written ({error.strerror})") from None
+                raise
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # Not by closing alone: a child that was forked has it open too.
+                file.close()
+
+    def _is_right(self, shard: Shard, group: int | None, copy: Path) -> bool:
+        """Whether the copy that is there is whole and right; a wrong one is deleted. False too where it just went."""
+        file = _locked(copy, "r+b", fcntl.LOCK_SH)  # Nobody drops it while it is read.
+        if file is None:
+            return False
+        with file:
+            # The copy of a row group got its name when it had been decoded; its own hash is nowhere.
+            right = group is not None or why_wrong(shard, copy, _first_hash(copy)) is None
+            if not right and _is_at(file, copy):
+                copy.unlink()
+            fcntl.flock(file, fcntl.LOCK_UN)
+        return right
+
+    def _download(self, shard: Shard, group: int | None, copy: Path, part: Path) -> None:
+        """The bytes of a shard or row group into ``part``, verified; wrong ones are fetched once more."""
+        what = f"shard {shard.name}" + ("" if group is None else f", row group {group}")
+        settings = self._settings
+
+        def fetched() -> str | None:
+            if group is not None:
+                return _fetch_row_group(shard, group, part, _first_hash(copy), settings["stalled"])
+            file_system, path = locate(shard, settings["stalled"])
+            file_system.get_file(path, str(part))
+            size = part.stat().st_size
+            if size < shard.bytes:
+                raise ShortBody(f"{size} of {shard.bytes} bytes came")
+            return why_wrong(shard, part, _first_hash(copy))
+
+        def patient(call: Callable[[], Any]) -> Any:
+            return patiently(what, call, attempts=settings["attempts"], wait=settings["wait"], say=settings["say"])
+
+        if shard.kind == "url":
+            patient(lambda: require_unchanged(shard, settings["stalled"]))
+        wrong = patient(fetched)
+        if wrong is not None:
+            settings["say"](f"{what}: {wrong}; fetching it once more")
+            wrong = patient(fetched)
+        if wrong is not None:
+            raise DamagedShard(f"{what}: {wrong}, twice; replace it at its source, or list it anew with stage data")
+
+
+def fetch(shard: Shard, cache: Path, group: int | None = None) -> Path:
+    """A local path with exactly the manifest's bytes of ``shard``, once and for good: ``ShardCache.open``."""
+    return ShardCache(cache).open(shard, group)
+
+
+def needed_space(shards: Sequence[Shard], lanes: int) -> int:
+    """Bytes that the copies of ``lanes`` lanes take: each reads one part and has the next one fetched ahead."""
+    sizes = [0]
+    for shard in shards:
+        if shard.kind != "local":
+            share = max(shard.groups) / sum(shard.groups) if shard.groups else 1
+            sizes.append(int(shard.bytes * share))
+    return 2 * lanes * max(sizes)
+
+
+def require_cache_space(folder: Path, shards: Sequence[Shard], lanes: int, limit: int | None = None) -> int:
+    """``needed_space``, after a check: RegrowError where the disk of ``folder``, or ``limit`` bytes, is smaller."""
+    needed = needed_space(shards, lanes)
+    what = f"the copies of remote shards: {lanes} lanes, the largest part twice in each"
+    if limit is not None and needed > limit:
+        raise RegrowError(f"no space for {what}: {needed / 1e9:.3g} GB, the cache's limit is {limit / 1e9:.3g} GB; "
+                          "raise the limit, or use fewer data.lanes")  # fmt: skip
+    if needed:
+        present = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
+        require_space(folder, max(0, needed - present), what)
+    return needed
+
+
+def _first_hash(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.sha256")
+
+
+def _fetch_row_group(shard: Shard, group: int, part: Path, first_hash: Path, stalled: float) -> str | None:
+    """One row group into ``part``; what is wrong with it, or None."""
+    file_system, path = locate(shard, stalled)
+    try:
+        metadata = _metadata(shard, stalled)
+        digest = fetch_group(file_system, path, shard.bytes, metadata, group, shard.text_key, part)
+    except NotParquet as error:
+        return str(error)
+    return unlike_first(digest, first_hash)
+
+
+@lru_cache(maxsize=64)
+def _metadata(shard: Shard, stalled: float) -> Any:
+    """The footer of a remote parquet shard, read once in a process; NotParquet unless it is the manifest's."""
+    file_system, path = locate(shard, stalled)
+    metadata = parse_footer(read_footer(file_system, path, shard.bytes))
+    if row_counts(metadata) != shard.groups:
+        raise NotParquet("its row groups are not those of the manifest")
+    return metadata
+
+
+def _locked(path: Path, mode: str, lock: int) -> IO[bytes] | None:
+    """``path`` opened and locked (waiting for it); None where the file was renamed or deleted meanwhile."""
+    try:
+        file = path.open(mode)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, lock)
+    except OSError as error:
+        file.close()
+        raise RegrowError(f"{path.parent}: this file system has no file locks ({error.strerror}); "
+                          "put the cache on a local disk") from None  # fmt: skip
+    if _is_at(file, path):
+        return file
+    file.close()
+    return None
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,246 @@
+"""Listing: every shard of one source, once, pinned by what tells its bytes from others.
+
+Local files are decoded whole, counted and hashed, so that damage is met here and not in the middle of a run. Remote
+files are pinned by what the hub or the server says of them; of remote parquet the footers are read. Both go on where
+they were when a listing is killed and started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.data.catalogue import list_hub, list_urls
+from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import Census, check_documents, format_of
+from pipeline.data.remote import NoRanges, locate, patiently
+from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
+from pipeline.data.shards import Shard, without_secrets
+from pipeline.data.tokenised import is_tokenised
+from pipeline.run import RegrowError, hash_file
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One source: its shards by name, the damaged ones that were left out (``{"shard", "reason"}``), and a census.
+
+    ``census`` sums the local files; None where there are none, since nobody has read the others yet.
+    """
+
+    shards: list[Shard]
+    skipped: list[dict[str, str]]
+    census: Census | None
+
+
+class Progress:
+    """What a listing has finished, a JSON line a file, so that a killed listing goes on where it was.
+
+    ``known`` maps the key of a file (path, size and time of change, or what the server says of it) to its entry. A
+    line that a kill cut short is forgotten. Used as a context manager.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known: dict[str, dict[str, Any]] = {}
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Progress:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+", encoding="utf-8")
+        self._file.seek(0)
+        whole, _, cut = self._file.read().rpartition("\n")
+        for line in whole.splitlines():
+            # What cannot be read is done again.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self.known[entry["key"]] = entry
+        if cut:
+            self._file.truncate(len(whole.encode()) + 1 if whole else 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def keep(self, entry: dict[str, Any]) -> None:
+        """Note ``entry`` (JSON, with its ``key``) as finished."""
+        self.known[entry["key"]] = entry
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def list_source(
+    path: str,
+    *,
+    source: int = 0,
+    files: str = "**",
+    format: str = "auto",
+    revision: str | None = None,
+    text_key: str = "text",
+    exclude_domains: Sequence[str] = (),
+    on_damage: str = "raise",
+    hash_of: Callable[[Path], str] = hash_file,
+    done: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    attempts: int = 8,
+    wait: float = 1.0,
+) -> Listing:
+    """Every shard of one source, in the natural order of their names (chunk2 before chunk10).
+
+    path: a local folder, glob or file; ``owner/name`` of a data set on the hub; or a URL (http, https, s3, gs, ...),
+    with WebDataset's ``{000..099}`` or, where the server can list, a glob or a folder. files: a glob inside a folder
+    or data set, whose ``*`` crosses folders. format: ``auto`` goes by the ending; a remote tokenised shard must be
+    named as such. on_damage: ``raise``, or ``skip`` damaged files and record them. attempts, wait: see
+    ``remote.patiently``. Raises RegrowError when there is nothing, DamagedShard when a shard is damaged.
+    """
+    common = {"source": source, "text_key": text_key, "exclude_domains": tuple(exclude_domains)}
+    format_for = format_of if format == "auto" else lambda name: format
+    patience = {"attempts": attempts, "wait": wait, "say": say}
+    found: Iterable[tuple[Shard, Census | None, str | None]]
+    local = None if "://" in path else local_files(path, files)
+    if local is not None:
+        found = _survey_local(*local, format_for, common, hash_of, done, say)
+    elif "://" in path:
+        found = _survey_remote(list_urls(path, files, format_for, common, patience), done, patience)
+    elif HUB_NAME.fullmatch(path):
+        found = _survey_remote(list_hub(path, revision, files, format_for, common, patience), done, patience)
+    else:
+        raise RegrowError(f"data source {path!r}: no such file or folder, and not the name of a hub data set or a URL")
+
+    shards: list[Shard] = []
+    skipped: list[dict[str, str]] = []
+    census: list[Census] = []
+    for shard, counted, damage in found:
+        if damage is None:
+            shards.append(shard)
+            census += [counted] if counted is not None else []
+        elif on_damage == "skip":
+            say(f"skipped: {damage}")
+            skipped.append({"shard": shard.name, "reason": damage})
+        else:
+            raise DamagedShard(damage)
+    if not shards:
+        left_out = f"; {len(skipped)} damaged ones were skipped" if skipped else ""
+        raise RegrowError(
+            f"data source {without_secrets(path)!r}: no intact {ENDINGS} file in it (files: {files!r}){left_out}"
+        )
+    return Listing(shards, skipped, _sum(census) if census else None)
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sorting key by which chunk2 stands before chunk10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"([0-9]+)", name)], name
+
+
+def local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
+    """(folder, names of all files in it in natural order), or None when ``path`` names nothing local."""
+    root = Path(path).expanduser()
+    if root.is_file():
+        return root.parent, [root.name]
+    if root.is_dir():
+        found = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        return root, sorted((name for name in found if files == "**" or fnmatchcase(name, files)), key=natural)
+    matches = [Path(p) for p in glob.glob(str(root), recursive=True) if Path(p).is_file()]
+    if matches:
+        parts = root.parts
+        fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+        return fixed, sorted((p.relative_to(fixed).as_posix() for p in matches), key=natural)
+    return None
+
+
+def _sum(parts: Sequence[Census]) -> Census:
+    domains: Counter[str] = Counter()
+    for part in parts:
+        domains.update(part.domains)
+    tokens = [part.tokens for part in parts if part.tokens is not None]
+    return Census(
+        sum(part.documents for part in parts), sum(part.characters for part in parts),
+        sum(part.bytes_of_text for part in parts), dict(sorted(domains.items())), None, sum(tokens) if tokens else None,
+    )  # fmt: skip
+
+
+def _survey_local(
+    base: Path, names: Sequence[str], format_for: Callable[[str], str | None], common: dict[str, Any],
+    hash_of: Callable[[Path], str], done: Progress | None, say: Callable[[str], None],
+) -> Iterable[tuple[Shard, Census | None, str | None]]:  # fmt: skip
+    """(shard, census, damage) of each local file that has a format."""
+    chosen = [(name, kind) for name in names if (kind := format_for(name)) is not None]
+    for number, (name, kind) in enumerate(chosen, start=1):
+        path = base / name
+        state = path.stat()
+        key = f"{path.absolute()} {state.st_size} {state.st_mtime_ns} {kind} {common['text_key']}"
+        entry = done.known.get(key) if done else None
+        if entry is None:
+            say(f"shard {number} of {len(chosen)}: {name}")
+            entry = {"key": key} | _examine(path, kind, common["text_key"], hash_of)
+            if done:
+                done.keep(entry)
+        shard = Shard(**common, place=str(base), path=name, kind="local", revision=None, format=kind,
+                      bytes=state.st_size, sha256=None, etag=None, documents=None, groups=None)  # fmt: skip
+        if "damage" in entry:
+            yield shard, None, entry["damage"]
+            continue
+        census = Census(**entry["census"])
+        groups = None if census.groups is None else tuple(census.groups)
+        yield replace(shard, format=entry["format"], sha256=entry["sha256"], documents=census.documents,
+                      groups=groups), census, None  # fmt: skip
+
+
+def _examine(path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str]) -> dict[str, Any]:
+    """Decode and hash one local file; a damaged one too gives an entry, so that it is decoded once alone."""
+    try:
+        if kind == "tar" and is_tokenised(path):
+            kind = "tokenised"
+        census = check_documents(path, kind, text_key)
+    except DamagedShard as error:
+        return {"damage": str(error)}
+    return {"format": kind, "sha256": hash_of(path), "census": asdict(census)}
+
+
+def _survey_remote(
+    shards: Sequence[Shard], done: Progress | None, patience: dict[str, Any]
+) -> Iterable[tuple[Shard, Census | None, str | None]]:
+    """(shard, None, damage) of each remote file; parquet with the documents of its row groups."""
+    for number, shard in enumerate(sorted(shards, key=lambda shard: natural(shard.path)), start=1):
+        if shard.bytes == 0:
+            yield shard, None, f"shard {shard.name}: empty, 0 bytes; replace it or leave it out"
+        elif shard.format != "parquet":
+            yield shard, None, None
+        else:
+            key = f"{shard.name} {shard.revision} {shard.bytes} {shard.sha256 or shard.etag} {shard.text_key}"
+            entry = done.known.get(key) if done else None
+            if entry is None:
+                patience["say"](f"footer {number} of {len(shards)}: {shard.path}")
+                entry = {"key": key} | _count_groups(shard, patience)
+                if done:
+                    done.keep(entry)
+            groups = None if entry.get("groups") is None else tuple(entry["groups"])
+            documents = None if groups is None else sum(groups)
+            yield replace(shard, groups=groups, documents=documents), None, entry.get("damage")
+
+
+def _count_groups(shard: Shard, patience: dict[str, Any]) -> dict[str, Any]:
+    file_system, path = locate(shard)
+    try:
+        footer = patiently(f"shard {shard.name}", lambda: read_footer(file_system, path, shard.bytes), **patience)
+        metadata = parse_footer(footer)
+    except NoRanges:
+        return {"groups": None}  # It is fetched whole.
+    except NotParquet as error:
+        return {"damage": f"shard {shard.name}: {error}; replace it at its source or leave it out"}
+    columns = metadata.schema.to_arrow_schema().names
+    if shard.text_key not in columns:
+        raise RegrowError(
+            f"shard {shard.name}: no column {shard.text_key!r}; it has {', '.join(columns)}; set text_key"
+        )
+    return {"groups": row_counts(metadata)}

@@ -1,0 +1,56 @@
+"""Survey: how many tokens a corpus holds, and how fast they are made, from a sample of its text.
+
+The count is an estimate, characters times the sample's tokens for a character, except for tokenised shards, which
+know theirs. One shard of each source is read for it; where the corpus is remote that shard also stands for the
+characters that a byte of a file holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.data.documents import check_documents, read_documents
+from pipeline.data.fetching import ShardCache
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import about_tokenised
+from pipeline.data.tokens import Encoder
+
+#: Characters that are tokenized for an estimate.
+SAMPLE = 400_000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Tokens of a source (an estimate unless ``exact``) and the tokens a second that one process made of its text."""
+
+    tokens: int
+    exact: bool
+    tokens_per_second: float | None
+
+
+def survey(shards: Sequence[Shard], encode: Encoder, cache: ShardCache, characters: int | None) -> Survey:
+    """Estimate the tokens of one source; ``characters`` of all its kept text where a listing has counted them.
+
+    Raises RegrowError when the shard that is looked into cannot be had or is damaged.
+    """
+    if shards[0].format == "tokenised":
+        return Survey(sum(about_tokenised(cache.open(shard))["tokens"] for shard in shards), True, None)
+    # The longest one: the last file of a corpus may hold a handful of documents.
+    shard = max(shards, key=lambda shard: shard.bytes)
+    group = 0 if shard.groups and shard.kind != "local" else None
+    path = cache.open(shard, group)
+    read, tokens, begin = 0, 0, time.perf_counter()
+    for _, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
+        tokens += len(encode(text))
+        read += len(text)
+        if read >= SAMPLE:
+            break
+    speed = tokens / (time.perf_counter() - begin)
+    if characters is None:
+        census = check_documents(path, shard.format, shard.text_key)
+        part = census.documents / sum(shard.groups) if group is not None else 1
+        characters = round(census.characters / (shard.bytes * part) * sum(each.bytes for each in shards))
+    cache.drop(shard, group)
+    return Survey(round(characters * tokens / max(read, 1)), False, speed)

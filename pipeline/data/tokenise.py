@@ -1,0 +1,241 @@
+"""Tokenising ahead: every shard of text once, by several processes, to a tokenised shard of the same documents.
+
+The documents keep their numbers (one that is excluded has no tokens) and the row groups their places, so that the
+lanes deal the same parts and give the same rows as they would from the text. A shard appears whole or not at all, and
+what is finished is not done again: an index beside the shards says what each was made of and by which tokenizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.crew import Tell, outcomes
+from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import READERS
+from pipeline.data.fetching import ShardCache
+from pipeline.data.listing import Progress
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import about_tokenised, write_tokenised
+from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
+from pipeline.run import RegrowError, hash_file, hash_json, require_space
+
+#: Tokens for a byte of a file, for the estimate of the space: SlimPajama has 0.70 compressed and 0.28 as plain text.
+PER_COMPRESSED_BYTE, PER_PLAIN_BYTE = 0.75, 0.3
+ENDING = ".tokens.tar"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard of text, the tokenised file that it becomes, and the key under which the index knows the pair."""
+
+    shard: Shard
+    target: Path
+    about: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.shard.name}"
+
+    @property
+    def size(self) -> int:
+        return self.shard.bytes
+
+    @property
+    def key(self) -> str:
+        return f"{self.target.name} {hash_json(self.about)}"
+
+
+def tokenise_corpus(
+    shards: Sequence[Shard],
+    *,
+    tokenizer: Path,
+    separator: str,
+    trust_remote_code: bool,
+    folder: Path,
+    cache: Path,
+    processes: int,
+    on_damage: str,
+    die_with_parent: Callable[[], None],
+    say: Callable[[str], None],
+) -> tuple[list[Shard], list[dict[str, str]]]:
+    """The tokenised shards, in the order of ``shards``, and the damaged ones that were left out.
+
+    Shard NAME of source S becomes ``folder/source-S/NAME.tokens.tar``; tokenised ones pass through. ``tokenizer`` is a
+    Hugging Face folder, ``cache`` holds shards that must be fetched. ``processes`` are spawned and run
+    ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are given back as
+    ``{"shard", "reason"}``. Started again it goes on where it was.
+    Raises DamagedShard; RegrowError when there is no space, when a process dies (naming it and its shard), when
+    another command works in ``folder``, and where a tokenised shard was made by another tokenizer or separator.
+    """
+    loaded = load_tokenizer(tokenizer, trust_remote_code)
+    encoder = make_encoder(loaded, separator)
+    about = {"tokenizer": tokenizer_hash(loaded), "encoder": encoder_hash(encoder), "bos": encoder.bos,
+             "separator": encoder.separator, "vocabulary": vocabulary_size(loaded)}  # fmt: skip
+    texts = [shard for shard in shards if shard.format != "tokenised"]
+    jobs = {shard: Job(shard, _target(folder, shard), {**about, "source": _identity(shard)}) for shard in texts}
+    if len({job.target for job in jobs.values()}) < len(texts):
+        raise RegrowError(f"{folder}: two shards of one source have the same name; list each shard once")
+    for shard in shards:
+        if shard.format == "tokenised" and shard.kind == "local":
+            _require_same_ids(shard, about)
+    with _alone(folder), Progress(folder / "tokenised.jsonl") as index:
+        finished = {job.shard: entry for job in jobs.values() if (entry := _finished(job, index)) is not None}
+        # The longest first, so that no process works alone at the end.
+        todo = sorted((jobs[shard] for shard in texts if shard not in finished), key=lambda job: -job.size)
+        if finished:
+            say(f"{len(finished)} of {len(texts)} shards were tokenised before")
+        require_space(folder, sum(_estimate(job) for job in todo), f"{len(todo)} tokenised shards")
+        skipped: dict[Shard, str] = {}
+        # The compiled part alone: transformers would bring torch along, seconds and memory in every process.
+        light = replace(encoder, tokenizer=None) if encoder.engine is not None else None
+        arguments = (light, tokenizer, trust_remote_code, separator, cache)
+        with contextlib.closing(outcomes(todo, processes, Writer, arguments, die_with_parent, say)) as results:
+            for job, outcome in results:
+                if isinstance(outcome, dict):
+                    finished[job.shard] = outcome
+                    index.keep({"key": job.key, **outcome})
+                elif on_damage == "skip":
+                    skipped[job.shard] = outcome
+                else:
+                    raise DamagedShard(outcome)
+    kept = [shard if shard.format == "tokenised" else _tokenised(jobs[shard], folder, finished[shard])
+            for shard in shards if shard not in skipped]  # fmt: skip
+    return kept, [{"shard": shard.name, "reason": skipped[shard]} for shard in shards if shard in skipped]
+
+
+def _target(folder: Path, shard: Shard) -> Path:
+    # What stands behind a URL's path may be a key, and is not part of the name.
+    name = shard.path.partition("?")[0] if shard.kind == "url" else shard.path
+    base = folder / f"source-{shard.source}"
+    target = base / f"{name}{ENDING}"
+    if not target.resolve().is_relative_to(base.resolve()):
+        raise RegrowError(f"shard {shard.name}: its name leads out of {base}; list the source by its own folder")
+    return target
+
+
+def _identity(shard: Shard) -> str:
+    """A hash of all that decides a shard's texts; with a sha256 it does not matter where the file lies."""
+    pinned = [shard.sha256] if shard.sha256 else [shard.name, shard.revision, shard.bytes, shard.etag]
+    return hash_json([*pinned, shard.format, shard.text_key, sorted(shard.exclude_domains)])
+
+
+def _estimate(job: Job) -> int:
+    """Bytes of the tokenised file, roughly."""
+    plain = job.shard.path.endswith((".jsonl", ".tar"))
+    width = 2 if job.about["vocabulary"] <= 1 << 16 else 4
+    return int(job.size * width * (PER_PLAIN_BYTE if plain else PER_COMPRESSED_BYTE))
+
+
+def _require_same_ids(shard: Shard, about: dict[str, Any]) -> None:
+    was = about_tokenised(Path(shard.place) / shard.path)
+    for name in ("tokenizer", "bos", "separator"):
+        if was.get(name) != about[name]:
+            raise RegrowError(f"shard {shard.name}: tokenised with another {name} (it has {was.get(name)}, the model "
+                              f"and data.separator give {about[name]}); tokenise its text anew")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder: two commands would do the same work, and remove each other's unfinished files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RegrowError(f"{folder}: another command is tokenising into it; wait for it to end") from None
+        try:
+            _sweep(folder)
+            yield
+        finally:
+            _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for left in folder.rglob(f".*{ENDING}.*.new"):
+        left.unlink()
+
+
+def _finished(job: Job, index: Progress) -> dict[str, Any] | None:
+    """The index's entry of a shard that is done, None otherwise."""
+    target = job.target
+    if not target.exists():
+        return None
+    entry, state = index.known.get(job.key), target.stat()
+    if entry and (entry["bytes"], entry["modified"]) == (state.st_size, state.st_mtime_ns):
+        return entry
+    # Copied, or killed before it was noted, or not ours: the file itself says what it is.
+    try:
+        was = about_tokenised(target)
+    except DamagedShard:
+        return None
+    found = _entry(target, was["documents"], was["tokens"])
+    same = {name: was.get(name) for name in job.about} == job.about
+    if not same or (entry and entry["sha256"] != found["sha256"]):
+        return None
+    index.keep({"key": job.key, **found})
+    return found
+
+
+def _entry(target: Path, documents: int, tokens: int) -> dict[str, Any]:
+    state = target.stat()
+    return {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": hash_file(target),
+            "documents": documents, "tokens": tokens}  # fmt: skip
+
+
+def _tokenised(job: Job, folder: Path, entry: dict[str, Any]) -> Shard:
+    place = folder / f"source-{job.shard.source}"
+    return replace(
+        job.shard, place=str(place), path=job.target.relative_to(place).as_posix(), kind="local", revision=None,
+        format="tokenised", bytes=entry["bytes"], sha256=entry["sha256"], etag=None, documents=entry["documents"],
+    )  # fmt: skip
+
+
+class Writer:
+    """What one process does: it reads the texts of a shard and writes their ids."""
+
+    def __init__(
+        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, cache: Path, tell: Tell
+    ):
+        self.encode = encoder or make_encoder(load_tokenizer(tokenizer, trust_remote_code), separator)
+        self.copies = ShardCache(cache, say=lambda line: tell("say", line))
+        self.tell = tell
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        """Tokenise one shard; its entry for the index. Raises DamagedShard."""
+        tokens = documents = 0
+
+        def counted() -> Iterator[list[int]]:
+            nonlocal tokens, documents
+            known, told = job.shard.documents, time.monotonic()
+            for ids in self._documents(job.shard):
+                tokens, documents = tokens + len(ids), documents + 1
+                if time.monotonic() - told > 1:
+                    told = time.monotonic()
+                    self.tell("progress", (tokens, documents / known if known else 0.0))
+                yield ids
+            # Raised before the file has its name.
+            if known not in (None, documents):
+                raise DamagedShard(f"shard {job.shard.name}: {documents} documents, the manifest says {known}")
+
+        write_tokenised(job.target, counted(), about=job.about)
+        return _entry(job.target, documents, tokens)
+
+    def _documents(self, shard: Shard) -> Iterator[list[int]]:
+        """Ids of every document in file order; none for one of an excluded domain."""
+        groups = [None]
+        if shard.kind != "local" and shard.groups is not None:
+            groups = [number for number, documents in enumerate(shard.groups) if documents]
+        for group in groups:
+            path = self.copies.open(shard, group)
+            try:
+                for _, text, domain in READERS[shard.format](path, shard.text_key, 0):
+                    yield [] if domain in shard.exclude_domains else self.encode(text)
+            finally:
+                self.copies.drop(shard, group)

@@ -1,0 +1,61 @@
+"""Rows: from a config and its run's folder to the training rows behind any step, and the identity of their stream.
+
+Training reads them, and ``data-show`` looks at them afterwards: both must mean the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.data.loader import RowStream
+from pipeline.data.position import Identity, LaneCursor
+from pipeline.data.shards import read_manifest
+from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.run import Run, read_json
+
+
+def row_encoder(config: Config, model: Path) -> Encoder:
+    """The encoder of the rows, from a model's folder."""
+    return make_encoder(load_tokenizer(model, config.model.trust_remote_code), config.data.separator)
+
+
+def row_stream(
+    config: Config,
+    run: Run,
+    encoder: Encoder,
+    *,
+    step: int = 0,
+    cursors: Mapping[int, LaneCursor] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> RowStream:
+    """The rows of one rank behind update number ``step``, at which the lanes stand at ``cursors``."""
+    data = config.data
+    corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
+    return RowStream(
+        corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=data.cache,
+        weights=_weights(config), on_damage=data.on_damage, rank=rank, world=world,
+        start=step * config.train.global_batch, cursors=cursors,
+    )  # fmt: skip
+
+
+def row_identity(config: Config, run: Run, encoder: Encoder) -> Identity:
+    """What fixes the rows of this run: a checkpoint of another identity holds a position in another stream."""
+    return Identity(
+        lanes=config.data.lanes, row_length=config.data.row_length, seed=config.data.seed, weights=_weights(config),
+        manifest=read_json(run.stage("data") / "manifest.json")["hash"], tokenizer=tokenizer_hash(encoder.tokenizer),
+        bos=encoder.bos, separator=encoder.separator,
+    )  # fmt: skip
+
+
+def shard_names(run: Run) -> list[list[str]]:
+    """Names of the corpus's shards, by source: what a cursor's numbers mean."""
+    corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
+    count = 1 + max(shard.source for shard in corpus)
+    return [[shard.name for shard in corpus if shard.source == source] for source in range(count)]
+
+
+def _weights(config: Config) -> tuple[float, ...]:
+    return tuple(source.weight for source in config.data.sources)

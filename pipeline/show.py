@@ -1,0 +1,77 @@
+"""Show: the documents that a training step saw, decoded, to look into a spike of the loss.
+
+The rows are read again from the newest checkpoint before the step, or from the start where there is none. They are
+the step's rows on any number of processes: their order depends on the config alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.data.packing import Row
+from pipeline.data.position import LaneCursor, check_identity, from_json
+from pipeline.model.load import resolve_model
+from pipeline.rows import row_encoder, row_identity, row_stream, shard_names
+from pipeline.run import RegrowError, Run, read_json
+from pipeline.training.checkpoint import complete_checkpoints
+
+
+def shown_step(config: Config, config_path: str, step: int, characters: int) -> Iterator[str]:
+    """Lines for people: each row of update number ``step`` (from 1), with at most ``characters`` of each document.
+
+    Raises RegrowError when stage data is not done, when the run has no such step, or when a checkpoint's position is
+    of another stream.
+    """
+    run = Run(config.run.folder / config.run.name)
+    run.require("data", config_path)
+    batch, length = config.train.global_batch, config.data.row_length
+    steps = -(-config.train.tokens // (batch * length))
+    if not 1 <= step <= steps:
+        raise RegrowError(f"--step {step}: the steps of this run are 1 to {steps}")
+    pruned = run.stage("prune") / "model"
+    model = pruned if pruned.exists() else resolve_model(config.model.path, config.model.revision)
+    encoder = row_encoder(config, model)
+    known, cursors = _position_before(config, run, encoder, step)
+    names = shard_names(run)
+    first, behind = (step - 1) * batch, known * batch
+    yield f"step {step} of {steps}: rows {first} to {first + batch - 1} of {length} tokens"
+    if first > behind:
+        yield f"reading {first - behind} rows from step {known} on, to get there"
+    stream = iter(row_stream(config, run, encoder, step=known, cursors=cursors))
+    for row in islice(stream, first - behind, first - behind + batch):
+        yield from _row_lines(row, encoder.tokenizer, characters, len(names))
+
+
+def _position_before(config: Config, run: Run, encoder: Any, step: int) -> tuple[int, Mapping[int, LaneCursor] | None]:
+    """The last update before ``step`` that a checkpoint was taken behind, and the lanes' cursors there."""
+    folders = [folder for folder in complete_checkpoints(run.stage("train") / "checkpoints") if _step_of(folder) < step]
+    if not folders:
+        return 0, None
+    newest = max(folders, key=_step_of)
+    state = read_json(newest / "state.json")
+    check_identity(state["identity"], row_identity(config, run, encoder))
+    return _step_of(newest), from_json(state["lanes"])
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _row_lines(row: Row, tokenizer: Any, characters: int, sources: int) -> Iterator[str]:
+    edges = row.cu_seqlens.tolist()
+    digest = hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16]
+    where = "; ".join(
+        f"{f'source {number}: ' if sources > 1 else ''}epoch {cursor.epoch}, document {cursor.document}"
+        for number, cursor in enumerate(row.cursor.cursors)
+    )
+    yield f"\nrow {row.index}, lane {row.lane}, {len(edges) - 1} documents, sha256 {digest}; behind it: {where}"
+    for begin, end in pairwise(edges):
+        text = tokenizer.decode(row.input_ids[begin:end])
+        cut = f" ... ({len(text) - characters} characters more)" if characters and len(text) > characters else ""
+        shown = (text[:characters] if characters else text).replace("\n", "\n    ")
+        yield f"  [{begin}:{end}] {shown}{cut}"

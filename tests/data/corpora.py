@@ -1,0 +1,142 @@
+"""Small corpora of real text for the tests of the stream, and ways to read one as many processes would.
+
+Not a test, and light: the processes of test_topology import it too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.documents import check_documents, format_of
+from pipeline.data.loader import RowStream, load_rows
+from pipeline.data.packing import Row
+from pipeline.data.position import LaneCursor
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import write_tokenised
+from pipeline.launch import die_with_parent
+from pipeline.run import hash_file
+
+LANES = 12
+ENDINGS = {"jsonl": ".jsonl.zst", "tar": ".tar", "parquet": ".parquet", "tokenised": ".tar"}
+
+
+def encode(text: str) -> list[int]:
+    """Ids of a text without a tokenizer: its bytes, and 256 behind them."""
+    return [*text.encode(), 256]
+
+
+def write_shard(path: Path, texts: Sequence[Any], *, tokenised: bool = False) -> Path:
+    """One shard in the format that its ending names; parquet in row groups of 4, tar tokenised if asked. In jsonl a
+    record may stand instead of a text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = [{"text": item} if isinstance(item, str) else item for item in texts]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    if tokenised:
+        write_tokenised(path, map(encode, texts), about={"vocabulary": 257})
+    elif path.suffix == ".tar":
+        from webdataset import TarWriter
+
+        with TarWriter(str(path), mtime=0) as tar:
+            for number, text in enumerate(texts):
+                tar.write({"__key__": f"{number:06d}", "json": {"text": text}})
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": list(texts)}), path, row_group_size=4)
+    elif path.suffix == ".zst":
+        import zstandard
+
+        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+    else:
+        path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
+    return path
+
+
+def shard(path: Path, source: int = 0, *, tokenised: bool = False) -> Shard:
+    """A local file as the manifest has it."""
+    format = "tokenised" if tokenised else format_of(path.name)
+    census = check_documents(path, format, "text")
+    return Shard(
+        source=source, place=str(path.parent), path=path.name, kind="local", revision=None, format=format,
+        bytes=path.stat().st_size, sha256=hash_file(path), etag=None, documents=census.documents,
+        groups=census.groups, text_key="text", exclude_domains=(),
+    )  # fmt: skip
+
+
+def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
+    """14 small shards, two of which have documents of many rows, and 3 larger ones that must be cut for 12 lanes."""
+    short = [text[:200] for text in texts]
+    shards = []
+    for number in range(17):
+        source, first = (0, 10 * number) if number < 14 else (1, 400 + 20 * number)
+        documents = short[first : first + (3 + number % 4 if source == 0 else 8 + number % 3)]
+        if number in (3, 15):
+            documents[1] = " ".join(texts[700 + number : 710 + number])[:700]
+        if number in (5, 16):
+            documents[2] = ""
+        path = write_shard(folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents,
+                           tokenised=kind == "tokenised")  # fmt: skip
+        shards.append(shard(path, source, tokenised=kind == "tokenised"))
+    return shards
+
+
+def stream(shards: Sequence[Shard], cache: Path, **more) -> RowStream:
+    """Rows of 64 tokens from 12 lanes, with one weight for each source."""
+    sources = 1 + max(shard.source for shard in shards)
+    settings = {"lanes": LANES, "row_length": 64, "seed": 0, "weights": (0.7, 0.3)[:sources], **more}
+    return RowStream(shards, encode=encode, cache=cache, **settings)
+
+
+def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, real: bool = False, **more):
+    """An iterator of the rows of ``world`` ranks, in the order in which the ranks hand them out.
+
+    ``real``: each rank in this process, its workers processes of their own; otherwise the workers are here too.
+    """
+
+    def rank_of(one: RowStream) -> Iterator[Row]:
+        if real or workers == 0:
+            yield from load_rows(one, workers, die_with_parent)
+        parts = [one.share(worker, workers) for worker in range(workers)]
+        while True:
+            yield from map(next, parts)
+
+    ranks = [rank_of(stream(shards, cache, rank=rank, world=world, **more)) for rank in range(world)]
+    while True:
+        yield from map(next, ranks)
+
+
+def take(rows: Iterator[Row], count: int) -> list[Row]:
+    """The next ``count`` rows."""
+    return list(islice(rows, count))
+
+
+def fingerprint(row: Row) -> tuple:
+    """All that a row is, to be compared."""
+    return row.index, row.lane, row.cursor, row.input_ids.tobytes(), row.cu_seqlens.tobytes()
+
+
+def differs(rows: Sequence[Row], expected: Sequence[Row]) -> str | None:
+    """Where two reads differ first, in words; None when they do not."""
+    if len(rows) != len(expected):
+        return f"{len(rows)} rows instead of {len(expected)}"
+    for row, wanted in zip(rows, expected, strict=True):
+        if fingerprint(row) != fingerprint(wanted):
+            return f"row {wanted.index} came as {row.index}, behind it {row.cursor} instead of {wanted.cursor}"
+    return None
+
+
+def cursors_behind(rows: Sequence[Row], before: dict[int, LaneCursor] | None = None) -> dict[int, LaneCursor]:
+    """Each lane's cursor when these rows have been consumed."""
+    return {**(before or {}), **{row.lane: row.cursor for row in rows}}
+
+
+def digest(row: Row) -> str:
+    """A short hash of a row's tokens and documents."""
+    return hashlib.sha256(row.input_ids.tobytes() + row.cu_seqlens.tobytes()).hexdigest()[:16]

@@ -1,0 +1,299 @@
+"""Listing a source: whatever it is, its shards are pinned, in one order, once, and damage is met here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import COMMIT, Server
+
+from pipeline.data.damage import DamagedShard
+from pipeline.data.listing import Progress, list_source, natural
+from pipeline.data.shards import build_manifest, read_manifest
+from pipeline.data.tokenised import write_tokenised
+from pipeline.run import RegrowError, hash_file
+
+SECRET = "TOPSECRET"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def parquet(texts, tmp_path) -> Path:
+    """80 documents in row groups of 30, 30 and 20, and a column that nobody reads."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"id": number, "text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}}
+            for number, text in enumerate(texts[:80])]  # fmt: skip
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=30)
+    return path
+
+
+def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "notes.txt").write_text("no shard")
+    listing = list_source(str(folder))
+    assert listing.shards == corpus, "a file that is no shard changed the list"
+    assert [shard.documents for shard in corpus] == [12, 13, 14, 15, 16]
+    assert listing.census.documents == 70 and listing.census.domains == {"RedPajamaWikipedia": 70}
+    assert listing.census.characters > 0 and listing.skipped == []
+    assert all(shard.sha256 == hash_file(folder / shard.path) for shard in corpus)
+    assert [shard.groups for shard in corpus] == [None, None, (14,), None, None]
+    zst = list_source(str(folder), files="*.zst").shards
+    assert zst == list_source(f"{folder}/*.zst").shards == [corpus[0], corpus[4]], "a glob lists something else"
+    assert list_source(str(folder / "part_1.jsonl")).shards == [corpus[1]]
+    second = list_source(str(folder), source=3, text_key="text", exclude_domains=["RedPajamaBook"]).shards[0]
+    assert (second.source, second.kind, second.exclude_domains) == (3, "local", ("RedPajamaBook",))
+
+
+def test_the_order_is_natural_and_stable(shard_of, texts, tmp_path):
+    names = ["chunk10/example_train_2", "chunk2/example_train_10", "chunk2/example_train_9", "chunk1/example_train_100"]
+    for number, name in enumerate(names):
+        shard_of(f"{name}.jsonl", texts[number : number + 1])
+    listed = [shard.path.removesuffix(".jsonl") for shard in list_source(str(tmp_path / "corpus")).shards]
+    assert listed == [names[3], names[2], names[1], names[0]], "chunk10 stands before chunk2, or 10 before 9"
+    assert sorted(["a1", "a01", "1a", "a", "10", "9b"], key=natural) == ["1a", "9b", "10", "a", "a01", "a1"]
+
+
+def test_what_is_not_there_is_refused_by_name(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RegrowError, match=r"empty.*no intact \.jsonl"):
+        list_source(str(tmp_path / "empty"))
+    with pytest.raises(RegrowError, match="no such file or folder"):
+        list_source(str(tmp_path / "gone"))
+    with pytest.raises(RegrowError, match=r"nosuch://x/y\.tar.*nosuch"):
+        list_source("nosuch://x/y.tar")
+
+
+def test_a_tokenised_tar_is_told_from_one_with_texts(shard_of, texts, tmp_path):
+    shard_of("a.tar", texts[:3])
+    write_tokenised(tmp_path / "corpus" / "b.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
+    listing = list_source(str(tmp_path / "corpus"))
+    assert [(shard.format, shard.documents) for shard in listing.shards] == [("tar", 3), ("tokenised", 2)]
+    assert (listing.census.documents, listing.census.tokens) == (5, 4)
+
+
+def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
+    path = tmp_path / "corpus" / "part_0.jsonl.zst"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DamagedShard, match=r"part_0\.jsonl\.zst: damaged"):
+        list_source(str(tmp_path / "corpus"))
+    said: list[str] = []
+    listing = list_source(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
+    assert listing.shards == corpus[1:]
+    assert [entry["shard"] for entry in listing.skipped] == [corpus[0].name]
+    assert "damaged" in listing.skipped[0]["reason"] and f"skipped: {listing.skipped[0]['reason']}" in said
+    assert listing.census.documents == 58, "the documents of a skipped shard were counted"
+    manifest = build_manifest(listing.shards, [], listing.skipped)
+    assert manifest["skipped"] == listing.skipped, "the manifest does not say what was left out"
+    for shard in corpus[1:]:
+        (tmp_path / "corpus" / shard.path).write_bytes(b"")
+    with pytest.raises(RegrowError, match=r"no intact.*5 damaged ones were skipped"):
+        list_source(str(tmp_path / "corpus"), on_damage="skip")
+
+
+LISTER = """
+import sys
+from pathlib import Path
+from pipeline.data.listing import Progress, list_source
+def say(line):
+    print(line, flush=True)
+    if line.startswith("shard 4 "):
+        sys.stdin.read()  # Until killed.
+with Progress(Path(sys.argv[2])) as done:
+    list_source(sys.argv[1], done=done, say=say, on_damage="skip")
+"""
+
+
+def test_a_killed_listing_goes_on_where_it_was(corpus, shard_of, texts, tmp_path):
+    folder, kept = tmp_path / "corpus", tmp_path / "progress" / "shards.jsonl"
+    (folder / "part_1.jsonl").write_bytes(b"no json")
+    process = subprocess.Popen([sys.executable, "-c", LISTER, str(folder), str(kept)], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    with process:
+        for line in process.stdout:
+            if line.startswith("shard 4 "):
+                break
+        process.kill()
+    assert len(kept.read_text().splitlines()) == 3, "a finished file was not noted at once"
+    # A kill in the middle of a line, and a file that changed since.
+    with kept.open("a") as file:
+        file.write('{"key": "cut')
+    shard_of("part_2.parquet", texts[:7])
+
+    decoded: list[str] = []
+
+    def hash_of(path: Path) -> str:
+        decoded.append(path.name)
+        return hash_file(path)
+
+    for expected in (["part_2.parquet", "part_3.jsonl.gz", "part_4.jsonl.zst"], []):
+        decoded.clear()
+        with Progress(kept) as done:
+            listing = list_source(str(folder), done=done, on_damage="skip", hash_of=hash_of)
+        assert decoded == expected, "done work was done again, or a changed file was not looked at"
+        fresh = list_source(str(folder), on_damage="skip")
+        assert listing == fresh, "a resumed listing is another than one in a single piece"
+        assert [shard.documents for shard in listing.shards] == [12, 7, 15, 16]
+    with Progress(kept) as done, pytest.raises(DamagedShard, match=r"part_1\.jsonl"):
+        list_source(str(folder), done=done)
+
+
+def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
+    for number, shard in enumerate(corpus[:3]):
+        server.files[f"/a/shard-{number:06d}.jsonl"] = (tmp_path / "corpus" / shard.path).read_bytes()
+    url = f"{server.address}/a/shard-{{000000..000002}}.jsonl?Signature={SECRET}"
+    # Faults before the first answer: fsspec asks with HEAD, then with GET.
+    for path in ("HEAD /a/shard-000001.jsonl", "/a/shard-000001.jsonl"):
+        server.fail(path, "429:0")
+    said: list[str] = []
+    listing = list_source(url, wait=0.001, say=said.append)
+    assert [shard.path.partition("?")[0] for shard in listing.shards] == [f"shard-00000{n}.jsonl" for n in range(3)]
+    assert {shard.place for shard in listing.shards} == {f"{server.address}/a"} and listing.census is None
+    for shard, data in zip(listing.shards, server.files.values(), strict=True):
+        assert (shard.kind, shard.format, shard.bytes, shard.sha256) == ("url", "jsonl", len(data), None)
+        assert shard.etag.startswith('"') and shard.documents is None
+    assert any("429 (too many requests); waiting" in line and "attempt 2 of 8" in line for line in said), said
+    with pytest.raises(RegrowError, match=r"shard-000003\.jsonl: the server answered 404 \(not there\)") as caught:
+        list_source(url.replace("..000002", "..000003"), wait=0.001)
+    assert SECRET not in str(caught.value) + "".join(said), "a signed query stands in a message"
+
+
+def test_globs_and_folders_where_the_server_can_list(server, corpus, tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for shard in corpus:
+        data = (tmp_path / "corpus" / shard.path).read_bytes()
+        server.files[f"/c/train/{shard.path}"] = data
+        memory.pipe_file(f"/c/train/{shard.path}", data)
+    server.files["/c/notes.txt"] = b"no shard"
+    for base in (f"{server.address}/c", "memory://c"):
+        names = [shard.path for shard in corpus]
+        every = list_source(f"{base}/train/*", wait=0.001).shards
+        assert [shard.path for shard in every] == names, f"{base}: the glob found others"
+        assert [shard.bytes for shard in every] == [shard.bytes for shard in corpus]
+        assert every[2].groups == (14,), f"{base}: the footer was not read"
+        found = list_source(f"{base}/", files="train/*.zst", wait=0.001).shards
+        assert [shard.path for shard in found] == [names[0], names[4]], f"{base}: the folder holds others"
+        with pytest.raises(RegrowError, match="no shard found there"):
+            list_source(f"{base}/*.tar", wait=0.001)
+    memory.rm("/c", recursive=True)
+
+
+def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parquet, tmp_path):
+    data = parquet.read_bytes()
+    server.files["/p/a.parquet"], server.files["/p/b.parquet"] = data, data[:-9] + data[-8:]
+    server.fail("/p/a.parquet", "500", "cut")
+    said: list[str] = []
+    with Progress(tmp_path / "progress.jsonl") as done:
+        listing = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001,
+                              say=said.append)  # fmt: skip
+    assert [(shard.groups, shard.documents) for shard in listing.shards] == [((30, 30, 20), 80)]
+    assert "b.parquet" in listing.skipped[0]["reason"] and "footer" in listing.skipped[0]["reason"]
+    assert sum("waiting" in line for line in said) == 2, f"a 500 and a cut body cost one wait each: {said}"
+    asked = [headers for method, path, headers in server.requests if (method, path) == ("GET", "/p/a.parquet")]
+    assert all("Range" in headers for headers in asked), "the whole file was asked for"
+
+    before = server.bodies("/p/a.parquet") + server.bodies("/p/b.parquet")
+    with Progress(tmp_path / "progress.jsonl") as done:
+        again = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
+    assert again == listing and server.bodies("/p/a.parquet") + server.bodies("/p/b.parquet") == before
+
+    with pytest.raises(RegrowError, match=r"a\.parquet: no column 'body'; it has id, text, meta"):
+        list_source(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)
+    large = parquet.with_name("large.parquet")
+    _write_large(large)
+    server.files["/p/large.parquet"] = large.read_bytes()
+    server.ranges = False
+    shard = list_source(f"{server.address}/p/large.parquet", wait=0.001).shards[0]
+    assert shard.groups is None and shard.documents is None, "a server without ranges cannot deliver row groups"
+
+
+def _write_large(path: Path) -> None:
+    """More than a footer's guess: 200,000 numbers that do not compress."""
+    import numpy
+    import pyarrow
+    import pyarrow.parquet
+
+    numbers = numpy.random.default_rng(0).integers(0, 2**60, 200_000)
+    texts = [f"{number:x}" for number in numbers]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+
+
+HUB = """
+import json, sys
+from dataclasses import asdict
+from pipeline.data.listing import list_source
+from pipeline.run import RegrowError
+for name in sys.argv[2:]:
+    said = []
+    try:
+        shards = list_source(name, files=sys.argv[1], wait=0.01, attempts=3, say=said.append).shards
+        print(json.dumps({"shards": [asdict(shard) for shard in shards], "said": said}))
+    except RegrowError as error:
+        print(json.dumps({"error": str(error), "said": said}))
+"""
+
+
+def hub_listings(server: Server, files: str, *names: str, **environment: str) -> tuple[list[dict], str]:
+    """What ``list_source`` says of data sets of the server's hub, in a process (it reads HF_ENDPOINT at import)."""
+    environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", HUB, files, *names], env=environment, capture_output=True, text=True,
+                          timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stdout + done.stderr
+
+
+def test_a_hub_data_set_is_listed_at_one_commit(server, parquet, texts, tmp_path):
+    chunk = "".join(json.dumps({"text": text}) + "\n" for text in texts[:20]).encode()
+    server.data_sets["owner/pajama"] = {
+        "README.md": b"text",
+        **{f"train/chunk{number}/example_train_0.jsonl": chunk + b"\n" * number for number in (1, 2, 10)},
+        "train/small.jsonl": b'{"text": "small"}\n',
+        "validation/chunk1/example_holdout_0.jsonl": chunk,
+        "train/rows.parquet": parquet.read_bytes(),
+    }
+    server.page = 2
+    tree = f"/api/datasets/owner/pajama/tree/{COMMIT}"
+    server.fail(tree, "429:0")
+    server.fail("/api/datasets/owner/pajama", "503")
+    (answer,), output = hub_listings(server, "train/**", "owner/pajama", HF_TOKEN=f"hf_{SECRET}")
+    shards, _ = read_manifest({"shards": answer["shards"], "held_out": []})
+    assert [shard.path for shard in shards] == [
+        "train/chunk1/example_train_0.jsonl", "train/chunk2/example_train_0.jsonl",
+        "train/chunk10/example_train_0.jsonl", "train/rows.parquet", "train/small.jsonl",
+    ], "a page of the tree is missing, or the order is not natural"  # fmt: skip
+    assert {shard.revision for shard in shards} == {COMMIT}, "the listing is not pinned to a commit"
+    assert [shard.sha256 is None for shard in shards] == [False, False, False, False, True]
+    assert shards[4].etag is not None, "a small file of the hub is pinned by nothing"
+    assert (shards[3].groups, shards[3].documents) == ((30, 30, 20), 80)
+    assert any("503" in line and "waiting" in line for line in answer["said"]), "a hub that is down said nothing"
+    assert server.bodies(tree) >= 4, "429 on the tree was not waited out, or the pages were not followed"
+    assert SECRET not in output, "the token stands in the output"
+    sent = {headers.get("Authorization") for _, path, headers in server.requests if path.startswith("/api")}
+    assert sent == {f"Bearer hf_{SECRET}"}, "the hub was asked without the token"
+
+
+def test_a_gated_or_unknown_data_set_is_an_error_at_once(server):
+    server.data_sets["owner/gated"] = {"a.jsonl": b'{"text": "a"}\n'}
+    server.token = "hf_right"
+    (gated, nothing), output = hub_listings(server, "**", "owner/gated", "owner/nothing", HF_TOKEN=f"hf_{SECRET}")
+    assert "HF_TOKEN" in gated["error"] and "403" in gated["error"] and not gated["said"], gated
+    assert "404" in nothing["error"] and "'owner/nothing'" in nothing["error"] and not nothing["said"], nothing
+    asked = [path for _, path, _ in server.requests if "nothing" in path]
+    assert len(asked) == 1, f"a data set that is not there was asked for again: {asked}"
+    assert SECRET not in output

@@ -1,0 +1,339 @@
+"""Tokenising ahead: the same documents and rows as from the text, whatever is killed, damaged or missing on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow
+import pyarrow.parquet
+import pytest
+from server import Server
+from webdataset import TarWriter
+
+from pipeline.data import crew
+from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import read_documents
+from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.listing import list_source
+from pipeline.data.loader import RowStream
+from pipeline.data.tokenise import tokenise_corpus
+from pipeline.data.tokenised import about_tokenised, read_tokenised, write_tokenised
+from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.launch import die_with_parent
+from pipeline.run import RegrowError, hash_file
+
+
+@pytest.fixture(scope="module")
+def mixed(texts, tmp_path_factory):
+    """Two sources: jsonl.zst, tar, jsonl and parquet in row groups with an excluded domain; and more jsonl.zst."""
+    folder = tmp_path_factory.mktemp("mixed")
+    articles = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} for text in ["", *texts[:150]]]
+    book = {"text": texts[0], "meta": {"redpajama_set_name": "RedPajamaBook"}}
+    (folder / "corpus" / "deep").mkdir(parents=True)
+    write_jsonl_zst(folder / "corpus" / "b.jsonl.zst", [book, *articles[:12], book, articles[70], book])
+    with (folder / "corpus" / "a.tar").open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for number, record in enumerate([book, *articles[20:33], book]):
+            tar.write({"__key__": str(number), "json": record})
+    lines = [json.dumps(record) + "\n" for record in [book, *articles[40:54], book]]
+    (folder / "corpus" / "deep" / "c.jsonl").write_text("".join(lines))
+    table = pyarrow.Table.from_pylist([*articles[80:87], book, *articles[87:110]])
+    pyarrow.parquet.write_table(table, folder / "corpus" / "d.parquet", row_group_size=8)
+    write_jsonl_zst(folder / "other" / "b.jsonl.zst", articles[120:150])
+    first = list_source(str(folder / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    assert [shard.path for shard in first] == ["a.tar", "b.jsonl.zst", "d.parquet", "deep/c.jsonl"]
+    return [*first, *list_source(str(folder / "other"), source=1).shards]
+
+
+def call(shards, folder, tokenizer, **changes):
+    """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
+    said = []
+    made = tokenise_corpus(shards, folder=folder, tokenizer=tokenizer, **{
+        "separator": "eos", "trust_remote_code": False, "processes": 1, "cache": folder.with_name("cache"),
+        "on_damage": "raise", "die_with_parent": die_with_parent, "say": said.append, **changes,
+    })  # fmt: skip
+    return *made, said
+
+
+@pytest.fixture(scope="module")
+def done(mixed, tiny_model, tmp_path_factory):
+    """All of ``mixed`` made by two processes: the folder, the shards, the lines that were said."""
+    folder = tmp_path_factory.mktemp("done") / "made"
+    made, skipped, said = call(mixed, folder, tiny_model, processes=2)
+    assert skipped == []
+    return folder, made, said
+
+
+@pytest.fixture
+def tokenise(tiny_model, tmp_path):
+    """``tokenise(shards, **changes)`` to tmp_path/made."""
+    return lambda shards, **changes: call(shards, tmp_path / "made", **{"tokenizer": tiny_model, **changes})
+
+
+@pytest.fixture
+def encode(tiny_model):
+    return make_encoder(load_tokenizer(tiny_model))
+
+
+def ids_of(shard, encode):
+    path = Path(shard.place) / shard.path
+    if shard.format == "tokenised":
+        return {index: ids.tolist() for index, ids in read_tokenised(path)}
+    texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains)
+    return {index: encode(text) for index, text in texts}
+
+
+def test_documents_and_their_numbers_are_those_of_the_text(mixed, done, encode):
+    folder, made, said = done
+    assert [shard.path for shard in made] == [f"{shard.path}.tokens.tar" for shard in mixed]
+    for text, shard in zip(mixed, made, strict=True):
+        path = Path(shard.place) / shard.path
+        assert ids_of(shard, encode) == ids_of(text, encode), f"{shard.name} has other documents than {text.name}"
+        assert len(ids_of(shard, encode)) < shard.documents or text.source == 1, "no document was excluded"
+        about = about_tokenised(path)
+        expected = (tokenizer_hash(encode.tokenizer), encoder_hash(encode), None, encode.separator)
+        assert tuple(about[key] for key in ("tokenizer", "encoder", "bos", "separator")) == expected
+        assert (shard.documents, shard.groups) == (about["documents"], text.groups)
+        assert shard.documents == text.documents, "an excluded document at the end of the file lost its place"
+        assert (shard.bytes, shard.sha256) == (path.stat().st_size, hash_file(path))
+        assert (shard.source, shard.kind, shard.format) == (text.source, "local", "tokenised")
+    for number in (0, 1):
+        listed = list_source(str(folder / f"source-{number}"), source=number).shards
+        mine = {shard.path: (shard.bytes, shard.sha256, shard.documents) for shard in made if shard.source == number}
+        assert {shard.path: (shard.bytes, shard.sha256, shard.documents) for shard in listed} == mine
+    tokens = sum(len(ids) for shard in made for ids in ids_of(shard, encode).values())
+    assert said[-1].startswith(f"5 of 5 done: {tokens:,} tokens, "), said
+    assert not list(folder.rglob("*.new")), "an unfinished file was left"
+
+
+@pytest.mark.parametrize("lanes", [3, 16])
+def test_the_lanes_give_the_same_rows(mixed, done, encode, tmp_path, lanes):
+    settings = {"encode": encode, "lanes": lanes, "row_length": 48, "seed": 3, "cache": tmp_path, "weights": (2.0, 1.0)}
+    rows = zip(RowStream(mixed, **settings), RowStream(done[1], **settings), strict=True)
+    count = 0
+    for text, ahead in islice(rows, 1200):
+        assert np.array_equal(text.input_ids, ahead.input_ids), f"row {text.index} has other ids"
+        assert np.array_equal(text.cu_seqlens, ahead.cu_seqlens), f"row {text.index} has other documents"
+        assert (text.lane, text.cursor) == (ahead.lane, ahead.cursor), f"row {text.index} ends elsewhere"
+        count += 1
+    assert count == 1200 and all(cursor.epoch > 0 for cursor in text.cursor.cursors), "less than an epoch was compared"
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """The folder that was made, and its shards, in tmp_path; times of change are kept."""
+    shutil.copytree(done[0], tmp_path / "made")
+    return tmp_path / "made", [
+        replace(shard, place=str(tmp_path / "made" / Path(shard.place).name)) for shard in done[1]
+    ]
+
+
+def test_what_is_finished_is_not_done_again(mixed, copied, tokenise, tmp_path):
+    folder, made = copied
+    before = times(folder)
+    again, _, said = tokenise(mixed)
+    assert (again, said) == (made, ["5 of 5 shards were tokenised before"]) and times(folder) == before
+    (folder / "tokenised.jsonl").unlink()
+    assert tokenise(mixed)[0] == made and times(folder) == before, "without its index a file says itself what it is"
+
+    # What changed is done anew, and that alone: a tokenised file that lost its end, one with a flip, and a source.
+    tar, zst, parquet = (Path(shard.place) / shard.path for shard in made[:3])
+    tar.write_bytes(tar.read_bytes()[:-5000])
+    flipped = bytearray(zst.read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    zst.write_bytes(flipped)
+    source = tmp_path / "corpus" / "d.parquet"
+    source.parent.mkdir()
+    table = pyarrow.parquet.read_table(Path(mixed[2].place) / mixed[2].path)
+    pyarrow.parquet.write_table(table.slice(0, 20), source)
+    changed = list_source(str(source), exclude_domains=("RedPajamaBook",)).shards
+    again, _, said = tokenise([*mixed[:2], *changed, *mixed[3:]])
+    assert said[0] == "2 of 5 shards were tokenised before", said
+    after = times(folder)
+    assert {name for name in after if after[name] != before[name]} == {path.name for path in (tar, zst, parquet)}
+    assert (again[2].documents, again[2].groups) == (20, (20,))
+    assert [*again[:2], *again[3:]] == [*made[:2], *made[3:]], "the same text gave other bytes"
+
+    other, _, said = tokenise(mixed[4:], separator="<s>")
+    assert said[0].startswith("1 of 1 done") and other[0].documents == made[4].documents
+    assert other[0].sha256 != made[4].sha256, "the separator changed and the ids did not"
+
+
+def test_tokenised_shards_pass_through_if_their_ids_are_the_same(mixed, copied, tokenise, tmp_path):
+    _, made = copied
+    both = [mixed[2], *made[:2], mixed[3]]
+    assert tokenise(both)[0] == [made[2], *made[:2], made[3]]
+    with pytest.raises(RegrowError, match=rf"{re.escape(made[0].name)}: tokenised with another separator \(it has 1, "):
+        tokenise(both, separator="<s>")
+    foreign = tmp_path / "foreign" / "x.tar"
+    write_tokenised(foreign, [[1, 2, 3]], about={"vocabulary": 1000, "tokenizer": "another"})
+    with pytest.raises(RegrowError, match="tokenised with another tokenizer"):
+        tokenise([*mixed, *list_source(str(foreign.parent)).shards])
+
+
+@pytest.fixture
+def long_and_short(texts, shard_of, tmp_path):
+    """A shard that takes some ten seconds to tokenise, and two of a moment."""
+    shard_of("long.jsonl", [text for _ in range(30) for text in texts])
+    for number in range(2):
+        shard_of(f"short_{number}.jsonl.zst", texts[number : number + 20])
+    return list_source(str(tmp_path / "corpus")).shards
+
+
+def wait_for_file(folder, pattern, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := list(folder.rglob(pattern)):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no {pattern} in {folder} within {seconds} s")
+
+
+def test_a_killed_process_is_an_error_that_names_it(long_and_short, tokenise, tmp_path):
+    killed = []
+
+    def kill():
+        name = wait_for_file(tmp_path / "made", ".long*.new")[0].name
+        wait_for_file(tmp_path / "made", "short_1*.tar")
+        killed.append(int(name.split(".")[-2]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(RegrowError) as error:
+        tokenise(long_and_short, processes=2)
+    thread.join()
+    assert f"(pid {killed[0]}) ended with signal 9 while it had shard {long_and_short[0].name}" in str(error.value)
+    assert not multiprocessing.active_children(), "the other process goes on"
+    assert set(times(tmp_path / "made")) == {f"short_{number}.jsonl.zst.tokens.tar" for number in range(2)}
+    assert not list((tmp_path / "made").rglob("*.new")), "the killed process's unfinished file was left"
+    before = times(tmp_path / "made")
+    assert tokenise(long_and_short[1:])[2] == ["2 of 2 shards were tokenised before"]
+    assert times(tmp_path / "made") == before, "what was finished before the kill was done again"
+
+
+def test_processes_end_with_the_one_that_started_them(long_and_short, tokenise, tmp_path):
+    parent = multiprocessing.get_context("fork").Process(target=tokenise, args=(long_and_short,))
+    parent.start()
+    wait_for_file(tmp_path / "made", ".long*.new")
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert children, "nobody is tokenising"
+    os.kill(parent.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    parent.join()
+    for child in alive:
+        child.kill()
+    assert not alive, f"these outlived their parent: {alive}"
+    assert list((tmp_path / "made").rglob("*.new")), "an unfinished file is expected here"
+    tokenise([])
+    assert not list((tmp_path / "made").rglob("*.new")), "the next start leaves it lying"
+
+
+def test_damage_ends_it_or_is_recorded(mixed, tokenise, encode, tmp_path):
+    cut = tmp_path / "corpus" / "cut.jsonl.zst"
+    cut.parent.mkdir()
+    cut.write_bytes((Path(mixed[1].place) / mixed[1].path).read_bytes()[:-30])
+    here = replace(mixed[1], place=str(cut.parent), path=cut.name)
+    # Neither hash nor size is known of the second: the decoder meets the damage.
+    shards = [
+        here,
+        mixed[0],
+        replace(here, path="../corpus/cut.jsonl.zst", sha256=None, documents=None, bytes=cut.stat().st_size),
+        replace(mixed[3], documents=mixed[3].documents + 1),
+    ]
+    shards[2] = replace(shards[2], source=1, path=cut.name)
+    made, skipped, _ = tokenise(shards, on_damage="skip")
+    assert [shard.path for shard in made] == ["a.tar.tokens.tar"] and ids_of(made[0], encode) == ids_of(
+        mixed[0], encode
+    )
+    assert [entry["shard"] for entry in skipped] == [shard.name for shard in (shards[0], *shards[2:])]
+    reasons = [
+        r"bytes, the manifest says",
+        r"damaged at document \d+",
+        rf"{mixed[3].documents} documents, the manifest",
+    ]
+    for entry, reason in zip(skipped, reasons, strict=True):
+        assert re.search(reason, entry["reason"]) and entry["shard"] in entry["reason"], entry
+    with pytest.raises(DamagedShard, match=rf"{re.escape(str(cut))}: damaged at document"):
+        tokenise(shards[1:3])
+    assert set(times(tmp_path / "made")) == {"a.tar.tokens.tar"}, "a damaged shard left a tokenised one"
+
+
+def test_what_cannot_be_done_is_refused_before_it_begins(mixed, tokenise, tmp_path):
+    with pytest.raises(RegrowError, match=r"no space for 5 tokenised shards: 6000000\.00 GB needed"):
+        tokenise([replace(mixed[0], path="x.jsonl", bytes=10**16), *mixed[1:]])
+    with pytest.raises(RegrowError, match="its name leads out of"):
+        tokenise([replace(mixed[0], path="../../x.jsonl")])
+    signed = replace(mixed[0], kind="url", place="http://host", path="a.jsonl?key=1", sha256=None)
+    with pytest.raises(RegrowError, match="two shards of one source have the same name"):
+        tokenise([signed, replace(signed, path="a.jsonl?key=2")])
+    (tmp_path / "made").mkdir(exist_ok=True)
+    with (tmp_path / "made" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RegrowError, match="another command is tokenising into it"):
+            tokenise(mixed)
+
+
+def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    try:
+        for shard in mixed[:3]:
+            server.files[f"/{shard.path}"] = (Path(shard.place) / shard.path).read_bytes()
+        remote = [list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
+                  for shard in mixed[:3]]  # fmt: skip
+        assert remote[2].groups == mixed[2].groups and remote[0].documents is None
+        server.fail(f"/{remote[0].path}", "429:0")
+        made, _, said = tokenise(remote)
+    finally:
+        server.close()
+    for shard, text in zip(made, mixed, strict=False):
+        assert ids_of(shard, encode) == ids_of(text, encode), f"{text.name} gives other documents from a server"
+        assert (shard.documents, shard.groups) == (text.documents, text.groups)
+    assert any("429" in line for line in said), f"the wait was not said: {said}"
+    left = [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".sha256")]
+    assert not left, f"copies were left in the cache: {left}"
+
+
+def test_a_tokenizer_in_python_code_works_too(mixed, tokenise, tmp_path):
+    folder = tmp_path / "byt5"
+    folder.mkdir()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    encode = make_encoder(load_tokenizer(folder))
+    assert encode.engine is None, "transformers has a compiled one now; take another"
+    made, _, _ = tokenise(mixed[:1], tokenizer=folder)
+    assert ids_of(made[0], encode) == ids_of(mixed[0], encode)
+
+
+def test_progress_tells_speed_and_time_left(monkeypatch):
+    lines = []
+    pace = crew.Pace(4, 4000, lines.append)
+    monkeypatch.setattr(crew, "EVERY", 0.0)
+
+    class Done:
+        name, size = "job", 1000
+
+    halfway = [crew.Worker(None, Done(), tokens=500, share=0.5), crew.Worker(None, Done(), tokens=500, share=0.5)]
+    pace.tell([])
+    pace.begun -= 100
+    pace.add(Done(), {"tokens": 1000})
+    pace.tell(halfway)
+    # 2,000 of 4,000 bytes and 2,000 tokens in 100 s.
+    assert lines[-1] == "1 of 4 done: 2,000 tokens, 20 tokens/s, 0:01:40 left", lines
