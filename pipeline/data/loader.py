@@ -113,33 +113,22 @@ class RowStream(IterableDataset):
             index += step
 
 
-def load_rows(
-    stream: RowStream, workers: int, die_with_parent: Callable[[], None], pin_memory: bool = False
-) -> Iterator[Row]:
+def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], None]) -> Iterator[Row]:
     """The stream's rows through ``workers`` processes (0: in this one); a worker's death is an error here.
 
-    ``die_with_parent`` runs in each worker first, so that none outlives its rank. ``pin_memory`` puts ids where a GPU
-    can fetch them by itself. Raises RegrowError, what a worker raised or naming the process that was killed.
+    ``die_with_parent`` runs in each worker first, so that none outlives its rank. Raises RegrowError, what a worker
+    raised or naming the process that was killed.
     """
     if workers == 0:
-        rows = iter(stream)
-    else:
-        # A generator of its own: the loader would draw its workers' seed from training's random state, once more
-        # after every resume.
-        rows = _from_workers(stream, DataLoader(
-            stream, batch_size=None, num_workers=workers, worker_init_fn=partial(_begin, die_with_parent),
-            prefetch_factor=8, generator=torch.Generator(),
-        ))  # fmt: skip
-    for row in rows:
-        # Pinned here and not in torch's thread: that one can wait for ever for the rest of a dead worker's message.
-        yield row.pin_memory() if pin_memory else row
-
-
-def _begin(die_with_parent: Callable[[], None], number: int) -> None:
-    die_with_parent()
-
-
-def _from_workers(stream: RowStream, loader: DataLoader) -> Iterator[Row]:
+        yield from stream
+        return
+    # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
+    # every resume. Pages are locked by the training loop, for a whole micro-batch: torch's thread for it can wait for
+    # ever for the rest of a dead worker's message.
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, worker_init_fn=partial(_begin, die_with_parent),
+        prefetch_factor=8, generator=torch.Generator(),
+    )  # fmt: skip
     try:
         for row in loader:
             if isinstance(row, RegrowError):
@@ -153,6 +142,10 @@ def _from_workers(stream: RowStream, loader: DataLoader) -> Iterator[Row]:
             f"a data worker of rank {stream.rank} was killed (pid {gone[1].strip()}). The kernel does that when memory "
             "runs out (see dmesg): lower data.workers or free memory. The same command goes on at the last checkpoint"
         ) from None
+
+
+def _begin(die_with_parent: Callable[[], None], number: int) -> None:
+    die_with_parent()
 
 
 def _allow_open_files(needed: int) -> None:

@@ -8,7 +8,7 @@ nothing but the cursor needs to be kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,6 @@ class Row:
     def __post_init__(self) -> None:
         if self.cu_seqlens is None:
             object.__setattr__(self, "cu_seqlens", np.array([0, len(self.input_ids)], dtype=np.int32))
-
-    def pin_memory(self) -> Row:
-        """The row with its ids in page-locked memory, from where a copy to the GPU need not be waited for."""
-        import torch
-
-        # The array keeps the tensor's memory alive, and torch.from_numpy of it is a pinned tensor again.
-        return replace(self, input_ids=torch.from_numpy(self.input_ids).pin_memory().numpy())
-
-
-def position_ids(row: Row) -> np.ndarray:
-    """Positions (T,) int64 that begin at 0 with every document of the row, and at the row's start."""
-    edges = np.asarray(row.cu_seqlens, dtype=np.int64)
-    return np.arange(edges[-1]) - np.repeat(edges[:-1], np.diff(edges))
 
 
 def pack(

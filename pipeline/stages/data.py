@@ -64,7 +64,6 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if held_out and unseen:
         say(f"{unseen} shards were not searched for held-out documents: their text is not here")
 
-    surveys = _survey(config, corpus, listings)
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
@@ -74,6 +73,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         )  # fmt: skip
         skipped += damaged
     manifest = build_manifest(corpus, held_out, skipped)
+    surveys = _survey(config, corpus, listings)
     dealt = deal(corpus, config.data.lanes, config.data.seed)
     write_json(folder / "manifest.json", manifest)
     return _tell(config, corpus, listings, surveys, say) | {

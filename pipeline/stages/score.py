@@ -22,6 +22,7 @@ from pipeline.importance.selection import write_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import World
 from pipeline.model.load import load_model, model_files, resolve_model
+from pipeline.model.structure import find_blocks, require_separate_blocks
 from pipeline.run import Run, read_json, write_json
 
 FORMAT = 1
@@ -45,6 +46,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
         trust_remote_code=config.model.trust_remote_code,
     )  # fmt: skip
+    require_separate_blocks(model, find_blocks(model))
     losses = _sweep(model, sequences, folder / "progress", world, say)
     targets = config.score.length - 1
     if world.rank == 0:

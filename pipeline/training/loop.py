@@ -85,7 +85,7 @@ def train_steps(
         taken = [[next(rows) for _ in range(micro_batch)] for _ in range(engine.accumulation)]
         data_wait = time.perf_counter() - begin
 
-        batches = [torch.from_numpy(np.stack([row.input_ids for row in micro])) for micro in taken]
+        batches = [_stacked(micro, world.device) for micro in taken]
         documents = [[row.cu_seqlens for row in micro] if within_documents else None for micro in taken]
         counts = torch.tensor([
             sum(map(_count_targets, batches, documents)), sum(batch.numel() for batch in batches),
@@ -136,6 +136,12 @@ def _count_targets(batch: torch.Tensor, documents: list[np.ndarray] | None) -> i
 
 def _sample(row: Any) -> Sample:
     return Sample(row.index, row.lane, hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16])
+
+
+def _stacked(micro: list[Any], device: torch.device) -> torch.Tensor:
+    """Ids of a micro-batch (rows, T) int64; in page-locked memory where a GPU fetches them while it computes."""
+    ids = torch.from_numpy(np.stack([row.input_ids for row in micro]))
+    return ids.pin_memory() if device.type == "cuda" else ids
 
 
 def _agreed_loss(loss: torch.Tensor, step: int, taken: list[list[Any]]) -> float:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.packing import Row, pack, position_ids
+from pipeline.data.packing import Row, pack
 from pipeline.data.position import Cursor, LaneCursor
 
 
@@ -48,18 +46,6 @@ def test_rows_do_not_share_memory():
     assert not any(np.shares_memory(a[0], b[0]) for a, b in pairwise(rows))
 
 
-def test_positions_begin_again_with_every_document():
-    row = Row(3, np.arange(7), 1, LaneCursor(), np.array([0, 2, 3, 7], dtype=np.int32))
-    assert position_ids(row).tolist() == [0, 1, 0, 0, 1, 2, 3] and position_ids(row).dtype == np.int64
+def test_a_row_is_one_document_where_nothing_else_is_said():
     plain = Row(3, np.arange(7), 1, LaneCursor())
     assert plain.cu_seqlens.tolist() == [0, 7] and plain.cu_seqlens.dtype == np.int32, "one document"
-    assert position_ids(plain).tolist() == list(range(7))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_pinned_row_is_the_row():
-    row = Row(3, np.arange(7), 1, LaneCursor(), np.array([0, 2, 7], dtype=np.int32))
-    pinned = row.pin_memory()
-    assert torch.from_numpy(pinned.input_ids).is_pinned(), "the ids are in ordinary memory"
-    assert pinned.input_ids.tolist() == row.input_ids.tolist() and pinned.cursor is row.cursor and pinned.index == 3

@@ -85,9 +85,8 @@ def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_
     assert len(checks) == 5 and all(check["difference"] <= check["tolerance"] for check in checks)
     assert [check["tolerance"] for check in checks].count(0) == 2, "reloading is compared bit for bit"
     assert not (run.stage("prune") / "model.new").exists()
-    # A first block that goes leaves no cache to compare with while it is skipped: one check fewer, none failing.
     record, _ = pruned("prune.blocks=[0]")
-    assert len(record["self_test"]["checks"]) == 4 and record["criterion"] is None
+    assert len(record["self_test"]["checks"]) == 5 and record["criterion"] is None
 
 
 def test_a_second_pruning_keeps_the_first_dense_indices(pruned, tmp_path):
@@ -129,19 +128,40 @@ def test_a_bare_python_loads_it_and_generates_with_a_cache(pruned, tmp_path):
     compare("bare Python and ours", torch.load(tmp_path / "logits"), ours, TOLERANCE)
 
 
-def test_the_self_test_ends_the_stage_when_the_saved_model_is_another(pruned, tiny_config, tiny_model, tmp_path):
-    """A model whose blocks know their place (attention scaled by the block's number) computes something else."""
+def save(model, tiny_model: Path, folder: Path) -> Path:
+    """A model's folder with the tiny tokenizer."""
+    model.save_pretrained(folder)
+    for path in tiny_model.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_the_self_test_ends_the_stage_when_the_models_differ(pruned, tiny_model, tmp_path):
+    """MiniMax's linear attention computes with a cache what it does not compute without one."""
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+    torch.manual_seed(0)
+    model = MiniMaxForCausalLM(MiniMaxConfig(
+        vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, block_size=4, initializer_range=0.3,
+        bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    with pytest.raises(RegrowError, match=r"self-test of pruning: .* differ"):
+        pruned(f"model.path={save(model, tiny_model, tmp_path / 'minimax')}", "prune.remove=3")
+    assert not (tmp_path / "runs" / "tiny" / "prune" / "prune.json").exists()
+
+
+def test_blocks_that_know_their_place_are_refused(pruned, tiny_model, tmp_path):
+    """GPT-2 whose attention is scaled by the block's number: renumbered blocks would compute something else."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=1000, n_embd=32, n_layer=8, n_head=4, n_positions=64,
-                                       initializer_range=0.3, scale_attn_by_inverse_layer_idx=True,
-                                       bos_token_id=0, eos_token_id=1))  # fmt: skip
-    model.save_pretrained(tmp_path / "gpt2")
-    for path in tiny_model.glob("tokenizer*"):
-        shutil.copy(path, tmp_path / "gpt2")
-    with pytest.raises(RegrowError, match="self-test of pruning: removed in memory and reloaded differ"):
-        pruned(f"model.path={tmp_path}/gpt2", "prune.remove=3")
+    model = GPT2LMHeadModel(GPT2Config(
+        vocab_size=1000, n_embd=32, n_layer=8, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True,
+        bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    with pytest.raises(RegrowError, match="scaling"):
+        pruned(f"model.path={save(model, tiny_model, tmp_path / 'gpt2')}", "prune.remove=3")
     assert not (tmp_path / "runs" / "tiny" / "prune" / "prune.json").exists()
 
 
