@@ -18,7 +18,8 @@ _HOMES = {
     "load_config": "pipeline.config",
     "load_model": "pipeline.model.load",
     "remove_blocks": "pipeline.model.blocks",
-    "score_blocks": "pipeline.importance.ppl",
+    "replace_blocks": "pipeline.model.replacement",
+    "score_blocks": "pipeline.importance.scoring",
     "skip_blocks": "pipeline.model.blocks",
 }
 

@@ -84,3 +84,23 @@ def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None
         f"a loss near ln(32,000) = 10.4 was expected of random tokens: {figures}"
     )
     assert figures["mfu"] is None and figures["peak_memory"] > 1e8, f"a CPU has no known peak: {figures}"
+
+
+def test_data_compares_the_same_rows(tiny_model: Path, demo: Path) -> None:
+    figures, before = run_benchmark(
+        "data", "--model", tiny_model, "--text", demo / "text" / "train", "--separator", "eos", "--quick"
+    )
+    assert figures["same_rows"] is True, f"tokenised shards gave other rows than the text: {figures}"
+    speed = figures["tokens_per_second"]
+    readers = {"text", "tokenised", "datasets", "webdataset"}
+    assert set(speed) == {*readers, "bare_transformers", "bare_compiled"} and min(speed.values()) > 0, figures
+    bare = max(speed["bare_transformers"], speed["bare_compiled"])
+    assert math.isclose(figures["of_bare"], speed["text"] / bare), f"not the ratio to the faster call: {figures}"
+    assert math.isclose(figures["tokenised_times_text"], speed["tokenised"] / speed["text"]), figures
+    resumes = figures["resume_seconds"]
+    assert set(resumes) == {*readers, "synthetic"} and set(resumes["synthetic"]) == {"10", "2000"}, figures
+    assert all(seconds > 0 for found in resumes.values() for seconds in found.values()), figures
+    assert figures["position_bytes"]["7"] < 64 * 1024, f"the position of 384 lanes and 7 sources is large: {figures}"
+    # 8 x 57,000 tokens/s.
+    assert figures["workers_for_8_h100"] == math.ceil(456_000 / speed["text"]), figures
+    assert any("456,000" in line for line in before), f"the arithmetic was not printed: {before}"

@@ -7,11 +7,11 @@ model without it, over all tokens of the calibration sequences; nothing is subtr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from pipeline.importance.selection import near_ties, order_blocks
 from pipeline.importance.sweep import removal_losses
@@ -19,26 +19,6 @@ from pipeline.run import RegrowError
 
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision.
 TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5}
-
-
-def score_blocks(
-    model: nn.Module, batches: Iterable[torch.Tensor], criteria: Iterable[str] = ("ppl",)
-) -> dict[str, Any]:
-    """Score every block of a model: criterion -> its entry of scores.json (scores, order, dense perplexity, ...).
-
-    ``batches`` are int64 ids (B, T), T the same in all; each batch goes through the model once. Raises RegrowError on
-    an unknown criterion, on no batch, or on batches of several lengths.
-    """
-    unknown = set(criteria) - {"ppl"}
-    if unknown:
-        raise RegrowError(f"criteria {sorted(unknown)}: not known; known are: ppl")
-    batches = list(batches)
-    lengths = {batch.shape[1] for batch in batches}
-    if len(lengths) != 1:
-        raise RegrowError(f"calibration batches: one length is wanted, got {sorted(lengths) or 'no batch'}")
-    losses = torch.cat([removal_losses(model, batch) for batch in batches], dim=1)
-    tie = TIE[str(next(model.parameters()).dtype).removeprefix("torch.")]
-    return {"ppl": summarise(losses, lengths.pop() - 1, tie)}
 
 
 def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
@@ -59,3 +39,25 @@ def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
         "sequence_losses": (losses[:-1] / targets).tolist(),
         "dense_sequence_losses": (losses[-1] / targets).tolist(),
     }
+
+
+def perplexity_without(
+    model: nn.Module,
+    batches: Iterable[torch.Tensor],
+    removed: Sequence[int],
+    group: distributed.ProcessGroup | None = None,
+) -> float:
+    """Perplexity, over all tokens of ``batches`` (ids (B, T) int64), of the model without the removed blocks.
+
+    With a ``group`` the batches are those of this process, and the perplexity that of all. Raises RegrowError when
+    there is no batch.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        losses = removal_losses(model, batch, blocks=[], without=removed)
+        sums += torch.tensor([losses.sum(), batch[:, 1:].numel()])
+    if group is not None:
+        distributed.all_reduce(sums, group=group)
+    if not sums[1]:
+        raise RegrowError("no batch: a perplexity needs one sequence at least")
+    return math.exp(sums[0] / sums[1])

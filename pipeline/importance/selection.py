@@ -2,15 +2,20 @@
 
 The order runs from the least important block to the most important one. Shortened LLM's "+" rule, which it applies
 to every criterion, is the protect rule here: the first and the last blocks stay whatever their scores.
+
+One-shot selection takes the first free blocks of an order (``choose_blocks``), or as many as a perplexity allows
+(``choose_within``); contiguous selection takes the best window of blocks (``choose_window``); greedy selection scores
+again after each removal and stands in greedy.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from pipeline.model.costs import count_removals
 from pipeline.run import RegrowError, write_atomic
 
 
@@ -33,22 +38,84 @@ def protected_blocks(total: int, first: int = 4, last: int = 2) -> list[int]:
     return [index for index in range(total) if index < first or index >= total - last]
 
 
-def choose_blocks(order: Sequence[int], remove: int, *, protect_first: int = 4, protect_last: int = 2) -> list[int]:
-    """The first ``remove`` blocks of the order that are not protected, sorted by index (one-shot removal).
+def choose_blocks(
+    order: Sequence[int],
+    remove: int | None = None,
+    *,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    dense_parameters: int | None = None,
+    block_parameters: int | Sequence[int] | None = None,
+    protect_first: int = 4,
+    protect_last: int = 2,
+) -> list[int]:
+    """The first blocks of the order that are not protected, sorted by index (one-shot removal).
 
-    Raises RegrowError when the order is not one of all blocks, or too few are free to go.
+    How many is said by exactly one of ``remove`` (so many), ``ratio`` (that share of all) and ``parameters`` (the
+    fewest that leave at most so many of ``dense_parameters``), as in ``count_removals``. Raises RegrowError when the
+    order is not one of all blocks, or too few are free to go.
     """
     total = len(order)
     if sorted(order) != list(range(total)):
         raise RegrowError(f"block order {list(order)}: not every index from 0 to {total - 1} stands in it once")
     kept = set(protected_blocks(total, protect_first, protect_last))
     free = [index for index in order if index not in kept]
+    if remove is None or ratio is not None or parameters is not None:
+        remove = count_removals(
+            total, len(kept), remove=remove, ratio=ratio, parameters=parameters, dense_parameters=dense_parameters,
+            block_parameters=block_parameters,
+        )  # fmt: skip
     if remove > len(free):
         raise RegrowError(
             f"{remove} of {total} blocks cannot be removed: {len(kept)} are protected (first {protect_first}, last "
             f"{protect_last}), which leaves {len(free)}; lower prune.remove or the protect rule"
         )
     return sorted(free[:remove])
+
+
+def choose_within(
+    order: Sequence[int],
+    budget: float,
+    perplexity: Callable[[list[int]], float],
+    *,
+    protect_first: int = 4,
+    protect_last: int = 2,
+) -> list[int]:
+    """As many blocks of the order as a perplexity allows, sorted: one-shot removal that stops at a budget.
+
+    ``perplexity(blocks)`` measures the model without those blocks (``perplexity_without`` of ppl.py). Blocks go one
+    after another until the next would bring it above ``budget``. Raises RegrowError when the first one would.
+    """
+    chosen: list[int] = []
+    free = len(order) - len(protected_blocks(len(order), protect_first, protect_last))
+    for remove in range(1, min(free, len(order) - 1) + 1):
+        tried = choose_blocks(order, remove, protect_first=protect_first, protect_last=protect_last)
+        reached = perplexity(tried)
+        if not reached <= budget:
+            if not chosen:
+                raise RegrowError(f"without block {tried[0]} the perplexity is {reached:.4g}, the budget {budget:.4g}")
+            break
+        chosen = tried
+    return chosen
+
+
+def choose_window(
+    windows: Sequence[Sequence[float]], remove: int, *, protect_first: int = 4, protect_last: int = 2
+) -> list[int]:
+    """The window of ``remove`` neighbouring blocks that carries its input least far (contiguous removal).
+
+    ``windows`` is that of a distance's entry of scores.json: entry n - 1 of list s is the distance of the n blocks
+    from s. Equal windows by start. Raises RegrowError when no window lies between the protected blocks.
+    """
+    total = len(windows)
+    starts = range(protect_first, total - protect_last - remove + 1)
+    if not starts or not 1 <= remove < total:
+        raise RegrowError(
+            f"no window of {remove} of {total} blocks lies between the first {protect_first} and the last "
+            f"{protect_last}, which are protected; lower prune.remove or the protect rule"
+        )
+    start = min(starts, key=lambda start: (windows[start][remove - 1], start))
+    return list(range(start, start + remove))
 
 
 def write_block_order(path: Path, order: Sequence[int]) -> None:

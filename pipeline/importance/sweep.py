@@ -10,58 +10,91 @@ masks, rotary embeddings, final norm, head), so that any decoder whose blocks ca
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.model.blocks import find_blocks, replaced_forward
+from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
 
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
 HEAD_ROWS = 8
 
+#: Called with j and the dense state (B, T, d) that enters block j; last with L and what leaves the last block, before
+#: the final norm. The state is a view of a larger tensor: whoever keeps it takes a copy.
+Watch = Callable[[int, torch.Tensor], None]
+
 
 @torch.no_grad()
-def removal_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def removal_losses(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    *,
+    blocks: Sequence[int] | None = None,
+    without: Sequence[int] = (),
+    watch: Watch | None = None,
+) -> torch.Tensor:
     """Summed token losses of each sequence, without each block and with all of them.
 
     ``input_ids`` (B, T) int64, all of full length (no padding). Returns (L + 1, B) fp64 on the CPU, in nats summed
     over the T - 1 targets: row j is the model without block j, the last row the dense model. Losses are fp32 for each
     token, summed in fp64 for each sequence. The peak is (L + 1) x B sequences in one block.
 
-    Raises RegrowError when a loss is not a number.
+    ``without`` are blocks that are gone already: the dense model is then the one without them. ``blocks`` are those
+    to leave out in turn, in rising order, default all that are left; the result has one row for each, and the last.
+    ``watch`` sees the dense state between the blocks as they are computed.
+
+    Raises RegrowError when a loss is not a number, or when ``blocks`` names one that is gone or is not there.
 
     Source: the PPL criterion of Shortened LLM (arXiv 2402.02834, section 3.2): exp of the mean loss without a block.
     """
     model.eval()
-    blocks = find_blocks(model)
+    every = find_blocks(model)
+    running = {index: block for index, block in enumerate(every) if index not in set(without)}
+    tried = list(running) if blocks is None else list(blocks)
+    if tried != sorted(set(tried) & running.keys()):
+        raise RegrowError(f"blocks {tried} to leave out: wanted are some of {list(running)}, in rising order")
     input_ids = input_ids.to(next(model.parameters()).device)
-    states, as_tuple = _final_states(model, blocks, input_ids)
     sums = []
-    for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
-        targets = input_ids.repeat(len(state) // len(input_ids), 1)
-        losses = next_token_losses(_logits(model, blocks, state, targets, as_tuple), targets)
-        sums.append(losses.double().sum(dim=1).cpu())
-    dense_first = torch.cat(sums).view(len(blocks) + 1, len(input_ids))
+    with skip_blocks(model, without):
+        states, as_tuple = _final_states(model, running, tried, input_ids, watch)
+        for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
+            targets = input_ids.repeat(len(state) // len(input_ids), 1)
+            losses = next_token_losses(_logits(model, running.values(), state, targets, as_tuple), targets)
+            sums.append(losses.double().sum(dim=1).cpu())
+    dense_first = torch.cat(sums).view(len(tried) + 1, len(input_ids))
     losses = dense_first.roll(-1, dims=0)
-    broken = losses.isnan().any(dim=1).nonzero().flatten().tolist()
-    if broken:
+    rows = losses.isnan().any(dim=1).nonzero().flatten().tolist()
+    if rows:
+        broken = [[*tried, len(every)][row] for row in rows]
         raise RegrowError(
-            f"losses without blocks {broken} are not numbers (block {len(blocks)} stands for the dense model); score "
+            f"losses without blocks {broken} are not numbers (block {len(every)} stands for the dense model); score "
             "again with score.dtype=float32"
         )
     return losses
 
 
-def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tensor) -> tuple[torch.Tensor, bool]:
+@torch.no_grad()
+def dense_states(model: nn.Module, input_ids: torch.Tensor, watch: Watch) -> None:
+    """Show ``watch`` the dense state between all blocks, in one forward of the decoder and without a loss."""
+    model.eval()
+    running = dict(enumerate(find_blocks(model)))
+    _final_states(model, running, [], input_ids.to(next(model.parameters()).device), watch)
+
+
+def _final_states(
+    model: nn.Module, running: dict[int, nn.Module], tried: Sequence[int], input_ids: torch.Tensor, watch: Watch | None
+) -> tuple[torch.Tensor, bool]:
     """States behind the last block, before the final norm, and whether the blocks of this model return tuples.
 
-    States: ((1 + L) x B, T, d); the dense one first, then block 0's.
+    States: ((1 + variants) x B, T, d); the dense one first, then those of ``tried`` in turn.
     """
     batch = len(input_ids)
+    index_of = {block: index for index, block in running.items()}
+    last, behind_all = max(running), len(find_blocks(model))
     variants: list[torch.Tensor] = []
 
     def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -69,6 +102,8 @@ def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tens
         hidden, args, kwargs = _take_hidden(args, kwargs)
         if hidden.shape[0] != batch:
             raise RegrowError(f"{type(block).__name__} got {hidden.shape[0]} rows for {batch} sequences; not supported")
+        if watch is not None:
+            watch(index_of[block], hidden)
         times = 1 + len(variants)
         entering.append(hidden)
         wide = torch.cat([hidden, *variants]) if variants else hidden
@@ -78,8 +113,11 @@ def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tens
         """Keep the variants, add the one without this block, and hand the dense state back to the model."""
         hidden = output[0] if isinstance(output, tuple) else output
         dense, *moved = hidden.split(batch)
-        variants[:] = [*moved, entering.pop()]
-        if block is blocks[-1]:
+        skipping = entering.pop()
+        variants[:] = [*moved, skipping] if index_of[block] in tried else moved
+        if index_of[block] == last:
+            if watch is not None:
+                watch(behind_all, dense)
             leaving.append(dense)
             tuples.append(isinstance(output, tuple))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
@@ -87,13 +125,13 @@ def _final_states(model: nn.Module, blocks: nn.ModuleList, input_ids: torch.Tens
     entering: list[torch.Tensor] = []
     leaving: list[torch.Tensor] = []
     tuples: list[bool] = []
-    with _hooks(blocks, before=widen, after=narrow):
+    with _hooks(running.values(), before=widen, after=narrow):
         _run_without_head(model, input_ids)
     return torch.cat([*leaving, *variants]), tuples[0]
 
 
 def _logits(
-    model: nn.Module, blocks: nn.ModuleList, state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
+    model: nn.Module, blocks: Iterable[nn.Module], state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
 ) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 
@@ -112,7 +150,7 @@ def _run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _hooks(blocks: nn.ModuleList, *, before: Any, after: Any) -> Iterator[None]:
+def _hooks(blocks: Iterable[nn.Module], *, before: Any, after: Any) -> Iterator[None]:
     handles = []
     try:
         for block in blocks:

@@ -74,14 +74,18 @@ def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
 def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Within the context ``forward`` stands in for the blocks' own."""
     blocks = list(blocks)
+    # An instance attribute shadows the class's forward. One that was there before (from a context around this one, or
+    # from accelerate) is put back; else the attribute goes.
+    before = [block.__dict__.get("forward") for block in blocks]
     try:
         for block in blocks:
-            # An instance attribute shadows the class's forward; deleting it restores the block exactly.
             block.forward = forward
         yield
     finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        for block, own in zip(blocks, before, strict=True):
+            del block.forward
+            if own is not None:
+                block.forward = own
 
 
 def remove_blocks(model: nn.Module, indices: Sequence[int]) -> nn.Module:

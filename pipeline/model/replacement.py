@@ -69,10 +69,13 @@ def output_projection(model: nn.Module, index: int) -> nn.Module:
     seen: dict[str, torch.Tensor] = {}
     _run_block(model, block, projection, seen, None)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(seen["projected"].shape, generator=generator).to(seen["projected"])
-    noise *= seen["projected"].float().std().clamp(min=1e-3).to(noise)
-    moved = _run_block(model, block, projection, {}, noise) - _run_block(model, block, projection, {}, noise * 0)
-    lost = float((moved.float() - noise.float().view_as(moved)).norm() / noise.float().norm())
+    projected = seen["projected"]
+    silent = _run_block(model, block, projection, {}, torch.zeros_like(projected))
+    # As large as the residual of its token: smaller noise would be lost when the two are added in half precision.
+    size = silent.float().pow(2).mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-3).view(*projected.shape[:-1], 1)
+    noise = (torch.randn(projected.shape, generator=generator).to(size) * size).to(projected)
+    moved = (_run_block(model, block, projection, {}, noise) - silent).float().view_as(noise) / size
+    lost = float((moved - noise.float() / size).norm() / (noise.float() / size).norm())
     if not lost <= TOLERANCE[projection.weight.dtype]:
         norms = [child for child, module in block.named_children() if "norm" in type(module).__name__.lower()]
         raise RegrowError(

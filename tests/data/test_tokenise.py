@@ -250,14 +250,13 @@ def test_damage_ends_it_or_is_recorded(mixed, tokenise, encode, tmp_path):
     cut.parent.mkdir()
     cut.write_bytes((Path(mixed[1].place) / mixed[1].path).read_bytes()[:-30])
     here = replace(mixed[1], place=str(cut.parent), path=cut.name)
-    # Neither hash nor size is known of the second: the decoder meets the damage.
+    # Of the third no hash is known: the decoder meets the damage.
     shards = [
         here,
         mixed[0],
-        replace(here, path="../corpus/cut.jsonl.zst", sha256=None, documents=None, bytes=cut.stat().st_size),
+        replace(here, source=1, sha256=None, documents=None, bytes=cut.stat().st_size),
         replace(mixed[3], documents=mixed[3].documents + 1),
     ]
-    shards[2] = replace(shards[2], source=1, path=cut.name)
     made, skipped, _ = tokenise(shards, on_damage="skip")
     assert [shard.path for shard in made] == ["a.tar.tokens.tar"] and ids_of(made[0], encode) == ids_of(
         mixed[0], encode

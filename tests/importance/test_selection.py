@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.importance.selection import (
     choose_blocks,
+    choose_window,
+    choose_within,
     near_ties,
     order_blocks,
     protected_blocks,
@@ -74,3 +76,49 @@ def test_an_order_file_is_read_back_and_a_bad_one_refused_by_name(tmp_path):
         read_block_order(tmp_path / "gone.csv", 3)
     with pytest.raises(RegrowError, match="not every index"):
         choose_blocks([0, 0, 1], 1)
+
+
+def test_how_many_go_can_be_said_in_three_ways():
+    order = [int(block) for block in VICUNA.split(",")]
+    assert choose_blocks(order, ratio=0.2) == SIX
+    sizes = {"dense_parameters": 6738415616, "block_parameters": 202383360}
+    assert choose_blocks(order, parameters=3702665216, **sizes) == FIFTEEN
+    for wrong in ({}, {"remove": 6, "ratio": 0.2}):
+        with pytest.raises(RegrowError, match="exactly one of remove, ratio and parameters"):
+            choose_blocks(order, **wrong)
+    with pytest.raises(RegrowError, match="leaves 26; lower"):
+        choose_blocks(order, 27)
+
+
+@given(st.integers(3, 10), st.integers(0, 3), st.integers(0, 3), st.data())
+def test_the_window_is_the_nearest_of_those_between_the_protected(total, first, last, data):
+    windows = [data.draw(st.lists(st.integers(0, 5), min_size=total - s, max_size=total - s)) for s in range(total)]
+    remove = data.draw(st.integers(1, total - 1))
+    starts = [start for start in range(total) if start >= first and start + remove <= total - last]
+    if not starts:
+        with pytest.raises(RegrowError, match=f"no window of {remove} of {total} blocks"):
+            choose_window(windows, remove, protect_first=first, protect_last=last)
+        return
+    chosen = choose_window(windows, remove, protect_first=first, protect_last=last)
+    nearest = min(windows[start][remove - 1] for start in starts)
+    assert chosen == list(range(chosen[0], chosen[0] + remove)) and chosen[0] in starts
+    assert windows[chosen[0]][remove - 1] == nearest
+    assert all(windows[start][remove - 1] > nearest for start in starts if start < chosen[0]), "not the first of equals"
+
+
+def test_a_budget_stops_before_the_block_that_would_break_it():
+    order, asked = [3, 1, 4, 2, 0, 5], []
+
+    def perplexity(removed):
+        asked.append(removed)
+        return 10.0 * len(removed)
+
+    free = {"protect_first": 0, "protect_last": 0}
+    assert choose_within(order, 30.0, perplexity, **free) == [1, 3, 4]
+    assert asked == [[3], [1, 3], [1, 3, 4], [1, 2, 3, 4]], "more was measured than needed"
+    assert choose_within(order, 1000.0, perplexity, protect_first=2, protect_last=1) == [2, 3, 4]
+    assert len(choose_within(order, 1000.0, perplexity, **free)) == 5, "one block must stay"
+    with pytest.raises(RegrowError, match="without block 3 the perplexity is 10, the budget 9"):
+        choose_within(order, 9.0, perplexity, **free)
+    with pytest.raises(RegrowError, match="perplexity is nan"):
+        choose_within(order, 9.0, lambda removed: math.nan, **free)

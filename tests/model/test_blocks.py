@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from families import build
 
 from pipeline.model.blocks import block_parameters, find_blocks, remove_blocks, skip_blocks
@@ -41,3 +42,16 @@ def test_impossible_indices_are_refused():
             with pytest.raises(RegrowError, match=words):
                 way()
     assert model.config.num_hidden_layers == len(find_blocks(model)) == 6, "a refused removal changed the model"
+
+
+def test_a_replaced_forward_gives_back_the_one_that_it_found():
+    model = build("llama")
+    ids = torch.arange(12).view(1, -1)
+    with torch.no_grad():
+        plain = model(ids).logits
+        with skip_blocks(model, [1]):
+            outer = model(ids).logits
+            with skip_blocks(model, [1, 2]):
+                assert not model(ids).logits.equal(outer)
+            assert model(ids).logits.equal(outer), "the context around it lost its forward"
+        assert model(ids).logits.equal(plain) and not any("forward" in vars(block) for block in find_blocks(model))

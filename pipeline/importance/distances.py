@@ -1,0 +1,155 @@
+"""Distances between the dense states of a model: how far a run of blocks carries what goes through it.
+
+With x_s the state that enters block s, a window of n blocks from ``start`` is judged by x_start and x_(start + n),
+for every start and every n, the windows that end at the last block included. The last state is taken before the final
+norm: behind it every token has another length and direction, and the last block would be judged by the norm. A block
+alone is the window n = 1.
+
+The states of one batch are held, never those of two; what is kept of a sequence is one number for each block, and the
+sums over sequences of one number for each window.
+
+- ``block_influence``: 1 - cos, mean over tokens. Block Influence of ShortGPT (arXiv 2403.03853, section 2.2).
+- ``angular_last``: arccos(cos) / pi at one token, by default the last. Gromov et al. (arXiv 2403.17887, section 3.2).
+- ``angular_mean``: the same, mean over all tokens. short-transformers' ``angular_distance_all_tokens``.
+- ``relative_magnitude``: |y - x| / |y|, mean over tokens: the share of the output that the blocks added. Samragh et
+  al. (arXiv 2309.14393), a baseline of ShortGPT. (short-transformers puts y for y - x; that is not the paper's.)
+- ``euclidean``: |y - x|, mean over tokens; ``euclidean_last``: the same at one token, as in short-transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.importance.selection import order_blocks
+from pipeline.run import RegrowError
+
+#: The criteria that one pass over the dense states gives.
+DISTANCES = ("block_influence", "angular_last", "angular_mean", "relative_magnitude", "euclidean", "euclidean_last")
+#: Those of one token.
+AT_A_TOKEN = ("angular_last", "euclidean_last")
+
+#: So many values of the states are taken to fp32 at a time.
+CHUNK = 2**24
+
+
+class StateDistances:
+    """All distances of a model of ``blocks`` blocks, gathered by the sweep: hand it over as ``watch``.
+
+    ``position`` is the token that the criteria of one token look at, counted as in a list: -1 is the last.
+
+    ``sums`` holds for each criterion the sum over the sequences seen, (L + 1, L + 1) fp64 on the CPU: entry
+    [start, end] belongs to the window of blocks start ... end - 1. ``sequences`` holds for each criterion a list for
+    each sequence, in the order in which they came, of the L blocks alone.
+    """
+
+    def __init__(self, blocks: int, position: int = -1):
+        self.blocks, self.position = blocks, position
+        self.sums = {name: torch.zeros(blocks + 1, blocks + 1, dtype=torch.float64) for name in DISTANCES}
+        self.sequences: dict[str, list[list[float]]] = {name: [] for name in DISTANCES}
+        self._states: list[torch.Tensor] = []
+
+    def __call__(self, index: int, state: torch.Tensor) -> None:
+        """Keep a copy of what enters block ``index``; with the last state (B, T, d), add the batch and let it go."""
+        if index == 0:
+            self._states.clear()  # of a batch that was broken off
+        self._states.append(state.detach().clone())
+        if index < self.blocks:
+            return
+        for sequence in range(len(state)):
+            states = torch.stack([held[sequence] for held in self._states])
+            for name, values in distances_between(states, self.position).items():
+                self.sums[name] += values
+                self.sequences[name].append(values.diagonal(offset=1).tolist())
+        self._states.clear()
+
+    def add(self, other: StateDistances) -> None:
+        """Add the sequences of another, after the own ones: those of another process, or of an earlier session."""
+        for name in DISTANCES:
+            self.sums[name] += other.sums[name]
+            self.sequences[name] += other.sequences[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was gathered, as plain lists; numbers come back from JSON as they were, to the bit."""
+        return {
+            "blocks": self.blocks, "position": self.position,
+            "sums": {name: values.tolist() for name, values in self.sums.items()},
+            "sequences": self.sequences,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> StateDistances:
+        """What ``to_json`` gave."""
+        made = cls(saved["blocks"], saved["position"])
+        for name in DISTANCES:
+            made.sums[name] = torch.tensor(saved["sums"][name], dtype=torch.float64)
+            made.sequences[name] = list(saved["sequences"][name])
+        return made
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The entry of scores.json of each criterion.
+
+        ``scores`` are those of the blocks alone, means over the sequences, higher being more important; ``windows``
+        has a list for each start, whose entry n - 1 belongs to the n blocks from there (the list is as long as there
+        are blocks from there to the end); ``sequence_scores`` are (blocks, sequences). Raises RegrowError when no
+        sequence was seen, or when a score is not a number.
+        """
+        made = {}
+        for name, sums in self.sums.items():
+            alone = self.sequences[name]
+            if not alone:
+                raise RegrowError("no sequence was seen: the distances have no mean")
+            means = sums / len(alone)
+            scores = means.diagonal(offset=1).tolist()
+            made[name] = {
+                "scores": scores,
+                "order": order_blocks(scores),
+                "higher_is": "more important",
+                "windows": [means[start, start + 1 :].tolist() for start in range(self.blocks)],
+                "sequence_scores": [list(block) for block in zip(*alone, strict=True)],
+            } | ({"position": self.position} if name in AT_A_TOKEN else {})
+        return made
+
+
+def distances_between(states: torch.Tensor, position: int = -1) -> dict[str, torch.Tensor]:
+    """Every distance between the states (L + 1, T, d) of one sequence: criterion -> (L + 1, L + 1) fp64 on the CPU.
+
+    Entry [start, end] with start < end is filled, the others are zero. Norms are taken in fp32, means over tokens in
+    fp64. Angles come from the chord between unit vectors, c = |x/|x| - y/|y||: cos = 1 - c²/2 and
+    arccos(cos) = 2 arcsin(c/2). Unlike a rounded cosine this is exact also where x and y hardly differ.
+    """
+    total, tokens, width = states.shape
+    sums = {name: torch.zeros(total, total, dtype=torch.float64, device=states.device) for name in DISTANCES}
+    for chunk in states.split(max(1, CHUNK // (total * width)), dim=1):
+        for end, (chords, lengths, norms) in enumerate(_pairs(chunk.float()), start=1):
+            measured = {
+                "block_influence": chords.square() / 2,
+                "angular_mean": _angle(chords),
+                "relative_magnitude": lengths / norms,
+                "euclidean": lengths,
+            }
+            for name, values in measured.items():
+                sums[name][:end, end] += values.double().sum(dim=1)
+    distances = {name: values / tokens for name, values in sums.items()}
+    at_token = states[:, position, None].float()
+    for end, (chords, lengths, _) in enumerate(_pairs(at_token), start=1):
+        distances["angular_last"][:end, end] = _angle(chords)[:, 0].double()
+        distances["euclidean_last"][:end, end] = lengths[:, 0].double()
+    return {name: values.cpu() for name, values in distances.items()}
+
+
+def _pairs(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each end 1 ... L, over all starts before it: chords and lengths (end, T), and the end's norms (T,)."""
+    norms = torch.linalg.vector_norm(states, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    units = states / norms[..., None]
+    for end in range(1, len(states)):
+        chords = torch.linalg.vector_norm(units[:end] - units[end], dim=-1)
+        lengths = torch.linalg.vector_norm(states[:end] - states[end], dim=-1)
+        yield chords, lengths, norms[end]
+
+
+def _angle(chords: torch.Tensor) -> torch.Tensor:
+    """Angles over pi, 0 to 1."""
+    return 2 * torch.asin((chords / 2).clamp_max(1)) / torch.pi

@@ -1,0 +1,101 @@
+"""Greedy selection: remove the block that costs least, score what is left again, and so on.
+
+Source: SLEB (arXiv 2402.09025): in every round the remaining block goes whose removal gives the lowest loss. Where
+SLEB runs the model once for each candidate, a round is one sweep over the model without the blocks that are gone;
+protected blocks run, but nothing is computed without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from pipeline.importance.selection import protected_blocks
+from pipeline.importance.sweep import removal_losses
+from pipeline.model.blocks import block_parameters, check_indices
+from pipeline.model.costs import count_removals
+from pipeline.run import RegrowError
+
+
+@dataclass(frozen=True)
+class Round:
+    """One removal: the block that went, and the perplexity of the model without each block that could have gone.
+
+    ``dense`` is the perplexity that the round began with, ``perplexity`` the one that it left.
+    """
+
+    removed: int
+    dense: float
+    candidates: dict[int, float]
+
+    @property
+    def perplexity(self) -> float:
+        return self.candidates[self.removed]
+
+
+def greedy_rounds(
+    model: nn.Module,
+    batches: Sequence[torch.Tensor],
+    *,
+    remove: int | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    budget: float | None = None,
+    protect_first: int = 4,
+    protect_last: int = 2,
+    done: Sequence[int] = (),
+    group: distributed.ProcessGroup | None = None,
+) -> Iterator[Round]:
+    """Rounds of greedy removal, each as soon as it is known; nothing of the model is changed.
+
+    ``batches`` are ids (B, T) int64, each swept once in every round. It ends after so many rounds as one of
+    ``remove``, ``ratio`` and ``parameters`` says (``count_removals``), or before the round that would bring the
+    perplexity on ``batches`` above ``budget``; one of the four must be given. ``done`` are blocks that earlier rounds
+    removed: they count, and the rounds go on from there. Equal losses by index.
+
+    With a ``group`` (whose backend must know CPU tensors) the batches are those of this process; every process gets
+    the same rounds. Raises RegrowError when the cut is impossible, or ``done`` holds a protected block.
+    """
+    sizes = block_parameters(model)
+    total = len(sizes)
+    kept = protected_blocks(total, protect_first, protect_last)
+    if set(check_indices(done, total)) & set(kept):
+        raise RegrowError(f"blocks {sorted(done)} are done, but {kept} are protected")
+    if (remove, ratio, parameters) == (None, None, None) and budget is not None:
+        rounds = min(total - len(kept), total - 1)
+    else:
+        rounds = count_removals(
+            total, len(kept), remove=remove, ratio=ratio, parameters=parameters, block_parameters=sizes,
+            dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )  # fmt: skip
+    gone = list(done)
+    while len(gone) < rounds:
+        free = [block for block in range(total) if block not in kept and block not in gone]
+        means = _mean_losses(model, batches, free, gone, group)
+        best = min(free, key=lambda block: (means[block], block))
+        perplexities = {block: math.exp(mean) for block, mean in means.items()}
+        if budget is not None and not perplexities[best] <= budget:
+            return
+        gone.append(best)
+        yield Round(best, perplexities.pop(total), perplexities)
+
+
+def _mean_losses(
+    model: nn.Module, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], group: Any
+) -> dict[int, float]:
+    """Mean token loss (nats) without each free block; under the number of blocks, that of the model as it is."""
+    sums = torch.zeros(len(free) + 2, dtype=torch.float64)
+    for batch in batches:
+        sums[:-1] += removal_losses(model, batch, blocks=free, without=gone).sum(dim=1)
+        sums[-1] += batch[:, 1:].numel()
+    if group is not None:
+        distributed.all_reduce(sums, group=group)
+    if not sums[-1]:
+        raise RegrowError("no batch: greedy selection needs one sequence at least")
+    means = (sums[:-1] / sums[-1]).tolist()
+    return dict(zip([*free, len(block_parameters(model))], means, strict=True))

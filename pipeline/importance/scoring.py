@@ -1,0 +1,120 @@
+"""Every criterion behind one call: the library face of scoring.
+
+The criteria, each with its formula and its paper, are described in the module that computes it: ``ppl`` in ppl.py,
+those between the states in distances.py, ``linear`` in linear.py, ``magnitude`` and ``taylor`` in weights.py. PPL and
+all distances come out of one sweep; distances without PPL cost one dense forward; ``linear`` runs the dense model
+once more, ``taylor`` once forward and backward, and ``magnitude`` reads the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from pipeline.importance.distances import DISTANCES, StateDistances
+from pipeline.importance.linear import RIDGE, linear_entry
+from pipeline.importance.ppl import TIE, summarise
+from pipeline.importance.sweep import dense_states, removal_losses
+from pipeline.importance.uncertainty import intervals
+from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.model.blocks import find_blocks
+from pipeline.model.structure import require_separate_blocks
+from pipeline.run import RegrowError
+
+#: Every criterion. Shortened LLM's Mag+ and Taylor+ are magnitude and taylor under the protect rule of selection.
+CRITERIA = ("ppl", *DISTANCES, "linear", "magnitude", "taylor")
+#: Those that need no text.
+WITHOUT_TEXT = {"magnitude"}
+#: ``linear`` is judged on one sequence of so many, and fitted on the others.
+HELD_OUT = 4
+
+
+def score_blocks(
+    model: nn.Module,
+    batches: Iterable[torch.Tensor] = (),
+    criteria: Iterable[str] = ("ppl",),
+    *,
+    position: int = -1,
+    linear_lengths: Sequence[int] = (),
+    ridge: float = RIDGE,
+    norm_power: float = 1,
+    weight_reduction: str = "sum",
+    block_reduction: str = "sum",
+    group: distributed.ProcessGroup | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
+
+    Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
+    values for each sequence also ``interval``, the 95% bootstrap interval of each score, when there are two sequences
+    or more; the rest stands with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all;
+    ``magnitude`` needs none. The model is left in evaluation mode, and without hooks.
+
+    ``position`` is the token of the criteria that look at one; ``linear_lengths`` are the windows of ``linear`` beside
+    single blocks, ``ridge`` its ridge; it is fitted on three of four sequences and judged on the fourth. The
+    reductions are those of weights.py. With a ``group``, ``batches`` are those of this process, and every process gets
+    the entries of all, the sequences in rank order.
+
+    Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths, on a
+    model whose blocks cannot be left out, or when a score is not a number.
+    """
+    asked = list(dict.fromkeys(criteria))
+    unknown = sorted(set(asked) - set(CRITERIA))
+    if unknown:
+        raise RegrowError(f"criteria {unknown}: not known; known are: {', '.join(CRITERIA)}")
+    batches = list(batches)
+    lengths = {batch.shape[1] for batch in batches}
+    if len(lengths) != 1 and set(asked) - WITHOUT_TEXT:
+        raise RegrowError(f"calibration batches: one length is wanted, got {sorted(lengths) or 'no batch'}")
+    require_separate_blocks(model, find_blocks(model))
+
+    made: dict[str, dict[str, Any]] = {}
+    if "ppl" in asked or set(asked) & set(DISTANCES):
+        made |= _swept(model, batches, asked, position, group)
+    if "linear" in asked:
+        every = torch.cat(batches)
+        judged = torch.arange(len(every)) % HELD_OUT == HELD_OUT - 1
+        fit, held_out = ([part for part in rows.split(len(batches[0])) if len(part)]
+                         for rows in (every[~judged], every[judged]))  # fmt: skip
+        made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, group=group)
+    reductions = {"norm_power": norm_power, "weight_reduction": weight_reduction, "block_reduction": block_reduction}
+    if "magnitude" in asked:
+        made["magnitude"] = magnitude_entry(model, **reductions)
+    if "taylor" in asked:
+        made["taylor"] = taylor_entry(model, batches, **reductions, group=group)
+    for entry in made.values():
+        if "sequence_losses" in entry and len(entry["dense_sequence_losses"]) > 1:
+            entry["interval"] = intervals(entry["sequence_losses"], transform=math.exp)
+        elif len(entry.get("sequence_scores", [[]])[0]) > 1:
+            entry["interval"] = intervals(entry["sequence_scores"])
+    return {name: made[name] for name in asked}
+
+
+def _swept(
+    model: nn.Module, batches: list[torch.Tensor], asked: list[str], position: int, group: Any
+) -> dict[str, dict[str, Any]]:
+    """The entries of PPL and of the distances that are asked for, from one pass."""
+    distances = StateDistances(len(find_blocks(model)), position) if set(asked) & set(DISTANCES) else None
+    losses = []
+    for batch in batches:
+        if "ppl" in asked:
+            losses.append(removal_losses(model, batch, watch=distances))
+        else:
+            dense_states(model, batch, distances)
+    if group is not None:
+        shares: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(shares, (losses, distances), group=group)
+        losses = [batch for share, _ in shares for batch in share]
+        distances = shares[0][1]
+        for _, other in shares[1:] if distances is not None else ():
+            distances.add(other)
+    made = {}
+    if "ppl" in asked:
+        tie = TIE[str(next(model.parameters()).dtype).removeprefix("torch.")]
+        made["ppl"] = summarise(torch.cat(losses, dim=1), batches[0].shape[1] - 1, tie)
+    if distances is not None:
+        made |= {name: entry for name, entry in distances.entries().items() if name in asked}
+    return made

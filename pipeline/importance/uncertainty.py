@@ -1,0 +1,131 @@
+"""Uncertainty: what another draw of calibration sequences would have said.
+
+The sequences are drawn again with replacement, many times (the bootstrap; Efron and Tibshirani 1993, chapters 6 and
+13), the same draw for all blocks, so that what a hard sequence does to every block cancels in their differences.
+What comes out is what these sequences can tell of others like them; it says nothing of other text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Any
+
+import torch
+
+from pipeline.importance.selection import choose_blocks, order_blocks, protected_blocks
+from pipeline.run import RegrowError
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def resampled_means(values: torch.Tensor, resamples: int = RESAMPLES, seed: int = 0) -> torch.Tensor:
+    """Means over resampled sequences: ``values`` (blocks, S) -> (resamples, blocks) fp64.
+
+    Raises RegrowError when there are fewer than two sequences: one says nothing of how they differ.
+    """
+    sequences = values.shape[1]
+    if sequences < 2:
+        raise RegrowError(f"{sequences} calibration sequence: an interval needs two at least; raise score.sequences")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(sequences, (resamples, sequences), generator=generator)
+    counts = torch.zeros(resamples, sequences, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+    return counts @ values.double().T / sequences
+
+
+def intervals(
+    values: Sequence[Sequence[float]],
+    *,
+    transform: Callable[[float], float] = float,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[list[float]]:
+    """For each block the percentile interval [low, high] of its mean over sequences.
+
+    ``values`` (blocks, S): ``sequence_losses`` or ``sequence_scores`` of an entry of scores.json. ``transform`` is
+    put on both ends: math.exp makes perplexities of mean losses.
+    """
+    means = resampled_means(torch.tensor(values, dtype=torch.float64), resamples, seed)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    return [[transform(end) for end in block] for block in means.quantile(ends, dim=0).T.tolist()]
+
+
+def stability(
+    values: Sequence[Sequence[float]],
+    remove: int,
+    *,
+    higher_is: str = "more important",
+    protect_first: int = 4,
+    protect_last: int = 2,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How far the set of ``remove`` blocks depends on which sequences were drawn. ``values`` as in ``intervals``.
+
+    - ``removed``: the set that all sequences give.
+    - ``agreement``: the share of that set that a resample's set has too, mean over resamples (1: always the same).
+    - ``same_set``: the share of resamples that give exactly that set.
+    - ``chances``: for each block the share of resamples that remove it.
+    - ``unsettled``: pairs [removed, kept] of free blocks whose paired difference of means is not told from zero at
+      ``level``, nearest first. The choice between them is noise.
+    - ``settled``: there are none.
+    - ``sequences_needed``: how many sequences would settle the hardest pair, if its mean difference and its spread
+      stay as they are: (z x deviation / difference) squared. Of the order of magnitude alone, since the difference is
+      itself uncertain; None where two blocks do not differ at all.
+
+    Raises RegrowError as ``choose_blocks`` does, and on fewer than two sequences.
+    """
+    table = torch.tensor(values, dtype=torch.float64)
+    total, sequences = table.shape
+
+    def chosen(means: Sequence[float]) -> list[int]:
+        order = order_blocks(means, higher_is)
+        return choose_blocks(order, remove, protect_first=protect_first, protect_last=protect_last)
+
+    resampled = [chosen(means) for means in resampled_means(table, resamples, seed).tolist()]
+    means = table.mean(dim=1)
+    removed = chosen(means.tolist())
+    common = [len(set(removed) & set(other)) for other in resampled]
+    kept = [block for block in range(total)
+            if block not in removed and block not in protected_blocks(total, protect_first, protect_last)]  # fmt: skip
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    pairs = []
+    for gone in removed:
+        for stays in kept:
+            difference = table[stays] - table[gone]
+            mean, deviation = abs(difference.mean().item()), difference.std().item()
+            # Equal in every sequence: no number of them tells the two apart.
+            needed = math.ceil((z * deviation / mean) ** 2) if mean else math.inf
+            pairs.append((needed, [gone, stays]))
+    hardest = max((needed for needed, _ in pairs), default=0)
+    return {
+        "removed": removed,
+        "agreement": sum(common) / (len(common) * remove),
+        "same_set": sum(count == remove for count in common) / len(common),
+        "chances": [sum(block in other for other in resampled) / resamples for block in range(total)],
+        "unsettled": [pair for needed, pair in sorted(pairs, reverse=True) if needed > sequences],
+        "settled": hardest <= sequences,
+        "sequences": sequences,
+        "sequences_needed": None if math.isinf(hardest) else max(2, hardest),
+    }
+
+
+def near_noise(values: Sequence[Sequence[float]], order: Sequence[int], *, level: float = LEVEL) -> list[list[int]]:
+    """Neighbours in the order whose means are not told apart by these sequences at ``level`` (paired, normal)."""
+    table = torch.tensor(values, dtype=torch.float64)
+    sequences = table.shape[1]
+    if sequences < 2:
+        raise RegrowError(f"{sequences} calibration sequence: a spread needs two at least; raise score.sequences")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    noisy = []
+    for first, second in pairwise(order):
+        difference = table[second] - table[first]
+        if abs(difference.mean().item()) <= z * difference.std().item() / math.sqrt(sequences):
+            noisy.append([first, second])
+    return noisy

@@ -1,0 +1,148 @@
+"""Criteria from weights and gradients: magnitude and Taylor, as Shortened LLM (arXiv 2402.02834) defines them.
+
+Both score each weight tensor W of a block from one value s for each of its entries, and the block from its tensors:
+
+- ``magnitude``: s = W.
+- ``taylor``: s = W x dL/dW, the first term of what the loss changes by when the entry becomes zero (LLM-Pruner, arXiv
+  2305.11627). L is the mean loss of all target tokens: gradients are summed with their signs over all sequences and
+  all processes, and only then made absolute.
+
+A tensor's score is the reduction (sum) of |s|^p over its entries, a block's score the reduction (sum) of those of its
+tensors: in Llama q, k, v, o, gate, up, down and the two norms. Biases are left out, and so is what lies outside the
+blocks. The paper's Mag+ and Taylor+ are these scores under the protect rule of selection, which keeps the first four
+and the last two blocks: the scores alone call block 0 the least important one of most Llamas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from pipeline.importance.selection import order_blocks
+from pipeline.model.blocks import find_blocks
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+
+REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum": torch.sum, "mean": torch.mean, "max": torch.max, "prod": torch.prod,
+}  # fmt: skip
+
+
+def magnitude_entry(
+    model: nn.Module, *, norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
+) -> dict[str, Any]:
+    """The entry of scores.json of ``magnitude``; the reductions are sum, mean, max or prod.
+
+    ``weight_scores`` holds for each block its tensors' scores by name. Raises RegrowError on an unknown reduction, or
+    on a score that is not a finite number.
+    """
+    tensors = [{name: weight.detach() for name, weight in block_weights(block).items()} for block in find_blocks(model)]
+    return _entry(tensors, norm_power, weight_reduction, block_reduction)
+
+
+def taylor_entry(
+    model: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    norm_power: float = 1,
+    weight_reduction: str = "sum",
+    block_reduction: str = "sum",
+    group: distributed.ProcessGroup | None = None,
+) -> dict[str, Any]:
+    """The entry of scores.json of ``taylor``, from one forward and one backward pass over ``batches``.
+
+    ``batches`` are ids (B, T) int64 without padding; with a ``group``, those of this process. The peak is the model,
+    one batch's activations, its gradients, and their sum in fp32. Raises RegrowError as ``magnitude_entry`` does, and
+    on a model in fp16, whose gradients would vanish.
+    """
+    weights = [block_weights(block) for block in find_blocks(model)]
+    gradients = iter(mean_gradients(model, [weight for block in weights for weight in block.values()], batches, group))
+    products = [
+        {name: weight.detach().float() * next(gradients) for name, weight in block.items()} for block in weights
+    ]
+    return _entry(products, norm_power, weight_reduction, block_reduction)
+
+
+def block_weights(block: nn.Module) -> dict[str, nn.Parameter]:
+    """A block's parameters by name, without its biases."""
+    return {name: parameter for name, parameter in block.named_parameters() if not name.endswith("bias")}
+
+
+def mean_gradients(
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    batches: Iterable[torch.Tensor],
+    group: distributed.ProcessGroup | None = None,
+) -> list[torch.Tensor]:
+    """The gradient of the mean token loss over all batches of all processes, fp32, one tensor for each weight.
+
+    Every process of ``group`` gets the same sums; its backend must know the device. Nothing is left in ``.grad``.
+    Raises RegrowError on a model in fp16.
+    """
+    if any(weight.dtype == torch.float16 for weight in weights):
+        raise RegrowError("gradients in float16 vanish below 6e-8; load the model in bfloat16 or float32")
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    targets = torch.zeros(1, dtype=torch.float64, device=weights[0].device)
+    model.eval()
+    with torch.enable_grad(), _differentiable(weights):
+        for batch in batches:
+            batch = batch.to(weights[0].device)
+            losses = next_token_losses(model(batch, use_cache=False).logits, batch)
+            targets += losses.numel()
+            # A weight that the batch did not go through (an expert) has no gradient.
+            for total, gradient in zip(sums, torch.autograd.grad(losses.sum(), weights, allow_unused=True),
+                                       strict=True):  # fmt: skip
+                if gradient is not None:
+                    total += gradient
+    for total in (*sums, targets):
+        if group is not None:
+            distributed.all_reduce(total, group=group)
+    if not targets:
+        raise RegrowError("no batch: gradients need one sequence at least")
+    for total in sums:
+        total /= targets.item()
+    return sums
+
+
+@contextlib.contextmanager
+def _differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Within the context the weights take gradients; afterwards those that took none before take none again."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def _entry(
+    blocks: list[dict[str, torch.Tensor]], norm_power: float, weight_reduction: str, block_reduction: str
+) -> dict[str, Any]:
+    unknown = {weight_reduction, block_reduction} - REDUCTIONS.keys()
+    if unknown:
+        raise RegrowError(f"reduction {', '.join(sorted(unknown))}: known are {', '.join(REDUCTIONS)}")
+    over_entries, over_tensors = REDUCTIONS[weight_reduction], REDUCTIONS[block_reduction]
+    details = [
+        {name: over_entries(values.double().abs().pow(norm_power)).item() for name, values in block.items()}
+        for block in blocks
+    ]
+    scores = [over_tensors(torch.tensor(list(block.values()), dtype=torch.float64)).item() for block in details]
+    products = [block.values() for block in details if weight_reduction == "prod"]
+    if any(score in (0.0, math.inf) for block in products for score in block):
+        raise RegrowError("weight_reduction prod: a product over a tensor's entries leaves fp64's range; take another")
+    return {
+        "scores": scores,
+        "order": order_blocks(scores),
+        "higher_is": "more important",
+        "norm_power": norm_power,
+        "weight_reduction": weight_reduction,
+        "block_reduction": block_reduction,
+        "weight_scores": details,
+    }

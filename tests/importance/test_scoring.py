@@ -1,0 +1,100 @@
+"""The library face: every criterion from one call, on models of several families, in one process and in several."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import BLOCKS, VOCABULARY, build
+
+from pipeline.importance.linear import linear_entry
+from pipeline.importance.scoring import CRITERIA, score_blocks
+from pipeline.importance.selection import choose_blocks, choose_window
+from pipeline.importance.sweep import removal_losses
+from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.run import RegrowError
+
+HERE = Path(__file__).parent
+
+
+def text(rows: int, length: int = 16) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "neox"])
+def test_every_criterion_has_its_entry_and_nothing_is_left_behind(family):
+    model, batches = build(family), text(24).split(5)
+    entries = score_blocks(model, batches, CRITERIA, position=3, linear_lengths=[2])
+    assert list(entries) == list(CRITERIA)
+    for name, entry in entries.items():
+        assert len(entry["scores"]) == BLOCKS and all(map(math.isfinite, entry["scores"])), name
+        assert entry["order"] == sorted(range(BLOCKS), key=entry["scores"].__getitem__), name
+        assert entry["higher_is"] == "more important" and ("interval" in entry) == (name not in {"magnitude", "taylor"})
+        for score, (low, high) in zip(entry["scores"], entry.get("interval", []), strict=False):
+            assert low <= score <= high, f"{name}: the score lies outside its interval"
+        assert choose_blocks(entry["order"], 3, protect_first=2, protect_last=1) == [2, 3, 4]
+    assert entries["angular_last"]["position"] == 3 and len(choose_window(entries["angular_last"]["windows"], 2,
+                                                            protect_first=0, protect_last=0)) == 2  # fmt: skip
+    assert json.loads(json.dumps(entries)) == entries, "an entry is not plain JSON"
+    for module in model.modules():
+        assert not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__), "left behind"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_it_gives_what_the_parts_give_for_any_batches():
+    model, ids = build("llama"), text(24)
+    whole, pieces = (score_blocks(model, batches, CRITERIA) for batches in ([ids], ids.split(1)))
+    for name in CRITERIA:
+        assert whole[name]["scores"] == pytest.approx(pieces[name]["scores"], rel=1e-3), name
+    expected = (removal_losses(model, ids).sum(dim=1) / (24 * 15)).exp().tolist()
+    assert [*whole["ppl"]["scores"], whole["ppl"]["dense"]] == pytest.approx(expected, rel=1e-9)
+    assert whole["taylor"] == taylor_entry(model, [ids]) and whole["magnitude"] == magnitude_entry(model)
+    judged = torch.arange(24) % 4 == 3
+    linear = linear_entry(model, [ids[~judged]], [ids[judged]])
+    assert whole["linear"]["scores"] == pytest.approx(linear["scores"], rel=1e-4)
+    alone = score_blocks(model, [ids], ["euclidean", "angular_mean"])
+    assert list(alone) == ["euclidean", "angular_mean"]
+    assert alone["euclidean"]["scores"] == pytest.approx(whole["euclidean"]["scores"], rel=1e-3)
+
+
+def test_what_cannot_be_scored_is_refused():
+    model, ids = build("llama"), text(4)
+    with pytest.raises(RegrowError, match=r"one length is wanted, got \[15, 16\]"):
+        score_blocks(model, [ids, ids[:, :15]])
+    with pytest.raises(RegrowError, match="no batch"):
+        score_blocks(model, [])
+    with pytest.raises(RegrowError, match=r"\['fisher'\]: not known; known are: ppl, block_influence"):
+        score_blocks(model, [ids], ["ppl", "fisher"])
+    with pytest.raises(RegrowError, match=r"48 tokens .* at least 256 are needed"):
+        score_blocks(model, [ids], ["linear"])
+    assert len(score_blocks(model, criteria=["magnitude"])["magnitude"]["scores"]) == BLOCKS, "weights need no text"
+    assert "interval" not in score_blocks(model, [ids[:1]])["ppl"], "one sequence has no interval"
+
+
+def test_where_only_the_protected_blocks_stay_all_criteria_agree():
+    """Shortened LLM's smallest model: 26 of 32 gone, 6 protected. The criteria differ, the model does not."""
+    model = build("llama", num_hidden_layers=32)
+    entries = score_blocks(model, [text(24)], CRITERIA)
+    assert len({tuple(entry["order"]) for entry in entries.values()}) > 3, "the criteria order alike: nothing is shown"
+    assert {tuple(choose_blocks(entry["order"], 26)) for entry in entries.values()} == {tuple(range(4, 30))}
+
+
+def test_one_two_and_four_processes_agree():
+    """Sequences divided over processes, sums over gloo: the same scores, order, intervals and greedy rounds."""
+    command = [sys.executable, str(HERE / "processes.py"), "1", "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two, four = json.loads(done.stdout.splitlines()[-1])
+    for number, other in ((2, two), (4, four)):
+        assert list(one["entries"]) == list(other["entries"])
+        for name, entry in one["entries"].items():
+            found = other["entries"][name]
+            assert found["scores"] == pytest.approx(entry["scores"], rel=1e-5), f"{name} in {number} processes"
+            assert found["order"] == entry["order"], f"{name} in {number} processes"
+            assert torch.tensor(found.get("interval", [])).shape == torch.tensor(entry.get("interval", [])).shape
+        assert other["greedy"] == one["greedy"] and other["without"] == pytest.approx(one["without"], rel=1e-6)
