@@ -1,6 +1,6 @@
 """How fast the stream of rows is beside the bare tokenizer and beside other loaders, and what a resume costs.
 
-    python benchmarks/data.py                     # the demo's text with SmolLM2's tokenizer; some 6 minutes
+    python benchmarks/data.py                     # the demo's text with SmolLM2's tokenizer; some 5 minutes
     python benchmarks/data.py --quick             # every step once, on little text; its figures mean nothing
 
 One corpus, written in three ways: jsonl.zst (as SlimPajama), tars of one document a sample (as webdataset's users
@@ -54,6 +54,7 @@ from pipeline.launch import Place, die_with_parent, take_place
 GPUS, TOKENS_PER_GPU = 8, 57_000
 #: Texts in a call of the bare tokenizer; rows in a call of the maps of datasets (its default).
 BATCH = 1000
+RESUMES = 3
 LANES_OF_A_RUN = 384
 #: Turns are longer for what is fast, and for datasets, whose rows come in bursts of some 100,000 tokens.
 AMOUNTS = {"tokenised": 20, "datasets": 4}
@@ -238,10 +239,10 @@ def main() -> None:
     parser.add_argument("--separator", default="<|endoftext|>", help="token behind each document, or eos")
     parser.add_argument("--row-length", type=int, default=2048)
     parser.add_argument("--shards", type=int, default=2, help="files of the corpus, one for each lane")
-    parser.add_argument("--repeat", type=int, default=4, help="times that a shard has all of the text")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=2, help="times that a shard has all of the text")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each reader; a resume is timed 3 times")
     parser.add_argument("--tokens", type=int, default=500_000, help="tokens in a turn (see AMOUNTS)")
-    parser.add_argument("--resume-at", type=int, default=3800, help="rows behind which a resume is timed")
+    parser.add_argument("--resume-at", type=int, default=1900, help="rows behind which a resume is timed")
     parser.add_argument("--synthetic-rows", type=int, default=1_000_000, help="the same, of synthetic tokenised shards")
     parser.add_argument("--synthetic-row-length", type=int, default=128)
     parser.add_argument("--synthetic-shards", type=int, default=12)
@@ -270,6 +271,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder, folder: Path) -> None:
     """All figures, printed."""
     length, far = arguments.row_length, arguments.resume_at
+    print("writing the corpora", flush=True)
     write_corpora(texts, folder, encode, arguments.shards, arguments.repeat)
     wide = arguments.synthetic_row_length
     write_synthetic(folder / "synthetic", arguments.synthetic_shards, (arguments.synthetic_rows + 100) * wide)
@@ -282,9 +284,11 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
     }
     synthetic = {"synthetic": Ours(shards["synthetic"], encode, wide, folder)}
     counts = {name: (10, far) for name in readers}
-    resumes = resume_times(readers, counts, arguments.turns)
-    resumes |= resume_times(synthetic, {"synthetic": (10, arguments.synthetic_rows)}, max(3, arguments.turns))
+    print("timing resumes", flush=True)
+    resumes = resume_times(readers, counts, 1 if arguments.quick else RESUMES)
+    resumes |= resume_times(synthetic, {"synthetic": (10, arguments.synthetic_rows)}, 5)
 
+    print("timing rows", flush=True)
     sources: dict[str, Iterator[Any]] = {name: reader.rows() for name, reader in readers.items()}
     for name, compiled in (("bare_transformers", False), ("bare_compiled", True)):
         if not compiled or encode.engine is not None:

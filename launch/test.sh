@@ -10,12 +10,14 @@ source launch/setup.sh
 python -m pipeline.demo
 
 choice=(-m "not slow and not gpu")
+# Two processes share the tests: many of them wait for others that they start. (-n 0 runs them in one.)
+share=(-n 2 --dist loadgroup)
 for argument in "$@"; do
-    # The caller's own choice of markers stands alone.
-    if [[ $argument == -m* ]]; then choice=(); fi
+    # The caller's own choice of markers stands alone; the slow ones measure, and have the machine to themselves.
+    if [[ $argument == -m* ]]; then choice=() share=(); fi
 done
 if ((${#choice[@]})); then
     echo "test: left out: the tests marked slow (minutes each) and gpu (they need an NVIDIA GPU)"
     echo "test: run them:  bash launch/test.sh -m slow    bash launch/test.sh -m gpu    all: -m ''"
 fi
-exec python -m pytest ${choice[@]+"${choice[@]}"} "$@"
+exec python -m pytest ${share[@]+"${share[@]}"} ${choice[@]+"${choice[@]}"} "$@"

@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.data.loader import RowStream
 from pipeline.data.position import Identity, LaneCursor
 from pipeline.data.shards import read_manifest
+from pipeline.data.tokenise import about_encoder
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.run import Run, read_json
 
@@ -36,7 +37,7 @@ def row_stream(
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return RowStream(
         corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=data.cache,
-        weights=_weights(config), on_damage=data.on_damage, rank=rank, world=world,
+        weights=_weights(config), on_damage=data.on_damage, about=about_encoder(encoder), rank=rank, world=world,
         start=step * config.train.global_batch, cursors=cursors,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.data.packing import Row
 from pipeline.data.position import LaneCursor, check_identity, from_json
 from pipeline.model.load import resolve_model
-from pipeline.rows import row_encoder, row_identity, row_stream, shard_names
+from pipeline.rows import row_encoder, row_identity, row_stream
 from pipeline.run import RegrowError, Run, read_json
 from pipeline.training.checkpoint import complete_checkpoints
 
@@ -37,14 +37,17 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
     model = pruned if pruned.exists() else resolve_model(config.model.path, config.model.revision)
     encoder = row_encoder(config, model)
     known, cursors = _position_before(config, run, encoder, step)
-    names = shard_names(run)
     first, behind = (step - 1) * batch, known * batch
     yield f"step {step} of {steps}: rows {first} to {first + batch - 1} of {length} tokens"
     if first > behind:
         yield f"reading {first - behind} rows from step {known} on, to get there"
-    stream = iter(row_stream(config, run, encoder, step=known, cursors=cursors))
+    stream = row_stream(config, run, encoder, step=known, cursors=cursors)
     for row in islice(stream, first - behind, first - behind + batch):
-        yield from _row_lines(row, encoder.tokenizer, characters, len(names))
+        digest = hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16]
+        count = len(row.cu_seqlens) - 1
+        where = stream.place_of(row)
+        yield f"\nrow {row.index}, lane {row.lane}, {count} documents, sha256 {digest}; it ends in {where}"
+        yield from _documents(row, encoder.tokenizer, characters)
 
 
 def _position_before(config: Config, run: Run, encoder: Any, step: int) -> tuple[int, Mapping[int, LaneCursor] | None]:
@@ -62,15 +65,8 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _row_lines(row: Row, tokenizer: Any, characters: int, sources: int) -> Iterator[str]:
-    edges = row.cu_seqlens.tolist()
-    digest = hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16]
-    where = "; ".join(
-        f"{f'source {number}: ' if sources > 1 else ''}epoch {cursor.epoch}, document {cursor.document}"
-        for number, cursor in enumerate(row.cursor.cursors)
-    )
-    yield f"\nrow {row.index}, lane {row.lane}, {len(edges) - 1} documents, sha256 {digest}; behind it: {where}"
-    for begin, end in pairwise(edges):
+def _documents(row: Row, tokenizer: Any, characters: int) -> Iterator[str]:
+    for begin, end in pairwise(row.cu_seqlens.tolist()):
         text = tokenizer.decode(row.input_ids[begin:end])
         cut = f" ... ({len(text) - characters} characters more)" if characters and len(text) > characters else ""
         shown = (text[:characters] if characters else text).replace("\n", "\n    ")

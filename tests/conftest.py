@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / ".cache" / "demo"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests stay together, in their order, when two processes share the suite: those of one file, and all of
+    tests/training, which share their launches."""
+    for item in items:
+        shared = item.path.parent if item.path.parent.name == "training" else item.path
+        item.add_marker(pytest.mark.xdist_group(shared.relative_to(ROOT).as_posix()))
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +144,29 @@ def reference(lengthen: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
     command = Regrow("run", lengthen(folder))
     assert command.wait() == 0, f"the reference run failed:\n{command.output}"
     return folder / "runs" / "tiny"
+
+
+#: Eight steps of rows that hold several documents, each alone; every row's hash and all checkpoints are kept.
+LOGGED = """extends: longer.yaml
+data: {attention: within, row_length: 256}
+train: {tokens: 16384, checkpoint_every: 3, evaluate_every: 4, keep_checkpoints: 9, log_samples: true}
+"""
+
+
+@pytest.fixture(scope="session")
+def logged(lengthen: Callable[[Path], Path], reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a run, in runs/tiny beside it, that trained on from the reference's pruned model with attention
+    within documents and logged its samples. Not to be changed."""
+    folder = tmp_path_factory.mktemp("logged")
+    config = lengthen(folder).with_name("logged.yaml")
+    config.write_text(LOGGED)
+    run = folder / "runs" / "tiny"
+    for stage in ("data", "score", "prune"):
+        shutil.copytree(reference / stage, run / stage)
+    shutil.copy(reference / "hashes.json", run)
+    command = Regrow("train", config)
+    assert command.wait() == 0, f"the logged run failed:\n{command.output}"
+    return config
 
 
 class Regrow:

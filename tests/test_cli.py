@@ -21,6 +21,7 @@ SURFACE = {
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
     "plan": ["config", "overrides"],
     "status": ["run"],
+    "data-show": ["config", "--step", "overrides", "--characters"],
     "config": ["config", "overrides"],
     "schema": [],
 }

@@ -7,7 +7,7 @@ are left out, and a shard is counted while every document in it is decoded and c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,8 @@ class Census:
     """What a whole shard holds, excluded domains included.
 
     ``characters`` and ``bytes_of_text`` (UTF-8) are 0 for a tokenised shard, ``tokens`` is None for any other.
-    ``domains`` counts the documents that have one; ``groups`` are the rows of each row group of a parquet file.
+    ``domains`` counts the documents that have one, ``characters_of`` their characters; ``groups`` are the rows of each
+    row group of a parquet file.
     """
 
     documents: int
@@ -39,6 +40,11 @@ class Census:
     domains: dict[str, int] = field(default_factory=dict)
     groups: tuple[int, ...] | None = None
     tokens: int | None = None
+    characters_of: dict[str, int] = field(default_factory=dict)
+
+    def characters_without(self, domains: Collection[str]) -> int:
+        """Characters of the documents that are in none of ``domains``."""
+        return self.characters - sum(self.characters_of.get(domain, 0) for domain in domains)
 
 
 def format_of(name: str) -> str | None:
@@ -70,11 +76,14 @@ def check_documents(path: Path, format: str, text_key: str) -> Census:
         return Census(about["documents"], tokens=about["tokens"])
     documents = characters = size = 0
     domains: Counter[str] = Counter()
+    characters_of: Counter[str] = Counter()
     for _, text, domain in READERS[format](path, text_key, 0):
         documents += 1
         characters += len(text)
         size += len(text) if text.isascii() else len(text.encode())
         if domain is not None:
             domains[domain] += 1
+            characters_of[domain] += len(text)
     groups = row_groups(path) if format == "parquet" else None
-    return Census(documents, characters, size, dict(sorted(domains.items())), groups)
+    return Census(documents, characters, size, dict(sorted(domains.items())), groups,
+                  characters_of=dict(sorted(characters_of.items())))  # fmt: skip

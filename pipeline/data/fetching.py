@@ -247,19 +247,19 @@ def fetch(shard: Shard, cache: Path, group: int | None = None) -> Path:
 
 
 def needed_space(shards: Sequence[Shard], lanes: int) -> int:
-    """Bytes that the copies of ``lanes`` lanes take: each reads one part and has the next one fetched ahead."""
-    sizes = [0]
+    """Bytes that the copies of ``lanes`` lanes take: of each source, each reads one part and has the next one ahead."""
+    largest: dict[int, float] = {}
     for shard in shards:
         if shard.kind != "local":
             share = max(shard.groups) / sum(shard.groups) if shard.groups else 1
-            sizes.append(int(shard.bytes * share))
-    return 2 * lanes * max(sizes)
+            largest[shard.source] = max(largest.get(shard.source, 0), shard.bytes * share)
+    return 2 * lanes * int(sum(largest.values()))
 
 
 def require_cache_space(folder: Path, shards: Sequence[Shard], lanes: int, limit: int | None = None) -> int:
     """``needed_space``, after a check: RegrowError where the disk of ``folder``, or ``limit`` bytes, is smaller."""
     needed = needed_space(shards, lanes)
-    what = f"the copies of remote shards: {lanes} lanes, the largest part twice in each"
+    what = f"the copies of remote shards: {lanes} lanes, each source's largest part twice in each"
     if limit is not None and needed > limit:
         raise RegrowError(f"no space for {what}: {needed / 1e9:.3g} GB, the cache's limit is {limit / 1e9:.3g} GB; "
                           "raise the limit, or use fewer data.lanes")  # fmt: skip

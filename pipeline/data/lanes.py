@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.data.packing import pack
 from pipeline.data.parts import Dealt, Part, draw, shuffle
 from pipeline.data.position import Cursor, LaneCursor
 from pipeline.data.shards import Shard
-from pipeline.data.tokenised import read_tokenised
+from pipeline.data.tokenised import read_tokenised, require_same_ids
 from pipeline.run import RegrowError
 
 
@@ -46,7 +46,8 @@ def draw_source(seed: int, lane: int, row: int, ends: Sequence[float]) -> int:
 class Lane:
     """An endless stream of rows from one lane: from its row number ``row`` on, behind ``cursor``.
 
-    ``sources`` is what ``deal`` gave, ``ends`` what ``shares`` gave. ``on_damage``: ``raise`` ends at a damaged part
+    ``sources`` is what ``deal`` gave, ``ends`` what ``shares`` gave; ``about`` is what tokenised shards must say of
+    their ids (None: anything). ``on_damage``: ``raise`` ends at a damaged part
     with DamagedShard; ``skip`` leaves it out whole, for ever, and records that in the cursor.
     Raises RegrowError on a cursor that does not fit the corpus, and when there is nothing left to read.
     """
@@ -65,6 +66,7 @@ class Lane:
         on_damage: str,
         row: int,
         cursor: LaneCursor | None,
+        about: Mapping[str, Any] | None = None,
     ):
         cursor = cursor or LaneCursor((Cursor(),) * len(sources))
         if len(cursor.cursors) != len(sources):
@@ -73,7 +75,7 @@ class Lane:
         self._cursors = list(cursor.cursors)
         self._strands = [
             Strand(number, dealt, dealt.parts[number::lanes], encode=encode, seed=seed, cache=cache, start=start,
-                   on_damage=on_damage, skipped=[part[1:] for part in cursor.skipped if part[0] == source])
+                   on_damage=on_damage, about=about, skipped=[part[1:] for part in cursor.skipped if part[0] == source])
             for source, (dealt, start) in enumerate(zip(sources, cursor.cursors, strict=True))
         ]  # fmt: skip
         self._rows = [pack(strand.documents(), row_length) for strand in self._strands]
@@ -104,6 +106,7 @@ class Strand:
         seed: int,
         cache: ShardCache,
         on_damage: str,
+        about: Mapping[str, Any] | None,
         start: Cursor,
         skipped: list[tuple[int, int]],
     ):
@@ -111,6 +114,7 @@ class Strand:
             raise RegrowError(f"lane {lane}: its cursor is at part {start.part} of {len(parts)}")
         self.lane, self.dealt, self.parts, self.encode, self.seed = lane, dealt, parts, encode, seed
         self.cache, self.on_damage, self.start, self.skipped = cache, on_damage, start, skipped
+        self.about = about
         self._held: tuple[Shard, int | None] | None = None
         self._fetch_ahead(start.epoch, self._ordered(start.epoch)[start.part :])
 
@@ -166,6 +170,8 @@ class Strand:
             if self._held is not None:
                 self.cache.drop(*self._held)
             self._held = shard, group
+            if shard.format == "tokenised" and self.about is not None:
+                require_same_ids(path, shard.name, self.about)
             # The manifest was made by decoding local files whole, and these are the same bytes.
             if shard.kind != "local" or shard.sha256 is None or shard.documents is None:
                 _check_whole(path, shard, group)
@@ -199,7 +205,13 @@ def _check_whole(path: Path, shard: Shard, group: int | None) -> None:
     """Decode a file to its end before its first document is served. Raises DamagedShard."""
     stated = shard.documents if group is None else shard.groups[group]
     status = path.stat()
-    found = _count(path, status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
+    try:
+        found = _count(path, status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
+    except DamagedShard as error:
+        if shard.kind == "local":
+            raise
+        # The copy has another name than what must be replaced.
+        raise DamagedShard(f"shard {shard.name}: {error}") from None
     if stated not in (None, found):
         raise DamagedShard(f"shard {shard.name}: {found} documents, the manifest says {stated}; it was replaced")
 

@@ -160,12 +160,15 @@ def local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
 
 def _sum(parts: Sequence[Census]) -> Census:
     domains: Counter[str] = Counter()
+    characters_of: Counter[str] = Counter()
     for part in parts:
         domains.update(part.domains)
+        characters_of.update(part.characters_of)
     tokens = [part.tokens for part in parts if part.tokens is not None]
     return Census(
         sum(part.documents for part in parts), sum(part.characters for part in parts),
         sum(part.bytes_of_text for part in parts), dict(sorted(domains.items())), None, sum(tokens) if tokens else None,
+        dict(sorted(characters_of.items())),
     )  # fmt: skip
 
 

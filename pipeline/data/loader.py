@@ -12,14 +12,15 @@ import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.fetching import ShardCache
-from pipeline.data.lanes import Lane, shares
+from pipeline.data.lanes import Lane, draw_source, shares
 from pipeline.data.packing import Row
-from pipeline.data.parts import deal
+from pipeline.data.parts import deal, shuffle
 from pipeline.data.position import LaneCursor
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError
@@ -43,7 +44,8 @@ def fitting_workers(wanted: int, lanes: int, world: int) -> int:
 class RowStream(IterableDataset):
     """The rows of one rank from row ``start`` of the run on, without end.
 
-    ``weights`` are relative, one for each source (None: all alike); ``on_damage`` is ``raise`` or ``skip``;
+    ``weights`` are relative, one for each source (None: all alike); ``on_damage`` is ``raise`` or ``skip``; ``about``
+    is what tokenised shards must say of their ids (None: anything);
     ``cursors`` are those behind row ``start - 1``, and lanes without one begin at their beginning. ``cache`` is a
     folder for shards that must be fetched, or the cache itself.
     """
@@ -59,6 +61,7 @@ class RowStream(IterableDataset):
         cache: Path | ShardCache,
         weights: Sequence[float] | None = None,
         on_damage: str = "raise",
+        about: Mapping[str, Any] | None = None,
         rank: int = 0,
         world: int = 1,
         start: int = 0,
@@ -71,6 +74,7 @@ class RowStream(IterableDataset):
         self.lane_arguments = {
             "lanes": lanes, "sources": self.sources, "ends": shares(weights, len(self.sources)), "encode": encode,
             "row_length": row_length, "seed": seed, "cache": cache, "on_damage": on_damage,
+            "about": about,
         }  # fmt: skip
         self.lanes = lanes
         self.rank = rank
@@ -111,6 +115,14 @@ class RowStream(IterableDataset):
             ids, cu_seqlens, cursor = next(own[number])
             yield Row(index, ids, number, cursor, cu_seqlens)
             index += step
+
+    def place_of(self, row: Row) -> str:
+        """Where a row of this stream ends, for people: the shard, the document in it, and the epoch."""
+        seed, ends = self.lane_arguments["seed"], self.lane_arguments["ends"]
+        source = draw_source(seed, row.lane, row.index // self.lanes, ends)
+        dealt, cursor = self.sources[source], row.cursor.cursors[source]
+        part = shuffle(dealt.parts[row.lane :: self.lanes], seed, row.lane, cursor.epoch, *dealt.names)[cursor.part]
+        return f"{dealt.shards[part.shard].name}, document {cursor.document}, epoch {cursor.epoch}"
 
 
 def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], None]) -> Iterator[Row]:

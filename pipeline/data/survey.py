@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.documents import check_documents, read_documents
+from pipeline.data.documents import DamagedShard, check_documents, read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import about_tokenised
@@ -30,27 +30,45 @@ class Survey:
     tokens_per_second: float | None
 
 
-def survey(shards: Sequence[Shard], encode: Encoder, cache: ShardCache, characters: int | None) -> Survey:
+def survey(
+    shards: Sequence[Shard], encode: Encoder, cache: ShardCache, characters: int | None, on_damage: str = "raise"
+) -> Survey:
     """Estimate the tokens of one source; ``characters`` of all its kept text where a listing has counted them.
 
-    Raises RegrowError when the shard that is looked into cannot be had or is damaged.
+    on_damage: ``raise``, or ``skip``: a damaged remote shard, which its lane will leave out, is passed over here too.
+    Raises RegrowError when no shard can be had, DamagedShard when the one that is looked into is damaged.
     """
-    if shards[0].format == "tokenised":
+    if all(shard.format == "tokenised" and shard.kind == "local" for shard in shards):
         return Survey(sum(about_tokenised(cache.open(shard))["tokens"] for shard in shards), True, None)
     # The longest one: the last file of a corpus may hold a handful of documents.
-    shard = max(shards, key=lambda shard: shard.bytes)
+    longest_first = sorted(shards, key=lambda shard: -shard.bytes)
+    for shard in longest_first:
+        try:
+            return _look_into(shard, sum(each.bytes for each in shards), encode, cache, characters)
+        except DamagedShard:
+            if on_damage == "raise" or shard is longest_first[-1]:
+                raise
+    raise AssertionError("a source has shards")
+
+
+def _look_into(shard: Shard, size: int, encode: Encoder, cache: ShardCache, characters: int | None) -> Survey:
+    """The survey of a source whose shards have ``size`` bytes together, from one of them."""
     group = 0 if shard.groups and shard.kind != "local" else None
     path = cache.open(shard, group)
-    read, tokens, begin = 0, 0, time.perf_counter()
-    for _, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
-        tokens += len(encode(text))
-        read += len(text)
-        if read >= SAMPLE:
-            break
-    speed = tokens / (time.perf_counter() - begin)
-    if characters is None:
-        census = check_documents(path, shard.format, shard.text_key)
-        part = census.documents / sum(shard.groups) if group is not None else 1
-        characters = round(census.characters / (shard.bytes * part) * sum(each.bytes for each in shards))
-    cache.drop(shard, group)
-    return Survey(round(characters * tokens / max(read, 1)), False, speed)
+    try:
+        if shard.format == "tokenised":
+            return Survey(round(about_tokenised(path)["tokens"] * size / shard.bytes), size == shard.bytes, None)
+        read, tokens, begin = 0, 0, time.perf_counter()
+        for _, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
+            tokens += len(encode(text))
+            read += len(text)
+            if read >= SAMPLE:
+                break
+        speed = tokens / (time.perf_counter() - begin)
+        if characters is None:
+            census = check_documents(path, shard.format, shard.text_key)
+            part = census.documents / sum(shard.groups) if group is not None else 1
+            characters = round(census.characters_without(shard.exclude_domains) / (shard.bytes * part) * size)
+        return Survey(round(characters * tokens / max(read, 1)), False, speed)
+    finally:
+        cache.drop(shard, group)

@@ -21,7 +21,7 @@ from pipeline.data.documents import READERS
 from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import Progress
 from pipeline.data.shards import Shard
-from pipeline.data.tokenised import about_tokenised, write_tokenised
+from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
 from pipeline.run import RegrowError, hash_file, hash_json, require_space
 
@@ -66,24 +66,25 @@ def tokenise_corpus(
 ) -> tuple[list[Shard], list[dict[str, str]]]:
     """The tokenised shards, in the order of ``shards``, and the damaged ones that were left out.
 
-    Shard NAME of source S becomes ``folder/source-S/NAME.tokens.tar``; tokenised ones pass through. ``tokenizer`` is a
-    Hugging Face folder, ``cache`` holds shards that must be fetched. ``processes`` are spawned and run
-    ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are given back as
-    ``{"shard", "reason"}``. Started again it goes on where it was.
+    Shard NAME of source S becomes ``folder/ENCODER/source-S/NAME.SHARD.tokens.tar``, with hashes of what makes the ids
+    and of the shard's text, so that runs with other tokenizers or other corpora may share the folder; tokenised shards
+    pass through. ``tokenizer`` is a Hugging Face folder, ``cache`` holds shards that must be fetched. ``processes`` are
+    spawned and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are
+    given back as ``{"shard", "reason"}``. Started again it goes on where it was.
     Raises DamagedShard; RegrowError when there is no space, when a process dies (naming it and its shard), when
     another command works in ``folder``, and where a tokenised shard was made by another tokenizer or separator.
     """
     loaded = load_tokenizer(tokenizer, trust_remote_code)
     encoder = make_encoder(loaded, separator)
-    about = {"tokenizer": tokenizer_hash(loaded), "encoder": encoder_hash(encoder), "bos": encoder.bos,
-             "separator": encoder.separator, "vocabulary": vocabulary_size(loaded)}  # fmt: skip
+    about = about_encoder(encoder)
     texts = [shard for shard in shards if shard.format != "tokenised"]
-    jobs = {shard: Job(shard, _target(folder, shard), {**about, "source": _identity(shard)}) for shard in texts}
+    of_encoder = folder / about["encoder"][:12]
+    jobs = {shard: Job(shard, _target(of_encoder, shard), {**about, "source": _identity(shard)}) for shard in texts}
     if len({job.target for job in jobs.values()}) < len(texts):
         raise RegrowError(f"{folder}: two shards of one source have the same name; list each shard once")
     for shard in shards:
         if shard.format == "tokenised" and shard.kind == "local":
-            _require_same_ids(shard, about)
+            require_same_ids(Path(shard.place) / shard.path, shard.name, about)
     with _alone(folder), Progress(folder / "tokenised.jsonl") as index:
         finished = {job.shard: entry for job in jobs.values() if (entry := _finished(job, index)) is not None}
         # The longest first, so that no process works alone at the end.
@@ -104,7 +105,7 @@ def tokenise_corpus(
                     skipped[job.shard] = outcome
                 else:
                     raise DamagedShard(outcome)
-    kept = [shard if shard.format == "tokenised" else _tokenised(jobs[shard], folder, finished[shard])
+    kept = [shard if shard.format == "tokenised" else _tokenised(jobs[shard], of_encoder, finished[shard])
             for shard in shards if shard not in skipped]  # fmt: skip
     return kept, [{"shard": shard.name, "reason": skipped[shard]} for shard in shards if shard in skipped]
 
@@ -113,7 +114,7 @@ def _target(folder: Path, shard: Shard) -> Path:
     # What stands behind a URL's path may be a key, and is not part of the name.
     name = shard.path.partition("?")[0] if shard.kind == "url" else shard.path
     base = folder / f"source-{shard.source}"
-    target = base / f"{name}{ENDING}"
+    target = base / f"{name}.{_identity(shard)[:12]}{ENDING}"
     if not target.resolve().is_relative_to(base.resolve()):
         raise RegrowError(f"shard {shard.name}: its name leads out of {base}; list the source by its own folder")
     return target
@@ -132,12 +133,10 @@ def _estimate(job: Job) -> int:
     return int(job.size * width * (PER_PLAIN_BYTE if plain else PER_COMPRESSED_BYTE))
 
 
-def _require_same_ids(shard: Shard, about: dict[str, Any]) -> None:
-    was = about_tokenised(Path(shard.place) / shard.path)
-    for name in ("tokenizer", "bos", "separator"):
-        if was.get(name) != about[name]:
-            raise RegrowError(f"shard {shard.name}: tokenised with another {name} (it has {was.get(name)}, the model "
-                              f"and data.separator give {about[name]}); tokenise its text anew")  # fmt: skip
+def about_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What a tokenised shard says of the ids in it: all that decides them, and the size of the vocabulary."""
+    return {"tokenizer": tokenizer_hash(encoder.tokenizer), "encoder": encoder_hash(encoder), "bos": encoder.bos,
+            "separator": encoder.separator, "vocabulary": vocabulary_size(encoder.tokenizer)}  # fmt: skip
 
 
 @contextlib.contextmanager

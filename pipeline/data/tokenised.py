@@ -130,6 +130,15 @@ def check_tokenised(path: Path) -> dict[str, Any]:
     return about_tokenised(path)
 
 
+def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
+    """RegrowError where shard ``name``, at ``path``, was made by another tokenizer, BOS or separator than ``about``."""
+    was = about_tokenised(path)
+    for key in ("tokenizer", "bos", "separator"):
+        if was.get(key) != about[key]:
+            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {was.get(key)}, the model and "
+                              f"data.separator give {about[key]}); tokenise its text anew")  # fmt: skip
+
+
 def is_tokenised(path: Path) -> bool:
     """Whether the first member of a tar is the json of a block; a look at its first bytes, no check of the rest."""
     with naming(path, lambda: 0), path.open("rb") as file:

@@ -19,26 +19,33 @@ from pipeline.data.overlap import refuse_overlap
 from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
-from pipeline.data.tokenise import tokenise_corpus
-from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder
+from pipeline.data.tokenise import about_encoder, tokenise_corpus
+from pipeline.data.tokenised import is_tokenised, require_same_ids
+from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder
 from pipeline.launch import World, die_with_parent
 from pipeline.model.load import resolve_model
-from pipeline.run import Run, write_json
+from pipeline.run import RegrowError, Run, write_json
 
 FORMAT = 2
 UPSTREAM: tuple[str, ...] = ()
 LAUNCHED = False
+#: Its progress says of every file what it was made from: begun with one config, it goes on with another.
+PROGRESS_FITS_ANY_CONFIG = True
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
-    """The files of local sources by their content; a remote source is named by the config. Ids too, if made ahead."""
+    """The files of local sources by their content; a remote source is named by the config. Of ids, what made them."""
     held_out = [config.data.held_out] if config.data.held_out else []
     files: list[Path] = []
+    of_ids = config.data.tokenised is not None
     for source in (*config.data.sources, *held_out):
         base, names = local_files(source.path, source.files) or (Path(), [])
-        files += [base / name for name in names if source.format != "auto" or format_of(name)]
+        found = [base / name for name in names if source.format != "auto" or format_of(name)]
+        tars = (path for path in found if format_of(path.name) == "tar")
+        of_ids = of_ids or source.format == "tokenised" or (source.format == "auto" and any(map(is_tokenised, tars)))
+        files += found
     hashes = {str(path): run.hash_of(path) for path in files}
-    if config.data.tokenised is not None:
+    if of_ids:
         hashes["tokenizer and separator"] = encoder_hash(_encoder(config))
     return hashes
 
@@ -60,6 +67,14 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     corpus = [shard for listing in listings for shard in listing.shards]
     held_out = kept.shards if kept else []
     skipped = [entry for listing in (*listings, *([kept] if kept else [])) for entry in listing.skipped]
+    encoder = _encoder(config)
+    about = about_encoder(encoder)
+    for shard in (*corpus, *held_out):
+        if shard.format == "tokenised" and shard.kind == "local":
+            require_same_ids(Path(shard.place) / shard.path, shard.name, about)
+    if config.data.tokenised is None or all(shard.documents is not None for shard in corpus):
+        # Too many lanes are refused before the hours begin; of unknown lengths tokenising tells.
+        deal(corpus, config.data.lanes, config.data.seed)
     unseen = refuse_overlap(corpus, held_out, say)
     if held_out and unseen:
         say(f"{unseen} shards were not searched for held-out documents: their text is not here")
@@ -72,9 +87,12 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say,
         )  # fmt: skip
         skipped += damaged
+        for number, source in enumerate(config.data.sources):
+            if not of_source(corpus, number):
+                raise RegrowError(f"data source {source.path!r}: every shard of it is damaged; replace them")
     manifest = build_manifest(corpus, held_out, skipped)
-    surveys = _survey(config, corpus, listings)
     dealt = deal(corpus, config.data.lanes, config.data.seed)
+    surveys = _survey(config, corpus, listings, encoder)
     write_json(folder / "manifest.json", manifest)
     return _tell(config, corpus, listings, surveys, say) | {
         "shards": len(corpus),
@@ -91,17 +109,17 @@ def of_source(corpus: list[Shard], number: int) -> list[Shard]:
     return [shard for shard in corpus if shard.source == number]
 
 
-def _encoder(config: Config) -> Any:
+def _encoder(config: Config) -> Encoder:
     folder = resolve_model(config.model.path, config.model.revision)
     return make_encoder(load_tokenizer(folder, config.model.trust_remote_code), config.data.separator)
 
 
-def _survey(config: Config, corpus: list[Shard], listings: list[Listing]) -> list[Survey]:
-    encoder, cache = _encoder(config), ShardCache(config.data.cache)
-    return [
-        survey(of_source(corpus, number), encoder, cache, listing.census.characters if listing.census else None)
-        for number, listing in enumerate(listings)
-    ]
+def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
+    cache = ShardCache(config.data.cache)
+    kept = [listing.census and listing.census.characters_without(source.exclude_domains)
+            for listing, source in zip(listings, config.data.sources, strict=True)]  # fmt: skip
+    return [survey(of_source(corpus, number), encoder, cache, count, config.data.on_damage)
+            for number, count in enumerate(kept)]  # fmt: skip
 
 
 def _tell(
@@ -109,10 +127,12 @@ def _tell(
 ) -> dict[str, Any]:
     """What the corpus is: printed for people, returned for the stage's record."""
     counts = [shard.documents for shard in corpus]
-    documents = None if None in counts else sum(counts)
     domains: Counter[str] = Counter()
-    for listing in listings:
-        domains.update(listing.census.domains if listing.census else {})
+    left_out: Counter[str] = Counter()
+    for listing, source in zip(listings, config.data.sources, strict=True):
+        for name, count in (listing.census.domains if listing.census else {}).items():
+            (left_out if name in source.exclude_domains else domains)[name] += count
+    documents = None if None in counts else sum(counts) - left_out.total()
     tokens = sum(each.tokens for each in surveys)
     weights = [source.weight for source in config.data.sources]
     # A source is read through when its share of the budget is as long as it is.
@@ -124,6 +144,8 @@ def _tell(
     if domains:
         listed = ", ".join(f"{name} {count / domains.total():.1%}" for name, count in domains.most_common())
         say(f"domains, by documents: {listed}")
+    for name, count in left_out.most_common():
+        say(f"left out: {count:,} documents of {name}")
     speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
     if speeds:
         say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
@@ -131,7 +153,7 @@ def _tell(
         say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
             f"{share:.2f} times")  # fmt: skip
     return {
-        "documents": documents, "domains": dict(domains), "tokens": tokens,
+        "documents": documents, "domains": dict(domains), "left_out": dict(left_out), "tokens": tokens,
         "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None), "passes": passes,
     }  # fmt: skip
 

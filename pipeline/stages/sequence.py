@@ -108,7 +108,7 @@ def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, An
             raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
         _say(run, stage, "done before, skipped")
         return None
-    if started.exists():
+    if started.exists() and not getattr(module, "PROGRESS_FITS_ANY_CONFIG", False):
         differences = compare_fingerprints(read_json(started), fingerprint)
         if differences:
             raise _stale(f"stage {stage} was begun with another config", differences, stage)

@@ -44,9 +44,12 @@ def test_excluded_domains_keep_the_numbers_of_the_others(shard_of, ending):
     assert kept == [(1, "t1"), (2, "t2"), (5, "t5 ü")], "the wrong documents were left out, or the rest renumbered"
     census = check_documents(path, format_of(path.name), "text")
     groups = (6,) if ending == "parquet" else None
-    assert census == Census(6, 14, 15, {"RedPajamaArXiv": 1, "RedPajamaBook": 2, "RedPajamaC4": 1}, groups), (
+    counts = {"RedPajamaArXiv": 1, "RedPajamaBook": 2, "RedPajamaC4": 1}
+    characters = {name: 2 * count for name, count in counts.items()}
+    assert census == Census(6, 14, 15, counts, groups, characters_of=characters), (
         "the census leaves documents out, or counts wrongly"
     )
+    assert census.characters_without(("RedPajamaBook", "RedPajamaArXiv")) == len("t1t2t5 ü")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

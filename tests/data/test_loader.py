@@ -20,6 +20,7 @@ from server import Server
 
 from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
+from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, fitting_workers, load_rows
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
@@ -216,3 +217,14 @@ def test_a_remote_shard_that_does_not_decode_is_skipped_whole(texts, tmp_path, s
         take(iter(stream(far, quiet(tmp_path / "cache"), lanes=2)), 400)
     rows = take(iter(stream(far, quiet(tmp_path / "cache"), lanes=2, on_damage="skip")), 400)
     assert {part for row in rows for part in row.cursor.skipped} == {(0, 2, 0)}
+
+
+def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
+    """A remote tokenised shard can be asked only when it has come: the reader asks it."""
+    made = {"vocabulary": 1000, "tokenizer": "one", "bos": None, "separator": 1}
+    write_tokenised(tmp_path / "ids" / "a.tar", [[2, 3, 1]] * 9, about=made)
+    shards = list_source(str(tmp_path / "ids")).shards
+    settings = {"encode": encode, "lanes": 1, "row_length": 4, "seed": 0, "cache": tmp_path / "cache"}
+    assert next(iter(RowStream(shards, about=made, **settings))).input_ids.tolist() == [2, 3, 1, 2]
+    with pytest.raises(RegrowError, match=r"a\.tar: tokenised with another separator \(it has 1, .* give 5\)"):
+        next(iter(RowStream(shards, about={**made, "separator": 5}, **settings)))

@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from pipeline.config import Config, load_config
+from pipeline.data.documents import read_documents
+from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.listing import list_source
+from pipeline.data.shards import build_manifest, read_manifest
+from pipeline.data.tokenised import write_tokenised
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import Place, World
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json
+from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, score
 
 ROOT = Path(__file__).parent.parent.parent
@@ -132,3 +137,28 @@ def test_a_loss_that_is_not_a_number_is_refused_and_not_kept(config, tmp_path, t
     with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 2, 3, 4, 6, 7, 8\] are not numbers"):
         score_here(config, run)
     assert not list((run.stage("score")).rglob("sequence-*.json")), "a useless loss would be taken up again"
+
+
+def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
+    """Stage data sees no overlap with text that is not here yet; scoring has read its documents and sees it."""
+    run, said = Run(tmp_path / "one"), []
+    scores = score_here(config, run, said)
+    assert scores["calibration"]["overlap"] == {"training": 6, "held_out": 0}
+    assert "calibration documents: 6 of 6 are also trained on, 0 held out" in said
+    origins = read_json(run.stage("score") / "calibration.json")["origins"]
+    drawn = [next(text for index, text in read_documents(Path(origin["shard"]), "jsonl") if index == origin["document"])
+             for origin in origins[:2]]  # fmt: skip
+    corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
+
+    def score_against(name: str) -> dict:
+        kept = list_source(str(tmp_path / name)).shards
+        write_json(run.stage("data") / "manifest.json", build_manifest(corpus, kept))
+        (run.stage("score") / "scores.json").unlink()
+        score.work(config, run, World(Place()), said.append)
+        return read_json(run.stage("score") / "scores.json")["calibration"]["overlap"]
+
+    write_jsonl_zst(tmp_path / "kept" / "a.jsonl.zst", [{"text": text} for text in ["another", *drawn]])
+    assert score_against("kept") == {"training": 6, "held_out": 2}
+    write_tokenised(tmp_path / "ids" / "a.tar", [[5, 6, 1]], about={"vocabulary": 1000})
+    assert score_against("ids") == {"training": 6, "held_out": None}, "ids cannot be compared with texts"
+    assert "calibration documents: 6 of 6 are also trained on, an unknown number held out" in said
