@@ -10,8 +10,8 @@ source launch/setup.sh
 python -m pipeline.demo
 
 choice=(-m "not slow and not gpu")
-# Two processes share the tests: many of them wait for others that they start. (-n 0 runs them in one.)
-share=(-n 2 --dist loadgroup)
+# Two processes share the tests, file by file: many wait for processes that they start. (-n 0 runs them in one.)
+share=(-n 2 --dist loadfile)
 for argument in "$@"; do
     # The caller's own choice of markers stands alone; the slow ones measure, and have the machine to themselves.
     if [[ $argument == -m* ]]; then choice=() share=(); fi

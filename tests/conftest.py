@@ -19,15 +19,6 @@ ROOT = Path(__file__).parent.parent
 DEMO = ROOT / ".cache" / "demo"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together, in their order, when two processes share the suite: those of one file, and all of
-    tests/training, which share their launches."""
-    for item in items:
-        shared = item.path.parent if item.path.parent.name == "training" else item.path
-        item.add_marker(pytest.mark.xdist_group(shared.relative_to(ROOT).as_posix()))
-
-
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The demo's assets: model/ (SmolLM2-135M) and text/ (Wikipedia introductions), fetched when they are missing."""
