@@ -12,10 +12,12 @@ write them) and tokenised shards. Every reader gives rows of one length, in one 
 - datasets: json.zst streamed, batched map to ids, batched map to rows (run_clm's group_texts)
 - webdataset: tars, decoded, tokenised, packed end to end
 
-They take turns in one run, and the medians of their turns are compared, so that a machine that slows down slows all
-of them. A resume is timed in a process that has opened nothing yet, from a saved position to the first row; ours to
-the first row of every lane. webdataset keeps no position: it reads again from the start. Tokenised shards are also
-timed far out: synthetic ones, of the size of SlimPajama's, at row 10 and at row 1,000,000.
+They take turns in one run, and the medians of their turns are compared, so that a machine that slows down slows all of
+them. Each lives in a process of its own, as a loader's worker does: what one leaves in memory (datasets most of all)
+otherwise slows the next by up to a third. A resume is timed in a process that has opened nothing yet, from a saved
+position to the first row; ours to the first row of every lane. webdataset keeps no position: it reads again from the
+start. Tokenised shards are also timed far out: synthetic ones, of the size of SlimPajama's, at row 10 and at row
+1,000,000.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -191,6 +194,36 @@ def tokens_per_second(source: Iterator[Any], tokens: int) -> float:
     return read / (perf_counter() - begin)
 
 
+def serve(pipe: Any, build: Callable[[], Iterator[Any]]) -> None:
+    """The life of one reader's process: a turn for every number of tokens that comes, until None comes."""
+    take_place(Place())
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    source = build()
+    while (tokens := pipe.recv()) is not None:
+        pipe.send(tokens_per_second(source, tokens))
+
+
+def take_turns(
+    sources: dict[str, Callable[[], Iterator[Any]]], amounts: dict[str, int], turns: int
+) -> dict[str, float]:
+    """Median tokens/s of each source over its turns, after one that opens files and fills caches."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name, build in sources.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, build), daemon=True).start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+    speeds: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(1 + turns):
+        for name, pipe in pipes.items():
+            pipe.send(amounts[name])
+            speeds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
+    return {name: median(found[1:]) for name, found in speeds.items()}
+
+
 def apart(function: Callable[[Any], Any], argument: Any) -> tuple[Any, float]:
     """What a function gives in a process of its own, and its seconds: nothing that it opens stays open here."""
     context = multiprocessing.get_context("fork")
@@ -289,18 +322,12 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
     resumes |= resume_times(synthetic, {"synthetic": (10, arguments.synthetic_rows)}, 5)
 
     print("timing rows", flush=True)
-    sources: dict[str, Iterator[Any]] = {name: reader.rows() for name, reader in readers.items()}
+    sources: dict[str, Callable[[], Iterator[Any]]] = {name: reader.rows for name, reader in readers.items()}
     for name, compiled in (("bare_transformers", False), ("bare_compiled", True)):
         if not compiled or encode.engine is not None:
-            sources[name] = bare(texts, encode, compiled)
+            sources[name] = partial(bare, texts, encode, compiled)
     amounts = {name: arguments.tokens * AMOUNTS.get(name, 1) for name in sources}
-    speeds: dict[str, list[float]] = {name: [] for name in sources}
-    for turn in range(1 + arguments.turns):
-        for name, source in sources.items():
-            speed = tokens_per_second(source, amounts[name])
-            if turn > 0:  # the first opens files and fills caches
-                speeds[name].append(speed)
-    speed = {name: median(found) for name, found in speeds.items()}
+    speed = take_turns(sources, amounts, arguments.turns)
     fastest = max(speed["bare_transformers"], speed.get("bare_compiled", 0.0))
     needed = GPUS * TOKENS_PER_GPU
     figures = {

@@ -25,7 +25,11 @@ from pipeline.data.parts import Dealt, Part, draw, shuffle
 from pipeline.data.position import Cursor, LaneCursor
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import read_tokenised, require_same_ids
+from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
+
+#: So many texts, or texts of so many characters, are tokenized together: little beside what a lane reads of a part.
+TEXTS, CHARACTERS = 64, 2**16
 
 
 def shares(weights: Sequence[float] | None, sources: int) -> list[float]:
@@ -186,19 +190,40 @@ class Strand:
         """(index in the shard, ids) of the part's documents from document ``first`` of the shard on."""
         shard, group = self._file(part)
         if shard.format == "tokenised":
-            documents = read_tokenised(path, first)
-        else:
-            # A row group that was fetched alone counts its documents from 0.
-            before = sum(shard.groups[:group]) if group else 0
-            texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first - before)
-            documents = ((before + index, np.asarray(self.encode(text), dtype=np.int64)) for index, text in texts)
-        for index, ids in documents:
-            if part.stop is not None and index >= part.stop:
-                return
-            yield index, ids
-            if index + 1 == part.stop:
-                # Not one document further: it may be the first of another row group.
-                return
+            return _until(part.stop, read_tokenised(path, first))
+        # A row group that was fetched alone counts its documents from 0.
+        before = sum(shard.groups[:group]) if group else 0
+        texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first - before)
+        return self._encoded(_until(part.stop, ((before + index, text) for index, text in texts)))
+
+    def _encoded(self, texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, ids) for (index, text): a few texts in each call of the tokenizer, which costs some ten tokens."""
+        batch: list[tuple[int, str]] = []
+        characters = 0
+        for index, text in texts:
+            batch.append((index, text))
+            characters += len(text)
+            if characters >= CHARACTERS or len(batch) == TEXTS:
+                yield from self._encode(batch)
+                batch, characters = [], 0
+        yield from self._encode(batch)
+
+    def _encode(self, batch: Sequence[tuple[int, str]]) -> Iterator[tuple[int, np.ndarray]]:
+        texts = [text for _, text in batch]
+        found = self.encode.batch(texts) if isinstance(self.encode, Encoder) else map(self.encode, texts)
+        for (index, _), ids in zip(batch, found, strict=True):
+            yield index, np.array(ids, dtype=np.int64)
+
+
+def _until(stop: int | None, documents: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Those before document ``stop``."""
+    for index, content in documents:
+        if stop is not None and index >= stop:
+            return
+        yield index, content
+        if index + 1 == stop:
+            # Not one document further: it may be the first of another row group.
+            return
 
 
 def _check_whole(path: Path, shard: Shard, group: int | None) -> None:
