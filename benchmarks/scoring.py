@@ -1,15 +1,17 @@
-"""How much faster the sweep scores all blocks than the same model run once for each block left out.
+"""What scoring all blocks costs: the sweep, what rides along with it, and the same without it.
 
     python benchmarks/scoring.py                        # SmolLM2-135M, 10 sequences of 128 tokens of the demo's text
     python benchmarks/scoring.py --shape 7b --repeats 1   # random weights; needs a GPU of 80 GB
 
-The sweep runs as the score stage runs it, one sequence at a time. The baseline is the faster of two: skipping one
-block at a time for one sequence at a time, and for all sequences in one forward. The three take turns in one run, so
-that a machine that slows down slows all of them, and the median of each is compared.
+Measured are (a) the sweep with PPL alone, (b) the sweep with PPL and all distances, (c) linear replacement, on as many
+sequences as its fit asks for, (d) skipping one block at a time: the faster of one sequence at a time and of many in one
+forward, and (e) on a CPU the sweep in one process and in two, each with one thread and one core. (a), (b) and (d) take
+turns in one run, so that a machine that slows down slows all of them, and the median of each is compared. The bars:
+(b) at most 1.5 times (a), (a) at most 0.75 times (d), two processes at least 1.6 times as fast as one.
 
-The ratio expected from operations alone: with L equal blocks of b parameters and a head of h, the baseline's L + 1
-forwards cost L (L - 1) b + L b + (L + 1) h for each token, the sweep (1 + 2 + ... + L) b + (L + 1) h. Large blocks
-bring it near 2; a large head holds it down. Attention's products and the softmax are left out.
+The ratio of (d) to (a) expected from operations alone: with L equal blocks of b parameters and a head of h, the L + 1
+forwards of (d) cost L (L - 1) b + L b + (L + 1) h for each token, the sweep (1 + 2 + ... + L) b + (L + 1) h. Large
+blocks bring it near 2; a large head holds it down. Attention's products and the softmax are left out.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from machine import show, wait_for
+from machine import peak_memory, show, wait_for
+from scoring_processes import one_and_two_processes
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.importance.distances import StateDistances
+from pipeline.importance.linear import TOKENS_PER_INPUT, linear_entry
+from pipeline.importance.scoring import HELD_OUT
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, skip_blocks
 from pipeline.model.costs import meta_model
@@ -36,6 +42,10 @@ from pipeline.model.loss import next_token_losses
 
 SHAPE_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32,
             "vocab_size": 32000}  # fmt: skip
+#: (b) / (a) and (a) / (d) at most, one process / two processes at least.
+BARS = {"distances": 1.5, "sweep": 0.75, "processes": 1.6}
+#: Tokens in one forward of (d) where many sequences go together: the logits of more would not fit beside a 7B.
+TOGETHER = 2**14
 
 
 def predicted_ratio(blocks: int, block: int, head: int) -> float:
@@ -50,10 +60,13 @@ def prediction_for(model: Any) -> float:
     return predicted_ratio(len(sizes), sizes[0], model.get_output_embeddings().weight.numel())
 
 
-def sweep(model: Any, sequences: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Summed losses (blocks + 1, sequences) by the sweep, one sequence at a time, and seconds."""
+def sweep(model: Any, sequences: torch.Tensor, distances: bool = False) -> tuple[torch.Tensor, float]:
+    """Summed losses (blocks + 1, sequences) by the sweep, one sequence at a time, and seconds; maybe with distances."""
     begin = _clock(model)
-    losses = torch.cat([removal_losses(model, row[None]) for row in sequences], dim=1)
+    watch = StateDistances(len(block_parameters(model))) if distances else None
+    losses = torch.cat([removal_losses(model, row[None], watch=watch) for row in sequences], dim=1)
+    if watch is not None:
+        watch.entries()
     return losses, _clock(model) - begin
 
 
@@ -80,32 +93,67 @@ def _clock(model: Any) -> float:
 
 
 def measure(model: Any, sequences: torch.Tensor, repeats: int) -> dict[str, Any]:
-    """Median seconds of the three ways, the ratio, and the largest difference of a sequence's mean token loss."""
+    """Median seconds of (a), (b) and both forms of (d), their ratios, peak memory, and how far the losses differ."""
+    together = max(1, min(len(sequences), TOGETHER // sequences.shape[1]))
     ways: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, float]]] = {
         "sweep": lambda batch: sweep(model, batch),
+        "with_distances": lambda batch: sweep(model, batch, distances=True),
         "one_sequence": lambda batch: one_at_a_time(model, batch, 1),
-        "all_sequences": lambda batch: one_at_a_time(model, batch, len(batch)),
+        "all_sequences": lambda batch: one_at_a_time(model, batch, together),
     }
     for way in ways.values():
         way(sequences[:1])  # warms the kernels up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    losses = {}
+    losses, peaks = {}, {}
     for _ in range(repeats):
         for name, way in ways.items():
+            if model.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(model.device)
             losses[name], taken = way(sequences)
             seconds[name].append(taken)
+            peaks[name] = peak_memory(model.device)
     middle = {name: median(times) for name, times in seconds.items()}
+    distances = middle.pop("with_distances")
+    skipping = min(middle["one_sequence"], middle["all_sequences"])
     targets = sequences.shape[1] - 1
     return {
         "sequences": len(sequences), "length": sequences.shape[1], "repeats": repeats, "seconds": middle,
-        "ratio": min(middle["one_sequence"], middle["all_sequences"]) / middle["sweep"],
+        "ratio": skipping / middle["sweep"], "sweep_of_skipping": middle["sweep"] / skipping,
+        "with_distances": {"seconds": distances, "ratio": distances / middle["sweep"]}, "peak_memory": peaks,
         "largest_difference": (losses["sweep"] - losses["one_sequence"]).abs().max().item() / targets,
     }  # fmt: skip
 
 
+def sequences_for_linear(model: Any, length: int) -> int:
+    """How many sequences of ``length`` tokens the maps need, to be fitted and judged on as score_blocks does it."""
+    needed = TOKENS_PER_INPUT * model.config.hidden_size
+    count = HELD_OUT
+    while (count - count // HELD_OUT) * length < needed:
+        count += 1
+    return count
+
+
+def measure_linear(model: Any, sequences: torch.Tensor) -> dict[str, Any]:
+    """Seconds of the linear criterion for every block, once, and the tokens that it went over."""
+    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
+    begin = _clock(model)
+    linear_entry(model, sequences[~judged].split(1), sequences[judged].split(1))
+    return {"seconds": _clock(model) - begin, "sequences": len(sequences), "tokens": sequences.numel()}
+
+
+def draw(arguments: argparse.Namespace, sequences: int, length: int) -> torch.Tensor:
+    """Sequences (sequences, length) int64 of the text, or of random tokens where there is no tokenizer."""
+    if arguments.shape:
+        return torch.randint(SHAPE_7B["vocab_size"], (sequences, length))
+    encode = make_encoder(load_tokenizer(arguments.model))
+    shards = list_source(str(arguments.text)).shards
+    return calibration_sequences(shards, encode, sequences=sequences, length=length, bos="document", seed=1234,
+                                 cache=arguments.text)[0]  # fmt: skip
+
+
 def main() -> None:
-    """Measure, and print the figures beside the prediction."""
-    parser = argparse.ArgumentParser(description="The sweep against leaving out one block at a time.")
+    """Measure, and print the figures beside the bars and the prediction."""
+    parser = argparse.ArgumentParser(description="What scoring all blocks costs, against skipping one at a time.")
     parser.add_argument("--model", type=Path, default=Path(".cache/demo/model"), help="a Hugging Face folder")
     parser.add_argument("--text", type=Path, default=Path(".cache/demo/text/train"), help="shards to draw from")
     parser.add_argument("--shape", choices=["7b"], help="random weights of this shape and random tokens instead")
@@ -113,7 +161,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, help="tokens in a sequence; default: 128; with --shape 7b also 2048")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="3 sequences of 32 tokens, once: to see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.sequences, arguments.length, arguments.repeats = 3, 32, 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(0)
@@ -124,36 +175,50 @@ def main() -> None:
     if arguments.shape:
         with device:
             model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE_7B), dtype=dtype).eval()
-        batches = [torch.randint(SHAPE_7B["vocab_size"], size) for size in sizes]
     else:
         model = load_model(arguments.model, dtype=dtype, attention="sdpa", device=device)
-        encode = make_encoder(load_tokenizer(arguments.model))
-        shards = list_source(str(arguments.text)).shards
-        batches = [
-            calibration_sequences(shards, encode, sequences=sequences, length=length, bos="document", seed=1234,
-                                  cache=arguments.text)[0]
-            for sequences, length in sizes
-        ]  # fmt: skip
 
     name = arguments.shape or arguments.model.name
     expected = prediction_for(model)
     expected_7b = prediction_for(meta_model(LlamaConfig(**SHAPE_7B)))
     print(f"expected from operations: {expected:.2f} for this model, {expected_7b:.2f} for a model of 7B")
-    for batch in batches:
-        figures = measure(model, batch.to(device), arguments.repeats)
+    for sequences, length in sizes:
+        batch = draw(arguments, sequences, length).to(device)
+        figures = measure(model, batch, arguments.repeats)
+        linear = measure_linear(model, draw(arguments, sequences_for_linear(model, length), length).to(device))
+        processes = None
+        if device.type == "cpu" and not arguments.shape:
+            processes = one_and_two_processes(arguments.model, arguments.dtype, batch, arguments.repeats)
         figures = {"model": name, "blocks": model.config.num_hidden_layers, "dtype": arguments.dtype, **figures,
+                   "linear": linear, "processes": processes, "bars": BARS,
                    "predicted_ratio": expected, "predicted_ratio_7b": expected_7b}  # fmt: skip
-        times = figures["seconds"]
-        show(device, figures, {
-            "Model": f"{name}, {figures['blocks']} blocks, {arguments.dtype}",
-            "Sequences": f"{figures['sequences']} x {figures['length']}",
-            "Sweep": f"{times['sweep']:.2f} s",
-            "One block, one sequence at a time": f"{times['one_sequence']:.2f} s",
-            "One block at a time, all sequences": f"{times['all_sequences']:.2f} s",
-            "Ratio": f"{figures['ratio']:.2f}",
-            "Expected": f"{expected:.2f}",
-            "Largest difference of a loss": f"{figures['largest_difference']:.1e} nats",
-        })  # fmt: skip
+        report(device, figures)
+
+
+def report(device: torch.device, figures: dict[str, Any]) -> None:
+    """Print each figure that has a bar beside it, and then all of them."""
+    times, distances, linear, processes = (figures[key] for key in ("seconds", "with_distances", "linear", "processes"))
+    print(
+        f"PPL and all distances take {distances['ratio']:.2f} times PPL alone; the bar is {BARS['distances']} at most"
+    )
+    print(f"the sweep takes {figures['sweep_of_skipping']:.2f} of skipping; the bar is {BARS['sweep']} at most")
+    if processes is not None:
+        print(f"2 processes are {processes['speedup']:.2f} times as fast; the bar is {BARS['processes']} at least")
+    show(device, figures, {
+        "Model": f"{figures['model']}, {figures['blocks']} blocks, {figures['dtype']}",
+        "Sequences": f"{figures['sequences']} x {figures['length']}",
+        "Sweep": f"{times['sweep']:.2f} s",
+        "With all distances": f"{distances['seconds']:.2f} s ({distances['ratio']:.2f} x)",
+        "Linear replacement": f"{linear['seconds']:.2f} s for {linear['tokens']:,} tokens",
+        "One block, one sequence at a time": f"{times['one_sequence']:.2f} s",
+        "One block at a time, many sequences": f"{times['all_sequences']:.2f} s",
+        "Ratio": f"{figures['ratio']:.2f}",
+        "Expected": f"{figures['predicted_ratio']:.2f}",
+        "Peak memory": f"{figures['peak_memory']['sweep'] / 1e9:.1f} GB",
+        "1 process, 2 processes": "not measured" if processes is None
+        else f"{processes['one']:.2f} s, {processes['two']:.2f} s ({processes['speedup']:.2f} x)",
+        "Largest difference of a loss": f"{figures['largest_difference']:.1e} nats",
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from typing import Any
 
 _HOMES = {
     "choose_blocks": "pipeline.importance.selection",
+    "choose_window": "pipeline.importance.selection",
+    "draw_heat_map": "pipeline.reporting.heat_maps",
+    "draw_layer_bars": "pipeline.reporting.layer_bars",
     "load_config": "pipeline.config",
     "load_model": "pipeline.model.load",
     "remove_blocks": "pipeline.model.blocks",

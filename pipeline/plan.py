@@ -60,6 +60,8 @@ def plan(config: Config) -> dict[str, Any]:
             f"blocks differ in size ({min(sizes):,} to {max(sizes):,} parameters): the pruned model's counts are upper "
             "bounds, as if the smallest went"
         )
+    if config.prune.perplexity is not None:
+        notes.append("prune.perplexity decides how many blocks go when they are pruned: planned here as if none went")
     train, row = config.train, config.data.row_length
     processes = _processes(train.processes, notes)
     per_step = train.global_batch * row
@@ -156,10 +158,13 @@ def load_architecture(source: Path, config: Config) -> Any:
 
 
 def removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int]:
-    """Parameters of each block that goes: the named blocks, or as many of the smallest.
+    """Parameters of each block that goes: the named blocks, or as many of the smallest; none where a perplexity will
+    decide.
 
     ``sizes`` are those of all blocks, ``dense`` the whole model's. Raises RegrowError when the cut is impossible.
     """
+    if prune.perplexity is not None:
+        return []
     if isinstance(prune.blocks, tuple):
         named = check_indices(prune.blocks, len(sizes))
         # Named blocks go whatever the protect rule says.

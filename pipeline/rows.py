@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config import Config
+from pipeline.data.fetching import ShardCache
 from pipeline.data.loader import RowStream
 from pipeline.data.position import Identity, LaneCursor
 from pipeline.data.shards import read_manifest
@@ -36,10 +37,15 @@ def row_stream(
     data = config.data
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return RowStream(
-        corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=data.cache,
+        corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=shard_cache(config),
         weights=_weights(config), on_damage=data.on_damage, about=about_encoder(encoder), rank=rank, world=world,
         start=step * config.train.global_batch, cursors=cursors,
     )  # fmt: skip
+
+
+def shard_cache(config: Config) -> ShardCache:
+    """Where copies of remote shards stand, within the size that the config allows."""
+    return ShardCache(config.data.cache, limit=config.data.cache_size)
 
 
 def row_identity(config: Config, run: Run, encoder: Encoder) -> Identity:

@@ -28,7 +28,7 @@ def status_text(folder: Path) -> str:
 
 def _progress(run: Run, stage: str) -> str:
     if stage == "score":
-        return f"{len(list((run.stage(stage) / 'progress').glob('sequence-*.json')))} sequences"
+        return f"{len(list((run.stage(stage) / 'progress').glob('batch-*.json')))} micro-batches swept"
     if stage != "train":
         return ""
     recipe = load_config(run.folder / "config.yaml")

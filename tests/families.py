@@ -63,6 +63,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jamba": ("JambaConfig", {**GATED, "num_experts": 2, "attn_layer_period": 3, "attn_layer_offset": 1,
                               "use_mamba_kernels": False, "mamba_dt_rank": 4}),
     "lfm2": ("Lfm2Config", {**GATED, "full_attn_idxs": [2, 5]}),
+    "minimax": ("MiniMaxConfig", {**GATED, "num_local_experts": 4, "block_size": 4}),
     "starcoder2": ("Starcoder2Config", {**GATED, "sliding_window": None}),
     "granite": ("GraniteConfig", {**GATED, "residual_multiplier": 0.5}),
     "gemma4": ("Gemma4TextConfig", {**GATED, "hidden_size_per_layer_input": 0, "layer_types": SLIDING,

@@ -145,7 +145,7 @@ def test_rates_that_cross_are_refused(file: Path) -> None:
         (LEAST.replace("tokens: 37e9", "tokens: 37e9\n  micro_bach: 2"), 12, "did you mean 'train.micro_batch'?"),
         (LEAST.replace("files: a/**", "flies: a/**"), 6, "did you mean 'data.sources.0.files'?"),
         (LEAST.replace("prune:", "pruning:"), 8, "did you mean 'prune'?"),
-        (LEAST + "micro_batch: 2\n", 12, "did you mean 'train.micro_batch'?"),
+        (LEAST + "micro_batch: 2\n", 12, "did you mean 'score.micro_batch' or 'train.micro_batch' or"),
         (LEAST + "zzz: 2\n", 12, "known here: run, model, data"),
         (LEAST.replace("tokens: 37e9", "tokens: -1"), 11, "train.tokens: input should be greater than 0; got -1"),
         (LEAST.replace("some/model", "7"), 2, "model.path: YAML reads this as a number; put it in quotes; got 7"),
@@ -259,14 +259,14 @@ def test_none_or_two_cuts_in_one_file_are_refused(tmp_path: Path, stated: list[s
     values = {"remove": "6", "ratio": "0.2", "parameters": "5e9", "blocks": "[3]"}
     cuts = "".join(f"  {name}: {values[name]}\n" for name in stated)
     found = refused(write(tmp_path / "c.yaml", LEAST.replace("  remove: 6\n", "  criterion: ppl\n" + cuts)))
-    assert "exactly one of remove, ratio, parameters, blocks" in found, found
+    assert "exactly one of remove, ratio, parameters, perplexity, blocks" in found, found
     assert found.endswith(" and ".join(stated) or "none"), found
 
 
 @given(cuts=st.lists(st.sampled_from(CUTS), min_size=1, max_size=5))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_last_cut_stated_holds_alone(file: Path, cuts: list[str]) -> None:
-    values = {"remove": "9", "ratio": "0.25", "parameters": "5e9", "blocks": "[3, 4]"}
+    values = {"remove": "9", "ratio": "0.25", "parameters": "5e9", "blocks": "[3, 4]", "perplexity": "20"}
     prune = load_config(file, [f"prune.{name}={values[name]}" for name in cuts]).prune
     assert [name for name in CUTS if getattr(prune, name) is not None] == [cuts[-1]]
 

@@ -28,9 +28,9 @@ def line(run: Run, stage: str) -> str:
 def test_every_stage_is_done_begun_or_not(run):
     write_json(run.stage("score") / "progress" / "started.json", {})
     for number in range(3):
-        write_json(run.stage("score") / "progress" / f"sequence-{number:05d}.json", [1.0])
+        write_json(run.stage("score") / "progress" / f"batch-{number:05d}.json", {})
     assert line(run, "data").split() == ["data", "done", "2026-11-22T04:00:00+0000,", "1.2", "s"]
-    assert line(run, "score").split() == ["score", "begun", "3", "sequences"]
+    assert line(run, "score").split() == ["score", "begun", "3", "micro-batches", "swept"]
     assert line(run, "prune").split() == ["prune", "not", "begun"]
     assert "no command works in it now" in status_text(run.folder)
     with run.lock():

@@ -4,8 +4,10 @@ A YAML file (optionally extending others) and dotted overrides are parsed here o
 stages. Nothing here imports torch, so that ``regrow --help`` and a mistyped key answer at once.
 """
 
+from pipeline.config.keys import ConfigError, fields
+from pipeline.config.pruning import CUTS, PruneSection
 from pipeline.config.reading import load_config
-from pipeline.config.tree import CUTS, STAGES, Config, ConfigError, PruneSection, Source, fields
+from pipeline.config.tree import STAGES, Config, Source
 from pipeline.config.writing import dump_config, json_schema, key_page, key_table
 
 __all__ = [

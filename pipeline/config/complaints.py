@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config.tree import Config, Section, fields, section_of
+from pipeline.config.keys import Section, fields, section_of
+from pipeline.config.tree import Config
 
 
 def explain(error: ValidationError, places: dict[str, str], file: str) -> str:
@@ -81,4 +82,6 @@ def _nearest(parts: list[str]) -> str:
     if near:
         return f"; did you mean {'.'.join([*parts[:-1], near[0]])!r}?"
     elsewhere = [dotted for dotted, _ in fields(Config) if dotted.split(".")[-1] == parts[-1]]
-    return f"; did you mean {elsewhere[0]!r}?" if elsewhere else f"; known here: {', '.join(known)}"
+    if not elsewhere:
+        return f"; known here: {', '.join(known)}"
+    return f"; did you mean {' or '.join(map(repr, elsewhere))}?"

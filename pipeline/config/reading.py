@@ -14,7 +14,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config.complaints import explain
-from pipeline.config.tree import CUTS, Config, ConfigError, section_of
+from pipeline.config.keys import ConfigError, section_of
+from pipeline.config.pruning import CUTS
+from pipeline.config.tree import Config
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -1,63 +1,16 @@
-"""The config tree: one section for each concern, one sentence for each key.
-
-Every field says which stages read it (that is what the stages' fingerprints hash), whether it may differ when a run
-is resumed (``free``), and where its default comes from.
-"""
+"""The config tree: one section for each concern, one sentence for each key."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.run import RegrowError
+from pipeline.config.keys import Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
-
-#: The four ways of saying how much to prune; exactly one of them holds.
-CUTS = ("remove", "ratio", "parameters", "blocks")
-
-
-class ConfigError(RegrowError):
-    """A configuration that cannot be used; its message names the key, the place and the remedy."""
-
-
-def key(default: Any, what: str, *, stages: str = "", free: bool = False, source: str = "ours", **limits: Any) -> Any:
-    """A field: its default, one sentence, the stages that read it and the source of the default.
-
-    ``stages`` is a space-separated list; ``free`` marks a field that may differ when a stage is resumed or checked
-    for staleness; ``limits`` are pydantic's (``ge``, ``gt``, ``le``, ``lt``, ``min_length``).
-    """
-    extra = {"stages": stages.split(), "free": free, "source": source}
-    return Field(default, description=what, json_schema_extra=extra, **limits)
-
-
-def _number(value: Any) -> Any:
-    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("a number is wanted")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    """Accept 150e9 where a whole number is wanted: YAML reads it as a float."""
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(_number)]
-Real = Annotated[float, BeforeValidator(_number)]
-Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
-
-
-class Section(BaseModel):
-    """One concern of the tree: frozen, and refusing keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
 
 
 class RunSection(Section):
@@ -139,57 +92,10 @@ class DataSection(Section):
     tokenise_processes: Processes = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
     cache: Path = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
     cache_size: Whole | None = key(
-        None, "Bytes that the cache may take; null: what the disk has. Too little for all lanes is refused.",
+        None, "Bytes that copies of remote shards may take; null: what the disk has. Too little for all lanes is "
+        "refused before training; a fetch that would go over it deletes copies that nobody reads, or is an error.",
         free=True, gt=0,
     )  # fmt: skip
-
-
-class ScoreSection(Section):
-    criteria: tuple[Literal["ppl"], ...] = key(
-        ("ppl",), "Criteria to compute in the sweep.", stages="score", source="Shortened LLM", min_length=1
-    )
-    sequences: Whole = key(10, "Calibration sequences.", stages="score", source="Shortened LLM", ge=1)
-    length: Whole = key(128, "Tokens in a calibration sequence.", stages="score", source="Shortened LLM", ge=8)
-    bos: Literal["document", "every", "none"] = key(
-        "document",
-        "BOS policy: document (only where the crop begins its document), every (put before each crop), none.",
-        stages="score",
-        source="Shortened LLM",
-    )
-    dtype: Literal["bfloat16", "float16", "float32"] = key(
-        "bfloat16", "Precision of the sweep's blocks; logits and losses are fp32 always.", stages="score"
-    )
-    seed: Whole = key(1234, "Seed of the draw of calibration sequences.", stages="score", source="Shortened LLM", ge=0)
-    processes: Processes = key("auto", "Processes that share the sequences; auto: one for each GPU.", free=True)
-
-
-class PruneSection(Section):
-    criterion: Literal["ppl"] = key("ppl", "Criterion whose order is followed.", stages="prune", source="Shortened LLM")
-    remove: Whole | None = key(None, "Number of blocks to remove.", stages="prune", ge=1)
-    ratio: Real | None = key(None, "Share of the blocks to remove: floor(ratio x blocks).", stages="prune", gt=0, lt=1)
-    parameters: Whole | None = key(
-        None, "Target: the fewest removals that reach at most so many parameters.", stages="prune", gt=0
-    )
-    blocks: tuple[Annotated[Whole, Field(ge=0)], ...] | Path | None = key(
-        None, "Explicit block indices, or a block_order.csv to be followed with prune.remove.", stages="prune"
-    )
-    protect_first: Whole = key(4, "Blocks at the start that stay.", stages="prune", source="Shortened LLM", ge=0)
-    protect_last: Whole = key(2, "Blocks at the end that stay.", stages="prune", source="Shortened LLM", ge=0)
-
-    @model_validator(mode="after")
-    def _one_cut(self) -> PruneSection:
-        stated = [cut for cut in CUTS if getattr(self, cut) is not None]
-        if isinstance(self.blocks, Path):
-            if stated != ["remove", "blocks"]:
-                raise ValueError("a block_order.csv in blocks goes with remove, and with nothing else")
-        elif len(stated) != 1:
-            have = " and ".join(stated) if stated else "none"
-            raise ValueError(f"exactly one of remove, ratio, parameters, blocks must be set; set here: {have}")
-        elif isinstance(self.blocks, tuple):
-            twice = sorted({block for block in self.blocks if self.blocks.count(block) > 1})
-            if twice or not self.blocks:
-                raise ValueError(f"blocks lists {f'block {twice[0]} twice' if twice else 'no block'}")
-        return self
 
 
 class TrainSection(Section):
@@ -213,7 +119,7 @@ class TrainSection(Section):
     schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "Shape of the rate after warm-up.", stages="train")
     decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
     clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
-    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)
     gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.", free=True)
     seed: Whole = key(0, "Seed of everything random in training.", stages="train", ge=0)
     deterministic: Literal["auto", True, False] = key(
@@ -295,23 +201,6 @@ class Config(Section):
             for dotted, field in fields(type(self))
             if stage in field.json_schema_extra["stages"] and not field.json_schema_extra["free"]
         }
-
-
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, pydantic field) of every leaf of the tree, in the order of definition."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def section_of(annotation: Any) -> Any:
-    """The section (or source) that a field's annotation holds, also inside a tuple or a union; else None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = [section_of(arg) for arg in get_args(annotation)] if get_origin(annotation) else []
-    return next((found for found in inner if found is not None), None)
 
 
 def _at(tree: Any, dotted: str) -> Any:

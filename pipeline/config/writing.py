@@ -7,8 +7,9 @@ import json
 import re
 from typing import Any
 
+from pipeline.config.keys import fields
 from pipeline.config.reading import yaml_reader
-from pipeline.config.tree import Config, Source, fields
+from pipeline.config.tree import Config, Source
 
 
 def dump_config(config: Config) -> str:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.jsonl import domain_of, text_of
+from pipeline.run import RegrowError
 
 #: WebDataset's rule: the key ends at the first dot behind the last slash.
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
@@ -43,6 +44,10 @@ def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator
             if documents >= first:
                 try:
                     record = json.loads(contents["json"]) if "json" in contents else {}
+                    if isinstance(record, dict) and {"tokenised", "sha256", "about"} <= record.keys():
+                        # No damage, which a run may be told to skip: the config takes it for what it is not.
+                        raise RegrowError(f"shard {path}: it holds token ids, no text; set format: tokenised for its "
+                                          "source, and list text in a source of its own")  # fmt: skip
                     text = contents["txt"].decode() if "txt" in contents else text_of(record, text_key)
                     if not isinstance(record, dict):
                         raise ValueError(f"its json is not an object, {type(record).__name__}")

@@ -7,7 +7,7 @@ are left out, and a shard is counted while every document in it is decoded and c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,15 +69,20 @@ def read_documents(
             yield index, text
 
 
-def check_documents(path: Path, format: str, text_key: str) -> Census:
-    """Decode and check the whole shard, and count what is in it. Raises DamagedShard."""
+def check_documents(
+    path: Path, format: str, text_key: str, watch: Callable[[int, str, str | None], None] | None = None
+) -> Census:
+    """Decode and check the whole shard, and count what is in it; ``watch`` is called with the index, the text and the
+    domain of every document of text. Raises DamagedShard."""
     if format == "tokenised":
         about = check_tokenised(path)
         return Census(about["documents"], tokens=about["tokens"])
     documents = characters = size = 0
     domains: Counter[str] = Counter()
     characters_of: Counter[str] = Counter()
-    for _, text, domain in READERS[format](path, text_key, 0):
+    for index, text, domain in READERS[format](path, text_key, 0):
+        if watch is not None:
+            watch(index, text, domain)
         documents += 1
         characters += len(text)
         size += len(text) if text.isascii() else len(text.encode())

@@ -1,9 +1,8 @@
 """Fetching: a local copy of a shard that holds exactly the manifest's bytes, had ahead of use and dropped after it.
 
 A remote shard is downloaded to a temporary file, checked against the manifest, and only then given its name in the
-cache folder; local shards are checked where they lie. The processes of a machine may share one cache folder: file
-locks, which the kernel takes back from a process however it ends, tell which copies are in use and which temporary
-files are left from the dead.
+cache folder; local shards are checked where they lie. The processes of a machine may share one cache folder: locks
+tell which copies are in use and which temporary files are left from the dead.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.data.damage import DamagedShard
+from pipeline.data.locks import delete_unless_in_use, is_at, locked
 from pipeline.data.remote import STALLED, ShortBody, locate, patiently
-from pipeline.data.row_groups import NotParquet, fetch_group, parse_footer, read_footer, row_counts
+from pipeline.data.row_groups import NotParquet, fetch_row_group
 from pipeline.data.shards import Shard
 from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
 from pipeline.run import RegrowError, require_space
@@ -31,17 +30,18 @@ from pipeline.run import RegrowError, require_space
 class ShardCache:
     """Local, verified copies of shards; remote ones are fetched ahead, verified, and dropped after use.
 
-    folder: where copies of remote shards lie. attempts, wait: see ``remote.patiently``. ahead: background threads at
-    most. stalled: seconds without a byte after which a server counts as stalled. ``say`` gets a line at every wait,
-    also from the background threads. Pickled (to a DataLoader worker) or forked, it starts without threads and holds
-    nothing; under spawn ``say`` must be picklable.
+    folder: where copies of remote shards lie. limit: bytes that the copies of all processes that are given this limit
+    may take (None: what the disk has); copies that nobody reads make room. attempts, wait: see ``remote.patiently``.
+    ahead: background threads at most. stalled: seconds without a byte after which a server counts as stalled. ``say``
+    gets a line at every wait, also from the background threads. Pickled (to a DataLoader worker) or forked, it starts
+    without threads and holds nothing; under spawn ``say`` must be picklable.
     """
 
     def __init__(
-        self, folder: Path, *, attempts: int = 8, wait: float = 1.0, ahead: int = 4, stalled: float = STALLED,
-        say: Callable[[str], None] = print,
+        self, folder: Path, *, limit: int | None = None, attempts: int = 8, wait: float = 1.0, ahead: int = 4,
+        stalled: float = STALLED, say: Callable[[str], None] = print,
     ):  # fmt: skip
-        self._settings = {"folder": Path(folder), "attempts": attempts, "wait": wait, "ahead": ahead,
+        self._settings = {"folder": Path(folder), "limit": limit, "attempts": attempts, "wait": wait, "ahead": ahead,
                           "stalled": stalled, "say": say}  # fmt: skip
         self.folder = Path(folder)
         self._begin()
@@ -61,12 +61,16 @@ class ShardCache:
     def __setstate__(self, settings: dict[str, Any]) -> None:
         self.__init__(**settings)  # type: ignore[misc]
 
+    def saying(self, say: Callable[[str], None]) -> ShardCache:
+        """Another cache over the same folder with the same settings, whose lines go to ``say``."""
+        return ShardCache(**{**self._settings, "say": say})
+
     def open(self, shard: Shard, group: int | None = None) -> Path:
         """A local path with exactly the manifest's bytes of ``shard``; stays until as many drops as opens.
 
         ``group``: of a remote parquet shard, this row group alone, as a small parquet file (columns of text and
         domain). Blocks, and waits a server's bad moments out. Raises DamagedShard where the bytes are not those of
-        the manifest (of a download: twice), RegrowError where the shard cannot be had.
+        the manifest (of a download: twice), RegrowError where the shard cannot be had, or has no room in the limit.
         """
         if shard.kind == "local":
             return checked_local(shard)
@@ -81,7 +85,7 @@ class ShardCache:
                 future = self._futures.pop(copy, None)
             if not self._was_fetched(future):
                 self._deliver(shard, group)
-            file = _locked(copy, "r+b", fcntl.LOCK_SH)
+            file = locked(copy, "r+b", fcntl.LOCK_SH)
             if file is not None:
                 with self._lock:
                     _, uses = self._held.get(copy, (None, 0))
@@ -125,7 +129,7 @@ class ShardCache:
                 # Another process reads it and will delete it. A forked child may share the lock: give it up for both.
                 fcntl.flock(file, fcntl.LOCK_UN)
                 return
-            if _is_at(file, copy):
+            if is_at(file, copy):
                 copy.unlink()
 
     def _enter(self) -> None:
@@ -135,10 +139,7 @@ class ShardCache:
             self._swept = True
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("*.part"):
-                with contextlib.suppress(OSError), left.open("r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if _is_at(file, left):
-                        left.unlink()
+                delete_unless_in_use(left)
 
     def _copy(self, shard: Shard, group: int | None) -> Path:
         """Where the copy lies: a name that no other content has, with the ending that tells readers the format."""
@@ -175,19 +176,21 @@ class ShardCache:
     def _deliver(self, shard: Shard, group: int | None) -> Path:
         """Fetch unless the copy is there, whole and right."""
         copy = self._copy(shard, group)
-        part = copy.with_name(f"{copy.name}.part")
+        # The name tells the others how much room it will take.
+        part = copy.with_name(f"{copy.name}.{_size(shard, group)}.part")
         while True:
             if copy.exists():
                 if self._is_right(shard, group, copy):
                     return copy
                 continue
-            file = _locked(part, "ab", fcntl.LOCK_EX)
+            file = locked(part, "ab", fcntl.LOCK_EX)
             if file is None:
                 continue
             try:
                 if copy.exists():  # Another process or thread fetched it while this one waited for the lock.
                     part.unlink()
                     continue
+                self._make_room(shard, group)
                 self._download(shard, group, copy, part)
                 part.rename(copy)
                 return copy
@@ -202,16 +205,33 @@ class ShardCache:
 
     def _is_right(self, shard: Shard, group: int | None, copy: Path) -> bool:
         """Whether the copy that is there is whole and right; a wrong one is deleted. False too where it just went."""
-        file = _locked(copy, "r+b", fcntl.LOCK_SH)  # Nobody drops it while it is read.
+        file = locked(copy, "r+b", fcntl.LOCK_SH)  # Nobody drops it while it is read.
         if file is None:
             return False
         with file:
             # The copy of a row group got its name when it had been decoded; its own hash is nowhere.
             right = group is not None or why_wrong(shard, copy, _first_hash(copy)) is None
-            if not right and _is_at(file, copy):
+            if not right and is_at(file, copy):
                 copy.unlink()
             fcntl.flock(file, fcntl.LOCK_UN)
         return right
+
+    def _make_room(self, shard: Shard, group: int | None) -> None:
+        """Keep the folder within the limit, which its temporary files tell already: the oldest copies that nobody
+        reads go. RegrowError where that is not enough."""
+        limit = self._settings["limit"]
+        if limit is None:
+            return
+        taken = _taken(self.folder)
+        total = sum(size for _, size in taken.values())
+        for path in sorted(taken, key=lambda path: taken[path]):
+            if total > limit and delete_unless_in_use(path):
+                total -= taken[path][1]
+        if total > limit:
+            raise RegrowError(
+                f"no room for shard {shard.name} in the cache {self.folder}: with it the copies in use take {total:,} "
+                f"bytes, and data.cache_size is {limit:,}; raise it, or use fewer data.lanes or data.tokenise_processes"
+            )
 
     def _download(self, shard: Shard, group: int | None, copy: Path, part: Path) -> None:
         """The bytes of a shard or row group into ``part``, verified; wrong ones are fetched once more."""
@@ -220,7 +240,11 @@ class ShardCache:
 
         def fetched() -> str | None:
             if group is not None:
-                return _fetch_row_group(shard, group, part, _first_hash(copy), settings["stalled"])
+                try:
+                    digest = fetch_row_group(shard, group, part, settings["stalled"])
+                except NotParquet as error:
+                    return str(error)
+                return unlike_first(digest, _first_hash(copy))
             file_system, path = locate(shard, settings["stalled"])
             file_system.get_file(path, str(part))
             size = part.stat().st_size
@@ -241,9 +265,25 @@ class ShardCache:
             raise DamagedShard(f"{what}: {wrong}, twice; replace it at its source, or list it anew with stage data")
 
 
-def fetch(shard: Shard, cache: Path, group: int | None = None) -> Path:
-    """A local path with exactly the manifest's bytes of ``shard``, once and for good: ``ShardCache.open``."""
-    return ShardCache(cache).open(shard, group)
+def _size(shard: Shard, group: int | None) -> int:
+    """Bytes of a copy; of a row group's about its share of the file."""
+    return shard.bytes if group is None else shard.bytes * shard.groups[group] // sum(shard.groups)
+
+
+def _taken(folder: Path) -> dict[Path, tuple[float, int]]:
+    """(time of change, bytes) of every copy in a cache folder, and of those that are on their way as if they were
+    there."""
+    while True:
+        # One that got its name or went meanwhile: look again, lest it be counted under neither name.
+        with contextlib.suppress(FileNotFoundError):
+            return {path: (path.stat().st_mtime, max(path.stat().st_size, _coming(path)))
+                    for path in folder.glob("*") if path.suffix != ".sha256"}  # fmt: skip
+
+
+def _coming(path: Path) -> int:
+    """Bytes that a temporary file will have; 0 for a copy."""
+    size = path.stem.rpartition(".")[2] if path.suffix == ".part" else ""
+    return int(size) if size.isdigit() else 0
 
 
 def needed_space(shards: Sequence[Shard], lanes: int) -> int:
@@ -261,59 +301,13 @@ def require_cache_space(folder: Path, shards: Sequence[Shard], lanes: int, limit
     needed = needed_space(shards, lanes)
     what = f"the copies of remote shards: {lanes} lanes, each source's largest part twice in each"
     if limit is not None and needed > limit:
-        raise RegrowError(f"no space for {what}: {needed / 1e9:.3g} GB, the cache's limit is {limit / 1e9:.3g} GB; "
-                          "raise the limit, or use fewer data.lanes")  # fmt: skip
+        raise RegrowError(f"no space for {what}: {needed:,} bytes, and data.cache_size is {limit:,}; "
+                          "raise it, or use fewer data.lanes")  # fmt: skip
     if needed:
-        present = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
+        present = sum(size for _, size in _taken(folder).values())
         require_space(folder, max(0, needed - present), what)
     return needed
 
 
 def _first_hash(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.sha256")
-
-
-def _fetch_row_group(shard: Shard, group: int, part: Path, first_hash: Path, stalled: float) -> str | None:
-    """One row group into ``part``; what is wrong with it, or None."""
-    file_system, path = locate(shard, stalled)
-    try:
-        metadata = _metadata(shard, stalled)
-        digest = fetch_group(file_system, path, shard.bytes, metadata, group, shard.text_key, part)
-    except NotParquet as error:
-        return str(error)
-    return unlike_first(digest, first_hash)
-
-
-@lru_cache(maxsize=64)
-def _metadata(shard: Shard, stalled: float) -> Any:
-    """The footer of a remote parquet shard, read once in a process; NotParquet unless it is the manifest's."""
-    file_system, path = locate(shard, stalled)
-    metadata = parse_footer(read_footer(file_system, path, shard.bytes))
-    if row_counts(metadata) != shard.groups:
-        raise NotParquet("its row groups are not those of the manifest")
-    return metadata
-
-
-def _locked(path: Path, mode: str, lock: int) -> IO[bytes] | None:
-    """``path`` opened and locked (waiting for it); None where the file was renamed or deleted meanwhile."""
-    try:
-        file = path.open(mode)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, lock)
-    except OSError as error:
-        file.close()
-        raise RegrowError(f"{path.parent}: this file system has no file locks ({error.strerror}); "
-                          "put the cache on a local disk") from None  # fmt: skip
-    if _is_at(file, path):
-        return file
-    file.close()
-    return None
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

@@ -141,8 +141,8 @@ class Strand:
                     yield (epoch, number, document), taken, ids
             if not found and epoch > start.epoch:
                 raise RegrowError(
-                    f"lane {self.lane}: every document of its parts is excluded, or left out as damaged; use fewer "
-                    "data.lanes"
+                    f"lane {self.lane}: every document of its parts is excluded, or left out as damaged; repair the "
+                    "shards and start a new run (run.name), or one with fewer data.lanes"
                 )
             epoch, begin, found = epoch + 1, 0, False
 

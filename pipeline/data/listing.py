@@ -2,7 +2,8 @@
 
 Local files are decoded whole, counted and hashed, so that damage is met here and not in the middle of a run. Remote
 files are pinned by what the hub or the server says of them; of remote parquet the footers are read. Both go on where
-they were when a listing is killed and started again.
+they were when a listing is killed and started again. While a local file is decoded it is searched for held-out
+documents.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import glob
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import IO, Any
 from pipeline.data.catalogue import list_hub, list_urls
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import Census, check_documents, format_of
+from pipeline.data.overlap import Search, Twins
 from pipeline.data.remote import NoRanges, locate, patiently
 from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
 from pipeline.data.shards import Shard, without_secrets
@@ -35,12 +37,14 @@ ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
 class Listing:
     """One source: its shards by name, the damaged ones that were left out (``{"shard", "reason"}``), and a census.
 
-    ``census`` sums the local files; None where there are none, since nobody has read the others yet.
+    ``census`` sums the local files; None where there are none, since nobody has read the others yet. ``twins`` are the
+    shards that hold documents which are held out too.
     """
 
     shards: list[Shard]
     skipped: list[dict[str, str]]
     census: Census | None
+    twins: list[tuple[Shard, Twins]]
 
 
 class Progress:
@@ -90,6 +94,7 @@ def list_source(
     exclude_domains: Sequence[str] = (),
     on_damage: str = "raise",
     hash_of: Callable[[Path], str] = hash_file,
+    held_out: Mapping[bytes, str] | None = None,
     done: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
     attempts: int = 8,
@@ -100,30 +105,36 @@ def list_source(
     path: a local folder, glob or file; ``owner/name`` of a data set on the hub; or a URL (http, https, s3, gs, ...),
     with WebDataset's ``{000..099}`` or, where the server can list, a glob or a folder. files: a glob inside a folder
     or data set, whose ``*`` crosses folders. format: ``auto`` goes by the ending; a remote tokenised shard must be
-    named as such. on_damage: ``raise``, or ``skip`` damaged files and record them. attempts, wait: see
-    ``remote.patiently``. Raises RegrowError when there is nothing, DamagedShard when a shard is damaged.
+    named as such, and text and token ids do not stand in one source. on_damage: ``raise``, or ``skip`` damaged files
+    and record them. held_out: the documents that local text is searched for, as ``overlap.held_out_hashes`` gives
+    them. attempts, wait: see ``remote.patiently``. Raises RegrowError when there is nothing, or text beside ids;
+    DamagedShard when a shard is damaged.
     """
     common = {"source": source, "text_key": text_key, "exclude_domains": tuple(exclude_domains)}
     format_for = format_of if format == "auto" else lambda name: format
     patience = {"attempts": attempts, "wait": wait, "say": say}
-    found: Iterable[tuple[Shard, Census | None, str | None]]
+    search = Search(held_out or {}, exclude_domains)
+    found: Iterable[tuple[Shard, dict[str, Any]]]
     local = None if "://" in path else local_files(path, files)
     if local is not None:
-        found = _survey_local(*local, format_for, common, hash_of, done, say)
+        found = _survey_local(*local, format == "auto", format_for, common, hash_of, search, done, say)
     elif "://" in path:
         found = _survey_remote(list_urls(path, files, format_for, common, patience), done, patience)
-    elif HUB_NAME.fullmatch(path):
+    elif may_be_remote(path):
         found = _survey_remote(list_hub(path, revision, files, format_for, common, patience), done, patience)
     else:
-        raise RegrowError(f"data source {path!r}: no such file or folder, and not the name of a hub data set or a URL")
+        raise no_such_place(path)
 
     shards: list[Shard] = []
     skipped: list[dict[str, str]] = []
     census: list[Census] = []
-    for shard, counted, damage in found:
+    twins: list[tuple[Shard, Twins]] = []
+    for shard, entry in found:
+        damage = entry.get("damage")
         if damage is None:
             shards.append(shard)
-            census += [counted] if counted is not None else []
+            census += [Census(**entry["census"])] if "census" in entry else []
+            twins += [(shard, Twins(**entry["twins"]))] if entry.get("twins", {}).get("count") else []
         elif on_damage == "skip":
             say(f"skipped: {damage}")
             skipped.append({"shard": shard.name, "reason": damage})
@@ -134,7 +145,20 @@ def list_source(
         raise RegrowError(
             f"data source {without_secrets(path)!r}: no intact {ENDINGS} file in it (files: {files!r}){left_out}"
         )
-    return Listing(shards, skipped, _sum(census) if census else None)
+    return Listing(shards, skipped, _sum(census) if census else None, twins)
+
+
+def may_be_remote(path: str) -> bool:
+    """Whether a source that is not here can be a URL or a data set on the hub."""
+    return "://" in path or HUB_NAME.fullmatch(path) is not None
+
+
+def no_such_place(path: str) -> RegrowError:
+    """The error for a source that is neither here nor can be elsewhere."""
+    return RegrowError(
+        f"data source {path!r}: no such file or folder, and not the name of a hub data set or a URL. If it was moved, "
+        "put a link at its old place: a run goes on through it"
+    )
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -173,52 +197,68 @@ def _sum(parts: Sequence[Census]) -> Census:
 
 
 def _survey_local(
-    base: Path, names: Sequence[str], format_for: Callable[[str], str | None], common: dict[str, Any],
-    hash_of: Callable[[Path], str], done: Progress | None, say: Callable[[str], None],
-) -> Iterable[tuple[Shard, Census | None, str | None]]:  # fmt: skip
-    """(shard, census, damage) of each local file that has a format."""
-    chosen = [(name, kind) for name in names if (kind := format_for(name)) is not None]
-    for number, (name, kind) in enumerate(chosen, start=1):
+    base: Path, names: Sequence[str], auto: bool, format_for: Callable[[str], str | None], common: dict[str, Any],
+    hash_of: Callable[[Path], str], search: Search, done: Progress | None, say: Callable[[str], None],
+) -> Iterable[tuple[Shard, dict[str, Any]]]:  # fmt: skip
+    """(shard, entry of the progress) of each local file that has a format."""
+    kinds = {name: kind for name in names if (kind := format_for(name)) is not None}
+    if auto:
+        ids = [name for name, kind in kinds.items() if kind == "tar" and is_tokenised(base / name)]
+        kinds.update(dict.fromkeys(ids, "tokenised"))
+        _refuse_text_beside_ids(base, kinds)
+    for number, (name, kind) in enumerate(kinds.items(), start=1):
         path = base / name
         state = path.stat()
         key = f"{path.absolute()} {state.st_size} {state.st_mtime_ns} {kind} {common['text_key']}"
         entry = done.known.get(key) if done else None
-        if entry is None:
-            say(f"shard {number} of {len(chosen)}: {name}")
-            entry = {"key": key} | _examine(path, kind, common["text_key"], hash_of)
+        if entry is None or ("damage" not in entry and search.mark not in (None, entry.get("searched"))):
+            say(f"shard {number} of {len(kinds)}: {name}")
+            entry = {"key": key} | _examine(path, kind, common["text_key"], hash_of, search)
             if done:
                 done.keep(entry)
         shard = Shard(**common, place=str(base), path=name, kind="local", revision=None, format=kind,
                       bytes=state.st_size, sha256=None, etag=None, documents=None, groups=None)  # fmt: skip
-        if "damage" in entry:
-            yield shard, None, entry["damage"]
-            continue
-        census = Census(**entry["census"])
-        groups = None if census.groups is None else tuple(census.groups)
-        yield replace(shard, format=entry["format"], sha256=entry["sha256"], documents=census.documents,
-                      groups=groups), census, None  # fmt: skip
+        if "damage" not in entry:
+            groups = entry["census"]["groups"]
+            shard = replace(shard, sha256=entry["sha256"], documents=entry["census"]["documents"],
+                            groups=None if groups is None else tuple(groups))  # fmt: skip
+        # What an earlier search found is of no account where nothing is searched for now.
+        yield shard, entry if search.mark else {**entry, "twins": {}}
 
 
-def _examine(path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str]) -> dict[str, Any]:
-    """Decode and hash one local file; a damaged one too gives an entry, so that it is decoded once alone."""
+def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str]) -> None:
+    """A source is either: ids beside text are mostly those that were made of it, and would be read a second time."""
+    ids = next((name for name, kind in kinds.items() if kind == "tokenised"), None)
+    text = next((name for name, kind in kinds.items() if kind != "tokenised"), None)
+    if ids is not None and text is not None:
+        raise RegrowError(
+            f"data source {str(base)!r} mixes text ({text}) and token ids ({ids}). Where the ids were made of this "
+            "text, keep data.tokenised outside of it; else make them two entries of data.sources, each with its own "
+            "files (a glob)"
+        )
+
+
+def _examine(
+    path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str], search: Search
+) -> dict[str, Any]:  # fmt: skip
+    """Decode, search and hash one local file; a damaged one too gives an entry, so that it is decoded once alone."""
+    twins = Twins()
     try:
-        if kind == "tar" and is_tokenised(path):
-            kind = "tokenised"
-        census = check_documents(path, kind, text_key)
+        census = check_documents(path, kind, text_key, search.watch(twins))
     except DamagedShard as error:
         return {"damage": str(error)}
-    return {"format": kind, "sha256": hash_of(path), "census": asdict(census)}
+    return {"sha256": hash_of(path), "census": asdict(census), "searched": search.mark, "twins": asdict(twins)}
 
 
 def _survey_remote(
     shards: Sequence[Shard], done: Progress | None, patience: dict[str, Any]
-) -> Iterable[tuple[Shard, Census | None, str | None]]:
-    """(shard, None, damage) of each remote file; parquet with the documents of its row groups."""
+) -> Iterable[tuple[Shard, dict[str, Any]]]:
+    """(shard, entry of the progress) of each remote file; parquet with the documents of its row groups."""
     for number, shard in enumerate(sorted(shards, key=lambda shard: natural(shard.path)), start=1):
         if shard.bytes == 0:
-            yield shard, None, f"shard {shard.name}: empty, 0 bytes; replace it or leave it out"
+            yield shard, {"damage": f"shard {shard.name}: empty, 0 bytes; replace it or leave it out"}
         elif shard.format != "parquet":
-            yield shard, None, None
+            yield shard, {}
         else:
             key = f"{shard.name} {shard.revision} {shard.bytes} {shard.sha256 or shard.etag} {shard.text_key}"
             entry = done.known.get(key) if done else None
@@ -229,7 +269,7 @@ def _survey_remote(
                     done.keep(entry)
             groups = None if entry.get("groups") is None else tuple(entry["groups"])
             documents = None if groups is None else sum(groups)
-            yield replace(shard, groups=groups, documents=documents), None, entry.get("damage")
+            yield replace(shard, groups=groups, documents=documents), entry
 
 
 def _count_groups(shard: Shard, patience: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,20 @@
 """Overlap: no document that is kept for evaluation may also be trained on.
 
-Documents are the same when their texts are, by a 128-bit hash. Every local training shard is read once for it. What
-is still on the hub or behind a URL cannot be looked into before it is fetched, nor can token ids: the caller is told
-how many shards those are.
+Documents are the same when their texts are, by a 128-bit hash. The held-out ones are hashed first and kept in memory;
+the corpus is searched for them while a listing decodes it, so that it is read once. What is still on the hub or behind
+a URL cannot be looked into before it is fetched, nor can token ids: the caller is told how many shards those are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.documents import read_documents
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, hash_json
 
 #: So many of the documents that stand on both sides are named.
 NAMED = 3
@@ -29,8 +30,9 @@ def held_out_hashes(held_out: Sequence[Shard]) -> dict[bytes, str]:
     return {
         hash_text(text): f"{shard.name}, document {index}"
         for shard in filter(can_look_into, held_out)
-        for index, text in _documents(shard)
-    }
+        for index, text in read_documents(Path(shard.place) / shard.path, shard.format, shard.text_key,
+                                          shard.exclude_domains)
+    }  # fmt: skip
 
 
 def can_look_into(shard: Shard) -> bool:
@@ -38,28 +40,47 @@ def can_look_into(shard: Shard) -> bool:
     return shard.kind == "local" and shard.format != "tokenised"
 
 
-def refuse_overlap(
-    corpus: Sequence[Shard], held_out: Sequence[Shard], progress: Callable[[str], None] = lambda line: None
-) -> int:
-    """RegrowError when a held-out document stands in the corpus; returns how many shards could not be looked into."""
-    kept = held_out_hashes(held_out)
-    seen = [shard for shard in corpus if can_look_into(shard)] if kept else []
-    twins = []
-    for number, shard in enumerate(seen, start=1):
-        progress(f"shard {number} of {len(seen)}: looking for held-out documents in {shard.name}")
-        for index, text in _documents(shard):
-            twin = kept.get(hash_text(text))
+@dataclass
+class Twins:
+    """Documents of one shard that are held out too: how many, and the first of them in words."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+class Search:
+    """The held-out documents that a source is searched for, without its excluded domains."""
+
+    def __init__(self, hashes: dict[bytes, str], exclude_domains: Collection[str]):
+        self._hashes = hashes
+        self._excluded = frozenset(exclude_domains)
+        kept = hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+        #: What a shard was searched for: what was found for another mark says nothing. None: nothing to search for.
+        self.mark = hash_json([kept, sorted(self._excluded)]) if hashes else None
+
+    def watch(self, twins: Twins) -> Callable[[int, str, str | None], None] | None:
+        """For ``check_documents``: notes in ``twins`` every document that is held out; None: nothing to search for."""
+        if not self._hashes:
+            return None
+
+        def seen(index: int, text: str, domain: str | None) -> None:
+            twin = self._hashes.get(hash_text(text)) if domain not in self._excluded else None
             if twin is not None:
-                twins.append(f"{shard.name}, document {index} (held out as {twin})")
-    if twins:
-        listed = "; ".join(twins[:NAMED]) + ("; ..." if len(twins) > NAMED else "")
+                twins.count += 1
+                if len(twins.first) < NAMED:
+                    twins.first.append(f"document {index} (held out as {twin})")
+
+        return seen
+
+
+def refuse_overlap(found: Iterable[tuple[Shard, Twins]]) -> None:
+    """RegrowError when a held-out document stands in the corpus; ``found`` are the corpus's searched shards."""
+    twins = [(shard, each) for shard, each in found if each.count]
+    count = sum(each.count for _, each in twins)
+    if count:
+        named = [f"{shard.name}, {place}" for shard, each in twins for place in each.first][:NAMED]
+        listed = "; ".join(named) + ("; ..." if count > len(named) else "")
         raise RegrowError(
-            f"{len(twins)} documents of the corpus are held out too, so that perplexities would be of known text: "
-            f"{listed}. Take them out of data.held_out or out of data.sources"
+            f"{count} document{'s' * (count > 1)} of the corpus {'are' if count > 1 else 'is'} held out too, so that "
+            f"perplexities would be of known text: {listed}. Take them out of data.held_out or out of data.sources"
         )
-    return sum(not can_look_into(shard) for shard in (*corpus, *held_out))
-
-
-def _documents(shard: Shard) -> Iterator[tuple[int, str]]:
-    path = Path(shard.place) / shard.path
-    return read_documents(path, shard.format, shard.text_key, shard.exclude_domains)

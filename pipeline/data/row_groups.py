@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.columns import rows_of_groups
-from pipeline.data.remote import read_range
+from pipeline.data.remote import locate, read_range
+from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, first_line
 
 
@@ -54,7 +56,26 @@ def row_counts(metadata: Any) -> tuple[int, ...]:
         raise NotParquet(f"its parquet footer is damaged: {error}") from None
 
 
-def fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: int, text_key: str, part: Path) -> str:
+def fetch_row_group(shard: Shard, group: int, part: Path, stalled: float) -> str:
+    """Row group ``group`` of a remote shard into the parquet file ``part``; the sha256 of the bytes that came.
+
+    ``stalled``: seconds without a byte after which a server counts as stalled. Raises NotParquet.
+    """
+    file_system, path = locate(shard, stalled)
+    return _fetch_group(file_system, path, shard.bytes, _metadata(shard, stalled), group, shard.text_key, part)
+
+
+@lru_cache(maxsize=64)
+def _metadata(shard: Shard, stalled: float) -> Any:
+    """The footer of a remote parquet shard, read once in a process; NotParquet unless it is the manifest's."""
+    file_system, path = locate(shard, stalled)
+    metadata = parse_footer(read_footer(file_system, path, shard.bytes))
+    if row_counts(metadata) != shard.groups:
+        raise NotParquet("its row groups are not those of the manifest")
+    return metadata
+
+
+def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: int, text_key: str, part: Path) -> str:
     """Write row group ``group`` to the parquet file ``part``; the sha256 of the bytes that came.
 
     NotParquet where they cannot be decoded. In memory: the row group, once as it lies in the file and once decoded.

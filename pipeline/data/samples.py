@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.data.documents import read_documents
-from pipeline.data.fetching import fetch
+from pipeline.data.fetching import ShardCache
 from pipeline.data.overlap import hash_text
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import read_tokenised
@@ -20,23 +21,26 @@ from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
 
 
-def read_contents(shard: Shard, cache: Path, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:
+def read_contents(shard: Shard, cache: ShardCache, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:
     """(index in the shard, text, or ids in a tokenised shard) of every document that is not excluded.
 
-    ``group`` reads that row group of a remote parquet shard alone; without it all are read, one after the other.
+    ``group`` reads that row group of a remote parquet shard alone; without it all are read, one after the other. A
+    remote shard's copy is given back when it has been read, or when the iterator is closed.
     """
-    if shard.format == "tokenised":
-        # An excluded document has no token.
-        yield from ((index, ids) for index, ids in read_tokenised(fetch(shard, cache)) if len(ids))
-        return
-    if shard.kind == "local" or shard.groups is None:
-        yield from read_documents(fetch(shard, cache), shard.format, shard.text_key, shard.exclude_domains)
-        return
-    before = list(accumulate(shard.groups, initial=0))
-    for each in range(len(shard.groups)) if group is None else [group]:
-        path = fetch(shard, cache, each)
-        for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
-            yield before[each] + index, text
+    in_groups = shard.kind != "local" and shard.groups is not None
+    before = list(accumulate(shard.groups, initial=0)) if in_groups else [0]
+    wanted = [group] if in_groups else [None]
+    for each in range(len(shard.groups)) if in_groups and group is None else wanted:
+        path = cache.open(shard, each)
+        try:
+            if shard.format == "tokenised":
+                # An excluded document has no token.
+                yield from ((index, ids) for index, ids in read_tokenised(path) if len(ids))
+            else:
+                for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
+                    yield before[each or 0] + index, text
+        finally:
+            cache.drop(shard, each)
 
 
 def _encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:
@@ -53,15 +57,18 @@ def _bos(encoder: Encoder, where: str) -> int:
 
 
 def calibration_sequences(
-    shards: Sequence[Shard], encoder: Encoder, *, sequences: int, length: int, bos: str, seed: int, cache: Path
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    shards: Sequence[Shard], encoder: Encoder, *, sequences: int, length: int, bos: str, seed: int,
+    cache: Path | ShardCache,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
     """Random crops of random documents: ids (sequences, length) int64, and where each crop came from.
 
     As Shortened LLM draws them: a document of at least ``length`` tokens, a crop at a random offset, no document
     twice. The draw depends on the shards, the tokenizer and the seed alone. ``bos``: ``document`` keeps a BOS that
     the tokenizer itself puts before a document (a crop mostly loses it), ``every`` puts one before each crop,
-    ``none`` has none. Raises RegrowError when too few documents are long enough.
+    ``none`` has none. ``cache`` is a folder for shards that must be fetched, or the cache itself; no copy stays there.
+    Raises RegrowError when too few documents are long enough.
     """
+    cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
     draw = random.Random(seed)
     drawn = list(range(len(shards)))
     draw.shuffle(drawn)
@@ -110,26 +117,28 @@ def calibration_sequences(
 
 
 def held_out_rows(
-    shards: Sequence[Shard], encoder: Encoder, *, length: int, bos: str, rows: int | None, cache: Path
+    shards: Sequence[Shard], encoder: Encoder, *, length: int, bos: str, rows: int | None, cache: Path | ShardCache
 ) -> torch.Tensor:
     """Held-out documents end to end, cut to rows: ids (at most ``rows``, ``length``) int64, in file order.
 
     ``bos``: ``document`` is the training policy (BOS where documents begin, if the tokenizer has that habit),
     ``every`` begins each row with a BOS and has none elsewhere, ``none`` has none at all. The incomplete row at the
-    end is dropped. Raises RegrowError when there is not one full row.
+    end is dropped. ``cache`` as for ``calibration_sequences``. Raises RegrowError when there is not one full row.
     """
+    cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
     leading = [_bos(encoder, "evaluate.perplexity.bos")] if bos == "every" else []
     packed: list[list[int]] = []
     rest: list[int] = []
     room = length - len(leading)
     for shard in shards:
-        for _, content in read_contents(shard, cache):
-            rest += _encoded(content, encoder, bos)
-            while len(rest) >= room and (rows is None or len(packed) < rows):
-                packed.append([*leading, *rest[:room]])
-                rest = rest[room:]
-            if rows is not None and len(packed) == rows:
-                return torch.tensor(packed, dtype=torch.int64)
+        with closing(read_contents(shard, cache)) as documents:
+            for _, content in documents:
+                rest += _encoded(content, encoder, bos)
+                while len(rest) >= room and (rows is None or len(packed) < rows):
+                    packed.append([*leading, *rest[:room]])
+                    rest = rest[room:]
+                if rows is not None and len(packed) == rows:
+                    return torch.tensor(packed, dtype=torch.int64)
     if not packed:
         raise RegrowError(f"held-out documents: {len(rest)} tokens in all, not one row of {length}")
     return torch.tensor(packed, dtype=torch.int64)

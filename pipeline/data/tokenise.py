@@ -58,7 +58,7 @@ def tokenise_corpus(
     separator: str,
     trust_remote_code: bool,
     folder: Path,
-    cache: Path,
+    cache: Path | ShardCache,
     processes: int,
     on_damage: str,
     die_with_parent: Callable[[], None],
@@ -68,9 +68,9 @@ def tokenise_corpus(
 
     Shard NAME of source S becomes ``folder/ENCODER/source-S/NAME.SHARD.tokens.tar``, with hashes of what makes the ids
     and of the shard's text, so that runs with other tokenizers or other corpora may share the folder; tokenised shards
-    pass through. ``tokenizer`` is a Hugging Face folder, ``cache`` holds shards that must be fetched. ``processes`` are
-    spawned and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are
-    given back as ``{"shard", "reason"}``. Started again it goes on where it was.
+    pass through. ``tokenizer`` is a Hugging Face folder, ``cache`` (a folder, or the cache itself) holds shards that
+    must be fetched. ``processes`` are spawned and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or
+    ``skip`` damaged shards, which are given back as ``{"shard", "reason"}``. Started again it goes on where it was.
     Raises DamagedShard; RegrowError when there is no space, when a process dies (naming it and its shard), when
     another command works in ``folder``, and where a tokenised shard was made by another tokenizer or separator.
     """
@@ -95,6 +95,7 @@ def tokenise_corpus(
         skipped: dict[Shard, str] = {}
         # The compiled part alone: transformers would bring torch along, seconds and memory in every process.
         light = replace(encoder, tokenizer=None) if encoder.engine is not None else None
+        cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
         arguments = (light, tokenizer, trust_remote_code, separator, cache)
         with contextlib.closing(outcomes(todo, processes, Writer, arguments, die_with_parent, say)) as results:
             for job, outcome in results:
@@ -200,10 +201,11 @@ class Writer:
     """What one process does: it reads the texts of a shard and writes their ids."""
 
     def __init__(
-        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, cache: Path, tell: Tell
-    ):
+        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, cache: ShardCache,
+        tell: Tell,
+    ):  # fmt: skip
         self.encode = encoder or make_encoder(load_tokenizer(tokenizer, trust_remote_code), separator)
-        self.copies = ShardCache(cache, say=lambda line: tell("say", line))
+        self.copies = cache.saying(lambda line: tell("say", line))
         self.tell = tell
 
     def __call__(self, job: Job) -> dict[str, Any]:

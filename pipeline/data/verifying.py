@@ -24,7 +24,8 @@ def checked_local(shard: Shard) -> Path:
     except OSError:
         # No damage, which a run may be told to skip: a disk that is not mounted must not empty a corpus.
         raise RegrowError(
-            f"shard {shard.name}: missing, though the manifest lists it; put it back, or redo stage data"
+            f"shard {shard.name}: missing, though the manifest lists it; put it, or a link to it, back, "
+            "or redo stage data"
         ) from None
     if state.st_size != shard.bytes:
         raise DamagedShard(

@@ -12,7 +12,7 @@ sums over sequences of one number for each window.
 - ``angular_last``: arccos(cos) / pi at one token, by default the last. Gromov et al. (arXiv 2403.17887, section 3.2).
 - ``angular_mean``: the same, mean over all tokens. short-transformers' ``angular_distance_all_tokens``.
 - ``relative_magnitude``: |y - x| / |y|, mean over tokens: the share of the output that the blocks added. Samragh et
-  al. (arXiv 2309.14393), a baseline of ShortGPT. (short-transformers puts y for y - x; that is not the paper's.)
+  al. (arXiv 2312.09299), a baseline of ShortGPT. (short-transformers puts y for y - x; that is not the paper's.)
 - ``euclidean``: |y - x|, mean over tokens; ``euclidean_last``: the same at one token, as in short-transformers.
 """
 

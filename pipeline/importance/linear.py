@@ -189,7 +189,7 @@ def _require_tokens(batches: Sequence[torch.Tensor], width: int, group: Any) -> 
     if group is not None:
         distributed.all_reduce(tokens, group=group)
     needed = TOKENS_PER_INPUT * width
-    if not batches or tokens.item() < needed:
+    if tokens.item() < needed:
         length = batches[0].shape[1] if batches else 1
         raise RegrowError(
             f"{tokens.item():,} tokens to fit a linear map of {width} x {width} on; at least {needed:,} are needed "

@@ -9,7 +9,7 @@ once more, ``taylor`` once forward and backward, and ``magnitude`` reads the wei
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pipeline.importance.distances import DISTANCES, StateDistances
 from pipeline.importance.linear import RIDGE, linear_entry
 from pipeline.importance.ppl import TIE, summarise
 from pipeline.importance.sweep import dense_states, removal_losses
-from pipeline.importance.uncertainty import intervals
+from pipeline.importance.uncertainty import intervals, near_noise
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.model.blocks import find_blocks
 from pipeline.model.structure import require_separate_blocks
@@ -49,9 +49,10 @@ def score_blocks(
     """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
 
     Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
-    values for each sequence also ``interval``, the 95% bootstrap interval of each score, when there are two sequences
-    or more; the rest stands with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all;
-    ``magnitude`` needs none. The model is left in evaluation mode, and without hooks.
+    values for each sequence also ``interval``, the 95% bootstrap interval of each score, and ``noise_pairs``,
+    neighbours in the order that the sequences do not tell apart, when there are two sequences or more; the rest stands
+    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all; ``magnitude`` needs none.
+    The model is left in evaluation mode, and without hooks.
 
     ``position`` is the token of the criteria that look at one; ``linear_lengths`` are the windows of ``linear`` beside
     single blocks, ``ridge`` its ridge; it is fitted on three of four sequences and judged on the fourth. The
@@ -75,10 +76,7 @@ def score_blocks(
     if "ppl" in asked or set(asked) & set(DISTANCES):
         made |= _swept(model, batches, asked, position, group)
     if "linear" in asked:
-        every = torch.cat(batches)
-        judged = torch.arange(len(every)) % HELD_OUT == HELD_OUT - 1
-        fit, held_out = ([part for part in rows.split(len(batches[0])) if len(part)]
-                         for rows in (every[~judged], every[judged]))  # fmt: skip
+        fit, held_out = split_for_maps(torch.cat(batches), len(batches[0]))
         made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, group=group)
     reductions = {"norm_power": norm_power, "weight_reduction": weight_reduction, "block_reduction": block_reduction}
     if "magnitude" in asked:
@@ -86,11 +84,50 @@ def score_blocks(
     if "taylor" in asked:
         made["taylor"] = taylor_entry(model, batches, **reductions, group=group)
     for entry in made.values():
-        if "sequence_losses" in entry and len(entry["dense_sequence_losses"]) > 1:
-            entry["interval"] = intervals(entry["sequence_losses"], transform=math.exp)
-        elif len(entry.get("sequence_scores", [[]])[0]) > 1:
-            entry["interval"] = intervals(entry["sequence_scores"])
+        add_uncertainty(entry)
     return {name: made[name] for name in asked}
+
+
+def split_for_maps(
+    sequences: torch.Tensor, micro_batch: int, rank: int = 0, world: int = 1
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Batches to fit linear maps on, and those to judge them by, every fourth of ``sequences`` (N, T).
+
+    Of both this process's share: a run of neighbours, so that in rank order they are the sequences in their order.
+    """
+    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
+    shares = (rows.tensor_split(world)[rank] for rows in (sequences[~judged], sequences[judged]))
+    fit, judge = ([batch for batch in share.split(micro_batch) if len(batch)] for share in shares)
+    return fit, judge
+
+
+def sweep_entries(
+    asked: Iterable[str], losses: torch.Tensor | None, distances: StateDistances | None, targets: int, tie: float
+) -> dict[str, dict[str, Any]]:
+    """Entries of what a sweep gave, of those asked for: ``losses`` (L + 1, S) fp64 summed over ``targets`` tokens.
+
+    ``tie`` is the difference of mean losses (nats) below which the order of two blocks is rounding.
+    """
+    made = {} if losses is None else {"ppl": summarise(losses, targets, tie)}
+    made |= {} if distances is None else distances.entries()
+    return {name: made[name] for name in asked if name in made}
+
+
+def add_uncertainty(entry: dict[str, Any]) -> None:
+    """Add ``interval`` and ``noise_pairs`` to an entry that has values for two sequences or more."""
+    values = sequence_values(entry)
+    if values is None:
+        return
+    # Perplexities are exp of a mean loss, and so are the ends of their intervals.
+    transform = math.exp if "sequence_losses" in entry else float
+    entry["interval"] = intervals(values, transform=transform)
+    entry["noise_pairs"] = near_noise(values, entry["order"])
+
+
+def sequence_values(entry: Mapping[str, Any]) -> list[list[float]] | None:
+    """What an entry has for each block and each of at least two sequences (blocks, S), or None."""
+    values = entry.get("sequence_losses") or entry.get("sequence_scores")
+    return values if values and len(values[0]) > 1 else None
 
 
 def _swept(
@@ -111,10 +148,5 @@ def _swept(
         distances = shares[0][1]
         for _, other in shares[1:] if distances is not None else ():
             distances.add(other)
-    made = {}
-    if "ppl" in asked:
-        tie = TIE[str(next(model.parameters()).dtype).removeprefix("torch.")]
-        made["ppl"] = summarise(torch.cat(losses, dim=1), batches[0].shape[1] - 1, tie)
-    if distances is not None:
-        made |= {name: entry for name, entry in distances.entries().items() if name in asked}
-    return made
+    tie = TIE[str(next(model.parameters()).dtype).removeprefix("torch.")]
+    return sweep_entries(asked, torch.cat(losses, dim=1) if losses else None, distances, batches[0].shape[1] - 1, tie)

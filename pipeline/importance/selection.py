@@ -11,9 +11,10 @@ again after each removal and stands in greedy.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pipeline.model.costs import count_removals
 from pipeline.run import RegrowError, write_atomic
@@ -100,21 +101,36 @@ def choose_within(
 
 
 def choose_window(
-    windows: Sequence[Sequence[float]], remove: int, *, protect_first: int = 4, protect_last: int = 2
+    windows: Sequence[Sequence[float]] | Mapping[str, Mapping[str, Any]],
+    remove: int,
+    *,
+    protect_first: int = 4,
+    protect_last: int = 2,
 ) -> list[int]:
     """The window of ``remove`` neighbouring blocks that carries its input least far (contiguous removal).
 
-    ``windows`` is that of a distance's entry of scores.json: entry n - 1 of list s is the distance of the n blocks
-    from s. Equal windows by start. Raises RegrowError when no window lies between the protected blocks.
+    ``windows`` is that of an entry of scores.json: a distance's, where entry n - 1 of list s is the distance of the n
+    blocks from s, or linear's, by n. Equal windows by start. Raises RegrowError when no window lies between the
+    protected blocks, or when linear was not fitted for windows of this length.
     """
-    total = len(windows)
+    if isinstance(windows, Mapping):
+        if str(remove) not in windows:
+            raise RegrowError(
+                f"linear maps were fitted for windows of {', '.join(windows)} blocks, not of {remove}; add it to "
+                "score.linear_n"
+            )
+        by_start = windows[str(remove)]["scores"]
+        total = len(by_start) + remove - 1
+    else:
+        total = len(windows)
+        by_start = [window[remove - 1] for window in windows[: max(0, total - remove + 1)]]
     starts = range(protect_first, total - protect_last - remove + 1)
     if not starts or not 1 <= remove < total:
         raise RegrowError(
             f"no window of {remove} of {total} blocks lies between the first {protect_first} and the last "
             f"{protect_last}, which are protected; lower prune.remove or the protect rule"
         )
-    start = min(starts, key=lambda start: (windows[start][remove - 1], start))
+    start = min(starts, key=lambda start: (by_start[start], start))
     return list(range(start, start + remove))
 
 

@@ -5,6 +5,10 @@ what enters block j is the dense state together with the states of the variants 
 block j runs on all of them at once; the variant without block j is the dense state, unchanged. Every block's weights
 are touched once and half of the work is gone. The model's own forward does everything around the blocks (embeddings,
 masks, rotary embeddings, final norm, head), so that any decoder whose blocks can be found is scored as it computes.
+
+What a model gives its blocks beside the hidden state (masks, positions, biases) has to grow with the batch, and no
+shape says which of it does: a first axis as long as the batch may be that of the heads, and Bloom's bias has batch x
+heads. So the model is asked: it makes these arguments for every sequence twice, and what came out doubled is repeated.
 """
 
 from __future__ import annotations
@@ -58,23 +62,9 @@ def removal_losses(
     if tried != sorted(set(tried) & running.keys()):
         raise RegrowError(f"blocks {tried} to leave out: wanted are some of {list(running)}, in rising order")
     input_ids = input_ids.to(next(model.parameters()).device)
-    sums = []
     with skip_blocks(model, without):
         states, as_tuple = _final_states(model, running, tried, input_ids, watch)
-        for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
-            targets = input_ids.repeat(len(state) // len(input_ids), 1)
-            losses = next_token_losses(_logits(model, running.values(), state, targets, as_tuple), targets)
-            sums.append(losses.double().sum(dim=1).cpu())
-    dense_first = torch.cat(sums).view(len(tried) + 1, len(input_ids))
-    losses = dense_first.roll(-1, dims=0)
-    rows = losses.isnan().any(dim=1).nonzero().flatten().tolist()
-    if rows:
-        broken = [[*tried, len(every)][row] for row in rows]
-        raise RegrowError(
-            f"losses without blocks {broken} are not numbers (block {len(every)} stands for the dense model); score "
-            "again with score.dtype=float32"
-        )
-    return losses
+        return _summed_losses(model, running.values(), states, input_ids, as_tuple, [*tried, len(every)])
 
 
 @torch.no_grad()
@@ -95,6 +85,7 @@ def _final_states(
     batch = len(input_ids)
     index_of = {block: index for index, block in running.items()}
     last, behind_all = max(running), len(find_blocks(model))
+    twice = _arguments_for_twice(model, running, input_ids) if len(tried) else {}
     variants: list[torch.Tensor] = []
 
     def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -106,8 +97,12 @@ def _final_states(
             watch(index_of[block], hidden)
         times = 1 + len(variants)
         entering.append(hidden)
-        wide = torch.cat([hidden, *variants]) if variants else hidden
-        return (wide, *_repeat(args, batch, times)), _repeat(kwargs, batch, times)
+        if not variants:
+            return (hidden, *args), kwargs
+        doubled_args, doubled_kwargs = twice[block]
+        name = f"{type(block).__name__}: argument"
+        wide = torch.cat([hidden, *variants])
+        return (wide, *_repeat(args, doubled_args, times, name)), _repeat(kwargs, doubled_kwargs, times, name)
 
     def narrow(block: nn.Module, args: tuple, output: Any) -> Any:
         """Keep the variants, add the one without this block, and hand the dense state back to the model."""
@@ -128,6 +123,30 @@ def _final_states(
     with _hooks(running.values(), before=widen, after=narrow):
         _run_without_head(model, input_ids)
     return torch.cat([*leaving, *variants]), tuples[0]
+
+
+def _summed_losses(
+    model: nn.Module, blocks: Iterable[nn.Module], states: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool,
+    names: Sequence[int],
+) -> torch.Tensor:  # fmt: skip
+    """The losses of final states, the dense ones first: (``names``, B) fp64 on the CPU, the dense row last.
+
+    ``names`` are the blocks that are left out, and last the number of blocks, for the dense model. Raises RegrowError
+    with them when a loss is not a number.
+    """
+    sums = []
+    for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):
+        targets = input_ids.repeat(len(state) // len(input_ids), 1)
+        losses = next_token_losses(_logits(model, blocks, state, targets, as_tuple), targets)
+        sums.append(losses.double().sum(dim=1).cpu())
+    losses = torch.cat(sums).view(len(names), len(input_ids)).roll(-1, dims=0)
+    rows = losses.isnan().any(dim=1).nonzero().flatten().tolist()
+    if rows:
+        raise RegrowError(
+            f"losses without blocks {[names[row] for row in rows]} are not numbers (block {names[-1]} stands for the "
+            "dense model); score again with score.dtype=float32"
+        )
+    return losses
 
 
 def _logits(
@@ -168,12 +187,69 @@ def _take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tup
     return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
 
-def _repeat(value: Any, batch: int, times: int) -> Any:
-    """Repeat every tensor that has one entry for each sequence; one that broadcasts (first axis 1) stays."""
-    if isinstance(value, torch.Tensor):
-        return value.repeat(times, *[1] * (value.ndim - 1)) if value.ndim and value.shape[0] == batch > 1 else value
-    if isinstance(value, dict):
-        return {name: _repeat(item, batch, times) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_repeat(item, batch, times) for item in value)
-    return value
+def _arguments_for_twice(
+    model: nn.Module, running: dict[int, nn.Module], input_ids: torch.Tensor
+) -> dict[nn.Module, tuple[tuple, dict[str, Any]]]:
+    """What the model gives each running block beside the hidden state when every sequence is there twice, in turn.
+
+    The first block alone computes, to see whether these blocks return tuples.
+    """
+    others = list(running.values())[1:]
+    given: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}
+    tuples: list[bool] = []
+
+    def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given[block] = _take_hidden(args, kwargs)[1:]
+
+    def look(block: nn.Module, args: tuple, output: Any) -> None:
+        tuples.append(isinstance(output, tuple))
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = _take_hidden(args, kwargs)[0]
+        return (hidden,) if tuples[0] else hidden
+
+    with _hooks(running.values(), before=note, after=look), replaced_forward(others, hand_on):
+        _run_without_head(model, input_ids.repeat(2, 1))
+    return given
+
+
+def _repeat(value: Any, doubled: Any, times: int, name: str) -> Any:
+    """An argument of one batch for ``times`` such batches, one behind the other.
+
+    ``doubled`` is what the model itself made of it for two. A tensor that is the same there belongs to all sequences
+    and stays; one that is there twice as long, and twice the same, is repeated. Raises RegrowError on any other.
+    """
+    if isinstance(value, dict) and isinstance(doubled, dict) and value.keys() == doubled.keys():
+        return {key: _repeat(item, doubled[key], times, f"{name} {key}") for key, item in value.items()}
+    if isinstance(value, tuple | list) and isinstance(doubled, tuple | list) and len(value) == len(doubled):
+        return type(value)(_repeat(item, other, times, name) for item, other in zip(value, doubled, strict=True))
+    if isinstance(value, torch.Tensor) and isinstance(doubled, torch.Tensor):
+        if _alike(value, doubled):
+            return value
+        if value.ndim and _alike(value.repeat(2, *[1] * (value.ndim - 1)), doubled):
+            return value.repeat(times, *[1] * (value.ndim - 1))
+    # Of an object that is none of these nothing is known but its class.
+    if (
+        type(value) is type(doubled)
+        and not isinstance(value, torch.Tensor | dict | tuple | list)
+        and (value == doubled or not isinstance(value, int | float | str))
+    ):
+        return value
+    raise RegrowError(
+        f"{name} is {_describe(value)} for a batch and {_describe(doubled)} for that batch twice: neither the same nor "
+        "one behind the other, so that it cannot be made for the batch of all removals; criterion ppl cannot score "
+        "this model"
+    )
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal up to the rounding of another batch's kernels."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, rtol=1e-3, atol=1e-5))
+
+
+def _describe(value: Any) -> str:
+    return (
+        f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.60}"
+    )

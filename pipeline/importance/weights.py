@@ -41,7 +41,14 @@ def magnitude_entry(
     ``weight_scores`` holds for each block its tensors' scores by name. Raises RegrowError on an unknown reduction, or
     on a score that is not a finite number.
     """
-    tensors = [{name: weight.detach() for name, weight in block_weights(block).items()} for block in find_blocks(model)]
+    return magnitude_of(find_blocks(model), norm_power, weight_reduction, block_reduction)
+
+
+def magnitude_of(
+    blocks: Iterable[nn.Module], norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
+) -> dict[str, Any]:
+    """The same from all blocks one after the other: each may have lost its weights when the next one comes."""
+    tensors = ({name: weight.detach() for name, weight in block_weights(block).items()} for block in blocks)
     return _entry(tensors, norm_power, weight_reduction, block_reduction)
 
 
@@ -123,7 +130,7 @@ def _differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _entry(
-    blocks: list[dict[str, torch.Tensor]], norm_power: float, weight_reduction: str, block_reduction: str
+    blocks: Iterable[dict[str, torch.Tensor]], norm_power: float, weight_reduction: str, block_reduction: str
 ) -> dict[str, Any]:
     unknown = {weight_reduction, block_reduction} - REDUCTIONS.keys()
     if unknown:

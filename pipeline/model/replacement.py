@@ -13,8 +13,9 @@ y replaced by zeros and by noise, the block's output must move by the noise. Blo
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -165,6 +166,28 @@ def _fold(projection: Any, matrix: torch.Tensor) -> None:
         weight.copy_(weight.double() @ mapped.T)
     if projection.bias is not None:
         projection.bias.copy_(mapped @ projection.bias.double())
+
+
+@contextlib.contextmanager
+def mapped_outputs(model: nn.Module, matrices: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Within the context each map of ``replace_blocks`` acts on the MLP's output before its run; no weight changes.
+
+    With the runs skipped (``skip_blocks``) the model computes what it would with the maps folded in.
+    """
+
+    def mapping(matrix: torch.Tensor) -> Any:
+        def move(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+            return (output.float() @ matrix.to(output.device, torch.float32).T).to(output.dtype)
+
+        return move
+
+    projections = {first: output_projection(model, first - 1) for first in matrices}
+    handles = [projections[first].register_forward_hook(mapping(matrix)) for first, matrix in matrices.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def replace_blocks(model: nn.Module, removed: Sequence[int], matrices: Mapping[int, torch.Tensor]) -> nn.Module:

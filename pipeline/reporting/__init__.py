@@ -5,7 +5,18 @@ hands over what it has parsed, so each function can also be called from a notebo
 """
 
 from pipeline.reporting.card import render_card
-from pipeline.reporting.figures import block_importance, learning_curve
+from pipeline.reporting.curves import learning_curve, perplexity_lines
+from pipeline.reporting.heat_maps import draw_heat_map, draw_linear_windows
+from pipeline.reporting.layer_bars import block_importance, draw_layer_bars
 from pipeline.reporting.page import render_page
 
-__all__ = ["block_importance", "learning_curve", "render_card", "render_page"]
+__all__ = [
+    "block_importance",
+    "draw_heat_map",
+    "draw_layer_bars",
+    "draw_linear_windows",
+    "learning_curve",
+    "perplexity_lines",
+    "render_card",
+    "render_page",
+]

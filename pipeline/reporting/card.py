@@ -5,6 +5,7 @@ followed, what was measured and how, and what was not. Every string of the front
 is YAML 1.1 and 1.2 alike, so that a language code `no` stays a word under either reader.
 """
 
+import functools
 import json
 import math
 import re
@@ -15,16 +16,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.reporting import notation
-from pipeline.reporting.page import (
-    MODELS,
-    PROVENANCE_KEYS,
-    PRUNE_KEYS,
-    perplexity_rows,
-    protocol_words,
-    recovered,
-    task_rows,
-    with_gaps,
-)
+from pipeline.reporting.comparison import best_control
+from pipeline.reporting.criteria import linear_rows
+from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, task_rows
+from pipeline.reporting.page import PROVENANCE_KEYS, PRUNE_KEYS, recovered, with_gaps
 
 
 def render_card(
@@ -33,17 +28,18 @@ def render_card(
     prune: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
     cost: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text of the model card.
 
-    `prune`, `results`, `scores` and `cost` are as for `render_page`; `recipe` is the configuration's `train`
-    section as a plain dict, shown key by key without those that are None; `provenance` holds `model`
-    (where the dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder),
-    `model_note`, `data` (each with `path` and `documents`), `data_note`, `language` and `license`. What is missing
-    is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
+    `prune`, `results`, `scores`, `comparison` and `cost` are as for `render_page`; `recipe` is the configuration's
+    `train` section as a plain dict, shown key by key without those that are None; `provenance` holds `model` (where the
+    dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder), `model_note`,
+    `data` (each with `path` and `documents`), `data_note`, `language` and `license`. What is missing is said to be so;
+    front-matter fields that are unknown are left out, as the Hub wants it.
     """
     results, cost = results or {}, cost or {}
     prune, provenance = with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
@@ -51,6 +47,41 @@ def render_card(
     rows = perplexity_rows(models)
     regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
     base = provenance.get("base_model") or provenance.get("model") or prune.get("base_model")
+    languages = provenance.get("language")
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            name=name,
+            base_model=public_name(base),
+            base_on_hub=is_hub_name(base),
+            datasets=[path for path in (_hub_dataset(s["path"]) for s in provenance.get("data") or ()) if path],
+            languages=[languages] if isinstance(languages, str) else list(languages or ()),
+            license=provenance.get("license"),
+            metrics=[{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
+            prune=prune,
+            blocks=len(prune["removed"]) + len(prune["kept"]),
+            models=models,
+            rows=rows,
+            task_rows=task_rows(models),
+            recovered=recovered(rows[0]["values"]) if rows else None,
+            calibration=(scores or {}).get("calibration"),
+            choice=choice_words(prune, scores, comparison),
+            train=cost.get("train"),
+            versions=cost.get("versions") or {},
+            recipe={key: value for key, value in (recipe or {}).items() if value is not None},
+            provenance=provenance,
+            sources=[
+                {"name": public_name(source["path"]), "documents": source.get("documents")}
+                for source in provenance.get("data") or ()
+            ],
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Templates are read and compiled once in a process."""
     environment = Environment(  # Markdown, not HTML: the filter `cell` escapes what it would act on
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,
@@ -62,31 +93,48 @@ def render_card(
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["cell"] = _cell
     environment.globals.update(notation=notation, MODELS=MODELS, protocol_words=protocol_words)
-    languages = provenance.get("language")
-    return environment.get_template("card.md.j2").render(
-        name=name,
-        base_model=public_name(base),
-        base_on_hub=is_hub_name(base),
-        datasets=[path for path in (_hub_dataset(s["path"]) for s in provenance.get("data") or ()) if path],
-        languages=[languages] if isinstance(languages, str) else list(languages or ()),
-        license=provenance.get("license"),
-        metrics=[{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
-        prune=prune,
-        blocks=len(prune["removed"]) + len(prune["kept"]),
-        models=models,
-        rows=rows,
-        task_rows=task_rows(models),
-        recovered=recovered(rows[0]["values"]) if rows else None,
-        calibration=(scores or {}).get("calibration"),
-        train=cost.get("train"),
-        versions=cost.get("versions") or {},
-        recipe={key: value for key, value in (recipe or {}).items() if value is not None},
-        provenance=provenance,
-        sources=[
-            {"name": public_name(source["path"]), "documents": source.get("documents")}
-            for source in provenance.get("data") or ()
-        ],
-    )
+    return environment
+
+
+def choice_words(
+    prune: Mapping[str, Any], scores: Mapping[str, Any] | None, comparison: Mapping[str, Any] | None
+) -> str:
+    """How the blocks were chosen and how that compares, in a few sentences; empty where only a criterion is known."""
+    words = []
+    if prune.get("criterion") and prune.get("selection"):
+        words.append(f"The blocks were chosen by {prune['criterion']}, selection: {prune['selection']}.")
+    entry = ((scores or {}).get("criteria") or {}).get(prune.get("criterion")) or {}
+    known = [span for span in entry.get("interval") or () if span and all(_finite(end) for end in span)]
+    if known:
+        words.append(
+            "Each block's score has a 95 % bootstrap interval over the calibration sequences (in scores.json)."
+        )
+    found = prune.get("stability")
+    if found:
+        state = "is partly within noise" if found.get("unsettled") else "is outside noise"
+        same, stays = notation.percent(found.get("same_set")), notation.percent(found.get("agreement"))
+        words.append(
+            f"The choice {state}: calibration sequences drawn again with replacement give exactly this set in {same} "
+            f"of the draws, and {stays} of it on average."
+        )
+    linear = linear_rows(prune)
+    if linear:
+        into = f" (blocks {'; '.join(linear['folded'])})" if linear["folded"] else ""
+        words.append(f"Linear maps stand in for the removed blocks, folded into the kept ones{into}.")
+        if linear["texts"]:
+            without, mapped = (row["cells"][0] for row in linear["rows"])
+            words.append(
+                f"Before training, {linear['texts'][0]} perplexity is {mapped} with the maps, {without} without."
+            )
+    control = best_control(comparison, prune)
+    if control:
+        chosen = "" if control["chosen"] is None else f"; this choice has {notation.perplexity(control['chosen'])}"
+        chosen += " without its maps" if chosen and control["map_left_out"] else ""
+        words.append(
+            f"With {control['count']} blocks removed and no training, the best control ({control['by']}) has a "
+            f"{control['text']} perplexity of {notation.perplexity(control['value'])}{chosen}."
+        )
+    return " ".join(words)
 
 
 def is_hub_name(path: str | None) -> bool:

@@ -35,6 +35,28 @@ def significant(value: float | None, digits: int = 4) -> str:
     return _word_for(value) or _exponent(f"{value:#.{digits}g}").rstrip(".")
 
 
+def perplexity(value: float | None) -> str:
+    """Perplexities from a good model's to a broken one's: `15.06`, `361.2`, `12,345`, `2.4e6`; null was not finite."""
+    if value is None or not math.isfinite(value):
+        return NOT_FINITE
+    if value < 99.995:
+        return f"{value:.2f}"
+    if value < 999.95:
+        return f"{value:.1f}"
+    return f"{value:,.0f}" if value < 99_999.5 else _exponent(f"{value:.1e}")
+
+
+def percent(fraction: float | None) -> str:
+    """A share as whole per cent, told from all and from nothing: `93 %`, `over 99 %`, `under 1 %`."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    if 0 < fraction < 0.005:
+        return f"under 1{SPACE}%"
+    if 0.995 <= fraction < 1:
+        return f"over 99{SPACE}%"
+    return f"{100 * fraction:.0f}{SPACE}%"
+
+
 def parameters(count: int | None) -> str:
     """Parameters as `134.5 M`; four digits from a thousand million on: `6.738 B`."""
     word = _word_for(count)

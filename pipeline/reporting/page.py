@@ -4,18 +4,29 @@ This module turns the run's records into what the template shows, in words and r
 `page.html.j2` only lays it out. Whatever was not measured is named as such and never ends the report.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from pipeline.reporting import figures, notation
+from pipeline.reporting import comparison as ways
+from pipeline.reporting import criteria, curves, notation
+from pipeline.reporting.drawing import for_page
+from pipeline.reporting.model_rows import (
+    MODELS,
+    measure_rows,
+    perplexity_rows,
+    sample_rows,
+    stage_rows,
+    task_rows,
+)
 
-MODELS = ("dense", "pruned", "regrown")
-PRUNE_KEYS = ("protected", "criterion", "base_model", "parameters", "self_test")
+PRUNE_KEYS = ("protected", "criterion", "base_model", "parameters", "self_test", "selection", "stability", "greedy",
+              "linear")  # fmt: skip
 PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
 
 
@@ -25,6 +36,7 @@ def render_page(
     prune: Mapping[str, Any],
     out: Path,
     scores: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     held_out: Sequence[Mapping[str, Any]] = (),
     results: Mapping[str, Any] | None = None,
@@ -34,11 +46,13 @@ def render_page(
 ) -> Path:
     """Write `index.html` and the PNG of each figure into the folder `out`, and return the page's path.
 
-    All inputs are parsed records of the run: `prune` (removed, kept, protected, criterion, parameters), `scores`
-    (scores.json), `metrics` and `held_out` (lines of metrics.jsonl and held_out.jsonl), `results` (results.json),
-    `cost` (stages in seconds, train, hardware, versions), the resolved configuration as text, and `provenance`
-    (model, data and notes on them). All but `prune` may be missing or partial. Raises RegrowError if the scores
-    belong to a model with other blocks than the prune record's.
+    All inputs are parsed records of the run: `prune` (removed, kept, protected, criterion, parameters, selection,
+    stability, greedy, linear), `scores` (scores.json), `comparison` (comparison.json: what other criteria, selections
+    and controls would have removed, and the perplexity that each leaves before training), `metrics` and `held_out`
+    (lines of metrics.jsonl and held_out.jsonl), `results` (results.json), `cost` (stages in seconds, train, hardware,
+    versions), the resolved configuration as text, and `provenance` (model, data and notes on them). All but `prune`
+    may be missing or partial. Raises RegrowError if the scores belong to a model with other blocks than the prune
+    record's.
     """
     out.mkdir(parents=True, exist_ok=True)
     models = (results or {}).get("models", {})
@@ -47,36 +61,83 @@ def render_page(
     perplexities = perplexity_rows(models)
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals.update(notation=notation, MODELS=MODELS)
-    page = environment.get_template("page.html.j2").render(
-        name=name,
-        blocks=blocks,
-        prune=prune,
-        states=block_states(prune),
-        headline=headline(prune, references, cost),
-        main=main,
-        rows=comparison_rows(models, prune, perplexities),
-        task_rows=task_rows(models),
-        absent=[model for model in MODELS if model not in models],
-        importance=_importance_drawings(scores, prune, out),
-        curve=_curve_drawings(metrics, held_out, references, out),
-        curve_differs=_loop_differs(held_out, references.get("pruned")),
-        trained=bool(metrics),
-        evaluated=any(line.get("held_out_perplexity") is not None for line in held_out),
-        scores=scores,
-        samples=sample_rows(models),
-        generation=next((models[m]["generation"] for m in MODELS if models.get(m, {}).get("generation")), None),
-        cost=cost,
-        stages=stage_rows(cost),
-        config_yaml=config_yaml,
-        provenance=provenance,
+    importance = criteria.importance_drawings(scores, prune, out)
+    curve = _curve_drawings(metrics, held_out, references, out)
+    shown = _criteria(scores, prune, comparison, importance, blocks, out)
+    drawn = [importance, *shown["maps"], curve]
+    pictures = [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"]
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            name=name,
+            blocks=blocks,
+            prune=prune,
+            states=block_states(prune),
+            headline=headline(prune, references, cost),
+            main=main,
+            rows=measure_rows(models, prune, perplexities),
+            task_rows=task_rows(models),
+            absent=[model for model in MODELS if model not in models],
+            importance=importance,
+            criteria=shown,
+            pictures=pictures,
+            curve=curve,
+            curve_differs=_loop_differs(held_out, references.get("pruned")),
+            trained=bool(metrics),
+            evaluated=any(line.get("held_out_perplexity") is not None for line in held_out),
+            scores=scores,
+            samples=sample_rows(models),
+            generation=next((models[m]["generation"] for m in MODELS if models.get(m, {}).get("generation")), None),
+            cost=cost,
+            stages=stage_rows(cost),
+            config_yaml=config_yaml,
+            provenance=provenance,
+        )
     )
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Templates are read and compiled once in a process."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["breakable"] = lambda words: Markup(str(escape(words)).replace("_", "_<wbr>"))
+    environment.globals.update(notation=notation, MODELS=MODELS)
+    return environment
+
+
+def _criteria(
+    scores: Mapping[str, Any] | None,
+    prune: Mapping[str, Any],
+    comparison: Mapping[str, Any] | None,
+    importance: Mapping[str, Any] | None,
+    blocks: int,
+    out: Path,
+) -> dict[str, Any]:
+    """All that the page shows of the criteria beyond the bars of the one that chose; empty where not recorded."""
+    shown = importance["criterion"] if importance else None
+    planned = (comparison or {}).get("planned") or len(prune["removed"])
+    known = ways.ways_of(comparison, prune) if comparison else []
+    return {
+        "planned": planned,
+        "certainty": criteria.certainty(scores, prune, shown),
+        "others": criteria.other_bars(scores, prune, planned, shown),
+        "maps": criteria.heat_maps(scores, prune, planned, out),
+        "linear_windows": criteria.linear_windows(scores, planned),
+        "linear": criteria.linear_rows(prune),
+        "protected": (comparison or {}).get("protected") or prune["protected"] or [],
+        "overlap": ways.overlap(comparison, known, blocks) if comparison else None,
+        "lines": criteria.perplexity_drawings(comparison, prune, out),
+        "table": ways.perplexity_table(comparison, known) if comparison else None,
+        "verdict": ways.verdict(comparison, known, prune) if comparison else [],
+        "greedy": ways.greedy_table(comparison or {}, prune),
+        "measured_on": ways.measured_on(comparison) if comparison else "",
+    }
 
 
 def with_gaps(keys: Sequence[str], record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -123,144 +184,6 @@ def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], c
     return f"{text}; the dense model has {number(dense)}." if dense is not None else f"{text}."
 
 
-def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per way of measuring, the held-out set first.
-
-    Perplexities compare only on the same text, length and BOS policy: models measured otherwise get a row of
-    their own. A row holds `set`, `length`, `bos`, `tokens` and `values`, which maps a model to its perplexity.
-    """
-    rows: dict[tuple, dict[str, Any]] = {}
-    for model in MODELS:
-        for name, entry in (models.get(model, {}).get("perplexity") or {}).items():
-            protocol = {"set": name, **{key: entry.get(key) for key in ("length", "bos", "tokens")}}
-            row = rows.setdefault(tuple(protocol.values()), {**protocol, "values": {}})
-            row["values"][model] = entry.get("value")
-    return sorted(rows.values(), key=lambda row: (row["set"] != "held_out", -len(row["values"])))
-
-
-def protocol_words(row: Mapping[str, Any]) -> str:
-    """How a perplexity was measured: `length 256, BOS policy: document, 20 k tokens`."""
-    parts = [f"length {row['length']}"] if row["length"] is not None else []
-    parts += [f"BOS policy: {row['bos']}"] if row["bos"] is not None else []
-    parts += [f"{notation.tokens(row['tokens'])} tokens"] if row["tokens"] is not None else []
-    return ", ".join(parts)
-
-
-def comparison_rows(
-    models: Mapping[str, Any], prune: Mapping[str, Any], perplexities: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Rows of the table that sets the three models side by side.
-
-    A row holds `label`, `note`, and `cells`: for each of the three models the number in words, for all but dense
-    how it compares with dense, and the standard deviation where one was measured.
-    """
-    rows = []
-
-    def add(label: str, note: str, values: Mapping[str, Any], write: Any, compare: Any) -> None:
-        reference = values.get("dense")
-        cells = []
-        for model in MODELS:
-            value = values.get(model)
-            relative = "" if model == "dense" else compare(value, reference)
-            cells.append({"text": write(value), "relative": relative, "spread": "", "missing": value is None})
-        rows.append({"label": label, "note": note, "cells": cells})
-
-    known = {model: models.get(model, {}) for model in MODELS}
-    total, sizes = len(prune["removed"]) + len(prune["kept"]), prune.get("parameters") or {}
-    depth = {"dense": total, "pruned": len(prune["kept"])} | _pick(known, "blocks")
-    size = {model: sizes[model] for model in sizes if model in MODELS} | _pick(known, "parameters")
-    add("Blocks", "", depth, lambda v: notation.MISSING if v is None else str(v), notation.change)
-    add("Parameters", "", size, notation.parameters, notation.change)
-    if not perplexities:
-        add("Held-out perplexity", "", {}, notation.significant, notation.ratio)
-    for row in perplexities:
-        label = "Held-out perplexity" if row["set"] == "held_out" else f"Perplexity on {row['set']}"
-        add(label, protocol_words(row), row["values"], notation.significant, notation.ratio)
-    settings: dict[tuple, dict[str, Any]] = {}
-    for model in MODELS:
-        speed = known[model].get("generation") or {}
-        if speed:
-            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
-            settings.setdefault(key, {})[model] = speed
-    for (prompt, new, batch), speeds in settings.items():
-        note = f"{prompt} prompt + {new} new tokens, batch {batch}"
-        spread = {m: s.get("latency_std") for m, s in speeds.items()}
-        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, notation.change)
-        for cell, model in zip(rows[-1]["cells"], MODELS, strict=True):
-            if spread.get(model) is not None and not cell["missing"]:
-                cell["spread"] = f"\u00b1 {notation.duration(spread[model])}"
-        add(
-            "Throughput",
-            "generated tokens per second",
-            _pick(speeds, "tokens_per_second"),
-            lambda v: notation.significant(v, 3),
-            notation.change,
-        )
-        add("Peak memory", "while generating", _pick(speeds, "peak_memory_bytes"), notation.memory, notation.change)
-    return rows
-
-
-def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per task and metric: `task`, `metric` and the three values (None where not measured)."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for model in MODELS:
-        for task, entry in (models.get(model, {}).get("tasks") or {}).items():
-            for metric, value in entry.items() if isinstance(entry, Mapping) else [("value", entry)]:
-                if isinstance(value, int | float):
-                    row = rows.setdefault((task, metric), {"task": task, "metric": metric, "values": {}})
-                    row["values"][model] = value
-    return list(rows.values())
-
-
-def sample_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Prompts in the order first met, each with the text that each model wrote (absent where it wrote none)."""
-    rows: dict[str, dict[str, str]] = {}
-    for model in MODELS:
-        for sample in (models.get(model, {}).get("generation") or {}).get("samples") or ():
-            rows.setdefault(sample["prompt"], {})[model] = sample["text"]
-    return [{"prompt": prompt, "texts": texts} for prompt, texts in rows.items()]
-
-
-def stage_rows(cost: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Stages with their wall time in words and their share of the longest, in per cent."""
-    seconds = {stage: entry.get("seconds") for stage, entry in (cost.get("stages") or {}).items()}
-    longest = max((s for s in seconds.values() if s is not None), default=0) or 1
-    return [
-        {"stage": stage, "time": notation.duration(s), "share": round(100 * (s or 0) / longest, 1)}
-        for stage, s in seconds.items()
-    ]
-
-
-def _pick(entries: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
-    return {model: entry[key] for model, entry in entries.items() if entry.get(key) is not None}
-
-
-def _draw(file: str, label: str, out: Path, build: Any) -> dict[str, Any]:
-    """Draw once for a wide and once for a narrow window; the wide drawing is also written as PNG."""
-    drawings: dict[str, Any] = {"file": f"{file}.png"}
-    for width in ("wide", "narrow"):
-        figure = build(narrow=width == "narrow")
-        drawings[width] = Markup(figures.to_svg(figure, f"{file}-{width}", label))
-        if width == "wide":
-            figures.save_png(figure, out / drawings["file"])
-    return drawings
-
-
-def _importance_drawings(scores: Mapping[str, Any] | None, prune: Mapping[str, Any], out: Path) -> dict | None:
-    """The importance bars by the criterion that chose the blocks, or by the first scored where none did."""
-    scored = list((scores or {}).get("criteria") or {})
-    if not scored:
-        return None
-    criterion = prune.get("criterion") if prune.get("criterion") in scored else scored[0]
-    removed, protected = prune["removed"], prune.get("protected") or []
-    label = f"Bars of block importance by {criterion}; removed blocks: {notation.block_list(removed)}."
-
-    def build(narrow: bool) -> Any:
-        return figures.block_importance(scores, removed, protected, criterion, narrow)
-
-    return {"criterion": criterion} | _draw("block-importance", label, out, build)
-
-
 def _curve_drawings(
     metrics: Sequence[Mapping[str, Any]],
     held_out: Sequence[Mapping[str, Any]],
@@ -274,9 +197,9 @@ def _curve_drawings(
     lines = {model: references.get(model) for model in ("dense", "pruned")}
 
     def build(narrow: bool) -> Any:
-        return figures.learning_curve(metrics, held_out, lines, narrow)
+        return curves.learning_curve(metrics, held_out, lines, narrow)
 
-    return _draw("learning-curve", "Training loss and held-out perplexity against tokens.", out, build)
+    return for_page("learning-curve", "Training loss and held-out perplexity against tokens.", out, build)
 
 
 def _loop_differs(held_out: Sequence[Mapping[str, Any]], pruned: float | None) -> bool:

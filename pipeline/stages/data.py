@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, Source
 from pipeline.data.documents import format_of
-from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import Listing, Progress, list_source, local_files
-from pipeline.data.overlap import refuse_overlap
+from pipeline.data.listing import Listing, Progress, list_source, local_files, may_be_remote, no_such_place
+from pipeline.data.overlap import can_look_into, held_out_hashes, refuse_overlap
 from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
@@ -24,13 +24,18 @@ from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder
 from pipeline.launch import World, die_with_parent
 from pipeline.model.load import resolve_model
+from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, write_json
 
 FORMAT = 2
 UPSTREAM: tuple[str, ...] = ()
-LAUNCHED = False
 #: Its progress says of every file what it was made from: begun with one config, it goes on with another.
 PROGRESS_FITS_ANY_CONFIG = True
+
+
+def launched(config: Config) -> bool:
+    """One process does it."""
+    return False
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -39,7 +44,10 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
     files: list[Path] = []
     of_ids = config.data.tokenised is not None
     for source in (*config.data.sources, *held_out):
-        base, names = local_files(source.path, source.files) or (Path(), [])
+        here = local_files(source.path, source.files)
+        if here is None and not may_be_remote(source.path):
+            raise no_such_place(source.path)
+        base, names = here or (Path(), [])
         found = [base / name for name in names if source.format != "auto" or format_of(name)]
         tars = (path for path in found if format_of(path.name) == "tar")
         of_ids = of_ids or source.format == "tokenised" or (source.format == "auto" and any(map(is_tokenised, tars)))
@@ -53,20 +61,24 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write data/manifest.json, and the tokenised corpus where data.tokenised says so."""
     folder = run.stage("data")
+    _require_ids_apart(config)
     with Progress(folder / "progress" / "shards.jsonl") as progress:
 
-        def listed(source: Source, number: int) -> Listing:
+        def listed(source: Source, number: int, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
             return list_source(
                 source.path, source=number, files=source.files, format=source.format, revision=source.revision,
                 text_key=source.text_key, exclude_domains=source.exclude_domains, on_damage=config.data.on_damage,
-                hash_of=run.hash_of, done=progress, say=say,
+                hash_of=run.hash_of, held_out=kept, done=progress, say=lambda line: say(what + line),
             )  # fmt: skip
 
-        listings = [listed(source, number) for number, source in enumerate(config.data.sources)]
-        kept = listed(config.data.held_out, 0) if config.data.held_out else None
+        aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
+        held_out = [shard for listing in aside for shard in listing.shards]
+        hashes = held_out_hashes(held_out)
+        if hashes:
+            say(f"the corpus will be searched for {len(hashes):,} held-out documents")
+        listings = [listed(source, number, hashes) for number, source in enumerate(config.data.sources)]
     corpus = [shard for listing in listings for shard in listing.shards]
-    held_out = kept.shards if kept else []
-    skipped = [entry for listing in (*listings, *([kept] if kept else [])) for entry in listing.skipped]
+    skipped = [entry for listing in (*listings, *aside) for entry in listing.skipped]
     encoder = _encoder(config)
     about = about_encoder(encoder)
     for shard in (*corpus, *held_out):
@@ -75,14 +87,15 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if config.data.tokenised is None or all(shard.documents is not None for shard in corpus):
         # Too many lanes are refused before the hours begin; of unknown lengths tokenising tells.
         deal(corpus, config.data.lanes, config.data.seed)
-    unseen = refuse_overlap(corpus, held_out, say)
+    refuse_overlap(twin for listing in listings for twin in listing.twins)
+    unseen = sum(not can_look_into(shard) for shard in (*corpus, *held_out))
     if held_out and unseen:
         say(f"{unseen} shards were not searched for held-out documents: their text is not here")
 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
-            trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=config.data.cache,
+            trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=shard_cache(config),
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
             on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say,
         )  # fmt: skip
@@ -104,6 +117,18 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
 
 
+def _require_ids_apart(config: Config) -> None:
+    """RegrowError where the ids would be written among the text: the next listing would find them in its source."""
+    if config.data.tokenised is None:
+        return
+    ids = config.data.tokenised.expanduser().resolve()
+    for source in (*config.data.sources, *([config.data.held_out] if config.data.held_out else [])):
+        root = Path(source.path).expanduser().resolve()
+        if root.is_dir() and ids.is_relative_to(root) and fnmatchcase(f"{ids.relative_to(root)}/x.tar", source.files):
+            raise RegrowError(f"data.tokenised {str(config.data.tokenised)!r} lies in the data source {source.path!r}, "
+                              "which would list the ids as its own; take another folder")  # fmt: skip
+
+
 def of_source(corpus: list[Shard], number: int) -> list[Shard]:
     """The shards of one source."""
     return [shard for shard in corpus if shard.source == number]
@@ -115,7 +140,7 @@ def _encoder(config: Config) -> Encoder:
 
 
 def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
-    cache = ShardCache(config.data.cache)
+    cache = shard_cache(config)
     kept = [listing.census and listing.census.characters_without(source.exclude_domains)
             for listing, source in zip(listings, config.data.sources, strict=True)]  # fmt: skip
     return [survey(of_source(corpus, number), encoder, cache, count, config.data.on_damage)
@@ -154,7 +179,9 @@ def _tell(
             f"{share:.2f} times")  # fmt: skip
     return {
         "documents": documents, "domains": dict(domains), "left_out": dict(left_out), "tokens": tokens,
-        "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None), "passes": passes,
+        "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None),
+        # Not how often the budget reads them: another budget does not make this stage anew.
+        "source_tokens": [each.tokens for each in surveys],
     }  # fmt: skip
 
 

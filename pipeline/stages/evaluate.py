@@ -17,12 +17,17 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
+from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
 
 FORMAT = 1
 UPSTREAM = ("data", "prune", "train")
-LAUNCHED = True
+
+
+def launched(config: Config) -> bool:
+    """Several processes share the work."""
+    return True
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
     encoder = make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)
     return held_out_rows(
         shards, encoder, length=protocol.length or config.data.row_length, bos=protocol.bos, rows=protocol.rows,
-        cache=config.data.cache,
+        cache=shard_cache(config),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pipeline.model.costs import accumulation, meta_model
 from pipeline.model.load import resolve_model
 from pipeline.plan import load_architecture, removed_sizes
 from pipeline.run import RegrowError
+from pipeline.stages.prune import require_scored
 
 
 def preflight(due: Collection[str], config: Config, place: Place) -> None:
@@ -28,6 +29,8 @@ def preflight(due: Collection[str], config: Config, place: Place) -> None:
     if {"score", "prune", "evaluate"} & set(due):
         resolve_model(config.model.path, config.model.revision)
     if "prune" in due:
+        if "score" in due:
+            require_scored(config, config.score.criteria)
         _cut(config)
 
 

@@ -1,20 +1,27 @@
-"""Stage prune: remove the least important blocks at once, save a plain Hugging Face model, and prove it the same."""
+"""Stage prune: choose the blocks that go, remove them at once, save a plain Hugging Face model, and prove it the same.
+
+Where choosing runs the model (greedily, within a perplexity budget, to compare ways of choosing, or to fit linear
+maps), several processes share that; the surgery and its self-test are the first one's.
+"""
 
 from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import Config
+from pipeline.importance.controls import CONTROLS, random_order, tail_order
+from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
+from pipeline.importance.uncertainty import stability
 from pipeline.launch import World
-from pipeline.model.blocks import block_parameters, check_indices, find_blocks, remove_blocks, skip_blocks
-from pipeline.model.costs import count_removals
+from pipeline.model.blocks import block_parameters, check_indices, remove_blocks, skip_blocks
+from pipeline.model.costs import count_removals, meta_model
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
     TOLERANCE,
@@ -24,12 +31,19 @@ from pipeline.model.equivalence import (
     probe_ids,
 )
 from pipeline.model.load import load_model, resolve_model, save_model
+from pipeline.model.replacement import mapped_outputs, removed_runs, replace_blocks
+from pipeline.plan import load_architecture
 from pipeline.run import RegrowError, Run, read_json, require_space, write_json
 from pipeline.stages import score
+from pipeline.stages.choosing import Chooser, choose, runs_model
 
-FORMAT = 1
-UPSTREAM = ("score",)
-LAUNCHED = False
+FORMAT = 2
+UPSTREAM = ("data", "score")
+
+
+def launched(config: Config) -> bool:
+    """Several processes share what runs the model; without that, one process does all."""
+    return runs_model(config)
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -42,24 +56,144 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write prune/model (weights, config, tokenizer) and prune/prune.json (what was removed, and the self-test)."""
-    folder = run.stage("prune")
+    """Write prune/model (weights, config, tokenizer), prune/prune.json (what was removed and why, and the self-test)
+    and, where it was asked for, prune/comparison.json."""
+    folder, cut = run.stage("prune"), config.prune
     dense = resolve_model(config.model.path, config.model.revision)
+    criteria = read_json(run.stage("score") / "scores.json")["criteria"]
+    require_scored(config, criteria)
+    meta = meta_model(load_architecture(dense / "config.json", config), config.model.trust_remote_code)
+    sizes, parameters = block_parameters(meta), sum(parameter.numel() for parameter in meta.parameters())
+    total = len(sizes)
+
+    chooser = Chooser(config, run, dense, world, say) if runs_model(config) else None
+    removed, rounds = removed_blocks(config, criteria, sizes, parameters, chooser)
+    say(f"removing {len(removed)} of {total} blocks: {removed}")
+    maps, linear = _linear(chooser, removed) if chooser and cut.linear else ({}, None)
+    comparison = None
+    if chooser and (cut.compare.shares or cut.compare.greedy):
+        comparison = chooser.comparison(criteria, total, len(removed))
+    del chooser
+    gc.collect()
+    if world.rank > 0:
+        return {}
+    if comparison is not None:
+        write_json(folder / "comparison.json", comparison)
+
+    record = _cut(config, dense, folder, removed, maps, say)
+    protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
+    values = None
+    if cut.blocks is None and cut.selection == "one-shot" and cut.criterion not in CONTROLS:
+        values = sequence_values(criteria[cut.criterion])
+    record |= {
+        "base_model": config.model.path,
+        "base_revision": config.model.revision,
+        "criterion": cut.criterion if cut.blocks is None else None,
+        "selection": cut.selection if cut.blocks is None else None,
+        "order_file": str(cut.blocks) if isinstance(cut.blocks, Path) else None,
+        "removed": removed,
+        "kept": [index for index in range(total) if index not in removed],
+        # An explicit list is followed as it is.
+        "protected": [] if isinstance(cut.blocks, tuple)
+        else protected_blocks(total, cut.protect_first, cut.protect_last),
+        "stability": None if values is None else stability(values, len(removed), **protect),
+        "greedy": rounds,
+        "linear": linear,
+    }  # fmt: skip
+    write_json(folder / "prune.json", record)
+    return {"removed": removed, "parameters": record["parameters"]}
+
+
+def require_scored(config: Config, criteria: Collection[str]) -> None:
+    """RegrowError when the criterion to choose by was not scored."""
+    cut = config.prune
+    if cut.blocks is None and cut.selection != "greedy" and cut.criterion not in (*CONTROLS, *criteria):
+        raise RegrowError(
+            f"prune.criterion {cut.criterion}: score.criteria are {', '.join(criteria)}; add it to score.criteria, "
+            "or take one of these or a control"
+        )
+
+
+def removed_blocks(
+    config: Config, criteria: Mapping[str, Any], sizes: list[int], parameters: int, chooser: Chooser | None
+) -> tuple[list[int], list[dict[str, Any]] | None]:
+    """The blocks to remove, and the rounds of greedy removal where it chose them."""
+    cut, total = config.prune, len(sizes)
+    if isinstance(cut.blocks, tuple):
+        return check_indices(cut.blocks, total), None
+    protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
+    remove = None
+    if cut.perplexity is None:
+        protected = len(protected_blocks(total, cut.protect_first, cut.protect_last))
+        remove = count_removals(
+            total, protected, remove=cut.remove, ratio=cut.ratio, parameters=cut.parameters,
+            dense_parameters=parameters, block_parameters=sizes,
+        )  # fmt: skip
+    if cut.selection == "greedy":
+        rounds = chooser.greedy(remove, cut.perplexity)
+        if not rounds:
+            raise RegrowError(
+                f"prune.perplexity {cut.perplexity:g}: without any one block the perplexity of the calibration "
+                "sequences is above it; raise it"
+            )
+        plain = [{"removed": one.removed, "dense": one.dense, "perplexity": one.perplexity} for one in rounds]
+        return sorted(one.removed for one in rounds), plain
+    if isinstance(cut.blocks, Path):
+        return choose_blocks(read_block_order(cut.blocks, total), remove, **protect), None
+    if remove is None:
+        return chooser.within(_order(config, criteria, total), cut.perplexity), None
+    return choose(config, criteria, total, remove), None
+
+
+def _order(config: Config, criteria: Mapping[str, Any], total: int) -> list[int]:
+    """The order that a budget is followed along."""
+    cut = config.prune
+    if cut.criterion not in CONTROLS:
+        return criteria[cut.criterion]["order"]
+    if cut.criterion == "uniform":
+        raise RegrowError("prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
+                          "perplexity budget; say prune.remove")  # fmt: skip
+    return tail_order(total) if cut.criterion == "tail" else random_order(total, cut.seed)
+
+
+def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tensor], dict[str, Any]]:
+    """The maps that take the removed runs' places, and what prune.json says of them."""
+    maps, tokens = chooser.maps(removed)
+    runs = [list(run) for run in removed_runs(removed) if run[0] in maps]
+    with_map = chooser.perplexities(removed, maps)
+    return maps, {
+        "runs": [{"blocks": run, "folded_into": run[0] - 1} for run in runs],
+        "tokens": tokens,
+        "perplexity": {"without_map": chooser.perplexities(removed), "with_map": with_map},
+    }
+
+
+def _cut(
+    config: Config, dense: Path, folder: Path, removed: list[int], maps: Mapping[int, torch.Tensor],
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """The surgery: prune/model, its parameters, and the self-test."""
     model = load_model(dense, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)
     dense_parameters = model.num_parameters()
-    total = len(find_blocks(model))
-    removed = choose(config, run, block_parameters(model), dense_parameters)
-    say(f"removing {len(removed)} of {total} blocks: {removed}")
-
     # The values are those that will be saved, computed with in fp32: differences show mistakes, not rounding.
     saved_dtype = model.dtype
     model = model.float()
     ids = probe_ids(model.config.get_text_config().vocab_size)
-    with skip_blocks(model, removed):
+    with skip_blocks(model, removed), mapped_outputs(model, maps):
         skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
-    remove_blocks(model, removed)
+    replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
     pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
-
+    # A folded map multiplies in another order than one that acts on the output.
+    tolerance = CACHE_TOLERANCE if maps else TOLERANCE
+    checks = [
+        compare("blocks skipped and blocks removed", skipped, pruned, tolerance),
+        compare("blocks skipped and blocks removed, with cache", skipped_cached, pruned_cached, tolerance),
+    ]
+    if maps:
+        # Folded weights are new: rounded as they will be saved, they give other logits.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(saved_dtype).float()
+        pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     model = model.to(saved_dtype)
     parameters = model.num_parameters()
     require_space(folder, parameters * saved_dtype.itemsize, "the pruned model")
@@ -72,44 +206,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     gc.collect()
 
     reloaded = load_model(folder / "model", dtype=torch.float32)
-    checks = [
-        compare("blocks skipped and blocks removed", skipped, pruned, TOLERANCE),
-        compare("blocks skipped and blocks removed, with cache", skipped_cached, pruned_cached, TOLERANCE),
+    checks += [
         compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),
         compare("removed in memory and reloaded, with cache", pruned_cached, cached_logits(reloaded, ids), 0),
         compare("with and without cache", pruned, pruned_cached, CACHE_TOLERANCE),
     ]
     say(f"self-test: {len(checks)} comparisons hold; {dense_parameters:,} -> {parameters:,} parameters")
-    record = {
-        "base_model": config.model.path,
-        "base_revision": config.model.revision,
-        "criterion": config.prune.criterion if config.prune.blocks is None else None,
-        "order_file": str(config.prune.blocks) if isinstance(config.prune.blocks, Path) else None,
-        "removed": removed,
-        "kept": [index for index in range(total) if index not in removed],
-        # An explicit list is followed as it is.
-        "protected": []
-        if isinstance(config.prune.blocks, tuple)
-        else protected_blocks(total, config.prune.protect_first, config.prune.protect_last),
+    return {
         "parameters": {"dense": dense_parameters, "pruned": parameters},
         "self_test": {"dtype": "float32", "checks": checks},
     }
-    write_json(folder / "prune.json", record)
-    return {"removed": removed, "parameters": record["parameters"]}
-
-
-def choose(config: Config, run: Run, sizes: list[int], dense_parameters: int) -> list[int]:
-    """The blocks to remove: an explicit list as it is, else the first free ones of an order."""
-    cut, total = config.prune, len(sizes)
-    if isinstance(cut.blocks, tuple):
-        return check_indices(cut.blocks, total)
-    protected = len(protected_blocks(total, cut.protect_first, cut.protect_last))
-    remove = count_removals(
-        total, protected, remove=cut.remove, ratio=cut.ratio, parameters=cut.parameters,
-        dense_parameters=dense_parameters, block_parameters=sizes,
-    )  # fmt: skip
-    if isinstance(cut.blocks, Path):
-        order = read_block_order(cut.blocks, total)
-    else:
-        order = read_json(run.stage("score") / "scores.json")["criteria"][cut.criterion]["order"]
-    return choose_blocks(order, remove, protect_first=cut.protect_first, protect_last=cut.protect_last)

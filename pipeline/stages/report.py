@@ -14,9 +14,13 @@ from pipeline.training.metrics import read_lines
 
 FORMAT = 1
 UPSTREAM = ("data", "score", "prune", "train", "evaluate")
-LAUNCHED = False
 
 FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x width x row length, for each token"
+
+
+def launched(config: Config) -> bool:
+    """One process does it."""
+    return False
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -31,6 +35,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     scores = read_json(run.stage("score") / "scores.json")
     prune = read_json(run.stage("prune") / "prune.json")
     results = read_json(run.stage("evaluate") / "results.json")
+    compared = run.stage("prune") / "comparison.json"
+    comparison = read_json(compared) if compared.exists() else None
     cost = {
         "stages": {stage: {"seconds": record["seconds"]} for stage, record in records.items()},
         "train": {
@@ -56,13 +62,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     title = notes.title or run.name
     folder = run.stage("report")
     page = render_page(
-        name=title, prune=prune, out=folder, scores=scores, results=results, cost=cost, provenance=provenance,
-        metrics=read_lines(run.stage("train") / "metrics.jsonl"),
+        name=title, prune=prune, out=folder, scores=scores, comparison=comparison, results=results, cost=cost,
+        provenance=provenance, metrics=read_lines(run.stage("train") / "metrics.jsonl"),
         held_out=read_lines(run.stage("train") / "held_out.jsonl"), config_yaml=dump_config(config),
     )  # fmt: skip
     card = render_card(
-        name=title, prune=prune, results=results, scores=scores, cost=cost, provenance=provenance,
-        recipe=config.train.model_dump(mode="json"),
+        name=title, prune=prune, results=results, scores=scores, comparison=comparison, cost=cost,
+        provenance=provenance, recipe=config.train.model_dump(mode="json"),
     )  # fmt: skip
     write_atomic(folder / "README.md", card)
     write_atomic(run.folder / trained["export"] / "README.md", card)

@@ -1,33 +1,53 @@
-"""Stage score: how much each block matters, from one sweep over the calibration sequences.
+"""Stage score: how much each block matters, by every criterion asked for, from the calibration sequences.
 
-The sequences are divided over the processes; each one's losses are kept as soon as they are known, so that a killed
-sweep goes on where it was, and the sums do not depend on who computed what.
+One sweep gives PPL and all distances; its micro-batches (or, block-major, its blocks) are kept as soon as they are
+known, and the other criteria when they are done, so that a killed stage goes on where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.overlap import can_look_into, held_out_hashes
-from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.importance.ppl import TIE, summarise
+from pipeline.importance.batch_major import sweep_by_batch
+from pipeline.importance.block_major import sweep_by_block
+from pipeline.importance.distances import DISTANCES, StateDistances
+from pipeline.importance.linear import linear_entry
+from pipeline.importance.ppl import TIE
+from pipeline.importance.scoring import add_uncertainty, split_for_maps, sweep_entries
 from pipeline.importance.selection import write_block_order
-from pipeline.importance.sweep import removal_losses
+from pipeline.importance.weights import magnitude_entry, magnitude_of, taylor_entry
 from pipeline.launch import World
+from pipeline.model.blocks import block_parameters, find_blocks
+from pipeline.model.costs import meta_model
 from pipeline.model.load import load_model, model_files, resolve_model
-from pipeline.model.structure import find_blocks, require_separate_blocks
-from pipeline.run import Run, read_json, write_json
+from pipeline.model.replacement import output_projection
+from pipeline.model.streaming import StreamedModel
+from pipeline.model.structure import require_separate_blocks
+from pipeline.plan import load_architecture, removed_sizes
+from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
+from pipeline.stages.texts import draw_calibration, draw_for_maps
 
-FORMAT = 1
+FORMAT = 2
 UPSTREAM = ("data",)
-LAUNCHED = True
+
+#: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
+ROOM = 0.8
+
+
+def launched(config: Config) -> bool:
+    """Several processes share the work."""
+    return True
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -37,34 +57,173 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write score/scores.json, score/block_order.csv and score/calibration.json."""
+    """Write score/scores.json, scores.csv, calibration.json, block_order.csv (by the first criterion) and orders/."""
     folder = run.stage("score")
     dense = resolve_model(config.model.path, config.model.revision)
-    drawn = _draw(config, run, dense) if world.rank == 0 else None
-    sequences, origins = world.from_first(drawn)
-    model = load_model(
-        dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
-        trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
-    require_separate_blocks(model, find_blocks(model))
-    losses = _sweep(model, sequences, folder / "progress", world, say)
-    targets = config.score.length - 1
+    sequences, origins = world.from_first(draw_calibration(config, run, dense) if world.rank == 0 else None)
+    meta = meta_model(load_architecture(dense / "config.json", config), config.model.trust_remote_code)
+    by_block = _by_block(config, meta, world)
+    if by_block:
+        entries = _score_by_block(config, dense, sequences, folder / "progress", world, say)
+    else:
+        model = load_model(
+            dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )  # fmt: skip
+        require_separate_blocks(model, find_blocks(model))
+        entries = _score_by_batch(config, run, dense, model, meta, sequences, world, say)
     if world.rank == 0:
-        scores = summarise(losses, targets, TIE[config.score.dtype])
+        for entry in entries.values():
+            add_uncertainty(entry)
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
-            "dtype": config.score.dtype, "seed": config.score.seed, "targets": targets * config.score.sequences,
-            "overlap": _overlap(run, origins),
+            "dtype": config.score.dtype, "seed": config.score.seed, "overlap": _overlap(run, origins),
+            "targets": (config.score.length - 1) * config.score.sequences,
         }  # fmt: skip
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
-        write_json(folder / "scores.json", {"blocks": len(losses) - 1, "criteria": {"ppl": scores},
-                                            "calibration": calibration})  # fmt: skip
-        write_block_order(folder / "block_order.csv", scores["order"])
+        blocks = len(find_blocks(meta))
+        write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
+        _write_tables(folder, entries)
         both = calibration["overlap"]
         held_out = "an unknown number" if both["held_out"] is None else both["held_out"]
         say(f"calibration documents: {both['training']} of {len(origins)} are also trained on, {held_out} held out")
-        say(f"dense perplexity {scores['dense']:.2f}; least important first: {scores['order']}")
-    return {"blocks": len(losses) - 1, "sequences": len(sequences)}
+        for name, entry in entries.items():
+            dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
+            say(f"{name}, least important first: {entry['order']}{dense_ppl}")
+    return {"blocks": len(find_blocks(meta)), "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+
+
+def _by_block(config: Config, meta: nn.Module, world: World) -> bool:
+    """Whether blocks are streamed through the device: as the config says, or where the weights are too large."""
+    if config.score.loop != "auto":
+        return config.score.loop == "block-major"
+    weights = sum(p.numel() for p in meta.parameters()) * getattr(torch, config.score.dtype).itemsize
+    if world.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(world.device).total_memory
+    else:
+        memory = psutil.virtual_memory().total // world.on_this_machine
+    # One answer for all: machines may differ.
+    return any(world.gather(weights > ROOM * memory))
+
+
+def _score_by_batch(
+    config: Config, run: Run, dense: Path, model: Any, meta: nn.Module, sequences: torch.Tensor, world: World,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """The entries of all criteria asked for, in that order, with the whole model on the device."""
+    asked, progress = config.score.criteria, run.stage("score") / "progress"
+    wanted = set(asked) & set(DISTANCES)
+    if "linear" in asked:
+        output_projection(model, 0)  # refused now, not after hours of the sweep
+    entries = {}
+    if "ppl" in asked or wanted:
+        losses, distances = sweep_by_batch(
+            model, sequences, folder=progress, micro_batch=config.score.micro_batch, losses="ppl" in asked,
+            position=config.score.position if wanted else None, world=world, say=say,
+        )  # fmt: skip
+        entries = sweep_entries(asked, losses, distances, config.score.length - 1, TIE[config.score.dtype])
+    reductions = _reductions(config)
+    own = sequences.tensor_split(world.size)[world.rank].split(config.score.micro_batch)
+
+    def linear() -> dict[str, Any]:
+        width = model.config.get_text_config().hidden_size
+        drawn = world.from_first(draw_for_maps(config, run, dense, width) if world.rank == 0 else None)
+        fit, judge = split_for_maps(drawn, config.score.micro_batch, world.rank, world.size)
+        say(f"linear: {len(drawn)} sequences, every fourth to judge the maps by")
+        return linear_entry(model, fit, judge, lengths=_windows(config, meta), ridge=config.score.linear_ridge,
+                            group=world.control)  # fmt: skip
+
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "linear": linear,
+        "magnitude": lambda: magnitude_entry(model, **reductions),
+        "taylor": lambda: taylor_entry(model, [batch for batch in own if len(batch)], **reductions,
+                                       group=world.control),
+    }  # fmt: skip
+    for name in (name for name in asked if name in makers):
+        entries[name] = _kept(progress / f"{name}.json", world, makers[name])
+        say(f"{name}: scored")
+    return {name: entries[name] for name in asked}
+
+
+def _score_by_block(
+    config: Config, dense: Path, sequences: torch.Tensor, progress: Path, world: World, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """The same, with one block on the device at a time."""
+    asked = config.score.criteria
+    whole = sorted(set(asked) & {"linear", "taylor"})
+    if whole:
+        raise RegrowError(
+            f"score.criteria {', '.join(whole)}: needs the whole model on the device, and block-major order holds one "
+            "block; leave it out, or set score.loop=batch-major on a device that is large enough"
+        )
+    streamed = StreamedModel(
+        dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
+        trust_remote_code=config.model.trust_remote_code,
+    )  # fmt: skip
+    entries = {}
+    wanted = set(asked) & set(DISTANCES)
+    if "ppl" in asked or wanted:
+        share = sequences.tensor_split(world.size)[world.rank]
+        first = sum(len(part) for part in sequences.tensor_split(world.size)[: world.rank])
+        distances = StateDistances(len(streamed.blocks), config.score.position) if wanted else None
+        losses = None
+        if len(share):
+            losses = sweep_by_block(
+                streamed, share, folder=progress / f"states-{first:05d}-{len(share):05d}",
+                micro_batch=config.score.micro_batch, losses="ppl" in asked, distances=distances, say=say,
+            )  # fmt: skip
+        found = [item for item in world.gather((losses, distances, len(share))) if item[2]]
+        losses = torch.cat([item[0] for item in found], dim=1) if "ppl" in asked else None
+        distances = found[0][1]
+        for _, other, _ in found[1:] if distances is not None else ():
+            distances.add(other)
+        entries = sweep_entries(asked, losses, distances, config.score.length - 1, TIE[config.score.dtype])
+    if "magnitude" in asked:
+        entries["magnitude"] = _kept(progress / "magnitude.json", world,
+                                     lambda: magnitude_of(_loaded(streamed), **_reductions(config)))  # fmt: skip
+    return {name: entries[name] for name in asked}
+
+
+def _loaded(streamed: StreamedModel) -> Iterator[nn.Module]:
+    for index in range(len(streamed.blocks)):
+        with streamed.block(index) as block:
+            yield block
+
+
+def _reductions(config: Config) -> dict[str, Any]:
+    return {name: getattr(config.score, name) for name in ("norm_power", "weight_reduction", "block_reduction")}
+
+
+def _windows(config: Config, meta: nn.Module) -> tuple[int, ...]:
+    """Lengths of the windows of linear: as stated, else the planned cut, where it is known before scoring."""
+    if config.score.linear_n is not None:
+        return config.score.linear_n
+    sizes = block_parameters(meta)
+    planned = len(removed_sizes(config.prune, sizes, sum(p.numel() for p in meta.parameters())))
+    return (planned,) if planned else ()
+
+
+def _kept(path: Path, world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier start wrote, or what ``make`` gives, on every process; the first one writes it."""
+    entry = world.from_first(read_json(path) if world.rank == 0 and path.exists() else None)
+    if entry is None:
+        entry = make()
+        if world.rank == 0:
+            write_json(path, entry)
+    return entry
+
+
+def _write_tables(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Orders as Shortened LLM writes them, and all scores as one table."""
+    for name, entry in entries.items():
+        write_block_order(folder / "orders" / f"{name}.csv", entry["order"])
+    write_block_order(folder / "block_order.csv", next(iter(entries.values()))["order"])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["block", *entries])
+    columns = [entry["scores"] for entry in entries.values()]
+    table.writerows([block, *row] for block, row in enumerate(zip(*columns, strict=True)))
+    write_atomic(folder / "scores.csv", text.getvalue())
 
 
 def _overlap(run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
@@ -74,34 +233,3 @@ def _overlap(run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
     kept = {digest.hex() for digest in held_out_hashes(held_out)} if seen else set()
     also_held_out = sum(origin["hash"] in kept for origin in origins) if seen else None
     return {"training": len(origins), "held_out": also_held_out}
-
-
-def _draw(config: Config, run: Run, dense: Path) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    shards, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    encoder = make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)
-    return calibration_sequences(
-        shards, encoder, sequences=config.score.sequences, length=config.score.length, bos=config.score.bos,
-        seed=config.score.seed, cache=config.data.cache,
-    )  # fmt: skip
-
-
-def _sweep(
-    model: Any, sequences: torch.Tensor, progress: Path, world: World, say: Callable[[str], None]
-) -> torch.Tensor:
-    """Summed losses (blocks + 1, sequences) fp64: each sequence by one process, done ones read back."""
-    known = {}
-    if world.rank == 0:
-        known = {int(path.stem.split("-")[1]): read_json(path) for path in progress.glob("sequence-*.json")}
-    known = world.from_first(known)
-    todo = [number for number in range(len(sequences)) if number not in known]
-    if known:
-        say(f"{len(known)} of {len(sequences)} sequences were scored before")
-    own = {}
-    for count, number in enumerate(todo[world.rank :: world.size], start=1):
-        # One sequence at a time, whatever the number of processes: the same products are made in the same shapes.
-        own[number] = removal_losses(model, sequences[number : number + 1])[:, 0].tolist()
-        write_json(progress / f"sequence-{number:05d}.json", own[number])
-        say(f"sequence {min(count * world.size, len(todo))} of {len(todo)}")
-    for share in world.gather(own):
-        known.update(share)
-    return torch.tensor([known[number] for number in range(len(sequences))], dtype=torch.float64).T

@@ -62,7 +62,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
     fingerprint = _due(stage, config, run, config_path)
     if fingerprint is None:
         return
-    if not module.LAUNCHED:
+    if not module.launched(config):
         _take_part(stage, config, run, World(Place(), use_gpu=False), fingerprint)
         return
     processes = count_processes(getattr(config, stage).processes)
@@ -82,9 +82,10 @@ def _all_together(stages: list[str], config: Config, run: Run, world: World, pla
         fingerprint = world.from_first(_due(stage, config, run, config_path) if world.rank == 0 else None)
         if fingerprint is None:
             continue
-        if _module(stage).LAUNCHED or world.rank == 0:
+        shared = _module(stage).launched(config)
+        if shared or world.rank == 0:
             # By itself, but with no more threads than its place has: the stages behind it compute with the same.
-            own = world if _module(stage).LAUNCHED else World(Place(local_world=place.local_world), use_gpu=False)
+            own = world if shared else World(Place(local_world=place.local_world), use_gpu=False)
             _take_part(stage, config, run, own, fingerprint)
         world.barrier()
 
@@ -148,23 +149,29 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
     try:
         result = _module(stage).work(config, run, world, say)
+        if world.rank == 0:
+            _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
+            say(f"done in {time.time() - begin:.1f} s")
+        world.barrier()
     except Exception as error:
         told = _told(error, stage, world)
         run.log(f"{stage}: rank {world.rank}: {told or repr(error)}")
         if told is None:
             raise
         raise told from error
-    if world.rank == 0:
-        fingerprint = fingerprint or read_json(run.stage(stage) / "progress" / "started.json")
-        seconds = time.time() - begin
-        run.finish(stage, {
-            "stage": stage, "fingerprint": fingerprint, "result": result, "outputs": run.outputs(stage),
-            "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
-            "versions": {name: version(name) for name in VERSIONS}, "hardware": _hardware(world),
-            "processes": world.size, "seconds": seconds, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        })  # fmt: skip
-        say(f"done in {seconds:.1f} s")
-    world.barrier()
+
+
+def _finish(
+    stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None, result: Any, seconds: float
+) -> None:
+    """Write the stage's record."""
+    run.finish(stage, {
+        "stage": stage, "fingerprint": fingerprint or read_json(run.stage(stage) / "progress" / "started.json"),
+        "result": result, "outputs": run.outputs(stage),
+        "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
+        "versions": {name: version(name) for name in VERSIONS}, "hardware": _hardware(world),
+        "processes": world.size, "seconds": seconds, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    })  # fmt: skip
 
 
 def _told(error: Exception, stage: str, world: World) -> RegrowError | None:

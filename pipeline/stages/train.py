@@ -25,7 +25,7 @@ from pipeline.launch import World, die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
-from pipeline.rows import row_encoder, row_identity, row_stream, shard_names
+from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
 from pipeline.run import RegrowError, Run, read_json, require_space
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
@@ -42,7 +42,11 @@ from pipeline.training.schedule import learning_rate
 
 FORMAT = 2
 UPSTREAM = ("data", "prune")
-LAUNCHED = True
+
+
+def launched(config: Config) -> bool:
+    """Several processes share the work."""
+    return True
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -211,7 +215,7 @@ def _held_out(config: Config, run: Run, world: World, encoder: Encoder) -> torch
     if world.rank == 0:
         rows = held_out_rows(
             shards, encoder, length=config.data.row_length, bos="document", rows=config.train.evaluate_rows,
-            cache=config.data.cache,
+            cache=shard_cache(config),
         )  # fmt: skip
     return world.from_first(rows)
 

@@ -1,15 +1,19 @@
-"""A small corpus of real text in the shapes that shards have."""
+"""A small corpus of real text in the shapes that shards have, a server that misbehaves, a cache that waits little."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server import SECRET, Server
 
+from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.shards import Shard
@@ -61,3 +65,55 @@ def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
         write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
                     [f"{number} {long}", *texts[first : first + 11 + number]])  # fmt: skip
     return list_source(str(tmp_path / "corpus")).shards
+
+
+@pytest.fixture
+def parquet(texts: list[str], tmp_path: Path) -> Path:
+    """80 documents in row groups of 30, 30 and 20, and a column that nobody reads."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}, "noise": os.urandom(3000)}
+            for text in texts[:80]]  # fmt: skip
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=30, write_page_checksum=True)
+    return path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, said: list[str]) -> ShardCache:
+    """Five attempts, milliseconds between them, and a server counts as stalled after a quarter of a second."""
+    return ShardCache(tmp_path / "cache", attempts=5, wait=0.002, stalled=0.25, say=said.append)
+
+
+@pytest.fixture
+def remote(server: Server, corpus: list[Shard], tmp_path: Path) -> Callable[..., Shard]:
+    """``remote(n)``: shard n of the corpus, on the server; with ``hashed`` its sha256 is known beforehand."""
+
+    def put(number: int, hashed: bool = True) -> Shard:
+        shard = corpus[number]
+        server.files[f"/c/{shard.path}"] = (tmp_path / "corpus" / shard.path).read_bytes()
+        listed = list_source(f"{server.address}/c/{shard.path}?Signature={SECRET}").shards[0]
+        server.requests.clear()
+        return replace(listed, sha256=shard.sha256) if hashed else listed
+
+    return put
+
+
+@pytest.fixture
+def right(server: Server) -> Callable[[Path, Shard], bool]:
+    """``right(path, shard)``: the file has the bytes that the server has for the shard."""
+    return lambda path, shard: path.read_bytes() == server.files["/c/" + shard.path.partition("?")[0]]

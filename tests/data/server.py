@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 #: Files of a hub data set from this size on are kept apart (LFS), with a sha256, behind a signed address.
 LARGE = 1000
+#: What a test puts into tokens and queries, to look for it in messages.
+SECRET = "TOPSECRET"
 
 
 class Server:

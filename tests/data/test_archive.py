@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.data.archive import read_archive
 from pipeline.data.documents import DamagedShard
+from pipeline.data.tokenised import write_tokenised
+from pipeline.run import RegrowError
 
 
 def read(path, **more):
@@ -42,6 +44,14 @@ def test_the_samples_are_those_of_webdataset(shard_of, texts, ending):
     assert [text for _, text in read(path)] == [sample["txt"].decode() for sample in samples] == texts[:50]
     domains = {domain for _, _, domain in read_archive(path)}
     assert domains == {"RedPajamaWikipedia"}, "the domain in KEY.json was not read"
+
+
+def test_token_ids_are_no_damaged_text(tmp_path):
+    """Behind a URL the format is the config's word: a wrong one must not leave out the whole corpus as damaged."""
+    write_tokenised(tmp_path / "ids.tar", [[1, 2], [3]], about={"vocabulary": 10})
+    with pytest.raises(RegrowError, match=r"ids\.tar: it holds token ids, no text; set format: tokenised") as caught:
+        read(tmp_path / "ids.tar")
+    assert not isinstance(caught.value, DamagedShard)
 
 
 def test_keys_names_and_other_members(tmp_path):

@@ -5,72 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
-from server import COMMIT, Server
+from server import COMMIT, SECRET, Server
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache, fetch, needed_space, require_cache_space
+from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import list_source
-from pipeline.data.shards import Shard
 from pipeline.run import RegrowError
-
-SECRET = "TOPSECRET"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def cache(tmp_path: Path, said: list[str]) -> ShardCache:
-    """Five attempts, milliseconds between them, and a server counts as stalled after a quarter of a second."""
-    return ShardCache(tmp_path / "cache", attempts=5, wait=0.002, stalled=0.25, say=said.append)
-
-
-@pytest.fixture
-def remote(server: Server, corpus: list[Shard], tmp_path: Path) -> Callable[..., Shard]:
-    """``remote(n)``: shard n of the corpus, on the server; with ``hashed`` its sha256 is known beforehand."""
-
-    def put(number: int, hashed: bool = True) -> Shard:
-        shard = corpus[number]
-        server.files[f"/c/{shard.path}"] = (tmp_path / "corpus" / shard.path).read_bytes()
-        listed = list_source(f"{server.address}/c/{shard.path}?Signature={SECRET}").shards[0]
-        server.requests.clear()
-        return replace(listed, sha256=shard.sha256) if hashed else listed
-
-    return put
-
-
-def right(path: Path, shard: Shard, server: Server) -> bool:
-    return path.read_bytes() == server.files["/c/" + shard.path.partition("?")[0]]
 
 
 def test_only_the_manifest_s_bytes_of_a_local_shard_are_delivered(corpus, cache, tmp_path):
     shard = corpus[1]
     path = cache.open(shard)
-    assert path == tmp_path / "corpus" / "part_1.jsonl" == fetch(shard, tmp_path / "cache")
+    assert path == tmp_path / "corpus" / "part_1.jsonl"
     cache.ahead(shard)
     cache.drop(shard)
     assert path.exists(), "a local shard was deleted"
@@ -87,22 +42,6 @@ def test_only_the_manifest_s_bytes_of_a_local_shard_are_delivered(corpus, cache,
     assert not isinstance(caught.value, DamagedShard), "a disk that is not mounted counts as damage, to be skipped"
 
 
-@pytest.mark.parametrize("number", range(5))
-def test_a_remote_shard_comes_whole_and_goes(number, remote, server, cache, said):
-    shard = remote(number)
-    path = cache.open(shard)
-    assert right(path, shard, server) and said == []
-    assert len(list(read_documents(path, shard.format))) == 12 + number, "its name does not tell readers the format"
-    assert (
-        cache.open(shard) == path
-        and server.bodies(f"/c/part_{number}.{shard.path.partition('.')[2].partition('?')[0]}") == 1
-    )
-    cache.drop(shard)
-    assert path.exists(), "dropped while somebody else still reads it"
-    cache.drop(shard)
-    assert list(cache.folder.iterdir()) == [], "something is left of a shard that was dropped"
-
-
 FAULTS = {
     "429": "the server answered 429 (too many requests)",
     "408": "the server answered 408 (time-out)",
@@ -114,7 +53,7 @@ FAULTS = {
 }
 
 
-def test_passing_faults_are_waited_out_and_said(remote, server, cache, said):
+def test_passing_faults_are_waited_out_and_said(remote, server, cache, said, right):
     for number, faults in enumerate([["429", "stall", "cut"], ["500", "hang up"], ["503", "408"]]):
         shard = remote(number)
         for fault in faults:
@@ -122,7 +61,7 @@ def test_passing_faults_are_waited_out_and_said(remote, server, cache, said):
             server.fail("/c/" + shard.path.partition("?")[0], *[fault] * (1 + (fault == "hang up")))
         said.clear()
         path = cache.open(shard)
-        assert right(path, shard, server), f"after {faults} the bytes are others"
+        assert right(path, shard), f"after {faults} the bytes are others"
         assert len(said) == len(faults), f"{faults}: not one message a wait: {said}"
         for attempt, (fault, line) in enumerate(zip(faults, said, strict=True), start=2):
             assert line.startswith(f"shard {shard.name}: {FAULTS[fault]}"), f"{fault}: {line}"
@@ -175,11 +114,11 @@ def test_a_refusal_is_an_error_at_once(remote, server, cache, said):
     assert len(said) == 4 and SECRET not in "".join(said), "a server that is away was not waited for"
 
 
-def test_wrong_bytes_are_fetched_once_more_and_then_refused(remote, server, cache, said):
+def test_wrong_bytes_are_fetched_once_more_and_then_refused(remote, server, cache, said, right):
     shard = remote(0)
     path = "/c/part_0.jsonl.zst"
     server.fail(path, "flip")
-    assert right(cache.open(shard), shard, server), "one flipped bit on the way was not put right"
+    assert right(cache.open(shard), shard), "one flipped bit on the way was not put right"
     assert server.bodies(path) == 2 and "sha256 differs); fetching it once more" in said[0], said
     cache.drop(shard)
     server.fail(path, "flip", "500", "flip")
@@ -188,7 +127,7 @@ def test_wrong_bytes_are_fetched_once_more_and_then_refused(remote, server, cach
     assert server.bodies(path) == 5 and list(cache.folder.iterdir()) == [], "wrong bytes were kept, or asked for again"
 
 
-def test_without_a_published_hash_the_first_fetch_holds(remote, server, tmp_path, cache):
+def test_without_a_published_hash_the_first_fetch_holds(remote, server, tmp_path, cache, right):
     shard = remote(1, hashed=False)
     digest = hashlib.sha256(cache.open(shard).read_bytes()).hexdigest()
     cache.drop(shard)
@@ -197,7 +136,7 @@ def test_without_a_published_hash_the_first_fetch_holds(remote, server, tmp_path
     later = ShardCache(tmp_path / "cache", attempts=2, wait=0.001, say=lambda line: None)
     with pytest.raises(DamagedShard, match=r"part_1\.jsonl: its bytes are not those of its first fetch, twice"):
         later.open(shard)
-    assert right(later.open(shard), shard, server)
+    assert right(later.open(shard), shard)
 
 
 def test_a_file_that_changed_on_the_server_is_refused(remote, server, cache):
@@ -210,157 +149,6 @@ def test_a_file_that_changed_on_the_server_is_refused(remote, server, cache):
     with pytest.raises(RegrowError, match=rf"size was {shard.bytes}, is {shard.bytes + 1}"):
         cache.open(shard)
     assert server.bodies("/c/part_1.jsonl") == 0, "another file was downloaded before it was refused"
-
-
-def test_a_copy_that_was_left_is_verified_before_it_is_used(remote, server, cache, tmp_path):
-    shard = remote(1)
-    path = cache.open(shard)
-    data = path.read_bytes()
-    path.write_bytes(data[:-1] + b"X")
-    later = ShardCache(tmp_path / "cache", say=lambda line: None)
-    assert right(later.open(shard), shard, server), "a spoilt copy was handed out"
-    later = ShardCache(tmp_path / "cache", say=lambda line: None)
-    later.open(shard)
-    assert server.bodies("/c/part_1.jsonl") == 2, "a good copy was fetched again"
-
-
-def test_shards_are_fetched_ahead_in_the_background(remote, server, cache, said):
-    shards = [remote(number) for number in range(5)]
-    server.fail("/c/part_0.jsonl.zst", "flip", "flip")
-    server.fail("/c/part_3.jsonl.gz", *["500"] * 5)
-    for shard in shards:
-        cache.ahead(shard)
-    deadline = time.monotonic() + 20
-    while len([path for path in cache.folder.iterdir() if path.suffix != ".part"]) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    server.requests.clear()
-    for number in (1, 2, 4):
-        assert right(cache.open(shards[number]), shards[number], server)
-    assert server.requests == [], "what was fetched ahead was asked for again"
-    with pytest.raises(DamagedShard, match="twice"):
-        cache.open(shards[0])
-    assert right(cache.open(shards[3]), shards[3], server), "a failure in the background is final"
-    assert any("part_3" in line and "waiting" in line for line in said)
-    for shard in shards[1:]:
-        cache.drop(shard)
-    cache.drop(shards[0])
-    while any(thread.name == "fetch ahead" for thread in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [path for path in cache.folder.iterdir() if path.suffix != ".sha256"], (
-        "copies are left after their drops"
-    )
-    assert not any(thread.name == "fetch ahead" for thread in threading.enumerate()), "idle threads stay for ever"
-
-
-def test_a_cache_travels_and_a_fork_begins_anew(remote, server, tmp_path):
-    shard, other = remote(1), remote(4)
-    cache = ShardCache(tmp_path / "cache", attempts=3, wait=0.001, stalled=0.5)
-    path = cache.open(shard)
-    # A download is under way, with its lock held, when the process forks.
-    server.fail("/c/part_4.jsonl.zst", "stall")
-    cache.ahead(other)
-    while not server.bodies("/c/part_4.jsonl.zst"):
-        time.sleep(0.005)
-    copy = pickle.loads(pickle.dumps(cache))
-    assert copy.open(shard) == path
-    copy.drop(shard)
-    assert path.exists(), "the copy of a pickled cache deleted what the first one reads"
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            cache.open(other)
-            cache.ahead(shard)
-            cache.open(shard)
-            cache.drop(shard)
-            status = 0 if path.exists() else 2
-        finally:
-            os._exit(status)
-    deadline = time.monotonic() + 30
-    while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if done[0] == 0:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert done == (child, 0), "a forked child hung, failed, or deleted what its parent reads"
-    cache.drop(shard)
-    assert not path.exists(), "the last reader did not delete it"
-
-
-WORKER = """
-import json, sys
-from pathlib import Path
-from pipeline.data.fetching import ShardCache
-from pipeline.data.shards import read_manifest
-manifest, folder, rounds = json.loads(sys.stdin.readline()), Path(sys.argv[1]), int(sys.argv[2])
-shards, _ = read_manifest(manifest)
-cache = ShardCache(folder, attempts=3, wait=0.01, stalled=float(sys.argv[3]), say=lambda line: None)
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(rounds):
-    for shard in shards:
-        cache.ahead(shard)
-        assert cache.open(shard).stat().st_size == shard.bytes, shard.name
-        cache.drop(shard)
-print("done", flush=True)
-"""
-
-
-def start_worker(shards: list[Shard], folder: Path, rounds: int, stalled: float = 5.0) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(rounds), str(stalled)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    process.stdin.write(json.dumps({"shards": [asdict(shard) for shard in shards], "held_out": []}) + "\n")
-    process.stdin.flush()
-    return process
-
-
-def test_processes_share_a_folder(remote, server, tmp_path):
-    shards = [remote(number, hashed=number % 2 == 0) for number in range(3)]
-    workers = [start_worker(shards, tmp_path / "cache", rounds=12) for _ in range(3)]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 3
-    for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        out, problems = worker.communicate(timeout=60)
-        assert (worker.returncode, out) == (0, "done\n"), problems
-    left = [path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".sha256"]
-    assert left == [], "copies or temporary files are left over after all have dropped theirs"
-
-
-def test_what_a_killed_process_left_is_removed(remote, server, cache, tmp_path):
-    shard = remote(1)
-    server.fail("/c/part_1.jsonl", "stall")
-    worker = start_worker([shard], tmp_path / "cache", rounds=1, stalled=30)
-    with worker:
-        worker.stdout.readline()
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-        deadline = time.monotonic() + 20
-        while not server.bodies("/c/part_1.jsonl") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        other = remote(2)
-        cache.open(other)
-        assert len(list(cache.folder.glob("*.part"))) == 1, "the temporary file of a living process was removed"
-        worker.kill()
-    later = ShardCache(tmp_path / "cache", say=lambda line: None)
-    later.ahead(other)
-    later.open(other)
-    assert not list(cache.folder.glob("*.part")), "the temporary file of a dead process stays for ever"
-    assert right(later.open(shard), shard, server)
-
-
-@pytest.fixture
-def parquet(texts, tmp_path) -> Path:
-    """80 documents in row groups of 30, 30 and 20, and a column that nobody reads."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}, "noise": os.urandom(3000)}
-            for text in texts[:80]]  # fmt: skip
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=30, write_page_checksum=True)
-    return path
 
 
 def test_row_groups_of_remote_parquet_come_one_at_a_time(server, parquet, texts, cache, said):
@@ -403,20 +191,6 @@ def test_other_file_systems_go_the_same_way(corpus, cache, tmp_path):
     memory.rm("/m", recursive=True)
     with pytest.raises(RegrowError, match=r"part_0\.jsonl\.zst: the server answered 404"):
         cache.open(shards[0])
-
-
-def test_the_space_that_a_cache_needs(corpus, tmp_path):
-    url = replace(corpus[0], kind="url", place="https://host", bytes=1000)
-    rows = replace(url, path="a.parquet", bytes=9000, groups=(100, 500, 300))
-    assert needed_space(corpus, 12) == 0, "local shards are not copied"
-    assert needed_space([url, rows], 12) == 2 * 12 * 5000, "the largest part is the row group of 500 of 900 documents"
-    assert require_cache_space(tmp_path / "cache", [url, rows], 12, limit=120_000) == 120_000
-    with pytest.raises(
-        RegrowError, match=r"12 lanes.*0\.00012 GB, the cache's limit is 0\.000119 GB.*fewer data\.lanes"
-    ):
-        require_cache_space(tmp_path / "cache", [url, rows], 12, limit=119_000)
-    with pytest.raises(RegrowError, match=r"no space for the copies of remote shards.*GB free"):
-        require_cache_space(tmp_path / "cache", [replace(url, bytes=10**15)], 12)
 
 
 HUB = """

@@ -6,40 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server import COMMIT, Server
+from server import COMMIT, SECRET, Server
 
 from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import read_documents
 from pipeline.data.listing import Progress, list_source, natural
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError, hash_file
-
-SECRET = "TOPSECRET"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def parquet(texts, tmp_path) -> Path:
-    """80 documents in row groups of 30, 30 and 20, and a column that nobody reads."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [{"id": number, "text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}}
-            for number, text in enumerate(texts[:80])]  # fmt: skip
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=30)
-    return path
 
 
 def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
@@ -78,12 +55,33 @@ def test_what_is_not_there_is_refused_by_name(tmp_path):
         list_source("nosuch://x/y.tar")
 
 
-def test_a_tokenised_tar_is_told_from_one_with_texts(shard_of, texts, tmp_path):
-    shard_of("a.tar", texts[:3])
-    write_tokenised(tmp_path / "corpus" / "b.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
+@pytest.mark.parametrize("text", ["a.tar", "a.jsonl.zst", "a.parquet"])
+def test_text_beside_token_ids_is_refused_before_anything_is_decoded(shard_of, texts, tmp_path, text):
+    """The ids may be those of the same text: tokenised ahead into the folder of the corpus."""
+    shard_of(text, texts[:3])
+    shard_of("c.jsonl", texts[3:6])
+    write_tokenised(tmp_path / "corpus" / "ids" / "b.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
+    said: list[str] = []
+    with pytest.raises(RegrowError, match=rf"corpus' mixes text \({text}\) and token ids \(ids/b\.tar\)") as caught:
+        list_source(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
+    assert "data.tokenised outside" in str(caught.value) and "two entries of data.sources" in str(caught.value)
+    assert said == [], f"files were decoded before the refusal: {said}"
+
+    ids, texts_alone = (list_source(str(tmp_path / "corpus"), files=files) for files in ("ids/*", "[ac].*"))
+    assert [(shard.format, shard.documents) for shard in ids.shards] == [("tokenised", 2)]
+    assert (ids.census.documents, ids.census.tokens) == (2, 4)
+    assert [shard.documents for shard in texts_alone.shards] == [3, 3] and texts_alone.census.tokens is None
+
+
+def test_formats_of_text_may_stand_in_one_source(shard_of, texts, tmp_path):
+    """Each shard is read as what it is, and the census sums them all."""
+    names = ["a.jsonl", "b.parquet", "c.tar", "d.jsonl.gz", "e.tar.gz"]
+    for number, name in enumerate(names):
+        shard_of(name, texts[10 * number : 10 * number + 10])
     listing = list_source(str(tmp_path / "corpus"))
-    assert [(shard.format, shard.documents) for shard in listing.shards] == [("tar", 3), ("tokenised", 2)]
-    assert (listing.census.documents, listing.census.tokens) == (5, 4)
+    assert [shard.format for shard in listing.shards] == ["jsonl", "parquet", "tar", "jsonl", "tar"]
+    read = [text for shard in listing.shards for _, text in read_documents(Path(shard.name), shard.format)]
+    assert read == texts[:50] and listing.census.characters == sum(map(len, texts[:50]))
 
 
 def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
@@ -213,7 +211,7 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
         again = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
     assert again == listing and server.bodies("/p/a.parquet") + server.bodies("/p/b.parquet") == before
 
-    with pytest.raises(RegrowError, match=r"a\.parquet: no column 'body'; it has id, text, meta"):
+    with pytest.raises(RegrowError, match=r"a\.parquet: no column 'body'; it has text, meta, noise"):
         list_source(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)
     large = parquet.with_name("large.parquet")
     _write_large(large)

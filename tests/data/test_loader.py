@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 from corpora import cursors_behind, differs, encode, shard, stream, take, two_sources, write_shard
-from server import Server
 
 from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
@@ -140,14 +139,6 @@ def _read_with_few_files(shards, cache):
 
 
 # ---- remote shards
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    one = Server()
-    yield one
-    one.close()
 
 
 def put(server, shards):

@@ -1,12 +1,13 @@
-"""Overlap: a document is known again by its text alone, and what cannot be looked into is counted."""
+"""Overlap: a document is known again by its text alone, while the corpus is decoded, and never a second time."""
 
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
-from pipeline.data.listing import list_source
+from pipeline.data.listing import Progress, list_source
 from pipeline.data.overlap import can_look_into, held_out_hashes, refuse_overlap
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
@@ -17,58 +18,85 @@ def book(text):
 
 
 @pytest.fixture
-def listed(shard_of, tmp_path):
-    """``listed(name, documents, **options)``: the one shard of a source."""
+def kept(shard_of):
+    """``kept(documents, **options)``: hashes of the documents of a held-out shard."""
 
-    def make(name, documents, **options):
-        path = shard_of(name, documents)
-        return list_source(str(path), **options).shards[0]
+    def make(documents, **options):
+        return held_out_hashes(list_source(str(shard_of("../kept/kept.jsonl", documents)), **options).shards)
 
     return make
 
 
+@pytest.fixture
+def searched(shard_of):
+    """``searched(name, documents, held_out, **options)``: the listing of a source of one shard."""
+    return lambda name, documents, held_out, **options: list_source(
+        str(shard_of(name, documents)), held_out=held_out, **options
+    )
+
+
 @pytest.mark.parametrize("ending", ["jsonl.zst", "jsonl.gz", "parquet", "tar"])
-def test_the_same_text_is_found_in_every_format(listed, texts, ending):
-    corpus = listed(f"a.{ending}", texts[:30])
-    kept = listed("kept.jsonl", [*texts[30:40], texts[17]])
-    said = []
+def test_the_same_text_is_found_in_every_format_in_the_pass_that_lists_it(searched, kept, texts, tmp_path, ending):
+    listing = searched(f"a.{ending}", texts[:30], kept([*texts[30:40], texts[17]]))
+    shutil.rmtree(tmp_path / "corpus")  # Nothing is read again.
     with pytest.raises(RegrowError) as caught:
-        refuse_overlap([corpus], [kept], said.append)
-    assert "1 documents of the corpus are held out too" in str(caught.value)
-    assert f"{corpus.name}, document 17 (held out as {kept.name}, document 10)" in str(caught.value)
-    assert said == [f"shard 1 of 1: looking for held-out documents in {corpus.name}"]
-    assert refuse_overlap([corpus], [listed("other.jsonl", texts[30:40])]) == 0
+        refuse_overlap(listing.twins)
+    assert str(caught.value).startswith("1 document of the corpus is held out too")
+    expected = rf"{listing.shards[0].name}, document 17 \(held out as \S+kept\.jsonl, document 10\)"
+    assert re.search(expected, str(caught.value)), caught.value
+    clean = searched(f"b.{ending}", texts[:30], kept(texts[30:40]))
+    assert clean.twins == []
+    refuse_overlap(clean.twins)
 
 
-def test_three_are_named_and_all_are_counted(listed, texts):
-    corpus, kept = listed("a.jsonl", texts[:30]), listed("kept.jsonl", texts[10:15])
+def test_three_are_named_and_all_are_counted(searched, kept, texts):
+    held_out = kept(texts[10:15])
+    listings = [searched("a.jsonl", texts[:12], held_out), searched("b.jsonl", texts[12:30], held_out)]
     with pytest.raises(RegrowError, match=r"^5 documents") as caught:
-        refuse_overlap([corpus], [kept])
-    numbers = re.findall(r"a\.jsonl, document (\d+) ", str(caught.value))
-    assert numbers == ["10", "11", "12"] and "; ..." in str(caught.value)
+        refuse_overlap(twin for listing in listings for twin in listing.twins)
+    named = re.findall(r"([ab])\.jsonl, document (\d+) ", str(caught.value))
+    assert named == [("a", "10"), ("a", "11"), ("b", "0")] and "; ..." in str(caught.value)
 
 
-def test_a_document_that_is_left_out_on_either_side_is_no_overlap(listed, texts):
-    shared = book(texts[0])
-    corpus = listed("a.jsonl", [*texts[1:9], shared], exclude_domains=("RedPajamaBook",))
-    kept = listed("kept.jsonl", [*texts[20:25], shared])
-    assert refuse_overlap([corpus], [kept]) == 0
-    everything = listed("b.jsonl", [*texts[1:9], shared])
-    with pytest.raises(RegrowError, match="document 8"):
-        refuse_overlap([everything], [kept])
+def test_a_document_that_is_left_out_on_either_side_is_no_overlap(searched, kept, texts):
+    documents = [*texts[1:9], book(texts[0])]
+    held_out = kept([*texts[20:25], book(texts[0])])
+    assert searched("a.jsonl", documents, held_out, exclude_domains=("RedPajamaBook",)).twins == []
+    assert [twin.count for _, twin in searched("b.jsonl", documents, held_out).twins] == [1]
+    without = kept([*texts[20:25], book(texts[0])], exclude_domains=("RedPajamaBook",))
+    assert searched("c.jsonl", documents, without).twins == []
 
 
-def test_one_more_space_makes_another_document(listed, texts):
-    corpus = listed("a.jsonl", [texts[0], texts[1] + " ", "東京"])
-    assert refuse_overlap([corpus], [listed("kept.jsonl", [texts[1], texts[0][:-1]])]) == 0
-    with pytest.raises(RegrowError, match="document 2"):
-        refuse_overlap([corpus], [listed("other.jsonl", ["東京"])])
+def test_one_more_space_makes_another_document(searched, kept, texts):
+    corpus = [texts[0], texts[1] + " ", "東京"]
+    assert searched("a.jsonl", corpus, kept([texts[1], texts[0][:-1]])).twins == []
+    assert searched("b.jsonl", corpus, kept(["東京"])).twins[0][1].first[0].startswith("document 2 ")
 
 
-def test_what_holds_no_text_is_counted_and_not_read(listed, texts, tmp_path):
+def test_what_was_found_is_kept_and_holds_for_what_was_searched_for_alone(searched, kept, texts, tmp_path):
+    """A listing that goes on knows what its first part found; other held-out documents are searched for anew."""
+    first, other = kept([texts[3], texts[50]]), kept([texts[5], texts[50]])
+    said: list[str] = []
+
+    def again(held_out, **options):
+        said.clear()
+        with Progress(tmp_path / "progress.jsonl") as done:
+            twins = list_source(
+                str(tmp_path / "corpus"), held_out=held_out, done=done, say=said.append, **options
+            ).twins
+        return [place.split(" (")[0] for _, twin in twins for place in twin.first], len(said)
+
+    searched("a.jsonl", [*texts[:8], book(texts[50])], {})
+    assert again(first) == (["document 3", "document 8"], 1)
+    assert again(first) == (["document 3", "document 8"], 0), "the file was decoded again, or its finding forgotten"
+    assert again(first, exclude_domains=("RedPajamaBook",)) == (["document 3"], 1), "searched with another filter"
+    assert again(other) == (["document 5", "document 8"], 1), "what was found for other held-out documents was taken"
+    assert again({}) == ([], 0), "with nothing held out something was found"
+
+
+def test_what_holds_no_text_is_not_read(shard_of, texts, tmp_path):
     write_tokenised(tmp_path / "ids" / "a.tar", [[1, 2], [3]], about={"vocabulary": 10})
-    ids = list_source(str(tmp_path / "ids")).shards[0]
-    corpus, kept = listed("a.jsonl", texts[:5]), listed("kept.jsonl", texts[5:9])
-    assert not can_look_into(ids) and can_look_into(corpus)
-    assert refuse_overlap([corpus, ids], [kept]) == 1 and refuse_overlap([corpus], [kept, ids]) == 1
-    assert len(held_out_hashes([kept, ids])) == 4
+    ids = list_source(str(tmp_path / "ids"), held_out={b"1": "some"})
+    text = list_source(str(shard_of("a.jsonl", texts[5:9]))).shards[0]
+    assert not can_look_into(ids.shards[0]) and can_look_into(text) and ids.twins == []
+    assert len(held_out_hashes([text, *ids.shards])) == 4

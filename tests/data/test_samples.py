@@ -9,6 +9,7 @@ import pytest
 from tokenizers import processors
 
 from pipeline.data.documents import read_documents
+from pipeline.data.fetching import ShardCache
 from pipeline.data.samples import calibration_sequences, held_out_rows
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
@@ -109,3 +110,19 @@ def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path):
     shards = list_source(str(tmp_path / "corpus")).shards
     with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
         held_out_rows(shards, encoder, length=512, bos="document", rows=None, cache=tmp_path)
+
+
+def test_no_copy_stays_of_what_was_read_for_calibration_or_held_out_rows(remote, corpus, encoder, cache, tmp_path):
+    """From a cache with room for one shard at a time; the held-out rows are those of local shards."""
+    far = [remote(number) for number in range(5)]
+    limited = ShardCache(cache.folder, limit=max(shard.bytes for shard in far), attempts=2, wait=0.002)
+
+    def copies():
+        return [path.name for path in cache.folder.iterdir() if path.suffix != ".sha256"]
+
+    assert draw(far, encoder, limited)[0].shape == (10, 32)
+    assert cache.folder.exists() and copies() == [], "calibration shards stayed in the cache"
+    for rows in (None, 3):
+        local = held_out_rows(corpus, encoder, length=32, bos="document", rows=rows, cache=tmp_path)
+        assert held_out_rows(far, encoder, length=32, bos="document", rows=rows, cache=limited).equal(local)
+        assert copies() == [], f"held-out shards stayed in the cache (rows {rows})"

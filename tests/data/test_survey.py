@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from server import Server
 
-from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import list_source
 from pipeline.data.survey import SAMPLE, survey
 from pipeline.data.tokenised import write_tokenised
@@ -15,19 +13,6 @@ from pipeline.data.tokens import load_tokenizer, make_encoder
 @pytest.fixture(scope="module")
 def encode(tiny_model):
     return make_encoder(load_tokenizer(tiny_model))
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return ShardCache(tmp_path / "cache", attempts=2, wait=0.01)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.close()
 
 
 def tokens_of(texts, encode):

@@ -20,7 +20,6 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
-from server import Server
 from webdataset import TarWriter
 
 from pipeline.data.damage import DamagedShard
@@ -289,20 +288,14 @@ def test_what_cannot_be_done_is_refused_before_it_begins(mixed, tokenise, tmp_pa
             tokenise(mixed)
 
 
-def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, tmp_path, monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Server()
-    try:
-        for shard in mixed[:3]:
-            server.files[f"/{shard.path}"] = (Path(shard.place) / shard.path).read_bytes()
-        remote = [list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
-                  for shard in mixed[:3]]  # fmt: skip
-        assert remote[2].groups == mixed[2].groups and remote[0].documents is None
-        server.fail(f"/{remote[0].path}", "429:0")
-        made, _, said = tokenise(remote)
-    finally:
-        server.close()
+def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, server, tmp_path):
+    for shard in mixed[:3]:
+        server.files[f"/{shard.path}"] = (Path(shard.place) / shard.path).read_bytes()
+    remote = [list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
+              for shard in mixed[:3]]  # fmt: skip
+    assert remote[2].groups == mixed[2].groups and remote[0].documents is None
+    server.fail(f"/{remote[0].path}", "429:0")
+    made, _, said = tokenise(remote)
     for shard, text in zip(made, mixed, strict=False):
         assert ids_of(shard, encode) == ids_of(text, encode), f"{text.name} gives other documents from a server"
         assert (shard.documents, shard.groups) == (text.documents, text.groups)

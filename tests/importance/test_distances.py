@@ -76,21 +76,29 @@ def test_every_window_equals_brute_force_with_hooks(family, position):
         assert (entry.get("position") == position) == (name in AT_A_TOKEN)
 
 
-def test_the_best_start_of_n_blocks_is_that_of_n_blocks_and_not_of_its_neighbours():
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_the_best_start_of_n_blocks_is_that_of_n_blocks_and_not_of_its_neighbours(family):
     """short-transformers and LLM-Drop take the start of the (n + 1)-block windows; here that would be another."""
-    model, ids = build("llama"), text(2)
+    model, ids = build(family), text(2)
     entered, left = inputs_and_outputs(model, ids)
     distances = StateDistances(BLOCKS)
     removal_losses(model, ids, watch=distances)
-    windows = distances.entries()["angular_last"]["windows"]
-    differs = 0
-    for n in range(1, BLOCKS):
-        brute = [straightforward(entered[s], left[s + n - 1], -1)["angular_last"] for s in range(BLOCKS - n + 1)]
-        best = min(range(len(brute)), key=brute.__getitem__)
-        assert choose_window(windows, n, protect_first=0, protect_last=0) == list(range(best, best + n)), f"n = {n}"
-        longer = [row[n] for row in windows if len(row) > n]
-        differs += bool(longer) and min(range(len(longer)), key=longer.__getitem__) != best
+    brute = {(start, n): straightforward(entered[start], left[start + n - 1], -1)
+             for start in range(BLOCKS) for n in range(1, BLOCKS - start + 1)}  # fmt: skip
+    differs = at_the_end = 0
+    for name, entry in distances.entries().items():
+        windows = entry["windows"]
+        for first, last in ((0, 0), (1, 0), (1, 1)):
+            for n in range(1, BLOCKS - first - last + (first + last > 0)):
+                starts = range(first, BLOCKS - last - n + 1)
+                best = min(starts, key=lambda start, n=n, name=name: brute[start, n][name])
+                chosen = choose_window(windows, n, protect_first=first, protect_last=last)
+                assert chosen == list(range(best, best + n)), f"{name}, {n} blocks, {first} and {last} protected"
+                at_the_end += chosen[-1] == BLOCKS - 1
+                longer = {start: windows[start][n] for start in starts if len(windows[start]) > n}
+                differs += bool(longer) and min(longer, key=longer.__getitem__) != best
     assert differs, "the wrong row gives the same starts on this model: the test shows nothing"
+    assert at_the_end, "no best window ends at the last block: the test does not reach there"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -76,14 +76,6 @@ def test_what_cannot_be_scored_is_refused():
     assert "interval" not in score_blocks(model, [ids[:1]])["ppl"], "one sequence has no interval"
 
 
-def test_where_only_the_protected_blocks_stay_all_criteria_agree():
-    """Shortened LLM's smallest model: 26 of 32 gone, 6 protected. The criteria differ, the model does not."""
-    model = build("llama", num_hidden_layers=32)
-    entries = score_blocks(model, [text(24)], CRITERIA)
-    assert len({tuple(entry["order"]) for entry in entries.values()}) > 3, "the criteria order alike: nothing is shown"
-    assert {tuple(choose_blocks(entry["order"], 26)) for entry in entries.values()} == {tuple(range(4, 30))}
-
-
 def test_one_two_and_four_processes_agree():
     """Sequences divided over processes, sums over gloo: the same scores, order, intervals and greedy rounds."""
     command = [sys.executable, str(HERE / "processes.py"), "1", "2", "4"]

@@ -19,7 +19,9 @@ from pipeline.run import RegrowError
 
 IDS = probe_ids(VOCABULARY, length=16)  # longer than the windows, which are of 8
 CUTS: dict[str, list[list[int]]] = {**{family: [[0], [2, 3], [5], [0, 3, 5]] for family in FAMILIES},
-                                    **{family: [[0, 3]] for family in OTHERS}}  # fmt: skip
+                                    **{family: [[0, 3]] for family in OTHERS},
+                                    # Block 1, of linear attention, comes first, or block 0, of full attention.
+                                    "minimax": [[0, 3], [2, 3], [1, 2, 4]]}  # fmt: skip
 REFUSED = {"jamba": "JambaForCausalLM: these blocks cannot be removed.*class Jamba.* would become"}
 
 

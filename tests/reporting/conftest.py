@@ -150,10 +150,92 @@ def made_up_inputs() -> dict[str, Any]:
     }
 
 
+def with_criteria(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with what several criteria, selections and controls add: scores, prune.json, comparison.json."""
+    noise, total, free = random.Random(1), 30, [b for b in range(30) if b not in PROTECTED]
+    criteria = inputs["scores"]["criteria"]
+    ppl = criteria["ppl"]
+    ppl["interval"] = [[value * 0.9, value * 1.15] for value in ppl["scores"]]
+    ppl["noise_pairs"] = [[6, 9], [9, 10], [10, 13], [13, 17]]
+    windows = [[0.05 * n + 0.01 * abs(s - 12) + 0.4 * (s == 0) for n in range(1, total - s + 1)] for s in range(total)]
+    angles = [values[0] for values in windows]
+    criteria["angular_last"] = {
+        "scores": angles,
+        "order": sorted(range(total), key=angles.__getitem__),
+        "higher_is": "more important",
+        "windows": windows,
+        "interval": [[value * 0.8, value * 1.2] for value in angles],
+    }
+    errors = {n: [0.2 + 0.01 * abs(s - 15) for s in range(total - n + 1)] for n in (1, 9)}
+    criteria["linear"] = {
+        "scores": errors[1],
+        "order": sorted(range(total), key=errors[1].__getitem__),
+        "higher_is": "more important",
+        "windows": {
+            str(n): {"scores": values, "without_map": [2 * v for v in values], "best_start": 15}
+            for n, values in errors.items()
+        },
+    }
+    inputs["prune"] |= {
+        "selection": "one-shot",
+        "stability": {
+            "removed": REMOVED,
+            "agreement": 0.93,
+            "same_set": 0.41,
+            "chances": [0.0] * 8 + [0.2] + [1.0] * 21,
+            "unsettled": [[24, 8], [24, 14], [6, 8], [23, 14]],
+            "settled": False,
+            "sequences": 10,
+            "sequences_needed": 8512,
+        },
+        "greedy": None,
+        "linear": None,
+    }
+    sets = []
+
+    def add(by: str, selection: str, blocks: list[int], held_out: float | None, linear_map: bool = False) -> None:
+        measured = {"calibration": None if held_out is None else 0.9 * held_out, "held_out": held_out}
+        sets.append({"by": by, "selection": selection, "linear_map": linear_map, "remove": len(blocks),
+                     "blocks": sorted(blocks), "perplexity": measured})  # fmt: skip
+
+    order = [*REMOVED, *(b for b in free if b not in REMOVED)]
+    for k in range(1, 13):
+        add("ppl", "one-shot", order[:k], 67.62 if k == 9 else 15 * math.exp(k / 6))
+        add("ppl", "greedy", order[1 : k + 1], 15 * math.exp(k / 6) * (1.02 if k == 4 else 0.97))
+    for k in (3, 9, 12):
+        add("angular_last", "contiguous", list(range(10, 10 + k)), 20 * math.exp(k / 5))
+        add("angular_last", "contiguous", list(range(10, 10 + k)), 18 * math.exp(k / 5), linear_map=True)
+        add("tail", "control", list(range(28 - k, 28)), None if k == 12 else 50 * math.exp(k))
+        add("random", "control", noise.sample(free, k), 30 * math.exp(k / 4))
+    inputs["comparison"] = {
+        "protected": list(PROTECTED),
+        "planned": 9,
+        "removals": [3, 9, 12],
+        "shares": [0.1, 0.3, 0.4],
+        "calibration": {"sequences": 10, "length": 128},
+        "held_out": {"rows": 32, "length": 256},
+        "dense": {"calibration": 14.21, "held_out": 14.03},
+        "sets": sets,
+    }
+    return inputs
+
+
+@pytest.fixture
+def compared() -> dict[str, Any]:
+    """A fresh copy of the made-up inputs with several criteria and their comparison."""
+    return with_criteria(made_up_inputs())
+
+
+@pytest.fixture
+def worded(compared) -> dict[str, Any]:
+    """The same without what is drawn (scores and curves), for tests of words: drawing is what costs time."""
+    return compared | {"scores": None, "metrics": [], "held_out": [], "comparison": None}
+
+
 @pytest.fixture(scope="session")
-def made_up_once() -> dict[str, Any]:
-    """The made-up inputs as they are, for tests that only read them."""
-    return made_up_inputs()
+def compared_once() -> dict[str, Any]:
+    """The same once, for tests that only read them."""
+    return with_criteria(made_up_inputs())
 
 
 @pytest.fixture
@@ -165,4 +247,4 @@ def made_up() -> dict[str, Any]:
 if __name__ == "__main__":
     from pipeline.reporting import render_page
 
-    print(render_page(**made_up_inputs(), out=Path(sys.argv[1])))
+    print(render_page(**with_criteria(made_up_inputs()), out=Path(sys.argv[1])))

@@ -96,6 +96,28 @@ def test_text_says_what_a_user_must_know(made_up):
     assert "max" not in body, "settings that are unset are not listed"
 
 
+def test_the_card_says_how_the_blocks_were_chosen_and_what_a_control_does(compared):
+    measured = {"without_map": {"held_out": 67.62}, "with_map": {"held_out": 58.93}}
+    compared["prune"]["linear"] = {"runs": [{"blocks": [9, 10], "folded_into": 8}], "tokens": 9, "perplexity": measured}
+    _, body = card_of(compared, comparison=compared["comparison"])
+    for expected in (
+        "The blocks were chosen by ppl, selection: one-shot.",
+        "Each block's score has a 95 % bootstrap interval",
+        "The choice is partly within noise",
+        "exactly this set in 41 % of the draws, and 93 % of it on average.",
+        "folded into the kept ones (blocks 9, 10 into block 8).",
+        "Before training, held-out perplexity is 58.93 with the maps, 67.62 without.",
+        "With 9 blocks removed and no training, the best control (random) has a held-out perplexity of 284.6;",
+        "this choice has 67.62 without its maps.",
+    ):
+        assert expected in body, f"missing: {expected}"
+
+
+def test_an_older_record_adds_no_words_on_the_choice(made_up):
+    _, body = card_of(made_up)
+    assert "selection" not in body and "bootstrap" not in body and "control" not in body
+
+
 def test_tables_are_whole(made_up):
     """Every table's rows follow each other and have as many cells as its head."""
     made_up["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.68}}

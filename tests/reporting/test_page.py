@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.reporting import figures, render_page
-from pipeline.reporting.page import block_states, headline, perplexity_rows, recovered
+from pipeline.reporting import drawing, notation, render_page
+from pipeline.reporting.comparison import overlap, ways_of
+from pipeline.reporting.model_rows import perplexity_rows
+from pipeline.reporting.page import block_states, headline, recovered
 from pipeline.run import RegrowError
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -29,7 +31,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.text += " "
+        self.text += "" if tag == "wbr" else " "
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         if tag not in VOID:
             self.stack.append(tag)
@@ -56,38 +58,73 @@ def render(inputs, folder):
     return html, page
 
 
-def test_whole_page_is_well_formed_with_its_pictures(made_up, tmp_path):
-    html, page = render(made_up, tmp_path / "report")
+@pytest.fixture(scope="module")
+def whole(compared_once, tmp_path_factory):
+    """The page that has everything: its HTML, the parsed page, its folder and the inputs. Drawn once, read often."""
+    folder = tmp_path_factory.mktemp("whole")
+    linear = {
+        "runs": [{"blocks": [9, 10], "folded_into": 8}],
+        "tokens": 5120,
+        "perplexity": {
+            "without_map": {"calibration": 60.1, "held_out": 67.62},
+            "with_map": {"calibration": 50.2, "held_out": 58.93},
+        },
+    }
+    inputs = compared_once | {"prune": compared_once["prune"] | {"linear": linear}}
+    return *render(inputs, folder), folder, inputs
+
+
+@pytest.fixture(scope="module")
+def whole_words(whole):
+    return whole[1].words
+
+
+def test_whole_page_is_well_formed_with_its_pictures(whole):
+    html, page, folder, inputs = whole
     assert page.faults == []
     assert html.startswith("<!DOCTYPE html>")
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)), "ids are unique over the whole page"
-    assert page.tags.count("svg") == 4, "each figure for wide and narrow windows"
-    for name in ("block-importance.png", "learning-curve.png"):
-        assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG"), name
-    assert html == render(made_up, tmp_path / "again")[0], "the same records give the same page"
+    ways = len(overlap(inputs["comparison"], ways_of(inputs["comparison"], inputs["prune"]), 30)["rows"])
+    # Two figures for wide and narrow windows; small bars of two criteria, two maps, linear windows, two of lines.
+    assert page.tags.count("svg") == 4 + 2 + 2 + 1 + 2 + ways
+    named = re.search(r"Pictures on their own: ([^<]+)\.", html).group(1).split(", ")
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.png")) and len(named) == 5
+    for name in named:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
 
 
-def test_page_loads_nothing_from_outside(made_up, tmp_path):
-    html, page = render(made_up, tmp_path)
+def test_the_same_records_give_the_same_page(worded, compared, tmp_path):
+    inputs = worded | {"comparison": compared["comparison"] | {"removals": []}}  # drawings have a test of their own
+    assert render(inputs, tmp_path / "one")[0] == render(inputs, tmp_path / "two")[0]
+
+
+def test_page_loads_nothing_from_outside(whole):
+    html, page, _, _ = whole
     assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)
+    embedded = 0
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), f"<{tag} {name}>"
         if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-            assert value.startswith("#"), f"<{tag} {name}={value}>"
+            inside = tag == "image" and value.startswith("data:image/png;base64,")
+            embedded += inside
+            assert inside or value.startswith("#"), f"<{tag} {name}={value[:60]}>"
+    assert embedded == 4, "two heat maps, each with its cells and its key as images in the page"
     assert not re.search(r"@import|url\((?!#)|https?:|src=", html), "no address in styles or text"
 
 
-def test_both_themes_define_every_colour_of_the_figures(made_up, tmp_path):
-    html, _ = render(made_up, tmp_path)
+def test_both_themes_define_every_colour_of_the_figures(whole):
+    html = whole[0]
     dark = html[html.index("prefers-color-scheme: dark") : html.index("box-sizing")]
-    for name in figures.COLOURS:
+    for name in drawing.COLOURS:
         assert html.count(f"--fig-{name}:") == 2, f"--fig-{name} is defined for light and dark"
         assert f"--fig-{name}:" in dark
+    svgs = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", svgs), "no colour of one theme alone"
 
 
-def test_results_stand_on_the_page(made_up, tmp_path):
-    _, page = render(made_up, tmp_path)
+def test_results_stand_on_the_page(whole):
+    _, page, _, made_up = whole
     text = page.words.replace("\u202f", " ")
     for expected in (
         "9 of 30 blocks removed, 23.7 % fewer parameters.",
@@ -111,22 +148,71 @@ def test_results_stand_on_the_page(made_up, tmp_path):
     assert "Not evaluated" not in text and "not recorded" not in text.lower()
 
 
-@pytest.fixture(scope="module")
-def whole_words(made_up_once, tmp_path_factory):
-    """The words of the page that has everything."""
-    return render(made_up_once, tmp_path_factory.mktemp("whole"))[1].words
+def test_criteria_stand_on_the_page(whole):
+    _, page, _, inputs = whole
+    text = page.words.replace("\u202f", " ")
+    for expected in (
+        "Whiskers: 95 % bootstrap interval over the sequences.",
+        "Chosen by ppl, one-shot.",
+        "The choice is partly within noise",
+        "exactly this set in 41 % of the draws",
+        "Least for 9 blocks: blocks 12\u201320, 0.450.",
+        "Linear maps in place of 9 blocks",
+        "the lowest held-out perplexity before training is",
+        "This run chose by ppl, one-shot: 67.62 without its linear maps, below every control",
+        "3 (10 %)",
+        "9 (30 %)",
+        "ppl, one-shot this run 24.73 22.26 67.62 60.86",
+        "not finite",
+        "32 held-out rows of 256 tokens; 10 calibration sequences of 128 tokens",
+        "free to go share 9 \u00d7 9 / 24 = 3.4 on average",
+        "greedy has a perplexity that is lower at k = 1\u20133, 5\u201312 (11 of 12) and higher at k = 4 (1 of 12)",
+        "Folded: 9, 10 into block 8. Fitted on 5.12 k tokens.",
+        "Blocks left out 67.62 60.10",
+        "Replaced by linear maps 58.93 50.20",
+    ):
+        assert expected in text, f"missing: {expected}"
+    for one in inputs["comparison"]["sets"]:
+        if one["remove"] in inputs["comparison"]["removals"]:
+            for value in one["perplexity"].values():
+                assert notation.perplexity(value) in text, f"{one['by']} at {one['remove']}: {value}"
+
+
+def test_criteria_leave_no_trace_where_nothing_was_recorded(worded, tmp_path):
+    old = {key: worded["prune"][key] for key in ("removed", "kept", "protected", "criterion", "parameters")}
+    _, page = render(worded | {"prune": old}, tmp_path)
+    for absent in ("How else", "within noise", "heat", "Linear maps", "Greedy", "control", "null", "None"):
+        assert absent not in page.words, absent
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [
+        {},
+        {"sets": []},
+        {"planned": None, "removals": None, "shares": None},
+        {"protected": None, "calibration": None, "held_out": None, "dense": None},
+        {"planned": 10},
+    ],
+)
+def test_a_partial_comparison_does_not_end_the_report(worded, compared, tmp_path, gap):
+    comparison = compared["comparison"] | gap if gap else {}
+    comparison["sets"] = [one | {"perplexity": {"calibration": None}} for one in comparison.get("sets") or ()]
+    _, page = render(worded | {"comparison": comparison}, tmp_path)
+    assert page.faults == []
+    assert "the lowest" not in page.words, "nothing finite was measured"
 
 
 HOSTILE = "</p></main><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'{{ 7*7 }}</style>"
 
 
-def test_hostile_text_stays_text(made_up, tmp_path):
-    made_up["name"] = made_up["config_yaml"] = made_up["provenance"]["data_note"] = HOSTILE
-    made_up["cost"]["hardware"]["processor"] = HOSTILE
-    made_up["prune"]["self_test"] = {"note": HOSTILE}
-    samples = made_up["results"]["models"]["pruned"]["generation"]["samples"]
+def test_hostile_text_stays_text(worded, tmp_path):
+    worded["name"] = worded["config_yaml"] = worded["provenance"]["data_note"] = HOSTILE
+    worded["cost"]["hardware"]["processor"] = HOSTILE
+    worded["prune"]["self_test"] = {"note": HOSTILE}
+    samples = worded["results"]["models"]["pruned"]["generation"]["samples"]
     samples[0] = {"prompt": HOSTILE, "text": HOSTILE}
-    _, page = render(made_up, tmp_path)
+    _, page = render(worded, tmp_path)
     assert page.faults == []
     assert not {"script", "img"} & set(page.tags), "no element came in with the text"
     assert page.text.count(HOSTILE) == 7, "title, heading, prompt, sample, hardware, note and config as they were given"
@@ -135,9 +221,8 @@ def test_hostile_text_stays_text(made_up, tmp_path):
 @pytest.mark.parametrize(
     ("gap", "said"),
     [
-        ({"held_out": []}, "No held-out evaluation was recorded during training."),
-        ({"metrics": []}, "No training steps were recorded."),
-        ({"metrics": [], "held_out": []}, "No held-out evaluation was recorded during training."),
+        ({}, "No training steps were recorded."),
+        ({}, "No held-out evaluation was recorded during training."),
         ({"scores": None}, "No block scores were recorded"),
         ({"results": None}, "Not evaluated in this run: dense, pruned, regrown."),
         ({"results": {"models": {}}}, "Held-out perplexity was not measured."),
@@ -146,16 +231,23 @@ def test_hostile_text_stays_text(made_up, tmp_path):
         ({"provenance": None}, "Text not recorded"),
     ],
 )
-def test_missing_parts_are_said(made_up, whole_words, tmp_path, gap, said):
+def test_missing_parts_are_said(worded, whole_words, tmp_path, gap, said):
     assert said not in whole_words, "the whole page does not say so"
-    _, page = render(made_up | gap, tmp_path)
+    _, page = render(worded | gap, tmp_path)
     assert page.faults == []
     assert said in page.words, f"the page says: {said}"
 
 
-def test_missing_regrown_results_are_said(made_up, tmp_path):
-    del made_up["results"]["models"]["regrown"]
-    _, page = render(made_up, tmp_path)
+def test_each_half_of_the_curve_may_be_missing(made_up, worded, tmp_path):
+    for kept, missing in (("metrics", "No held-out evaluation"), ("held_out", "No training steps")):
+        _, page = render(worded | {kept: made_up[kept][:3]}, tmp_path)
+        said = [words for words in ("No held-out evaluation", "No training steps") if words in page.words]
+        assert said == [missing] and page.tags.count("svg") == 2, f"{kept} alone is drawn"
+
+
+def test_missing_regrown_results_are_said(worded, tmp_path):
+    del worded["results"]["models"]["regrown"]
+    _, page = render(worded, tmp_path)
     assert "Not evaluated in this run: regrown." in page.words
     assert "68.60 after pruning; the regrown model was not measured" in page.words
     assert page.words.count("not generated") == 2, "both samples lack the regrown text"
@@ -172,7 +264,7 @@ def test_values_that_are_not_finite_do_not_end_the_report(made_up, tmp_path):
     made_up["results"]["models"]["pruned"]["perplexity"]["held_out"]["value"] = math.inf
     made_up["held_out"][0]["held_out_perplexity"] = math.inf
     made_up["metrics"][3]["loss"] = math.nan
-    _, page = render(made_up, tmp_path)
+    _, page = render(made_up | {"scores": None}, tmp_path)
     assert page.faults == []
     assert "from not finite to 22.10" in page.words
 
@@ -189,7 +281,7 @@ def test_a_curve_measured_differently_from_the_table_is_said(made_up, whole_word
     said = "read the dashed lines as a guide"
     assert said not in whole_words
     made_up["held_out"][0]["held_out_perplexity"] = 60.0
-    assert said in render(made_up, tmp_path)[1].words
+    assert said in render(made_up | {"scores": None, "metrics": []}, tmp_path)[1].words
 
 
 def test_scores_of_another_model_are_refused(made_up, tmp_path):
@@ -198,15 +290,16 @@ def test_scores_of_another_model_are_refused(made_up, tmp_path):
         render_page(**made_up, out=tmp_path)
 
 
-def test_tasks_get_a_table_of_their_own(made_up, tmp_path):
-    made_up["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.6812, "alias": "piqa"}}
-    _, page = render(made_up, tmp_path)
+def test_tasks_get_a_table_of_their_own(worded, tmp_path):
+    worded["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.6812, "alias": "piqa"}}
+    _, page = render(worded, tmp_path)
     assert "piqa acc 0.6812 not measured not measured" in page.words
 
 
 def test_blocks_given_by_hand_are_not_ascribed_to_the_scores(made_up, tmp_path):
     made_up["prune"]["criterion"] = None
-    assert "The blocks were not chosen by these scores." in render(made_up, tmp_path)[1].words
+    page = render(made_up | {"metrics": [], "held_out": []}, tmp_path)[1]
+    assert "The blocks were not chosen by these scores." in page.words
 
 
 def test_small_pieces(made_up):

@@ -95,11 +95,11 @@ def test_the_report_says_what_the_corpus_is(here, config_of, texts, tiny_model, 
     assert abs(found["tokens"] / true - 1) < 0.05, f"{found['tokens']} tokens estimated, {true} there are"
     assert found["domains"] == {"RedPajamaWikipedia": 430, "RedPajamaC4": 200}
     assert found["left_out"] == {"RedPajamaBook": 600}
-    assert found["passes"] == [4096 / found["tokens"]] and found["tokens_per_second"] > 1000
+    assert found["source_tokens"] == [found["tokens"]] and found["tokens_per_second"] > 1000
     tokens = f"about {found['tokens']:,} tokens"
     for line in (f"corpus: 5 shards, 630 documents, {tokens}", "left out: 600 documents of RedPajamaBook",
                  "domains, by documents: RedPajamaWikipedia 68.3%, RedPajamaC4 31.7%",
-                 f"{tmp_path}/corpus: {tokens}, which the budget of 4,096 reads {found['passes'][0]:.2f} times",
+                 f"{tmp_path}/corpus: {tokens}, which the budget of 4,096 reads {4096 / found['tokens']:.2f} times",
                  f"one process tokenizes {found['tokens_per_second']:,.0f} tokens/s"):  # fmt: skip
         assert f"[data] {line}\n" in printed, f"{line!r} is not in:\n{printed}"
     pinned = manifest(tmp_path)
@@ -124,7 +124,8 @@ def test_a_document_that_is_held_out_and_trained_on_is_refused_in_any_format(her
     write(kept, records(texts[100:125]))
     status, printed, message = here("data", config)
     assert status == 0, f"the repaired files are refused:\n{message}"
-    assert "shard 1 of 2: a.jsonl.zst" not in printed, "a shard that has not changed was decoded again"
+    assert "shard 1 of 2: a.jsonl.zst" in printed, "the corpus was not searched for the documents held out now"
+    assert "shards were not searched" not in printed
     assert [shard["documents"] for shard in manifest(tmp_path)["held_out"]] == [25]
 
 
@@ -155,24 +156,45 @@ def test_a_damaged_shard_is_named_or_left_out_and_a_repaired_one_comes_back(here
 
 
 def test_a_killed_listing_goes_on_behind_the_last_file_that_it_finished(regrow, here, config_of, texts, tmp_path):
+    """The first file has a document that is held out: what was found before the kill is not looked for again."""
     files = 24
     for number in range(files):
         write(tmp_path / "corpus" / f"{number}.jsonl.zst", records([f"{number} {text}" for text in texts]))
-    config = config_of([tmp_path / "corpus"])
+    kept = write(tmp_path / "kept.jsonl", records([f"0 {texts[7]}"]))
+    config = config_of([tmp_path / "corpus"], held_out=kept)
     command = regrow("data", config)
     command.read_until("[data] shard 3 of 24")
     command.kill()
     command.wait()
     folder = tmp_path / "runs" / "tiny" / "data"
-    done = len((folder / "progress" / "shards.jsonl").read_text().splitlines())
+    done = len((folder / "progress" / "shards.jsonl").read_text().splitlines()) - 1  # without the held-out file
     assert 2 <= done < files and not (folder / "manifest.json").exists(), f"the kill came late: {done} files were done"
     status, printed, message = here("data", config)
-    assert status == 0, message
+    assert status == 1 and f"corpus/0.jsonl.zst, document 7 (held out as {kept}, document 0)" in message, message
     begun = [int(line.split()[2]) for line in printed.splitlines() if line.startswith("[data] shard ")]
     assert begun == list(range(done + 1, files + 1)), "finished files were decoded again, or others left out"
+    write(kept, records(["of no other file"]))
+    status, _, message = here("data", config)
+    assert status == 0, message
     status, _, message = here("data", config, "run.name=whole")
     assert status == 0, message
     assert manifest(tmp_path) == manifest(tmp_path, "whole"), "another manifest than in one go"
+
+
+def test_a_corpus_that_was_moved_goes_on_behind_a_link(here, refused, config_of, texts, tmp_path):
+    corpus = tmp_path / "corpus"
+    for number in range(3):
+        write(corpus / f"{number}.jsonl.zst", records(texts[40 * number : 40 * number + 40]))
+    config = config_of([corpus])
+    assert here("data", config)[0] == 0
+    expected = rows_of(config)
+    corpus.rename(tmp_path / "moved")
+    message = refused("data", config)
+    assert f"data source '{corpus}': no such file or folder" in message and "put a link at its old place" in message
+    corpus.symlink_to(tmp_path / "moved")
+    status, printed, message = here("data", config)
+    assert status == 0 and "[data] done before, skipped" in printed, f"{printed}\n{message}"
+    assert rows_of(config) == expected
 
 
 def test_ids_made_ahead_give_the_same_rows_and_never_those_of_another_separator(
@@ -184,6 +206,8 @@ def test_ids_made_ahead_give_the_same_rows_and_never_those_of_another_separator(
     write(tmp_path / "b" / "0.jsonl", records(texts[200:260]))
     sources = [tmp_path / "a", {"path": str(tmp_path / "b"), "weight": 3.0}]
     config = config_of(sources)
+    message = refused("data", config, f"data.tokenised={tmp_path}/b/ids")
+    assert f"data.tokenised '{tmp_path}/b/ids' lies in the data source '{tmp_path}/b'" in message, message
     ahead = f"data.tokenised={tmp_path}/ids"
     for overrides in (["run.name=text"], ["run.name=ids", ahead, "data.tokenise_processes=1"]):
         status, _, message = here("data", config, *overrides)
@@ -230,9 +254,9 @@ def test_sources_are_mixed_by_their_weights(here, config_of, texts, tmp_path):
         (0, f"{tmp_path}/upper"), (1, f"{tmp_path}/lower")
     ]  # fmt: skip
     found = record(tmp_path)
-    each = [float(line.split("about ")[1].split()[0].replace(",", "")) for line in printed.splitlines()
-            if "which the budget" in line]  # fmt: skip
-    assert found["passes"] == [4096 * 0.75 / each[0], 4096 * 0.25 / each[1]]
+    for source, share, tokens in zip(("upper", "lower"), (0.75, 0.25), found["source_tokens"], strict=True):
+        line = f"{source}: about {tokens:,} tokens, which the budget of 4,096 reads {4096 * share / tokens:.2f} times"
+        assert line in printed, f"{line!r} is not in:\n{printed}"
     tokenizer = row_encoder(load_config(config), resolve_model(load_config(config).model.path)).tokenizer
     decoded = [tokenizer.decode(ids).replace("</s>", "") for _, _, _, ids, _ in rows_of(config, count=400)]
     upper = [text == text.upper() for text in decoded]

@@ -18,6 +18,7 @@ from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
+from pipeline.importance.scoring import CRITERIA
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import Place, World
@@ -27,6 +28,7 @@ from pipeline.stages import data, score
 
 ROOT = Path(__file__).parent.parent.parent
 OVERRIDES = ["score.sequences=6", "score.length=32", "score.dtype=float32"]
+EVERY = [*OVERRIDES, f"score.criteria=[{', '.join(CRITERIA)}]", "score.linear_n=[1, 2]"]
 
 
 def silent(line: str) -> None:
@@ -57,7 +59,9 @@ def test_scores_are_the_perplexities_of_the_drawn_sequences(config, tmp_path, ti
     assert torch.tensor(ppl["sequence_losses"]).shape == (8, 6) and len(ppl["dense_sequence_losses"]) == 6
     order = read_block_order(run.stage("score") / "block_order.csv", 8)
     assert order == ppl["order"] == sorted(range(8), key=lambda block: ppl["scores"][block])
-    assert set(run.outputs("score")) == {"scores.json", "block_order.csv", "calibration.json"}
+    assert set(run.outputs("score")) == {
+        "scores.json", "scores.csv", "block_order.csv", "calibration.json", "orders/ppl.csv",
+    }  # fmt: skip
 
 
 RANK = """
@@ -81,35 +85,74 @@ four.close()
 """
 
 
-def test_one_two_and_four_processes_agree(tiny_config, config, tmp_path):
-    """Four real processes score together, then two of them: one start, for the sake of time."""
-    alone = score_here(config, Run(tmp_path / "1"))["criteria"]["ppl"]
+def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
+    """Four real processes score together, then two of them: one start, for the sake of time. Every criterion."""
+    config = load_config(tiny_config, EVERY)
+    alone = score_here(config, Run(tmp_path / "1"))["criteria"]
     for world in (2, 4):
         data.work(config, Run(tmp_path / str(world)), World(Place()), silent)
     (tmp_path / "rank.py").write_text(RANK)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", tmp_path / "rank.py",
-         tiny_config, tmp_path, *OVERRIDES],
+         tiny_config, tmp_path, *EVERY],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for world in (2, 4):
         stage = tmp_path / str(world) / "score"
-        ppl = read_json(stage / "scores.json")["criteria"]["ppl"]
-        for key in ("sequence_losses", "dense_sequence_losses"):
-            worst = (torch.tensor(ppl[key]) - torch.tensor(alone[key])).abs().max().item()
-            assert worst < 1e-5, f"{world} processes: {key} differ by {worst} nats"
-        assert ppl["order"] == alone["order"], f"{world} processes give another order"
+        criteria = read_json(stage / "scores.json")["criteria"]
+        assert list(criteria) == list(CRITERIA)
+        for name, entry in criteria.items():
+            worst = max(abs(one - other) / abs(other)
+                        for one, other in zip(entry["scores"], alone[name]["scores"], strict=True))  # fmt: skip
+            assert worst < 1e-5, f"{world} processes: {name} differs by {worst} of a score"
+            assert entry["order"] == alone[name]["order"], f"{world} processes give another order by {name}"
+            for key in ("sequence_losses", "sequence_scores"):
+                if key in entry:
+                    mine, theirs = torch.tensor(entry[key]), torch.tensor(alone[name][key])
+                    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6), f"{name}: {key} of other sequences"
         drawn = (stage / "calibration.json").read_bytes()
         assert drawn == (tmp_path / "1" / "score" / "calibration.json").read_bytes(), f"{world} drew other sequences"
-        assert len(list((stage / "progress").glob("sequence-*.json"))) == 6
+        assert len(list((stage / "progress").glob("batch-*.json"))) == 6
+
+
+def test_block_major_gives_the_same_scores(tiny_config, tmp_path):
+    wanted = [name for name in CRITERIA if name not in ("linear", "taylor")]
+    overrides = [*OVERRIDES, f"score.criteria=[{', '.join(wanted)}]", "score.micro_batch=4"]
+    whole = score_here(load_config(tiny_config, overrides), Run(tmp_path / "batch"))
+    streamed = score_here(load_config(tiny_config, [*overrides, "score.loop=block-major"]), Run(tmp_path / "block"))
+    assert streamed["criteria"] == whole["criteria"], "streaming the blocks changed a score"
+    with pytest.raises(RegrowError, match=r"score\.criteria taylor: needs the whole model on the device"):
+        score_here(load_config(tiny_config, [*OVERRIDES, "score.loop=block-major", "score.criteria=[ppl, taylor]"]),
+                   Run(tmp_path / "taylor"))  # fmt: skip
+
+
+def test_a_finished_criterion_is_not_computed_again(tiny_config, tmp_path):
+    config, run = load_config(tiny_config, EVERY), Run(tmp_path / "one")
+    whole = score_here(config, run)
+    progress = run.stage("score") / "progress"
+    entry = read_json(progress / "taylor.json")
+    write_json(progress / "taylor.json", {**entry, "norm_power": 7})
+    (progress / "linear.json").unlink()
+    again = score_here(config, run)
+    assert again["criteria"]["taylor"]["norm_power"] == 7, "what an earlier start finished was computed again"
+    assert again["criteria"]["linear"] == whole["criteria"]["linear"]
+    header, first, *_ = (run.stage("score") / "scores.csv").read_text().splitlines()
+    assert header.split(",") == ["block", *CRITERIA]
+    assert [float(value) for value in first.split(",")] == [
+        0,
+        *(whole["criteria"][name]["scores"][0] for name in CRITERIA),
+    ]
+    for name in CRITERIA:
+        order = read_block_order(run.stage("score") / "orders" / f"{name}.csv", 8)
+        assert order == whole["criteria"][name]["order"]
 
 
 def test_a_cut_off_sweep_goes_on_from_its_progress(config, tmp_path):
     run = Run(tmp_path / "one")
     whole = score_here(config, run)
     progress = run.stage("score") / "progress"
-    files = sorted(progress.glob("sequence-*.json"))
+    files = sorted(progress.glob("batch-*.json"))
     assert len(files) == 6
     results = {path.name: (run.stage("score") / path.name).read_bytes()
                for path in run.stage("score").iterdir() if path.is_file()}  # fmt: skip
@@ -121,7 +164,7 @@ def test_a_cut_off_sweep_goes_on_from_its_progress(config, tmp_path):
     assert "sequence 2 of 2" in said, "more was scored again than was missing"
     assert {name: (run.stage("score") / name).read_bytes() for name in results} == results, "other bytes after a resume"
     # What stands in the progress files is what counts: a resume does not compute it again.
-    files[0].write_text(json.dumps([9.0 * 31] * 9))
+    files[0].write_text(json.dumps({"losses": [[9.0 * 31]] * 9}))
     assert score_here(config, run)["criteria"]["ppl"]["dense_sequence_losses"][0] == 9.0
 
 
@@ -136,7 +179,7 @@ def test_a_loss_that_is_not_a_number_is_refused_and_not_kept(config, tmp_path, t
     run = Run(tmp_path / "one")
     with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 2, 3, 4, 6, 7, 8\] are not numbers"):
         score_here(config, run)
-    assert not list((run.stage("score")).rglob("sequence-*.json")), "a useless loss would be taken up again"
+    assert not list((run.stage("score")).rglob("batch-*.json")), "a useless loss would be taken up again"
 
 
 def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):

@@ -1,0 +1,71 @@
+"""What the config tree is made of: a key with its sentence, numbers as YAML writes them, a section that refuses typos.
+
+Every field says which stages read it (that is what the stages' fingerprints hash), whether it may differ when a run
+is resumed (``free``), and where its default comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pipeline.run import RegrowError
+
+
+class ConfigError(RegrowError):
+    """A configuration that cannot be used; its message names the key, the place and the remedy."""
+
+
+def key(default: Any, what: str, *, stages: str = "", free: bool = False, source: str = "ours", **limits: Any) -> Any:
+    """A field: its default, one sentence, the stages that read it and the source of the default.
+
+    ``stages`` is a space-separated list; ``free`` marks a field that may differ when a stage is resumed or checked
+    for staleness; ``limits`` are pydantic's (``ge``, ``gt``, ``le``, ``lt``, ``min_length``).
+    """
+    extra = {"stages": stages.split(), "free": free, "source": source}
+    return Field(default, description=what, json_schema_extra=extra, **limits)
+
+
+def number(value: Any) -> Any:
+    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Accept 150e9 where a whole number is wanted: YAML reads it as a float."""
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number)]
+Real = Annotated[float, BeforeValidator(number)]
+Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
+
+
+class Section(BaseModel):
+    """One concern of the tree: frozen, and refusing keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, pydantic field) of every leaf of the tree, in the order of definition."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def section_of(annotation: Any) -> Any:
+    """The section (or source) that a field's annotation holds, also inside a tuple or a union; else None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [section_of(arg) for arg in get_args(annotation)] if get_origin(annotation) else []
+    return next((found for found in inner if found is not None), None)

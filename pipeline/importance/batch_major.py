@@ -1,0 +1,84 @@
+"""The sweep over many sequences, kept as it goes: all blocks for one micro-batch, then the next micro-batch.
+
+The micro-batches are dealt to the processes. What one of them gives is written as soon as it is known, so that a
+killed sweep goes on where it was, and is read back in the order of the sequences, so that the sums do not depend on
+who computed what. Memory does not grow with the number of sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.importance.distances import StateDistances
+from pipeline.importance.sweep import dense_states, removal_losses
+from pipeline.launch import World
+from pipeline.model.blocks import find_blocks
+from pipeline.run import read_json, write_json
+
+
+def sweep_by_batch(
+    model: nn.Module,
+    sequences: torch.Tensor,
+    *,
+    folder: Path,
+    micro_batch: int,
+    losses: bool,
+    position: int | None,
+    world: World,
+    say: Callable[[str], None],
+) -> tuple[torch.Tensor | None, StateDistances | None]:
+    """What removing each block costs, and how far the blocks carry their states, over ``sequences`` (S, T) int64.
+
+    Returns, in every process, summed losses (L + 1, S) fp64 as ``removal_losses`` gives them, or None without
+    ``losses``; and the distances, or None where ``position``, the token that some of them look at, is None. Every
+    micro-batch is computed in the same shapes by whichever process has it, so that the number of processes changes no
+    bit. ``folder`` must be the same for all processes; what it holds of an earlier start is taken as done.
+    """
+    groups = sequences.split(micro_batch)
+    done = set(world.from_first(_finished(folder) if world.rank == 0 else None))
+    todo = [number for number in range(len(groups)) if number not in done]
+    if done:
+        say(f"{min(len(done) * micro_batch, len(sequences))} of {len(sequences)} sequences were scored before")
+    blocks = len(find_blocks(model))
+    for count, number in enumerate(todo[world.rank :: world.size], start=1):
+        distances = None if position is None else StateDistances(blocks, position)
+        found: dict[str, Any] = {}
+        if losses:
+            found["losses"] = removal_losses(model, groups[number], watch=distances).tolist()
+        elif distances is not None:
+            dense_states(model, groups[number], distances)
+        if distances is not None:
+            found["distances"] = distances.to_json()
+        write_json(_file(folder, number), found)
+        say(f"sequence {min(count * world.size * micro_batch, len(todo) * micro_batch, len(sequences))} of "
+            f"{min(len(todo) * micro_batch, len(sequences))}")  # fmt: skip
+    world.barrier()
+    return _read_back(folder, len(groups), blocks, losses, position)
+
+
+def _read_back(
+    folder: Path, groups: int, blocks: int, losses: bool, position: int | None
+) -> tuple[torch.Tensor | None, StateDistances | None]:
+    """All micro-batches in order, one in memory at a time."""
+    columns = []
+    distances = None if position is None else StateDistances(blocks, position)
+    for number in range(groups):
+        found = read_json(_file(folder, number))
+        if losses:
+            columns.append(torch.tensor(found["losses"], dtype=torch.float64))
+        if distances is not None:
+            distances.add(StateDistances.from_json(found["distances"]))
+    return torch.cat(columns, dim=1) if losses else None, distances
+
+
+def _finished(folder: Path) -> list[int]:
+    return [int(path.stem.split("-")[1]) for path in folder.glob("batch-*.json")]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"batch-{number:05d}.json"

@@ -1,0 +1,222 @@
+"""The sweep for a model that is larger than the device: all sequences through one block, then through the next.
+
+It is the sweep of sweep.py with its loops exchanged. Entering block j are, for every sequence, the dense state and the
+states of the variants without one of the blocks before j. They stand in files, or in host memory, and go through the
+device one micro-batch after another, each with all its variants; a block's weights are read once for all of them. The
+shapes that a block sees are those of the batch-major order, so that on a CPU the losses are the same to the bit.
+
+Killed at any instant and started again, each micro-batch goes on from its last finished block (shelf.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.importance.distances import StateDistances
+from pipeline.importance.shelf import FileShelf, MemoryShelf
+from pipeline.importance.sweep import HEAD_ROWS, _run_without_head, _summed_losses, _take_hidden
+from pipeline.model.blocks import replaced_forward
+from pipeline.model.streaming import StreamedModel
+from pipeline.model.structure import _tensors
+from pipeline.run import RegrowError, hash_json, require_space
+
+
+@torch.no_grad()
+def sweep_by_block(
+    streamed: StreamedModel,
+    sequences: torch.Tensor,
+    *,
+    folder: Path | None,
+    micro_batch: int,
+    losses: bool = True,
+    distances: StateDistances | None = None,
+    say: Callable[[str], None] = print,
+) -> torch.Tensor | None:
+    """Losses of removing each block and distances between the dense states, each block's weights read once.
+
+    ``sequences`` (S, T) int64, of full length; in a run of several processes those of this one. Returns what
+    ``removal_losses`` gives for them: (blocks + 1, S) fp64 on the CPU, in nats summed over the T - 1 targets, row j
+    without block j, the last row dense; or None where ``losses`` is false. ``distances`` gets the sequences in their
+    order, as if it had watched them in the batch-major order. ``micro_batch`` sequences, each with all its variants,
+    are on the device at a time: up to (blocks + 1) x micro_batch states of T tokens.
+
+    The states stand in ``folder``, which is this sweep's own, or in host memory when it is None. Started again with a
+    folder, the sweep goes on from what stands there; when all is done the results stay there, for the caller to delete
+    with the folder once they are kept elsewhere. ``say`` gets one line for each block.
+
+    Raises RegrowError when the folder's disk is too small or holds another sweep, when a loss is not a number, and
+    when something else than the hidden state goes from block to block.
+    """
+    if not losses and distances is None:
+        raise RegrowError("a sweep without losses and without distances computes nothing; ask for one of them")
+    model, total = streamed.model, len(streamed.blocks)
+    batches = list(sequences.split(micro_batch))
+    shelf = _shelf(streamed, sequences, batches, folder, losses, distances)
+    done = min(shelf.entering(number) for number in range(len(batches)))
+    if done:
+        say(f"{done} of {total} blocks were done before")
+    for index in range(done, total):
+        waiting = [number for number in range(len(batches)) if shelf.entering(number) == index]
+        if not waiting:
+            continue
+        with streamed.block(index) as block:
+            for number in waiting:
+                ids = batches[number].to(streamed.device)
+                first, moved = _through(streamed, block, index, ids, shelf.states(number, index), shelf, losses)
+                if index + 1 < total:
+                    shelf.put(number, index + 1, moved)
+                    continue
+                found: dict[str, Any] = {"losses": None, "distances": None}
+                if losses:
+                    summed = _summed_losses(model, streamed.blocks, moved, ids, bool(shelf.returns), range(total + 1))
+                    found["losses"] = summed.tolist()
+                if distances is not None:
+                    between = (shelf.dense(number, at) for at in range(1, total))
+                    found["distances"] = _watched([first, *between, moved[: len(ids)]], distances.position)
+                shelf.finish(number, found)
+        say(f"block {index + 1} of {total}: {len(sequences)} sequences went through it")
+    results = [shelf.result(number) for number in range(len(batches))]
+    for result in results:
+        for watched in result["distances"] or ():
+            distances.add(StateDistances.from_json(watched))
+    return torch.cat([torch.tensor(one["losses"], dtype=torch.float64) for one in results], dim=1) if losses else None
+
+
+def needs(
+    blocks: int,
+    sequences: int,
+    length: int,
+    width: int,
+    bytes_per_value: int,
+    block_bytes: int,
+    outside_bytes: int,
+    *,
+    micro_batch: int,
+    vocabulary: int,
+    intermediate: int | None = None,
+    losses: bool = True,
+    distances: bool = True,
+) -> dict[str, int]:
+    """Bytes that one process's sweep by block takes for its ``sequences`` of ``length`` tokens.
+
+    ``states``: the states at their peak, in files or in host memory; exact. It is reached when the last micro-batch
+    enters the last block: each sequence then has its blocks' variants and, for the distances, the dense states before.
+    ``device``: the sum of ``block`` (the largest one), ``outside``, ``chunk`` (the states of one micro-batch with its
+    variants as they enter, leave and are put together, and the three widest tensors of a gated MLP of ``intermediate``,
+    default 4 x width) and ``logits`` (of so many rows as are made at a time, in the model's precision and twice in
+    fp32); an estimate, without attention's own work space.
+    """
+    state = length * width * bytes_per_value
+    micro_batch = min(micro_batch, sequences)
+    if losses:
+        kept = max(0, blocks - 2) if distances else 0
+        # All but one micro-batch have their newest file; that one has the new file and the whole one before it.
+        states = sequences * (blocks + kept) + micro_batch * (blocks - 1 - (1 if distances else 0)) if blocks > 2 else (
+            sequences * blocks if blocks == 2 else 0)  # fmt: skip
+    else:
+        states = sequences * (blocks - 1)
+    rows = micro_batch * (blocks + 1 if losses else 1)
+    items = {
+        "block": block_bytes,
+        "outside": outside_bytes,
+        "chunk": 3 * rows * state + 3 * rows * length * (intermediate or 4 * width) * bytes_per_value,
+        "logits": max(HEAD_ROWS, micro_batch) * length * vocabulary * (bytes_per_value + 8) if losses else 0,
+    }
+    return {"states": states * state, "device": sum(items.values()), **items}
+
+
+def _through(
+    streamed: StreamedModel, block: nn.Module, index: int, ids: torch.Tensor, states: torch.Tensor | None,
+    shelf: FileShelf | MemoryShelf, variants: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """One micro-batch through one block: what enters the first block (B, T, d), and what leaves this one.
+
+    ``states`` is what enters, ((1 + variants) x B, T, d), None at the first block; what leaves has B rows more, where
+    ``variants`` are wanted: those without this block, last.
+    """
+    times = 1 if states is None else len(states) // len(ids)
+    first, args, kwargs = _arguments(streamed, index, ids.repeat(times, 1), shelf.returns)
+    wide = first if states is None else states.to(streamed.device)
+    output = block(wide, *args, **kwargs)
+    moved = output[0] if isinstance(output, tuple) else output
+    if index == 0:
+        shelf.note_form(len(output) if isinstance(output, tuple) else 0, moved)
+    moved = torch.cat([moved, wide[: len(ids)]]) if variants else moved
+    return first[: len(ids)], moved
+
+
+class _Reached(Exception):
+    """The forward has come to the block whose arguments are wanted."""
+
+
+def _arguments(
+    streamed: StreamedModel, index: int, ids: torch.Tensor, returns: int | None
+) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+    """What the model enters its first block with, and what it gives block ``index`` beside the hidden state.
+
+    The model's own forward makes the arguments, for as many rows as will go through the block; the blocks before hand
+    their state on. ``returns`` is how long the tuples are that blocks return, 0 where they return the state alone.
+    Raises RegrowError when a block is given something else that a block made, or a state that was changed in between.
+    """
+    refusal = f"{type(streamed.model).__name__}: blocks cannot be left out"
+    places, entered, given = count(), [], []
+    other = torch.empty(0)  # stands for whatever else a block returns
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        hidden, args, kwargs = _take_hidden(args, kwargs)
+        entered.append(hidden)
+        if hidden is not entered[0] and not torch.equal(hidden.nan_to_num(), entered[0].nan_to_num()):
+            raise RegrowError(f"{refusal}, something happens between blocks {len(entered) - 2} and {len(entered) - 1}")
+        if any(tensor is other for tensor in _tensors([args, kwargs])):
+            raise RegrowError(f"{refusal}, block {len(entered) - 1} also reads what a block before it made")
+        if next(places) == index:
+            given.append((args, kwargs))
+            raise _Reached
+        return (hidden, *[other] * (returns - 1)) if returns else hidden
+
+    with replaced_forward(streamed.blocks, stand_in), contextlib.suppress(_Reached):
+        _run_without_head(streamed.model, ids)
+    if not given:
+        raise RegrowError(f"{refusal}, one forward ran {len(entered)} blocks, the model has {len(streamed.blocks)}")
+    return entered[0], *given[0]
+
+
+def _watched(between: list[torch.Tensor], position: int) -> list[dict[str, Any]]:
+    """The distances of each sequence by itself, as JSON: added one by one they are what one watcher adds up."""
+    found = []
+    for sequence in range(len(between[0])):
+        watcher = StateDistances(len(between) - 1, position)
+        for index, state in enumerate(between):
+            watcher(index, state[sequence : sequence + 1].to(between[0].device))
+        found.append(watcher.to_json())
+    return found
+
+
+def _shelf(
+    streamed: StreamedModel, sequences: torch.Tensor, batches: list[torch.Tensor], folder: Path | None, losses: bool,
+    distances: StateDistances | None,
+) -> FileShelf | MemoryShelf:  # fmt: skip
+    """Where the states stand: empty, or as an earlier start of the same sweep left it."""
+    total, keep = len(streamed.blocks), distances is not None
+    rows = [len(batch) for batch in batches]
+    if folder is None:
+        return MemoryShelf(rows, total, keep)
+    what = {
+        "sequences": hash_json(sequences.tolist()), "shape": list(sequences.shape), "micro-batch": rows[0],
+        "losses": losses, "position": distances.position if keep else None, **streamed.identity(),
+    }  # fmt: skip
+    shelf = FileShelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)
+    config = streamed.model.config.get_text_config()
+    space = needs(
+        total, *sequences.shape, config.hidden_size, streamed.dtype.itemsize, 0, 0, micro_batch=rows[0], vocabulary=0,
+        losses=losses, distances=keep,
+    )["states"]  # fmt: skip
+    require_space(folder, max(0, space - shelf.bytes()), "the states between blocks (score by block)")
+    return shelf

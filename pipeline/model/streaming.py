@@ -1,0 +1,321 @@
+"""A model of which one block at a time is in memory: for models that are larger than the device.
+
+What lies outside the blocks (embeddings, final norm, head, rotary tables) is loaded once and stays. A block's weights
+are read from the folder's safetensors when it is entered and are gone when it is left, so that memory grows with the
+block and not with the model. Names and layouts of a checkpoint are turned into those of the modules by transformers'
+own loading (it fuses the experts of Mixtral, for one), called with the weights of one block; nothing is guessed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.model.load import _own_memory, attention_kernel
+from pipeline.model.structure import find_blocks, require_separate_blocks
+from pipeline.run import RegrowError, first_line, hash_json, read_json
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the checkpoint: where it stands, and the parameter that it becomes (or becomes part of)."""
+
+    file: Path
+    shape: tuple[int, ...]
+    target: str
+    converted: bool
+
+
+class StreamedModel:
+    """The causal language model of a local folder, in evaluation mode, with its blocks on disk.
+
+    ``model`` is whole but for the blocks, whose parameters are on the meta device outside ``block``; ``blocks`` is its
+    list of them. ``loads`` counts how often each was read. ``block_bytes`` (for each block) and ``outside_bytes`` are
+    the bytes of parameters and buffers in ``dtype``. While a block is read on the CPU, or its layout is converted, its
+    largest parameters stand twice in memory.
+
+    Raises RegrowError when the folder has no safetensors, when weights are missing, left over or of another shape
+    (all blocks are checked at the start, from the files' headers), when the weights are quantised, or when the blocks
+    of this model depend on each other.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str | torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+        attention: str = "auto",
+        trust_remote_code: bool = False,
+    ):
+        self.folder, self.device = Path(folder), torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        kernel = attention_kernel(attention, self.device, self.dtype)
+        self.model = _without_weights(self.folder, self.dtype, kernel, trust_remote_code)
+        self.blocks = find_blocks(self.model)
+        require_separate_blocks(self.model, self.blocks)
+        path = next(name for name, module in self.model.named_modules() if module is self.blocks)
+        self._prefixes = [f"{path}.{index}." for index in range(len(self.blocks))]
+        self._entries = self._read_headers()
+        self._check_shapes()
+        self._load_outside()
+        self.loads = [0] * len(self.blocks)
+        self.block_bytes = [_bytes(block) for block in self.blocks]
+        self.outside_bytes = _bytes(self.model) - sum(self.block_bytes)
+
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Within the context block ``index`` has its weights, on the device; afterwards they are gone.
+
+        Raises RegrowError when they cannot be read.
+        """
+        block = self.blocks[index]
+        empty = [(module, dict(module._parameters), dict(module._buffers)) for module in block.modules()]
+        try:
+            self._load(self._prefixes[index], f"block {index}")
+            _buffers_to(block, self.device)
+            self.loads[index] += 1
+            yield block
+        finally:
+            for module, parameters, buffers in empty:
+                module._parameters.update(parameters)
+                module._buffers.update(buffers)
+            if self.device.type == "cpu":
+                _give_back()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the states, as JSON: the config, the dtype, the attention kernel, and the files of weights."""
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self._files()]
+        config = self.model.config
+        return {
+            "config": hash_json(json.loads(config.to_json_string(use_diff=False))), "weights": hash_json(files),
+            "dtype": str(self.dtype), "attention": config._attn_implementation,
+        }  # fmt: skip
+
+    def _files(self) -> list[Path]:
+        """The safetensors files that a loader would read."""
+        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+        if index.is_file():
+            files = [self.folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            missing = [path.name for path in files if not path.is_file()]
+            if missing:
+                raise RegrowError(f"{index} names {', '.join(missing[:3])}: not there; fetch the model again")
+            return files
+        if single.is_file():
+            return [single]
+        raise RegrowError(
+            f"{self.folder}: no model.safetensors and no index of them; blocks can be read one by one from safetensors "
+            "alone. Save the model anew: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+
+    def _read_headers(self) -> dict[str, _Entry]:
+        """Every tensor of the checkpoint by its key; only the files' headers are read."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping = self._mapping()
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        prefix, own = self.model.base_model_prefix, self.model.state_dict()
+        entries = {}
+        for file in self._files():
+            with _opened(file) as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (it has no iterator)
+                    target, pattern = rename_source_key(key, renamings, converters, prefix, own)
+                    if target not in own and key in own:
+                        target, pattern = rename_source_key(key, [], [], prefix, own)
+                    shape = tuple(tensors.get_slice(key).get_shape())
+                    entries[key] = _Entry(file, shape, target, pattern is not None)
+        return entries
+
+    def _mapping(self) -> list[Any]:
+        """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        return get_model_conversion_mapping(self.model)
+
+    def _check_shapes(self) -> None:
+        """Refuse now what would be found hours later, as far as headers tell."""
+        own = self.model.state_dict()
+        for key, entry in self._entries.items():
+            wanted = own.get(entry.target)
+            if wanted is not None and not entry.converted and tuple(wanted.shape) != entry.shape:
+                raise RegrowError(
+                    f"{entry.file}: {key} has shape {entry.shape}, and {entry.target} wants {tuple(wanted.shape)}; "
+                    "weights and config do not fit"
+                )
+
+    def _load_outside(self) -> None:
+        """Load all but the blocks, tie what is tied, move the buffers; see that nothing is missing or left over."""
+        info = self._load(None, "the part outside the blocks")
+        self.model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+        own = self.model.state_dict()
+        info.missing_keys -= {entry.target for entry in self._entries.values()}
+        # A conversion may make several parameters of one tensor: what such a block lacks is seen when it is loaded.
+        converting = {prefix for prefix in self._prefixes
+                      if any(e.converted and e.target.startswith(prefix) for e in self._entries.values())}  # fmt: skip
+        info.missing_keys -= {name for name in info.missing_keys if name.startswith(tuple(converting))}
+        info.unexpected_keys |= {entry.target for entry in self._entries.values()
+                                 if entry.target not in own and not entry.converted}  # fmt: skip
+        # As in from_pretrained: some models have weights that may be missing, and files tensors that nobody wants.
+        self.model._adjust_missing_and_unexpected_keys(info)
+        if info.missing_keys:
+            self._refuse_missing(info.missing_keys)
+        if info.unexpected_keys:
+            names = sorted(info.unexpected_keys)
+            raise RegrowError(
+                f"{self.folder}: weights and config do not fit, there is no place for {', '.join(names[:3])}"
+            )
+        inside = {id(module) for block in self.blocks for module in block.modules()}
+        for module in self.model.modules():
+            if id(module) not in inside:
+                _buffers_to(module, self.device, recurse=False)
+
+    def _refuse_missing(self, names: set[str]) -> None:
+        files = [path.name for path in self._files()]
+        among = ", ".join([*files[:3], *(["..."] if len(files) > 3 else [])])
+        raise RegrowError(
+            f"{self.folder}: weights and config do not fit, {', '.join(sorted(names)[:3])} missing in its files "
+            f"({among})"
+        )
+
+    def _load(self, prefix: str | None, what: str) -> Any:
+        """Put the weights under ``prefix`` (None: all outside the blocks) into their modules, on the device."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        blocks = tuple(self._prefixes)
+        wanted = {key: entry for key, entry in self._entries.items()
+                  if (entry.target.startswith(prefix) if prefix else not entry.target.startswith(blocks))}  # fmt: skip
+        how = LoadStateDictConfig(
+            device_map={"": str(self.device)}, dtype=self.dtype, dtype_plan=self.model._get_dtype_plan(self.dtype),
+            weight_mapping=self._mapping(),
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            files = {file: stack.enter_context(_opened(file)) for file in {entry.file for entry in wanted.values()}}
+            slices = {key: files[entry.file].get_slice(key) for key, entry in wanted.items()}
+            stack.enter_context(_in_this_thread())
+            try:
+                info, _ = convert_and_load_state_dict_in_model(self.model, slices, how)
+            except Exception as error:
+                raise RegrowError(f"{self.folder}: {what} cannot be read ({first_line(error)})") from error
+        for name, found, expected in info.mismatched_keys:
+            keys = [f"{entry.file.name}: {key}" for key, entry in wanted.items() if entry.target == name]
+            raise RegrowError(
+                f"{self.folder}: {', '.join(keys) or name} gives {name} of shape {tuple(found)}, and "
+                f"{tuple(expected)} is wanted; weights and config do not fit"
+            )
+        if info.conversion_errors:
+            name, reason = next(iter(info.conversion_errors.items()))
+            raise RegrowError(f"{self.folder}: {what}: {name} cannot be converted ({reason.strip().splitlines()[-1]})")
+        if prefix is not None:
+            self.model._adjust_missing_and_unexpected_keys(info)
+            missing = {name for name in info.missing_keys if name.startswith(prefix)}
+            if missing:
+                self._refuse_missing(missing)
+        if self.device.type == "cpu":
+            _own_memory(self.model)
+        return info
+
+
+def _without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool) -> Any:
+    """The folder's model on the meta device, but for the buffers that no file holds: these are made on the CPU."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=kernel, trust_remote_code=trust_remote_code
+            )
+    except RegrowError:
+        raise
+    except Exception as error:
+        raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+    _make_buffers(model)
+    return model.eval()
+
+
+def _make_buffers(model: Any) -> None:
+    """Fill the buffers that are in no file as transformers does when it loads a model whole: by its own initialising.
+
+    RegrowError names a buffer that is not made so (code of the model's own may forget it).
+    """
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # to be left alone
+    made = []
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers.get(name) is None:
+                continue
+            module._is_hf_initialized = False
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+            made.append((f"{path}.{name}", module, name, module._buffers[name], module._buffers[name]._version))
+    model.initialize_weights()
+    for path, module, name, empty, version in made:
+        if module._buffers[name] is empty and empty.numel() and empty._version == version:
+            raise RegrowError(
+                f"{type(model).__name__}: its buffer {path} is in no file, and the model does not make it anew when "
+                "it is loaded; it can be loaded whole only"
+            )
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, read and not mapped: pages of a mapping count as memory of the process until it ends."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt", device="cpu", backend="pread") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); fetch the model again") from error
+
+
+@contextlib.contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """Within the context transformers reads weights one after another, by its own switch.
+
+    Its threads would each keep freed memory in an arena of theirs: some blocks more on a CPU, in the end.
+    """
+    switch = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
+
+
+def _give_back() -> None:
+    """Have the C library hand freed memory to the system: left to itself glibc keeps what was freed between others."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _buffers_to(module: nn.Module, device: torch.device, recurse: bool = True) -> None:
+    """Move buffers by replacing them in their modules, so that those that were there can be put back."""
+    for part in module.modules() if recurse else [module]:
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
+
+
+def _bytes(module: nn.Module) -> int:
+    """Bytes of parameters, tied ones once, and of buffers."""
+    return sum(value.nbytes for value in (*module.parameters(), *module.buffers()))

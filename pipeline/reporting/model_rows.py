@@ -1,0 +1,123 @@
+"""Rows of the page and the card that set the dense, the pruned and the regrown model side by side.
+
+Plain dicts of numbers and words, in the order in which they are shown; what was not measured is None or said in words.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.reporting import notation
+
+MODELS = ("dense", "pruned", "regrown")
+
+
+def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per way of measuring, the held-out set first.
+
+    Perplexities compare only on the same text, length and BOS policy: models measured otherwise get a row of
+    their own. A row holds `set`, `length`, `bos`, `tokens` and `values`, which maps a model to its perplexity.
+    """
+    rows: dict[tuple, dict[str, Any]] = {}
+    for model in MODELS:
+        for name, entry in (models.get(model, {}).get("perplexity") or {}).items():
+            protocol = {"set": name, **{key: entry.get(key) for key in ("length", "bos", "tokens")}}
+            row = rows.setdefault(tuple(protocol.values()), {**protocol, "values": {}})
+            row["values"][model] = entry.get("value")
+    return sorted(rows.values(), key=lambda row: (row["set"] != "held_out", -len(row["values"])))
+
+
+def protocol_words(row: Mapping[str, Any]) -> str:
+    """How a perplexity was measured: `length 256, BOS policy: document, 20 k tokens`."""
+    parts = [f"length {row['length']}"] if row["length"] is not None else []
+    parts += [f"BOS policy: {row['bos']}"] if row["bos"] is not None else []
+    parts += [f"{notation.tokens(row['tokens'])} tokens"] if row["tokens"] is not None else []
+    return ", ".join(parts)
+
+
+def measure_rows(
+    models: Mapping[str, Any], prune: Mapping[str, Any], perplexities: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of the table that sets the three models side by side.
+
+    A row holds `label`, `note`, and `cells`: for each of the three models the number in words, for all but dense
+    how it compares with dense, and the standard deviation where one was measured.
+    """
+    rows = []
+
+    def add(label: str, note: str, values: Mapping[str, Any], write: Any, compare: Any) -> None:
+        reference = values.get("dense")
+        cells = []
+        for model in MODELS:
+            value = values.get(model)
+            relative = "" if model == "dense" else compare(value, reference)
+            cells.append({"text": write(value), "relative": relative, "spread": "", "missing": value is None})
+        rows.append({"label": label, "note": note, "cells": cells})
+
+    known = {model: models.get(model, {}) for model in MODELS}
+    total, sizes = len(prune["removed"]) + len(prune["kept"]), prune.get("parameters") or {}
+    depth = {"dense": total, "pruned": len(prune["kept"])} | _pick(known, "blocks")
+    size = {model: sizes[model] for model in sizes if model in MODELS} | _pick(known, "parameters")
+    add("Blocks", "", depth, lambda v: notation.MISSING if v is None else str(v), notation.change)
+    add("Parameters", "", size, notation.parameters, notation.change)
+    if not perplexities:
+        add("Held-out perplexity", "", {}, notation.significant, notation.ratio)
+    for row in perplexities:
+        label = "Held-out perplexity" if row["set"] == "held_out" else f"Perplexity on {row['set']}"
+        add(label, protocol_words(row), row["values"], notation.significant, notation.ratio)
+    settings: dict[tuple, dict[str, Any]] = {}
+    for model in MODELS:
+        speed = known[model].get("generation") or {}
+        if speed:
+            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
+            settings.setdefault(key, {})[model] = speed
+    for (prompt, new, batch), speeds in settings.items():
+        note = f"{prompt} prompt + {new} new tokens, batch {batch}"
+        spread = {m: s.get("latency_std") for m, s in speeds.items()}
+        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, notation.change)
+        for cell, model in zip(rows[-1]["cells"], MODELS, strict=True):
+            if spread.get(model) is not None and not cell["missing"]:
+                cell["spread"] = f"\u00b1 {notation.duration(spread[model])}"
+        add(
+            "Throughput",
+            "generated tokens per second",
+            _pick(speeds, "tokens_per_second"),
+            lambda v: notation.significant(v, 3),
+            notation.change,
+        )
+        add("Peak memory", "while generating", _pick(speeds, "peak_memory_bytes"), notation.memory, notation.change)
+    return rows
+
+
+def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per task and metric: `task`, `metric` and the three values (None where not measured)."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for model in MODELS:
+        for task, entry in (models.get(model, {}).get("tasks") or {}).items():
+            for metric, value in entry.items() if isinstance(entry, Mapping) else [("value", entry)]:
+                if isinstance(value, int | float):
+                    row = rows.setdefault((task, metric), {"task": task, "metric": metric, "values": {}})
+                    row["values"][model] = value
+    return list(rows.values())
+
+
+def sample_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Prompts in the order first met, each with the text that each model wrote (absent where it wrote none)."""
+    rows: dict[str, dict[str, str]] = {}
+    for model in MODELS:
+        for sample in (models.get(model, {}).get("generation") or {}).get("samples") or ():
+            rows.setdefault(sample["prompt"], {})[model] = sample["text"]
+    return [{"prompt": prompt, "texts": texts} for prompt, texts in rows.items()]
+
+
+def stage_rows(cost: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Stages with their wall time in words and their share of the longest, in per cent."""
+    seconds = {stage: entry.get("seconds") for stage, entry in (cost.get("stages") or {}).items()}
+    longest = max((s for s in seconds.values() if s is not None), default=0) or 1
+    return [
+        {"stage": stage, "time": notation.duration(s), "share": round(100 * (s or 0) / longest, 1)}
+        for stage, s in seconds.items()
+    ]
+
+
+def _pick(entries: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    return {model: entry[key] for model, entry in entries.items() if entry.get(key) is not None}

@@ -1,0 +1,155 @@
+"""Choosing: from scores to the blocks that go, where the model must run to know: greedily, within a budget, compared.
+
+Stage prune asks here for what needs the dense model on every process's device: the rounds of greedy removal, the
+perplexity of a set of blocks, linear maps. All of it is kept in prune/progress as it becomes known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.importance.comparison import Perplexities, compare, compared_sets
+from pipeline.importance.controls import CONTROLS, control_blocks
+from pipeline.importance.greedy import Round, greedy_rounds
+from pipeline.importance.linear import fit_maps
+from pipeline.importance.scoring import split_for_maps
+from pipeline.importance.selection import choose_blocks, choose_window, choose_within, protected_blocks
+from pipeline.launch import World
+from pipeline.model.load import load_model
+from pipeline.model.replacement import removed_runs
+from pipeline.run import Run, read_json, write_json
+from pipeline.stages.texts import draw_for_maps, draw_held_out
+
+
+def runs_model(config: Config) -> bool:
+    """Whether choosing or comparing runs the model, so that several processes share the work."""
+    cut = config.prune
+    greedy = cut.selection == "greedy" or cut.compare.greedy
+    return bool(greedy or cut.perplexity is not None or cut.linear or cut.compare.shares)
+
+
+class Chooser:
+    """What can be asked of the dense model before blocks are removed. Every process makes one and asks the same."""
+
+    def __init__(self, config: Config, run: Run, dense: Path, world: World, say: Callable[[str], None]):
+        self.config, self.run, self.dense, self.world, self.say = config, run, dense, world, say
+        self.progress = run.stage("prune") / "progress"
+        self.protect = {"protect_first": config.prune.protect_first, "protect_last": config.prune.protect_last}
+        texts = world.from_first(self._texts() if world.rank == 0 else None)
+        self.model = load_model(
+            dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )  # fmt: skip
+        self.share = texts["calibration"].tensor_split(world.size)[world.rank].split(config.score.micro_batch)
+        self.perplexities = Perplexities(
+            self.model, texts, config.score.micro_batch, world, self.progress / "perplexities.json"
+        )
+
+    def _texts(self) -> dict[str, torch.Tensor | None]:
+        ids = read_json(self.run.stage("score") / "calibration.json")["input_ids"]
+        return {"calibration": torch.tensor(ids), "held_out": draw_held_out(self.config, self.run, self.dense)}
+
+    def greedy(self, remove: int | None = None, budget: float | None = None) -> list[Round]:
+        """The first rounds of greedy removal: so many, or as many as a budget allows; earlier ones are not repeated."""
+        file = self.progress / "greedy.json"
+        kept = read_json(file) if self.world.rank == 0 and file.exists() else []
+        rounds = [_round(one) for one in self.world.from_first(kept)]
+        if budget is not None:
+            rounds = rounds[: next((n for n, one in enumerate(rounds) if not one.perplexity <= budget), len(rounds))]
+        if remove is not None and len(rounds) >= remove:
+            return rounds[:remove]
+        batches = [batch for batch in self.share if len(batch)]
+        for one in greedy_rounds(
+            self.model, batches, remove=remove, budget=budget, done=[one.removed for one in rounds],
+            group=self.world.control, **self.protect,
+        ):  # fmt: skip
+            rounds.append(one)
+            if self.world.rank == 0 and len(rounds) > len(kept):
+                write_json(file, [asdict(each) for each in rounds])
+            self.say(f"greedy round {len(rounds)}: block {one.removed} goes, perplexity {one.perplexity:.2f}")
+        return rounds
+
+    def within(self, order: list[int], budget: float) -> list[int]:
+        """One-shot removal that stops at a budget for the perplexity of the calibration sequences."""
+
+        def perplexity(blocks: list[int]) -> float:
+            value = self.perplexities(blocks)["calibration"]
+            self.say(f"without {len(blocks)} blocks: perplexity {value or float('inf'):.2f}, budget {budget:.2f}")
+            return float("inf") if value is None else value
+
+        return choose_within(order, budget, perplexity, **self.protect)
+
+    def maps(self, removed: list[int]) -> tuple[dict[int, torch.Tensor], int]:
+        """A linear map for every run of removed blocks but one that begins at block 0, and the tokens fitted on."""
+        width = self.model.config.get_text_config().hidden_size
+        drawn = draw_for_maps(self.config, self.run, self.dense, width) if self.world.rank == 0 else None
+        fit, _ = split_for_maps(self.world.from_first(drawn), self.config.score.micro_batch, self.world.rank,
+                                self.world.size)  # fmt: skip
+        windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
+        maps = fit_maps(self.model, fit, windows, ridge=self.config.score.linear_ridge, group=self.world.control)
+        tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))
+        self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")
+        return {start: matrix for (start, _), matrix in maps.items()}, tokens
+
+    def comparison(self, criteria: Mapping[str, Any], total: int, planned: int) -> dict[str, Any]:
+        """comparison.json: the perplexity of every way of choosing at each share, and at the planned count."""
+        asked = self.config.prune.compare
+        counts = sorted({int(share * total) for share in asked.shares} | ({planned} if asked.shares else set()))
+        sets = list(compared_sets(criteria, total, counts, seed=self.config.prune.seed, **self.protect))
+        if asked.greedy:
+            free = min(total - len(protected_blocks(total, **_ends(self.protect))), total - 1)
+            gone = [one.removed for one in self.greedy(remove=free)]
+            order = criteria["ppl"]["order"] if "ppl" in criteria else None
+            for remove in range(1, free + 1):
+                ways = {"greedy": sorted(gone[:remove])}
+                if order is not None and remove not in counts:
+                    ways["one-shot"] = choose_blocks(order, remove, **self.protect)
+                sets += [{"by": "ppl", "selection": way, "linear_map": False, "remove": remove, "blocks": blocks}
+                         for way, blocks in ways.items()]  # fmt: skip
+        measured = compare(sets, self.perplexities, self.say)
+        measured += self._with_maps(measured, planned)
+        held_out = self.perplexities.shares["held_out"] is not None
+        return {
+            "protected": protected_blocks(total, **_ends(self.protect)),
+            "planned": planned,
+            "removals": counts,
+            "shares": [count / total for count in counts],
+            "calibration": {"sequences": self.config.score.sequences, "length": self.config.score.length},
+            "held_out": {"rows": asked.rows, "length": asked.length} if held_out else None,
+            "dense": self.perplexities([]),
+            "sets": measured,
+        }
+
+    def _with_maps(self, measured: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
+        """The window that linear chose at the planned count, with its map in its place."""
+        chosen = [one for one in measured if one["by"] == "linear" and one["selection"] == "contiguous"
+                  and one["remove"] == planned and one["blocks"][0] > 0]  # fmt: skip
+        return [{**one, "linear_map": True, "perplexity": self.perplexities(one["blocks"], self.maps(one["blocks"])[0])}
+                for one in chosen]  # fmt: skip
+
+
+def choose(config: Config, criteria: Mapping[str, Any], total: int, remove: int) -> list[int]:
+    """``remove`` blocks of ``total`` by a criterion's order, by its best window, or by a control; sorted."""
+    cut = config.prune
+    protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
+    if cut.criterion in CONTROLS:
+        return control_blocks(cut.criterion, total, remove, seed=cut.seed, **protect)
+    entry = criteria[cut.criterion]
+    if cut.selection == "contiguous":
+        return choose_window(entry["windows"], remove, **protect)
+    return choose_blocks(entry["order"], remove, **protect)
+
+
+def _ends(protect: dict[str, int]) -> dict[str, int]:
+    return {"first": protect["protect_first"], "last": protect["protect_last"]}
+
+
+def _round(plain: Mapping[str, Any]) -> Round:
+    """A round as JSON kept it: the keys of its candidates were numbers."""
+    return Round(plain["removed"], plain["dense"], {int(block): value for block, value in plain["candidates"].items()})

@@ -1,0 +1,336 @@
+"""The sweep by block: equal to the batch-major one, killed at every instant, and in little memory.
+
+Run as a script it is the processes that the tests here start: torch is imported once, and they are forked from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from families import BLOCKS, VOCABULARY, build
+
+from pipeline.importance.block_major import needs, sweep_by_block
+from pipeline.importance.distances import StateDistances
+from pipeline.importance.sweep import dense_states, removal_losses
+from pipeline.model.load import load_model
+from pipeline.model.streaming import StreamedModel
+from pipeline.run import RegrowError
+
+#: Blocks of the model that is killed many times.
+FEW = 3
+
+
+def some_ids(rows, length):
+    return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def batch_major(model, ids, micro_batch, position=-1):
+    watch = StateDistances(BLOCKS, position)
+    losses = [removal_losses(model, batch, watch=watch) for batch in ids.split(micro_batch)]
+    return torch.cat(losses, dim=1), watch
+
+
+def quiet(line):
+    pass
+
+
+#: Tied head, two rotaries, tuples between blocks or none, fused experts, a bias of batch x heads.
+FAMILIES = [("llama", {"tie_word_embeddings": True}), ("gemma3", {}), ("gpt2", {}), ("mixtral", {}), ("bloom", {})]
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES)
+def test_both_orders_give_the_same_bytes(family, changes, tmp_path):
+    build(family, **changes).save_pretrained(tmp_path / "model")
+    ids = some_ids(5, 24)  # micro-batches of 2, 2 and 1; longer than the sliding windows
+    for dtype in ("float32", "bfloat16") if family == "gemma3" else ("float32",):
+        expected, watch = batch_major(load_model(tmp_path / "model", dtype=dtype), ids, 2, position=3)
+        streamed = StreamedModel(tmp_path / "model", dtype=dtype)
+        for folder in (tmp_path / dtype, None):
+            distances = StateDistances(BLOCKS, position=3)
+            found = sweep_by_block(streamed, ids, folder=folder, micro_batch=2, distances=distances, say=quiet)
+            place = f"{family} in {dtype}, states in {folder or 'memory'}"
+            assert torch.equal(found, expected), f"{place}: {(found - expected).abs().max()} nats"
+            assert distances.to_json() == watch.to_json(), f"{place}: other distances"
+        assert streamed.loads == [2] * BLOCKS, f"{family}: two sweeps read the blocks {streamed.loads} times"
+    assert expected.std(dim=0).min() > 0.1, "all blocks weigh the same here: the test shows nothing"
+
+
+def test_distances_alone_and_losses_alone(tmp_path):
+    build("llama").save_pretrained(tmp_path / "model")
+    model, streamed = (
+        load_model(tmp_path / "model", dtype="float32"),
+        StreamedModel(tmp_path / "model", dtype="float32"),
+    )
+    ids = some_ids(4, 12)
+    expected, _ = batch_major(model, ids, 2)
+    watch = StateDistances(BLOCKS)
+    for batch in ids.split(2):
+        dense_states(model, batch, watch)
+    for folder in (None, tmp_path / "a"):
+        distances = StateDistances(BLOCKS)
+        given = {"folder": folder, "micro_batch": 2, "say": quiet}
+        assert sweep_by_block(streamed, ids, losses=False, distances=distances, **given) is None
+        assert distances.to_json() == watch.to_json(), "distances without losses differ from the dense forward's"
+        given["folder"] = folder and tmp_path / "b"
+        assert torch.equal(sweep_by_block(streamed, ids, **given), expected)
+        # Micro-batches of another size are other shapes for the kernels: equal to rounding.
+        other = sweep_by_block(streamed, ids, folder=None, micro_batch=3, say=quiet)
+        assert ((other - expected).abs().max() / 11).item() < 1e-5
+    with pytest.raises(RegrowError, match="computes nothing"):
+        sweep_by_block(streamed, ids, folder=None, micro_batch=2, losses=False)
+
+
+def test_a_folder_of_another_sweep_and_a_disk_too_small_are_refused(tmp_path):
+    build("llama").save_pretrained(tmp_path / "model")
+    streamed = StreamedModel(tmp_path / "model", dtype="float32")
+    ids = some_ids(2, 8)
+    sweep_by_block(streamed, ids, folder=tmp_path / "states", micro_batch=2, say=quiet)
+    with pytest.raises(RegrowError, match=r"another sweep \(micro-batch, sequences, shape differ\)"):
+        sweep_by_block(streamed, some_ids(3, 8), folder=tmp_path / "states", micro_batch=3, say=quiet)
+    with pytest.raises(RegrowError, match=r"another sweep \(config, dtype differ\)"):
+        other = StreamedModel(tmp_path / "model", dtype="bfloat16")
+        sweep_by_block(other, ids, folder=tmp_path / "states", micro_batch=2, say=quiet)
+    free = os.statvfs(tmp_path)
+    rows = 2 + 2 * free.f_bavail * free.f_frsize // (BLOCKS * 2**20 * 32 * 4)
+    # As many sequences as would not fit; they are views of one, so that they take no memory here.
+    with pytest.raises(RegrowError, match=r"no space for the states between blocks .*GB needed"):
+        sweep_by_block(streamed, _Long(ids[:1, :1].expand(rows, 2**20)), folder=tmp_path / "more", micro_batch=2,
+                       say=quiet)  # fmt: skip
+
+
+def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    streamed = StreamedModel(tmp_path, dtype="float32")
+    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers"):
+        sweep_by_block(streamed, some_ids(1, 8), folder=None, micro_batch=1, say=quiet)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    """What the processes of this file found."""
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=here, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_at_any_instant_it_goes_on_to_the_same_bytes(measured):
+    kills = measured["kills"]
+    assert len(kills) > 20, f"only {len(kills)} instants were tried"
+    for kill in kills:
+        assert kill["killed"], f"{kill}: was not killed"
+        assert kill["same"], f"killed before file operation {kill['instant']}: another result"
+        expected = [0] * kill["first"] + [1] * (FEW - kill["first"])
+        assert kill["loads"] == expected, f"went on from block {kill['first']}, and read blocks {kill['loads']} times"
+    assert {kill["first"] for kill in kills} == set(range(FEW + 1)), "not every block was met"
+
+
+def test_the_states_on_disk_are_those_that_were_foretold(measured):
+    for case in measured["peaks"]:
+        assert case["peak"] == case["needs"], f"{case}: the peak of the files is not what needs() says"
+
+
+def test_memory_grows_with_the_block_and_not_with_the_model(measured):
+    block, memory = measured["block"], measured["memory"]
+    assert block > 16e6, "blocks too small to tell"
+    by_block = (memory["24"]["by block"] - memory["6"]["by block"]) / block
+    whole = (memory["24"]["whole"] - memory["6"]["whole"]) / block
+    assert by_block < 2, f"18 blocks more took {by_block:.1f} blocks more memory"
+    assert whole > 10, f"the model loaded whole took {whole:.1f} blocks more: the measure shows nothing"
+
+
+def test_under_a_limit_that_the_whole_model_breaks_the_sweep_by_block_works(measured):
+    limited = measured["limited"]
+    assert limited["whole"] != 0, "the whole model fits under the limit: nothing is shown"
+    assert limited["by block"] == 0, "the sweep by block broke the limit"
+
+
+class _Long(torch.Tensor):
+    """Sequences of which the numbers are not asked."""
+
+    def tolist(self):
+        return list(self.shape)
+
+
+# What follows runs in the script's own process.
+
+
+def in_child(work, limit=None):
+    """(exit status, what ``work`` returned) of a forked process."""
+    with tempfile.NamedTemporaryFile("r") as answer:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                torch.set_num_threads(1)  # makes torch's pool anew, before threads of this process ask for it at once
+                if limit is not None:
+                    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+                Path(answer.name).write_text(json.dumps(work()))
+                status = 0
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr)
+            finally:
+                os._exit(status)
+        status = os.waitpid(child, 0)[1]
+        text = answer.read()
+    return status, json.loads(text) if text else None
+
+
+#: Called with the name of each file operation that the sweep is about to do.
+WATCHER = None
+OPERATIONS = {"open", "os.rename", "os.truncate", "os.remove"}
+
+
+def audit(event, arguments):
+    changes = event in OPERATIONS and (event != "open" or "w" in (arguments[1] or ""))
+    if WATCHER is not None and changes and "/states" in str(arguments[0]):
+        WATCHER(event)
+
+
+def swept(streamed, ids, folder, losses=True, distances=True):
+    blocks = len(streamed.blocks)
+    streamed.loads = [0] * blocks
+    watch = StateDistances(blocks) if distances else None
+    found = sweep_by_block(streamed, ids, folder=folder, micro_batch=2, losses=losses, distances=watch, say=quiet)
+    return {"losses": losses and found.tolist(), "distances": watch and watch.to_json(), "loads": streamed.loads}
+
+
+def kills(model, place):
+    """Killed before each file operation in turn, and started again."""
+    global WATCHER
+    ids = some_ids(4, 8)
+    expected = swept(model, ids, None)
+    del expected["loads"]
+    tried = []
+    while True:
+        instant, folder = len(tried) + 1, place / f"{len(tried)}" / "states"
+
+        def until_killed(instant=instant, folder=folder):
+            global WATCHER
+            seen = iter(range(instant - 1, -1, -1))
+            WATCHER = lambda event: next(seen) or os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+            return swept(model, ids, folder)
+
+        status, _ = in_child(until_killed)
+        if status == 0:
+            return tried
+        newest = [_newest(folder, number, len(model.blocks)) for number in range(2)]
+        again, found = in_child(lambda folder=folder: swept(model, ids, folder))
+        tried.append({
+            "instant": instant, "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+            "first": min(newest), "loads": found and found.pop("loads"),
+            "same": again == 0 and found == expected,
+        })  # fmt: skip
+
+
+def _newest(folder, number, blocks):
+    if (folder / f"{number:06d}.json").exists():
+        return blocks
+    return max((int(path.stem[-4:]) for path in folder.glob(f"{number:06d}-*.states")), default=0)
+
+
+def peaks(model, place):
+    """The most bytes of states that stood in the folder, against ``needs``."""
+    global WATCHER
+    found = []
+    for losses, distances in ((True, True), (True, False), (False, True)):
+        folder, sizes = place / f"{losses}{distances}" / "states", [0]
+
+        def look(event, folder=folder, sizes=sizes):
+            every = [*folder.glob("*.states"), *folder.glob("0*.new")]
+            sizes.append(sum(path.stat().st_size for path in every))
+
+        WATCHER = look
+        swept(model, some_ids(4, 8), folder, losses, distances)
+        WATCHER = None
+        asked = {"losses": losses, "distances": distances}
+        said = needs(len(model.blocks), 4, 8, 32, 4, 0, 0, micro_batch=2, vocabulary=VOCABULARY, **asked)
+        found.append({**asked, "peak": max(sizes), "needs": said["states"]})
+    return found
+
+
+def small(blocks, place):
+    build("llama", num_hidden_layers=blocks).save_pretrained(place / f"small-{blocks}")
+    return StreamedModel(place / f"small-{blocks}", dtype="float32")
+
+
+def wide_llama(blocks, folder):
+    """A Llama with blocks of 16 MB in fp32, 8 MB in its files."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=832, num_hidden_layers=blocks,
+        num_attention_heads=12, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.linspace(-0.02, 0.02, 9973).repeat(parameter.numel() // 9973 + 1)[number:][
+                : parameter.numel()].view(parameter.shape) if parameter.ndim > 1 else torch.ones(()))  # fmt: skip
+    model.save_pretrained(folder, max_shard_size="64MB")
+
+
+def resident_peak():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def wide(blocks, way, model, place):
+    ids = some_ids(2, 8)
+    if way == "whole":
+        removal_losses(load_model(model, dtype="float32"), ids[:1])
+    else:
+        streamed = StreamedModel(model, dtype="float32")
+        with tempfile.TemporaryDirectory(dir=place) as states:
+            sweep_by_block(
+                streamed, ids, folder=Path(states), micro_batch=1, distances=StateDistances(blocks), say=quiet
+            )
+    return resident_peak()
+
+
+def main():
+    sys.addaudithook(audit)
+    torch.set_num_threads(1)
+    found = {"memory": {}, "limited": {}}
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        found["kills"] = kills(small(FEW, place), place)
+        found["peaks"] = peaks(small(BLOCKS, place), place)
+        for blocks in (6, 24):
+            in_child(lambda blocks=blocks: wide_llama(blocks, place / f"{blocks}"))
+            found["memory"][str(blocks)] = {
+                way: in_child(lambda blocks=blocks, way=way: wide(blocks, way, place / f"{blocks}", place))[1]
+                for way in ("by block", "whole")
+            }
+        found["block"] = StreamedModel(place / "6", dtype="float32").block_bytes[0]
+        # Room for 12 blocks beside what this process has already.
+        limit = resource_now() + 12 * found["block"]
+        for way in ("whole", "by block"):
+            found["limited"][way] = in_child(lambda way=way: wide(24, way, place / "24", place), limit)[0]
+    print(json.dumps(found))
+
+
+def resource_now():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+
+
+if __name__ == "__main__":
+    main()
