@@ -7,7 +7,8 @@ One corpus, written in three ways: jsonl.zst (as SlimPajama), tars of one docume
 write them) and tokenised shards. Every reader gives rows of one length, in one process with one tokenizer thread:
 
 - bare: the tokenizer alone on texts that lie in memory, by transformers' batched call and by the compiled tokenizer's
-  own, of which the faster one counts; no file, no packing; a separator for each text is counted, as in the rows
+  own, the latter with 1,000 texts a call and with as many as ours gives it; the fastest one counts; no file, no
+  packing; a separator for each text is counted, as in the rows
 - ours, from text and from tokenised shards: ``RowStream`` as the train stage has it, without worker processes
 - datasets: json.zst streamed, batched map to ids, batched map to rows (run_clm's group_texts)
 - webdataset: tars, decoded, tokenised, packed end to end
@@ -46,6 +47,7 @@ from machine import show
 
 from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.lanes import TEXTS
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
@@ -174,10 +176,10 @@ class Webdataset:
         next(islice(self.rows(), position, None))
 
 
-def bare(texts: Sequence[str], encode: Encoder, compiled: bool) -> Iterator[int]:
-    """Tokens of one batch of texts after the other, without end, from the tokenizer alone; with their separators."""
-    for start in cycle(range(0, len(texts), BATCH)):
-        batch = texts[start : start + BATCH]
+def bare(texts: Sequence[str], encode: Encoder, compiled: bool, size: int) -> Iterator[int]:
+    """Tokens of ``size`` texts after the other, without end, from the tokenizer alone; with their separators."""
+    for start in cycle(range(0, len(texts), size)):
+        batch = texts[start : start + size]
         if compiled:
             ids = [found.ids for found in encode.engine.encode_batch_fast(batch, add_special_tokens=False)]
         else:
@@ -323,12 +325,13 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
 
     print("timing rows", flush=True)
     sources: dict[str, Callable[[], Iterator[Any]]] = {name: reader.rows for name, reader in readers.items()}
-    for name, compiled in (("bare_transformers", False), ("bare_compiled", True)):
+    bares = {"bare_transformers": (False, BATCH), "bare_compiled": (True, BATCH), "bare_few": (True, TEXTS)}
+    for name, (compiled, size) in bares.items():
         if not compiled or encode.engine is not None:
-            sources[name] = partial(bare, texts, encode, compiled)
+            sources[name] = partial(bare, texts, encode, compiled, size)
     amounts = {name: arguments.tokens * AMOUNTS.get(name, 1) for name in sources}
     speed = take_turns(sources, amounts, arguments.turns)
-    fastest = max(speed["bare_transformers"], speed.get("bare_compiled", 0.0))
+    fastest = max(speed[name] for name in bares if name in speed)
     needed = GPUS * TOKENS_PER_GPU
     figures = {
         "row_length": length, "shards": arguments.shards, "turns": arguments.turns,

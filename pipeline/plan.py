@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from pipeline.config import Config, PruneSection
+from pipeline.importance.block_major import ROOM, needs
+from pipeline.importance.distances import DISTANCES
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import (
     accumulation,
@@ -109,6 +111,7 @@ def plan(config: Config) -> dict[str, Any]:
             "zero_stage": train.zero_stage,
         },
         "flops": {"convention": "palm", "per_token": per_token, "total": total},
+        "scoring": _scoring(config, hf_config, sizes, dense),
         "memory": memory,
         "gpu": {"name": GPU, "peak_flops": peak},
         "time": [
@@ -177,6 +180,27 @@ def removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int
     return sorted(sizes)[:count]
 
 
+def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int) -> dict[str, Any]:
+    """What the sweep takes, in bytes, in both orders of its loops, and the order that ``auto`` takes on the GPU."""
+    score = config.score
+    size = getattr(torch, score.dtype).itemsize
+    wanted = needs(
+        len(sizes), score.sequences, score.length, hf_config.hidden_size, size, max(sizes) * size,
+        (dense - sum(sizes)) * size, micro_batch=score.micro_batch, vocabulary=hf_config.vocab_size,
+        intermediate=getattr(hf_config, "intermediate_size", None), losses="ppl" in score.criteria,
+        distances=bool(set(score.criteria) & set(DISTANCES)),
+    )  # fmt: skip
+    weights = dense * size
+    large = weights > ROOM * GPU_BYTES
+    return {
+        "loop": score.loop if score.loop != "auto" else "block-major" if large else "batch-major",
+        "weights": weights,
+        "batch_major": weights + wanted["chunk"] + wanted["logits"],
+        "block_major": wanted["device"],
+        "states": wanted["states"],
+    }
+
+
 def _modules(model: nn.Module, sizes: list[int]) -> list[int]:
     """Sizes of what ZeRO stage 3 gathers as a whole: blocks and embeddings."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -195,6 +219,7 @@ def _processes(stated: int | str, notes: list[str]) -> int:
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as text for a terminal."""
     blocks, parameters, training, flops = plan["blocks"], plan["parameters"], plan["training"], plan["flops"]
+    scoring = plan["scoring"]
     share = parameters["pruned"] / parameters["dense"]
     lines = [
         f"plan of {plan['run']}: {plan['model']['path']}, by {os.path.relpath(plan['model']['architecture'])}",
@@ -206,6 +231,10 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"{training['micro_batch']} x accumulation {training['accumulation']} x {training['processes']} processes",
         f"FLOPs        {flops['per_token']:.4g} a token, {flops['total']:.4g} in all "
         "(palm: 6 N + 12 L d T, N without the input embedding)",
+        "",
+        f"scoring      {scoring['loop']}: weights {scoring['weights'] / 1e9:.1f} GB; on a device "
+        f"{scoring['batch_major'] / 1e9:.1f} GB batch-major, or {scoring['block_major'] / 1e9:.1f} GB block-major with "
+        f"{scoring['states'] / 1e9:.1f} GB of states on disk",
         "",
         "memory per GPU in GB, estimated; * is this config's ZeRO stage",
     ]

@@ -54,7 +54,10 @@ class ScoreSection(Section):
     norm_power: Real = key(1, "Power of a weight's value in magnitude and taylor.", stages="score",
                            source="Shortened LLM", gt=0)  # fmt: skip
     weight_reduction: Literal["sum", "mean", "max", "prod"] = key(
-        "sum", "From a tensor's entries to its score, in magnitude and taylor.", stages="score", source="Shortened LLM"
+        "sum",
+        "From a tensor's rows, each summed, to its score, in magnitude and taylor.",
+        stages="score",
+        source="Shortened LLM",
     )
     block_reduction: Literal["sum", "mean", "max", "prod"] = key(
         "sum", "From its tensors' scores to a block's, in magnitude and taylor.", stages="score", source="Shortened LLM"

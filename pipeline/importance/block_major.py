@@ -27,6 +27,9 @@ from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import _tensors
 from pipeline.run import RegrowError, hash_json, require_space
 
+#: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
+ROOM = 0.8
+
 
 @torch.no_grad()
 def sweep_by_block(

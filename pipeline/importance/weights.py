@@ -7,7 +7,8 @@ Both score each weight tensor W of a block from one value s for each of its entr
   2305.11627). L is the mean loss of all target tokens: gradients are summed with their signs over all sequences and
   all processes, and only then made absolute.
 
-A tensor's score is the reduction (sum) of |s|^p over its entries, a block's score the reduction (sum) of those of its
+A tensor's score is the reduction (sum, mean, max, prod) of |s|^p over its rows, each row (an output of the projection)
+summed first, as Shortened LLM does it; a vector's entries are its rows. A block's score is the reduction of those of its
 tensors: in Llama q, k, v, o, gate, up, down and the two norms. Biases are left out, and so is what lies outside the
 blocks. The paper's Mag+ and Taylor+ are these scores under the protect rule of selection, which keeps the first four
 and the last two blocks: the scores alone call block 0 the least important one of most Llamas.
@@ -135,15 +136,15 @@ def _entry(
     unknown = {weight_reduction, block_reduction} - REDUCTIONS.keys()
     if unknown:
         raise RegrowError(f"reduction {', '.join(sorted(unknown))}: known are {', '.join(REDUCTIONS)}")
-    over_entries, over_tensors = REDUCTIONS[weight_reduction], REDUCTIONS[block_reduction]
+    over_rows, over_tensors = REDUCTIONS[weight_reduction], REDUCTIONS[block_reduction]
     details = [
-        {name: over_entries(values.double().abs().pow(norm_power)).item() for name, values in block.items()}
+        {name: over_rows(_row_sums(values.double().abs().pow(norm_power))).item() for name, values in block.items()}
         for block in blocks
     ]
     scores = [over_tensors(torch.tensor(list(block.values()), dtype=torch.float64)).item() for block in details]
     products = [block.values() for block in details if weight_reduction == "prod"]
     if any(score in (0.0, math.inf) for block in products for score in block):
-        raise RegrowError("weight_reduction prod: a product over a tensor's entries leaves fp64's range; take another")
+        raise RegrowError("weight_reduction prod: a product over a tensor's rows leaves fp64's range; take another")
     return {
         "scores": scores,
         "order": order_blocks(scores),
@@ -153,3 +154,7 @@ def _entry(
         "block_reduction": block_reduction,
         "weight_scores": details,
     }
+
+
+def _row_sums(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten(1).sum(dim=1) if values.ndim > 1 else values

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.data.overlap import can_look_into, held_out_hashes
 from pipeline.data.shards import read_manifest
 from pipeline.importance.batch_major import sweep_by_batch
-from pipeline.importance.block_major import sweep_by_block
+from pipeline.importance.block_major import ROOM, sweep_by_block
 from pipeline.importance.distances import DISTANCES, StateDistances
 from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import TIE
@@ -40,9 +40,6 @@ from pipeline.stages.texts import draw_calibration, draw_for_maps
 
 FORMAT = 2
 UPSTREAM = ("data",)
-
-#: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
-ROOM = 0.8
 
 
 def launched(config: Config) -> bool:

@@ -25,8 +25,9 @@ def straightforward(values: dict[str, torch.Tensor], blocks: str, power: float, 
     scores: dict[int, list[float]] = {}
     for name, tensor in values.items():
         if name.startswith(blocks) and name.endswith("weight"):
-            entries = tensor.detach().double().abs() ** power
-            score = {"sum": entries.sum(), "mean": entries.mean(), "max": entries.max()}[weight].item()
+            rows = tensor.detach().double().abs() ** power
+            rows = rows.sum(1) if rows.ndim > 1 else rows  # as Shortened LLM: a projection's inputs are summed first
+            score = {"sum": rows.sum(), "mean": rows.mean(), "max": rows.max()}[weight].item()
             scores.setdefault(int(name.removeprefix(blocks).split(".")[1]), []).append(score)
     return [REDUCE[block](scores[index]) for index in sorted(scores)]
 
