@@ -85,6 +85,20 @@ def test_memory_covers_every_stage_and_shrinks_with_it() -> None:
     assert totals == sorted(totals, reverse=True), totals
 
 
+def test_scoring_says_which_loop_and_what_it_takes() -> None:
+    scoring = preset("2.7b")["scoring"]
+    assert (scoring["loop"], scoring["weights"]) == ("batch-major", 2 * 6738415616)
+    # Ten sequences with 32 states each enter the last block, while one of them also has its file of the block before.
+    assert scoring["states"] == (10 * 32 + 31) * 128 * 4096 * 2
+    assert scoring["block_major"] < scoring["weights"] / 3 < scoring["batch_major"]
+    streamed = preset("2.7b", "score.loop=block-major", "score.criteria=[ppl, angular_last]")["scoring"]
+    assert streamed["loop"] == "block-major" and streamed["states"] > scoring["states"]
+
+
+def test_a_budget_is_said_to_be_open() -> None:
+    assert any(note.startswith("prune.perplexity decides") for note in preset("2.7b", "prune.perplexity=20")["notes"])
+
+
 def test_tight_memory_is_said() -> None:
     assert any("zero_stage 1" in note for note in preset("5.5b")["notes"])
     assert preset("1.5b")["notes"] == []
@@ -98,6 +112,7 @@ def test_tight_memory_is_said() -> None:
         ("prune.parameters=2.7e9", 20),
         ("prune.blocks=[10, 11, 12]", 3),
         ("prune.blocks=block_order.csv", 20),
+        ("prune.perplexity=20", 0),
     ],
 )
 def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:

@@ -7,11 +7,11 @@ Both score each weight tensor W of a block from one value s for each of its entr
   2305.11627). L is the mean loss of all target tokens: gradients are summed with their signs over all sequences and
   all processes, and only then made absolute.
 
-A tensor's score is the reduction (sum, mean, max, prod) of |s|^p over its rows, each row (an output of the
-projection) summed first, as Shortened LLM does it; a vector's entries are its rows. A block's score is the reduction of
-those of its tensors: in Llama q, k, v, o, gate, up, down and the two norms. Biases are left out, and so is what lies outside the
-blocks. The paper's Mag+ and Taylor+ are these scores under the protect rule of selection, which keeps the first four
-and the last two blocks: the scores alone call block 0 the least important one of most Llamas.
+A tensor's score is the reduction (sum, mean, max, prod) of |s|^p over its rows, each row (an output of the projection)
+summed first, as Shortened LLM does it; a vector's entries are its rows. A block's score is the reduction of those of
+its tensors: in Llama q, k, v, o, gate, up, down and the two norms. Biases are left out, and so is what lies outside
+the blocks. The paper's Mag+ and Taylor+ are these scores under the protect rule of selection, which keeps the first
+four and the last two blocks: the scores alone call block 0 the least important one of most Llamas.
 """
 
 from __future__ import annotations
