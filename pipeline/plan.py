@@ -191,11 +191,18 @@ def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int) -> di
         distances=bool(set(score.criteria) & set(DISTANCES)),
     )  # fmt: skip
     weights = dense * size
+    extra = 0
+    if "taylor" in score.criteria:
+        extra = sum(sizes) * (4 + size)  # gradients of a micro-batch, and their sum in fp32
+    if "linear" in score.criteria:
+        planned = score.linear_n or (len(removed_sizes(config.prune, sizes, dense)),)
+        windows = sum(len(sizes) - count for count in {1, *planned} if count)
+        extra = max(extra, 2 * 8 * windows * hf_config.hidden_size**2)  # two fp64 matrices for each window
     large = weights > ROOM * GPU_BYTES
     return {
         "loop": score.loop if score.loop != "auto" else "block-major" if large else "batch-major",
         "weights": weights,
-        "batch_major": weights + wanted["chunk"] + wanted["logits"],
+        "batch_major": weights + max(extra, wanted["chunk"] + wanted["logits"]),
         "block_major": wanted["device"],
         "states": wanted["states"],
     }

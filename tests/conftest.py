@@ -91,7 +91,7 @@ data:
   lanes: 12
   workers: 0
 score: {{sequences: 4, length: 32, processes: 2}}
-prune: {{remove: 2, protect_first: 2, protect_last: 1}}
+prune: {{remove: 2, protect_first: 2, protect_last: 1, compare: {{enabled: false}}}}
 train:
   tokens: 4096            # 8 steps of 8 rows
   global_batch: 8

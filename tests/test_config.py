@@ -264,7 +264,7 @@ def test_none_or_two_cuts_in_one_file_are_refused(tmp_path: Path, stated: list[s
 
 
 @given(cuts=st.lists(st.sampled_from(CUTS), min_size=1, max_size=5))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_last_cut_stated_holds_alone(file: Path, cuts: list[str]) -> None:
     values = {"remove": "9", "ratio": "0.25", "parameters": "5e9", "blocks": "[3, 4]", "perplexity": "20"}
     prune = load_config(file, [f"prune.{name}={values[name]}" for name in cuts]).prune

@@ -44,6 +44,10 @@ def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
         return "required, and not set"
     if kind == "string_type" and isinstance(item["input"], int | float):
         return "YAML reads this as a number; put it in quotes"
+    if kind == "literal_error" and isinstance(item["input"], str):
+        near = difflib.get_close_matches(item["input"], item["ctx"]["expected"].replace("'", "").split(", "), n=1)
+        if near:
+            return f"not known; did you mean {near[0]!r}?"
     message = _WORDS.get(kind) or item["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

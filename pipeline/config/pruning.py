@@ -70,10 +70,21 @@ class ScoreSection(Section):
                              stages="score prune", ge=1)  # fmt: skip
     processes: Processes = key("auto", "Processes that share the sequences; auto: one for each GPU.", free=True)
 
+    @model_validator(mode="after")
+    def _fits(self) -> ScoreSection:
+        if not -self.length <= self.position < self.length:
+            raise ValueError(f"position {self.position} is not a token of a sequence of length {self.length}")
+        if "taylor" in self.criteria and self.dtype == "float16":
+            raise ValueError("taylor needs gradients, which vanish in float16; set dtype to bfloat16 or float32")
+        return self
+
 
 class CompareSection(Section):
+    enabled: bool = key(
+        True, "Measure the chosen set beside the scored criteria and the controls, before training.", stages="prune",
+    )  # fmt: skip
     shares: tuple[Annotated[Real, Field(gt=0, lt=1)], ...] = key(
-        (), "Shares of the blocks at which every scored criterion and the controls are measured; empty: none.",
+        (), "Further shares of the blocks at which all of them are measured.",
         stages="prune",
     )  # fmt: skip
     greedy: bool = key(False, "Compare greedy with one-shot removal too, for every number of blocks.", stages="prune")

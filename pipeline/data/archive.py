@@ -51,7 +51,7 @@ def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator
                     text = contents["txt"].decode() if "txt" in contents else text_of(record, text_key)
                     if not isinstance(record, dict):
                         raise ValueError(f"its json is not an object, {type(record).__name__}")
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{place}: {error}") from None
                 yield documents, text, domain_of(record)
             documents += 1

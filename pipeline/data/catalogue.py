@@ -6,18 +6,22 @@ file at a URL is pinned by the size and the ETag that its server gives.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pipeline.data.progress import Progress
 from pipeline.data.remote import open_url, patiently, state_of
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.run import RegrowError
 
 #: Files that are asked after at a time: one after the other, 59,166 would take an hour.
 AT_ONCE = 8
+#: Answers after which a line says how many came.
+TOLD = 1000
 
 
 def list_hub(
@@ -46,20 +50,40 @@ def list_hub(
 
 
 def list_urls(
-    url: str, files: str, format_for: Callable[[str], str | None], common: dict[str, Any], patience: dict[str, Any]
-) -> list[Shard]:
-    """The shards at a URL, which may hold braces or a glob, or name a folder, in which ``files`` is a glob."""
+    url: str, files: str, format_for: Callable[[str], str | None], common: dict[str, Any], patience: dict[str, Any],
+    done: Progress | None,
+) -> list[Shard]:  # fmt: skip
+    """The shards at a URL, which may hold braces or a glob, or name a folder, in which ``files`` is a glob.
+
+    ``done`` keeps what the server says of each address; what it said before is not asked again.
+    """
     found = _expand(url, files, format_for, patience)
     place = _common_folder([address for address, _ in found])
 
-    def shard(item: tuple[str, str]) -> Shard:
-        address, kind = item
+    def ask(address: str) -> dict[str, Any]:
         size, etag = patiently(without_secrets(address), lambda: state_of(*open_url(address)), **patience)
-        return Shard(**common, place=place, path=address[len(place) + 1 :], kind="url", revision=None, format=kind,
-                     bytes=size, sha256=None, etag=etag, documents=None, groups=None)  # fmt: skip
+        return {"key": _key(address), "bytes": size, "etag": etag}
 
+    known = dict(done.known) if done else {}
+    unknown = [address for address, _ in found if _key(address) not in known]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(shard, found))
+        for number, answer in enumerate(pool.map(ask, unknown), start=1):
+            known[answer["key"]] = answer
+            if done:
+                done.keep(answer)
+            if number % TOLD == 0:
+                patience["say"](f"{number} of {len(unknown)} files asked after at {without_secrets(place)}")
+    return [
+        Shard(**common, place=place, path=address[len(place) + 1 :], kind="url", revision=None, format=kind,
+              bytes=known[_key(address)]["bytes"], sha256=None, etag=known[_key(address)]["etag"], documents=None,
+              groups=None)
+        for address, kind in found
+    ]  # fmt: skip
+
+
+def _key(address: str) -> str:
+    """The address in the progress: its query may be secret, and may tell one file from another."""
+    return f"url {without_secrets(address)} {hashlib.sha256(address.encode()).hexdigest()[:20]}"
 
 
 def _expand(

@@ -6,11 +6,13 @@ the writer was asked for one (it is verified then), so that flips are seen by th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import naming, require_documents
+from pipeline.data.jsonl import domain_of
 
 #: Rows decoded at a time.
 BATCH = 256
@@ -19,8 +21,8 @@ BATCH = 256
 def read_columns(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str, str | None]]:
     """(index, text, domain) of every row from ``first`` on, in file order; row groups before it are not read.
 
-    The text is the string column ``text_key``, the domain the field ``redpajama_set_name`` of a struct column
-    ``meta``. Raises DamagedShard.
+    The text is the string column ``text_key``, the domain the field ``redpajama_set_name`` of the column ``meta``,
+    structs or JSON. Raises DamagedShard.
     """
     import pyarrow
     import pyarrow.parquet
@@ -75,12 +77,25 @@ def _columns(schema: Any, text_key: str) -> list[str]:
 
     if text_key not in schema.names:
         raise ValueError(f"no column {text_key!r} (columns: {', '.join(schema.names[:8])})")
-    meta = schema.field("meta").type if "meta" in schema.names else None
-    has_domain = meta is not None and pyarrow.types.is_struct(meta) and meta.get_field_index("redpajama_set_name") >= 0
-    return [text_key, "meta.redpajama_set_name"] if has_domain else [text_key]
+    if "meta" not in schema.names or text_key == "meta":
+        return [text_key]
+    meta, types = schema.field("meta").type, pyarrow.types
+    if types.is_struct(meta):
+        has_domain = meta.get_field_index("redpajama_set_name") >= 0
+        return [text_key, "meta.redpajama_set_name"] if has_domain else [text_key]
+    strings = meta.value_type if types.is_dictionary(meta) else meta
+    return [text_key, "meta"] if types.is_string(strings) or types.is_large_string(strings) else [text_key]
 
 
 def _domains(batch: Any) -> list[str | None]:
     if "meta" not in batch.schema.names:
         return [None] * len(batch)
-    return [meta and meta["redpajama_set_name"] for meta in batch.column("meta").to_pylist()]
+    return [domain_of({"meta": _parsed(meta)}) for meta in batch.column("meta").to_pylist()]
+
+
+def _parsed(meta: Any) -> Any:
+    """What a string holds as JSON; None where it is none: a document without a domain, whatever the string is for."""
+    try:
+        return json.loads(meta) if isinstance(meta, str) else meta
+    except (ValueError, RecursionError):
+        return None

@@ -31,7 +31,7 @@ def naming(path: Path, reached: Callable[[], int]) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DamagedShard(f"shard {path}: missing; put it back") from error
-    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, tarfile.TarError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise RegrowError(f"shard {path}: cannot be read ({error.strerror}); start again when it can") from error
         raise DamagedShard(

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ from pipeline.data.row_groups import NotParquet, fetch_row_group
 from pipeline.data.shards import Shard
 from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
 from pipeline.run import RegrowError, require_space
+
+#: The names that a cache gives: a digest, the row group, the shard's own name; and, of a temporary file, the bytes that
+#: it will have. Whatever else lies in the folder is somebody else's: it is neither counted nor deleted.
+OWN = re.compile(r"[0-9a-f]{20}(-[0-9]+)?-.+", re.DOTALL)
+TEMPORARY = re.compile(OWN.pattern + r"\.(?P<bytes>[0-9]+)\.part", re.DOTALL)
 
 
 class ShardCache:
@@ -138,8 +144,9 @@ class ShardCache:
         if not self._swept:
             self._swept = True
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("*.part"):
-                delete_unless_in_use(left)
+            for left in self.folder.iterdir():
+                if TEMPORARY.fullmatch(left.name):
+                    delete_unless_in_use(left)
 
     def _copy(self, shard: Shard, group: int | None) -> Path:
         """Where the copy lies: a name that no other content has, with the ending that tells readers the format."""
@@ -272,18 +279,18 @@ def _size(shard: Shard, group: int | None) -> int:
 
 def _taken(folder: Path) -> dict[Path, tuple[float, int]]:
     """(time of change, bytes) of every copy in a cache folder, and of those that are on their way as if they were
-    there."""
+    there; not of what no cache has named."""
     while True:
         # One that got its name or went meanwhile: look again, lest it be counted under neither name.
         with contextlib.suppress(FileNotFoundError):
             return {path: (path.stat().st_mtime, max(path.stat().st_size, _coming(path)))
-                    for path in folder.glob("*") if path.suffix != ".sha256"}  # fmt: skip
+                    for path in folder.glob("*") if OWN.fullmatch(path.name) and path.suffix != ".sha256"}  # fmt: skip
 
 
 def _coming(path: Path) -> int:
     """Bytes that a temporary file will have; 0 for a copy."""
-    size = path.stem.rpartition(".")[2] if path.suffix == ".part" else ""
-    return int(size) if size.isdigit() else 0
+    temporary = TEMPORARY.fullmatch(path.name)
+    return int(temporary["bytes"]) if temporary else 0
 
 
 def needed_space(shards: Sequence[Shard], lanes: int) -> int:

@@ -35,7 +35,7 @@ def read_jsonl(path: Path, text_key: str = "text", first: int = 0) -> Iterator[t
                     try:
                         record = json.loads(line)
                         text = text_of(record, text_key)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise ValueError(f"the line at byte {offset} {place}: {error}") from None
                     yield documents, text, domain_of(record)
                 documents += 1
@@ -117,7 +117,8 @@ def _zstd_pieces(path: Path) -> Iterator[bytes]:
     """Decompressed pieces of every frame of a file; a frame that does not end is an error, not an end."""
     import zstandard
 
-    decompressor = zstandard.ZstdDecompressor()
+    # As far as the format goes, with the size of memory that it names: --long=31.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     with path.open("rb") as file:
         frame, begin = None, 0
         try:

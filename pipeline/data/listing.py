@@ -1,28 +1,29 @@
 """Listing: every shard of one source, once, pinned by what tells its bytes from others.
 
 Local files are decoded whole, counted and hashed, so that damage is met here and not in the middle of a run. Remote
-files are pinned by what the hub or the server says of them; of remote parquet the footers are read. Both go on where
-they were when a listing is killed and started again. While a local file is decoded it is searched for held-out
-documents.
+files are pinned by what the hub or the server says of them; of remote parquet the footers are read. A listing that is
+killed and started again goes on behind the files that were decoded, the URLs whose server answered and the footers
+that were read; damaged files are looked at again, and the hub is asked for its tree anew. While a local file is
+decoded it is searched for held-out documents.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import json
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.data.catalogue import list_hub, list_urls
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import Census, check_documents, format_of
+from pipeline.data.documents import Census, check_documents, format_of, read_documents
 from pipeline.data.overlap import Search, Twins
+from pipeline.data.progress import Progress
 from pipeline.data.remote import NoRanges, locate, patiently
 from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
 from pipeline.data.shards import Shard, without_secrets
@@ -45,42 +46,6 @@ class Listing:
     skipped: list[dict[str, str]]
     census: Census | None
     twins: list[tuple[Shard, Twins]]
-
-
-class Progress:
-    """What a listing has finished, a JSON line a file, so that a killed listing goes on where it was.
-
-    ``known`` maps the key of a file (path, size and time of change, or what the server says of it) to its entry. A
-    line that a kill cut short is forgotten. Used as a context manager.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.known: dict[str, dict[str, Any]] = {}
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Progress:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+", encoding="utf-8")
-        self._file.seek(0)
-        whole, _, cut = self._file.read().rpartition("\n")
-        for line in whole.splitlines():
-            # What cannot be read is done again.
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                self.known[entry["key"]] = entry
-        if cut:
-            self._file.truncate(len(whole.encode()) + 1 if whole else 0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def keep(self, entry: dict[str, Any]) -> None:
-        """Note ``entry`` (JSON, with its ``key``) as finished."""
-        self.known[entry["key"]] = entry
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
 
 
 def list_source(
@@ -119,7 +84,7 @@ def list_source(
     if local is not None:
         found = _survey_local(*local, format == "auto", format_for, common, hash_of, search, done, say)
     elif "://" in path:
-        found = _survey_remote(list_urls(path, files, format_for, common, patience), done, patience)
+        found = _survey_remote(list_urls(path, files, format_for, common, patience, done), done, patience)
     elif may_be_remote(path):
         found = _survey_remote(list_hub(path, revision, files, format_for, common, patience), done, patience)
     else:
@@ -172,7 +137,7 @@ def local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
     if root.is_file():
         return root.parent, [root.name]
     if root.is_dir():
-        found = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        found = (p.relative_to(root).as_posix() for p in _files_under(root))
         return root, sorted((name for name in found if files == "**" or fnmatchcase(name, files)), key=natural)
     matches = [Path(p) for p in glob.glob(str(root), recursive=True) if Path(p).is_file()]
     if matches:
@@ -180,6 +145,22 @@ def local_files(path: str, files: str) -> tuple[Path, list[str]] | None:
         fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
         return fixed, sorted((p.relative_to(fixed).as_posix() for p in matches), key=natural)
     return None
+
+
+def _files_under(root: Path) -> Iterator[Path]:
+    """Every file below a folder, also behind links. A folder is entered once, by its own name before that of a link:
+    a link that leads back is no loop."""
+    links, seen = [root], set()
+    while links:
+        links.sort(key=lambda link: natural(link.as_posix()), reverse=True)
+        for name, folders, files in os.walk(links.pop()):
+            folder = Path(name)
+            if folder.resolve() in seen:
+                folders.clear()
+                continue
+            seen.add(folder.resolve())
+            yield from (path for file in files if (path := folder / file).is_file())
+            links += [path for inside in folders if (path := folder / inside).is_symlink()]
 
 
 def _sum(parts: Sequence[Census]) -> Census:
@@ -205,15 +186,18 @@ def _survey_local(
     if auto:
         ids = [name for name, kind in kinds.items() if kind == "tar" and is_tokenised(base / name)]
         kinds.update(dict.fromkeys(ids, "tokenised"))
-        _refuse_text_beside_ids(base, kinds)
+        _refuse_text_beside_ids(base, kinds, common["text_key"])
     for number, (name, kind) in enumerate(kinds.items(), start=1):
         path = base / name
         state = path.stat()
         key = f"{path.absolute()} {state.st_size} {state.st_mtime_ns} {kind} {common['text_key']}"
         entry = done.known.get(key) if done else None
-        if entry is None or ("damage" not in entry and search.mark not in (None, entry.get("searched"))):
+        was_damaged = entry is not None and "damage" in entry
+        if entry is None or was_damaged or search.mark not in (None, entry.get("searched")):
             say(f"shard {number} of {len(kinds)}: {name}")
-            entry = {"key": key} | _examine(path, kind, common["text_key"], hash_of, search)
+            # A repair may keep size and time, by which a hash is remembered as well.
+            hashed = hash_file if was_damaged else hash_of
+            entry = {"key": key} | _examine(path, kind, common["text_key"], hashed, search)
             if done:
                 done.keep(entry)
         shard = Shard(**common, place=str(base), path=name, kind="local", revision=None, format=kind,
@@ -226,11 +210,20 @@ def _survey_local(
         yield shard, entry if search.mark else {**entry, "twins": {}}
 
 
-def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str]) -> None:
-    """A source is either: ids beside text are mostly those that were made of it, and would be read a second time."""
+def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str) -> None:
+    """A source is either: ids beside text are mostly those that were made of it, and would be read a second time.
+
+    A tar that does not give one text is no text beside ids: it is damaged, which decoding it will tell.
+    """
     ids = next((name for name, kind in kinds.items() if kind == "tokenised"), None)
-    text = next((name for name, kind in kinds.items() if kind != "tokenised"), None)
-    if ids is not None and text is not None:
+    if ids is None:
+        return
+    for text in (name for name, kind in kinds.items() if kind != "tokenised"):
+        if kinds[text] == "tar":
+            try:
+                next(read_documents(base / text, "tar", text_key))
+            except DamagedShard:
+                continue
         raise RegrowError(
             f"data source {str(base)!r} mixes text ({text}) and token ids ({ids}). Where the ids were made of this "
             "text, keep data.tokenised outside of it; else make them two entries of data.sources, each with its own "
@@ -241,7 +234,7 @@ def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str]) -> None:
 def _examine(
     path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str], search: Search
 ) -> dict[str, Any]:  # fmt: skip
-    """Decode, search and hash one local file; a damaged one too gives an entry, so that it is decoded once alone."""
+    """Decode, search and hash one local file; of a damaged one the entry has the ``damage`` alone."""
     twins = Twins()
     try:
         census = check_documents(path, kind, text_key, search.watch(twins))
@@ -262,10 +255,10 @@ def _survey_remote(
         else:
             key = f"{shard.name} {shard.revision} {shard.bytes} {shard.sha256 or shard.etag} {shard.text_key}"
             entry = done.known.get(key) if done else None
-            if entry is None:
-                patience["say"](f"footer {number} of {len(shards)}: {shard.path}")
+            if entry is None or "damage" in entry:
+                patience["say"](f"footer {number} of {len(shards)}: {shard.name}")
                 entry = {"key": key} | _count_groups(shard, patience)
-                if done:
+                if done and "damage" not in entry:
                     done.keep(entry)
             groups = None if entry.get("groups") is None else tuple(entry["groups"])
             documents = None if groups is None else sum(groups)
@@ -277,6 +270,7 @@ def _count_groups(shard: Shard, patience: dict[str, Any]) -> dict[str, Any]:
     try:
         footer = patiently(f"shard {shard.name}", lambda: read_footer(file_system, path, shard.bytes), **patience)
         metadata = parse_footer(footer)
+        groups = row_counts(metadata)
     except NoRanges:
         return {"groups": None}  # It is fetched whole.
     except NotParquet as error:
@@ -286,4 +280,6 @@ def _count_groups(shard: Shard, patience: dict[str, Any]) -> dict[str, Any]:
         raise RegrowError(
             f"shard {shard.name}: no column {shard.text_key!r}; it has {', '.join(columns)}; set text_key"
         )
-    return {"groups": row_counts(metadata)}
+    if sum(groups) == 0:
+        return {"damage": f"shard {shard.name}: not one document in it; replace it at its source or leave it out"}
+    return {"groups": groups}

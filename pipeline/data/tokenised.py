@@ -145,7 +145,7 @@ def is_tokenised(path: Path) -> bool:
         try:
             member = next(members(file), None)
             return member is not None and "tokenised" in json.loads(read_member(file, member))
-        except (ValueError, TypeError, EOFError, tarfile.TarError):
+        except (ValueError, TypeError, EOFError, RecursionError, tarfile.TarError):
             return False
 
 

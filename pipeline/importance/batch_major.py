@@ -61,6 +61,16 @@ def sweep_by_batch(
     return _read_back(folder, len(groups), blocks, losses, position)
 
 
+def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[torch.Tensor]:
+    """This process's micro-batches of ``sequences``: a run of neighbours, so that in rank order they are all of them.
+
+    The micro-batches are the same for every number of processes.
+    """
+    groups = sequences.split(micro_batch)
+    first, last = (len(groups) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return list(groups[first:last])
+
+
 def _read_back(
     folder: Path, groups: int, blocks: int, losses: bool, position: int | None
 ) -> tuple[torch.Tensor | None, StateDistances | None]:

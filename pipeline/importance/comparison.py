@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import CONTROLS, control_blocks
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window, protected_blocks
@@ -24,7 +25,7 @@ from pipeline.model.replacement import mapped_outputs
 from pipeline.run import RegrowError, read_json, write_json
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
-BY_WINDOW = ("angular_last", "angular_mean", "linear")
+BY_WINDOW = ("block_influence", "angular_last", "angular_mean", "linear")
 
 #: A run of removed blocks by its first one -> the map that stands in for it.
 Maps = Mapping[int, torch.Tensor]
@@ -43,10 +44,8 @@ class Perplexities:
         self.model, self.world, self.file = model, world, file
         self.known = world.from_first(read_json(file) if world.rank == 0 and file.exists() else {})
         self.shares = {
-            name: None if rows is None else
-            [batch for batch in rows.tensor_split(world.size)[world.rank].split(micro_batch) if len(batch)]
-            for name, rows in texts.items()
-        }  # fmt: skip
+            name: None if rows is None else own_share(rows, micro_batch, world) for name, rows in texts.items()
+        }
 
     def __call__(self, removed: Sequence[int], maps: Maps | None = None) -> dict[str, float | None]:
         """Perplexity without the removed blocks, by text; with ``maps`` in their place. None where it is infinite."""

@@ -144,8 +144,11 @@ def _pairs(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, t
     """For each end 1 ... L, over all starts before it: chords and lengths (end, T), and the end's norms (T,)."""
     norms = torch.linalg.vector_norm(states, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     units = states / norms[..., None]
+    empty = ~states.any(dim=-1)
     for end in range(1, len(states)):
         chords = torch.linalg.vector_norm(units[:end] - units[end], dim=-1)
+        # A state of zeros (a padding token's embedding) has no direction: cos 0 to any other.
+        chords = chords.masked_fill(empty[:end] ^ empty[end], 2**0.5)
         lengths = torch.linalg.vector_norm(states[:end] - states[end], dim=-1)
         yield chords, lengths, norms[end]
 

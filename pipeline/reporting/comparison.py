@@ -13,7 +13,7 @@ from pipeline.reporting import notation
 from pipeline.reporting.curves import way_words
 from pipeline.reporting.drawing import finite
 
-SELECTIONS = ("one-shot", "greedy", "contiguous", "control")
+SELECTIONS = ("one-shot", "greedy", "contiguous", "given", "control")
 TEXTS = {"held_out": "held-out", "calibration": "calibration"}
 
 
@@ -34,7 +34,8 @@ def measured_on(comparison: Mapping[str, Any]) -> str:
         record = comparison.get(text) or {}
         if record.get(many) is not None:
             length = f" of {record['length']} tokens" if record.get("length") is not None else ""
-            parts.append(f"{record[many]} {TEXTS[text]} {many}{length}")
+            word = many.removesuffix("s") if record[many] == 1 else many
+            parts.append(f"{record[many]} {TEXTS[text]} {word}{length}")
     return "; ".join(parts)
 
 
@@ -50,7 +51,8 @@ def ways_of(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> list[dic
         key = (one["by"], one["selection"], bool(one.get("linear_map")))
         way = ways.setdefault(key, dict(zip(("by", "selection", "linear_map"), key, strict=True)) | {"sets": {}})
         way["sets"][one["remove"]] = one
-    plain = (prune.get("criterion"), prune.get("selection"), False)
+    # An explicit list has no criterion and no selection.
+    plain = (prune.get("criterion") or "config", prune.get("selection") or "given", False)
     mapped = (*plain[:2], True)
     chosen = mapped if prune.get("linear") and mapped in ways else plain
     for key, way in ways.items():
@@ -121,10 +123,10 @@ def verdict(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, Any]], pr
         return [f"With {count} blocks removed no way of choosing left a finite {on}."]
     first = [words for value, words in known if value == known[0][0]]
     sentence = f"With {count} blocks removed, the lowest {on} before training is "
-    sentence += f"{notation.perplexity(known[0][0])}, by {_listed(first)}"
+    sentence += f"{notation.perplexity(known[0][0])}, by {_listed(first, '; ')}"
     if len(first) < len(known):
         value, words = known[len(first)]
-        sentence += f"; the next is {notation.perplexity(value)}, by {words}"
+        sentence += f". The next is {notation.perplexity(value)}, by {words}"
     sentences = [sentence + "."]
     if text == "calibration":
         sentences.append("Held-out text was not measured, and calibration text is what some ways were chosen on.")
@@ -226,9 +228,10 @@ def greedy_table(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> dic
     if greedy is None or plain is None:
         rounds = prune.get("greedy") or ()
         rows = [
-            {"k": k, "block": one["removed"], "cells": [{"text": notation.perplexity(one.get("perplexity"))}]}
+            {"k": k, "block": one["removed"], "planned": False,
+             "cells": [{"text": notation.perplexity(one.get("perplexity")), "best": False}]}
             for k, one in enumerate(rounds, start=1)
-        ]
+        ]  # fmt: skip
         return {"rows": rows, "texts": ["calibration"], "ways": ["greedy"], "sentence": ""} if rows else None
     texts, rows, signs = measured_texts(comparison), [], {}
     before: set[int] = set()
@@ -266,6 +269,8 @@ def _greedy_sentence(held_out: Mapping[int, int], measured: bool, calibration: M
     return f"On held-out text greedy has a perplexity that is {_listed(parts)}. {optimised}"
 
 
-def _listed(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
+def _listed(parts: Sequence[str], comma: str = ", ") -> str:
+    """`a`, `a and b`, `a, b and c`; parts that hold commas themselves stand between semicolons."""
+    if comma != ", " and len(parts) > 1:
+        return comma.join([*parts[:-1], f"and {parts[-1]}"])
+    return " and ".join(filter(None, [comma.join(parts[:-1]), parts[-1]])) if parts else ""

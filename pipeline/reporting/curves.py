@@ -171,6 +171,8 @@ def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: flo
 def way_words(way: Mapping[str, Any]) -> str:
     """`ppl, greedy` or `angular_last, contiguous with a linear map`; a control by its name alone."""
     words = way["by"] if way["selection"] == "control" else f"{way['by']}, {way['selection']}"
+    if way["selection"] == "given":
+        words = "blocks named in the config"
     return words + (" with a linear map" if way.get("linear_map") else "")
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.importance.comparison import Perplexities, compare, compared_sets
+from pipeline.importance.batch_major import own_share
+from pipeline.importance.comparison import Maps, Perplexities, compare, compared_sets
 from pipeline.importance.controls import CONTROLS, control_blocks
 from pipeline.importance.greedy import Round, greedy_rounds
-from pipeline.importance.linear import fit_maps
+from pipeline.importance.linear import find_projections, fit_maps
 from pipeline.importance.scoring import split_for_maps
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within, protected_blocks
 from pipeline.launch import World
+from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
 from pipeline.model.replacement import removed_runs
 from pipeline.run import Run, read_json, write_json
@@ -30,8 +32,7 @@ from pipeline.stages.texts import draw_for_maps, draw_held_out
 def runs_model(config: Config) -> bool:
     """Whether choosing or comparing runs the model, so that several processes share the work."""
     cut = config.prune
-    greedy = cut.selection == "greedy" or cut.compare.greedy
-    return bool(greedy or cut.perplexity is not None or cut.linear or cut.compare.shares)
+    return cut.selection == "greedy" or cut.perplexity is not None or cut.linear or cut.compare.enabled
 
 
 class Chooser:
@@ -46,7 +47,10 @@ class Chooser:
             dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
             trust_remote_code=config.model.trust_remote_code,
         )  # fmt: skip
-        self.share = texts["calibration"].tensor_split(world.size)[world.rank].split(config.score.micro_batch)
+        if config.prune.linear:
+            # Refused now, not after the rounds of greedy removal.
+            find_projections(self.model, [(start, 1) for start in range(len(find_blocks(self.model)))])
+        self.share = own_share(texts["calibration"], config.score.micro_batch, world)
         self.perplexities = Perplexities(
             self.model, texts, config.score.micro_batch, world, self.progress / "perplexities.json"
         )
@@ -64,9 +68,8 @@ class Chooser:
             rounds = rounds[: next((n for n, one in enumerate(rounds) if not one.perplexity <= budget), len(rounds))]
         if remove is not None and len(rounds) >= remove:
             return rounds[:remove]
-        batches = [batch for batch in self.share if len(batch)]
         for one in greedy_rounds(
-            self.model, batches, remove=remove, budget=budget, done=[one.removed for one in rounds],
+            self.model, self.share, remove=remove, budget=budget, done=[one.removed for one in rounds],
             group=self.world.control, **self.protect,
         ):  # fmt: skip
             rounds.append(one)
@@ -97,10 +100,15 @@ class Chooser:
         self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")
         return {start: matrix for (start, _), matrix in maps.items()}, tokens
 
-    def comparison(self, criteria: Mapping[str, Any], total: int, planned: int) -> dict[str, Any]:
-        """comparison.json: the perplexity of every way of choosing at each share, and at the planned count."""
-        asked = self.config.prune.compare
-        counts = sorted({int(share * total) for share in asked.shares} | ({planned} if asked.shares else set()))
+    def comparison(self, criteria: Mapping[str, Any], total: int, removed: list[int], maps: Maps) -> dict[str, Any]:
+        """comparison.json: the perplexity of every way of choosing, and of this run's set, at the planned count and at
+        each share."""
+        asked, planned = self.config.prune.compare, len(removed)
+        counts = sorted({planned} | {int(share * total) for share in asked.shares})
+        if "linear" in criteria and str(planned) not in criteria["linear"]["windows"]:
+            self.say(
+                f"linear was not fitted for windows of {planned} blocks (score.linear_n): its window is not compared"
+            )
         sets = list(compared_sets(criteria, total, counts, seed=self.config.prune.seed, **self.protect))
         if asked.greedy:
             free = min(total - len(protected_blocks(total, **_ends(self.protect))), total - 1)
@@ -112,8 +120,13 @@ class Chooser:
                     ways["one-shot"] = choose_blocks(order, remove, **self.protect)
                 sets += [{"by": "ppl", "selection": way, "linear_map": False, "remove": remove, "blocks": blocks}
                          for way, blocks in ways.items()]  # fmt: skip
+        own = self._own(removed)
+        if not any(all(one[key] == own[key] for key in ("by", "selection", "remove")) for one in sets):
+            sets.append(own)
         measured = compare(sets, self.perplexities, self.say)
         measured += self._with_maps(measured, planned)
+        if maps and not any(one["linear_map"] and one["blocks"] == removed for one in measured):
+            measured.append({**own, "linear_map": True, "perplexity": self.perplexities(removed, maps)})
         held_out = self.perplexities.shares["held_out"] is not None
         return {
             "protected": protected_blocks(total, **_ends(self.protect)),
@@ -125,6 +138,13 @@ class Chooser:
             "dense": self.perplexities([]),
             "sets": measured,
         }
+
+    def _own(self, removed: list[int]) -> dict[str, Any]:
+        """This run's set, as one of those compared."""
+        cut = self.config.prune
+        selection = "given" if cut.blocks is not None else "control" if cut.criterion in CONTROLS else cut.selection
+        by = "config" if cut.blocks is not None else cut.criterion
+        return {"by": by, "selection": selection, "linear_map": False, "remove": len(removed), "blocks": removed}
 
     def _with_maps(self, measured: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
         """The window that linear chose at the planned count, with its map in its place."""

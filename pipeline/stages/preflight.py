@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers
+from pipeline.importance.linear import TOKENS_PER_INPUT
+from pipeline.importance.scoring import HELD_OUT
 from pipeline.importance.selection import read_block_order
 from pipeline.launch import Place, count_processes
 from pipeline.model.blocks import block_parameters
@@ -28,10 +31,15 @@ def preflight(due: Collection[str], config: Config, place: Place) -> None:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
     if {"score", "prune", "evaluate"} & set(due):
         resolve_model(config.model.path, config.model.revision)
-    if "prune" in due:
+    if {"score", "prune"} & set(due):
+        folder = resolve_model(config.model.path, config.model.revision)
+        model = meta_model(load_architecture(folder / "config.json", config), config.model.trust_remote_code)
         if "score" in due:
-            require_scored(config, config.score.criteria)
-        _cut(config)
+            _linear(config, model)
+        if "prune" in due:
+            if "score" in due:
+                require_scored(config, config.score.criteria)
+            _cut(config, model)
 
 
 def _training(config: Config, processes: int) -> None:
@@ -44,11 +52,39 @@ def _training(config: Config, processes: int) -> None:
         )
 
 
-def _cut(config: Config) -> None:
+def _linear(config: Config, model: Any) -> None:
+    """Whether linear maps can be fitted as the config says: enough tokens, and windows that the model has."""
+    score, cut = config.score, config.prune
+    if "linear" not in score.criteria and not cut.linear:
+        return
+    total, width = len(block_parameters(model)), model.config.get_text_config().hidden_size
+    long = [count for count in score.linear_n or () if count >= total]
+    if long:
+        raise RegrowError(f"score.linear_n {long[0]}: the model has {total} blocks, a window holds fewer")
+    count, needed = score.linear_sequences, -(-TOKENS_PER_INPUT * width // score.length)
+    if count is not None and count - count // HELD_OUT < needed:
+        raise RegrowError(
+            f"score.linear_sequences {count}: every fourth judges, which leaves {count - count // HELD_OUT} of "
+            f"{score.length} tokens to fit maps of {width} x {width} on; {needed} are needed ({TOKENS_PER_INPUT} "
+            "tokens for each input); raise it, or leave it null"
+        )
+    planned = len(_removed(config, model))
+    by_window = cut.criterion == "linear" and cut.selection == "contiguous"
+    if by_window and score.linear_n is not None and planned not in score.linear_n:
+        raise RegrowError(
+            f"score.linear_n {list(score.linear_n)}: prune removes a window of {planned} blocks by linear; add it, or "
+            "leave linear_n null"
+        )
+
+
+def _cut(config: Config, model: Any) -> None:
     """Whether so many blocks, or these, can go from this model: its config.json tells."""
-    folder = resolve_model(config.model.path, config.model.revision)
-    model = meta_model(load_architecture(folder / "config.json", config), config.model.trust_remote_code)
-    sizes = block_parameters(model)
-    removed_sizes(config.prune, sizes, sum(parameter.numel() for parameter in model.parameters()))
+    _removed(config, model)
     if isinstance(config.prune.blocks, Path):
-        read_block_order(config.prune.blocks, len(sizes))
+        read_block_order(config.prune.blocks, len(block_parameters(model)))
+
+
+def _removed(config: Config, model: Any) -> list[int]:
+    """Sizes of the blocks that will go, as far as the config tells."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return removed_sizes(config.prune, block_parameters(model), total)

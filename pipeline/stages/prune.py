@@ -66,13 +66,14 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     sizes, parameters = block_parameters(meta), sum(parameter.numel() for parameter in meta.parameters())
     total = len(sizes)
 
+    _require_room(config, run)
     chooser = Chooser(config, run, dense, world, say) if runs_model(config) else None
     removed, rounds = removed_blocks(config, criteria, sizes, parameters, chooser)
     say(f"removing {len(removed)} of {total} blocks: {removed}")
     maps, linear = _linear(chooser, removed) if chooser and cut.linear else ({}, None)
     comparison = None
-    if chooser and (cut.compare.shares or cut.compare.greedy):
-        comparison = chooser.comparison(criteria, total, len(removed))
+    if chooser and cut.compare.enabled:
+        comparison = chooser.comparison(criteria, total, removed, maps)
     del chooser
     gc.collect()
     if world.rank > 0:
@@ -102,6 +103,17 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }  # fmt: skip
     write_json(folder / "prune.json", record)
     return {"removed": removed, "parameters": record["parameters"]}
+
+
+def _require_room(config: Config, run: Run) -> None:
+    """RegrowError where the model is to run here, and was too large for the device when it was scored."""
+    scored = run.record("score")
+    if runs_model(config) and scored and scored["result"]["loop"] == "block":
+        raise RegrowError(
+            "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, and stage "
+            "score streamed it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
+            "remove, ratio or parameters"
+        )
 
 
 def require_scored(config: Config, criteria: Collection[str]) -> None:
@@ -158,6 +170,11 @@ def _order(config: Config, criteria: Mapping[str, Any], total: int) -> list[int]
 
 def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tensor], dict[str, Any]]:
     """The maps that take the removed runs' places, and what prune.json says of them."""
+    if removed[0] == 0 and len(removed_runs(removed)) == 1:
+        raise RegrowError(
+            "prune.linear: every removed block lies at the start, where no block is left to fold a map into; protect "
+            "block 0 (prune.protect_first), or leave prune.linear out"
+        )
     maps, tokens = chooser.maps(removed)
     runs = [list(run) for run in removed_runs(removed) if run[0] in maps]
     with_map = chooser.perplexities(removed, maps)

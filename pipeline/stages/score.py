@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.data.overlap import can_look_into, held_out_hashes
 from pipeline.data.shards import read_manifest
-from pipeline.importance.batch_major import sweep_by_batch
+from pipeline.importance.batch_major import own_share, sweep_by_batch
 from pipeline.importance.block_major import ROOM, sweep_by_block
 from pipeline.importance.distances import DISTANCES, StateDistances
-from pipeline.importance.linear import linear_entry
+from pipeline.importance.linear import find_projections, linear_entry
 from pipeline.importance.ppl import TIE
 from pipeline.importance.scoring import add_uncertainty, split_for_maps, sweep_entries
 from pipeline.importance.selection import write_block_order
@@ -31,7 +32,6 @@ from pipeline.launch import World
 from pipeline.model.blocks import block_parameters, find_blocks
 from pipeline.model.costs import meta_model
 from pipeline.model.load import load_model, model_files, resolve_model
-from pipeline.model.replacement import output_projection
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
 from pipeline.plan import load_architecture, removed_sizes
@@ -72,6 +72,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank == 0:
         for entry in entries.values():
             add_uncertainty(entry)
+        if len(sequences) == 1:
+            say("one calibration sequence: no intervals and no stability; raise score.sequences")
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
             "dtype": config.score.dtype, "seed": config.score.seed, "overlap": _overlap(run, origins),
@@ -82,6 +84,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
         _write_tables(folder, entries)
         both = calibration["overlap"]
+        for states in (folder / "progress").glob("states-*"):
+            shutil.rmtree(states)
         held_out = "an unknown number" if both["held_out"] is None else both["held_out"]
         say(f"calibration documents: {both['training']} of {len(origins)} are also trained on, {held_out} held out")
         for name, entry in entries.items():
@@ -111,7 +115,8 @@ def _score_by_batch(
     asked, progress = config.score.criteria, run.stage("score") / "progress"
     wanted = set(asked) & set(DISTANCES)
     if "linear" in asked:
-        output_projection(model, 0)  # refused now, not after hours of the sweep
+        # Refused now, not after hours of the sweep.
+        find_projections(model, [(start, 1) for start in range(len(find_blocks(model)))])
     entries = {}
     if "ppl" in asked or wanted:
         losses, distances = sweep_by_batch(
@@ -120,7 +125,7 @@ def _score_by_batch(
         )  # fmt: skip
         entries = sweep_entries(asked, losses, distances, config.score.length - 1, TIE[config.score.dtype])
     reductions = _reductions(config)
-    own = sequences.tensor_split(world.size)[world.rank].split(config.score.micro_batch)
+    own = own_share(sequences, config.score.micro_batch, world)
 
     def linear() -> dict[str, Any]:
         width = model.config.get_text_config().hidden_size
@@ -133,8 +138,7 @@ def _score_by_batch(
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "linear": linear,
         "magnitude": lambda: magnitude_entry(model, **reductions),
-        "taylor": lambda: taylor_entry(model, [batch for batch in own if len(batch)], **reductions,
-                                       group=world.control),
+        "taylor": lambda: taylor_entry(model, own, **reductions, group=world.control),
     }  # fmt: skip
     for name in (name for name in asked if name in makers):
         entries[name] = _kept(progress / f"{name}.json", world, makers[name])
@@ -160,13 +164,13 @@ def _score_by_block(
     entries = {}
     wanted = set(asked) & set(DISTANCES)
     if "ppl" in asked or wanted:
-        share = sequences.tensor_split(world.size)[world.rank]
-        first = sum(len(part) for part in sequences.tensor_split(world.size)[: world.rank])
+        own = own_share(sequences, config.score.micro_batch, world)
+        share = torch.cat(own) if own else sequences[:0]
         distances = StateDistances(len(streamed.blocks), config.score.position) if wanted else None
         losses = None
         if len(share):
             losses = sweep_by_block(
-                streamed, share, folder=progress / f"states-{first:05d}-{len(share):05d}",
+                streamed, share, folder=progress / f"states-{world.rank}-of-{world.size}",
                 micro_batch=config.score.micro_batch, losses="ppl" in asked, distances=distances, say=say,
             )  # fmt: skip
         found = [item for item in world.gather((losses, distances, len(share))) if item[2]]

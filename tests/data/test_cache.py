@@ -231,3 +231,25 @@ def test_a_fetch_under_way_counts_as_if_it_were_there(remote, server, tmp_path):
         time.sleep(0.005)
     with pytest.raises(RegrowError, match="no room for shard"):
         second.open(quick)
+
+
+def test_what_others_put_into_the_folder_is_left_alone(remote, server, tmp_path):
+    """Older than any copy, so the first to go; with it not one shard would have room."""
+    shard = remote(1)
+    folder = tmp_path / "cache"
+    names = ["thesis.tex", "film.mkv.part", "film.900.part", "part_1.jsonl", "0123456789abcdef0123.jsonl",
+             f"{'a' * 64}-x.tar.77.part", "deadbeef-3-x.parquet", "sub/0123456789abcdef0123-x.jsonl"]  # fmt: skip
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(10_000))
+        os.utime(folder / name, (0, 0))
+    copy = folder / "0123456789abcdef0123-7-x.parquet"
+    left = folder / "0123456789abcdef0123-x.jsonl.800.part"
+    for path in (copy, left):
+        path.write_bytes(b"of a run that was killed")
+    cache = ShardCache(folder, limit=shard.bytes, say=lambda line: None)
+    cache.open(shard)
+    assert [name for name in names if not (folder / name).exists()] == [], "a file of somebody else was deleted"
+    assert not copy.exists() and not left.exists(), "what a cache left behind stays for ever"
+    cache.drop(shard)
+    assert require_cache_space(folder, [shard], 1) == 2 * shard.bytes

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.data.columns import read_columns, row_groups
-from pipeline.data.documents import DamagedShard
+from pipeline.data.documents import DamagedShard, read_documents
 
 
 def table_of(texts) -> pyarrow.Table:
@@ -79,3 +79,18 @@ def test_a_footer_that_lost_row_groups_is_refused(tmp_path):
         assert len(read) == 6, f"a zero at byte {at}: {len(read)} of 6 documents, without an error"
         assert row_groups(path) == (2, 2, 2)
     assert shortened, "pyarrow sees a shortened footer by itself now"
+
+
+@pytest.mark.parametrize("type", [pyarrow.string(), pyarrow.large_string(),
+                                  pyarrow.dictionary(pyarrow.int32(), pyarrow.string())])  # fmt: skip
+def test_a_domain_in_a_string_of_json_is_filtered_by(tmp_path, type):
+    """As parquet mirrors have it whose writers keep no structs; a string that is no JSON tells no domain."""
+    metas = ['{"redpajama_set_name": "RedPajamaBook"}', '{"redpajama_set_name": "RedPajamaC4"}', "RedPajamaBook",
+             '"RedPajamaBook"', '{"redpajama_set_name": ["RedPajamaBook"]}', "{}", None, "[" * 200_000]  # fmt: skip
+    texts = [str(number) for number in range(len(metas))]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "meta": pyarrow.array(metas).cast(type)}), path)
+    domains = [domain for _, _, domain in read_columns(path)]
+    assert domains == ["RedPajamaBook", "RedPajamaC4", None, None, None, None, None, None]
+    kept = [text for _, text in read_documents(path, "parquet", exclude_domains=["RedPajamaBook"])]
+    assert kept == texts[1:]

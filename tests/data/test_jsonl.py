@@ -148,3 +148,24 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RegrowError, match=r"b\.jsonl\.zst: cannot be written"):
         write_jsonl_zst(tmp_path / "file" / "b.jsonl.zst", [{"text": "x"}])
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"text": ' + '{"a":' * 200_000])
+def test_json_that_is_nested_too_deep_is_damage_with_its_line(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n' + line + "\n")
+    with pytest.raises(
+        DamagedShard, match=r"a\.jsonl: damaged at document 1: the line at byte 14 of the file: .*recurs"
+    ):
+        read(path)
+
+
+@pytest.mark.parametrize("window", [27, 28, 31])
+def test_a_frame_may_ask_for_any_window(tmp_path, window):
+    """As zstd --long makes it: a header without a size, with the window; then one block, as it is."""
+    line = b'{"text": "x"}\n'
+    block = (len(line) << 3 | 1).to_bytes(3, "little") + line
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.FRAME_HEADER + bytes([0, window - 10 << 3]) + block)
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 2**window
+    assert read(path) == [(0, "x")]

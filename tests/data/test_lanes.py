@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 
 from pipeline.data.documents import DamagedShard, read_documents
 from pipeline.data.fetching import ShardCache
-from pipeline.data.lanes import Lane, draw_source, shares
+from pipeline.data.lanes import CHARACTERS, TEXTS, Lane, draw_source, shares
 from pipeline.data.loader import RowStream
 from pipeline.data.parts import deal, shuffle, split_into_parts
 from pipeline.data.position import Cursor, LaneCursor
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import write_tokenised
+from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
 
 
@@ -32,8 +34,8 @@ def listed(documents: int | None, groups: tuple[int, ...] | None = None, source:
 
 def lane(shards, cache, number=0, *, lanes=4, seed=0, **more) -> Lane:
     sources = deal(shards, lanes, seed)
-    settings = {"row_length": 64, "on_damage": "raise", "row": 0, "cursor": None, **more}
-    return Lane(number, lanes=lanes, sources=sources, ends=shares(None, len(sources)), encode=encode, seed=seed,
+    settings = {"row_length": 64, "on_damage": "raise", "row": 0, "cursor": None, "encode": encode, **more}
+    return Lane(number, lanes=lanes, sources=sources, ends=shares(None, len(sources)), seed=seed,
                 cache=ShardCache(cache), **settings)  # fmt: skip
 
 
@@ -193,6 +195,41 @@ def test_every_cursor_goes_on_exactly(corpus, tmp_path):
             ids, edges, cursor = next(resumed)
             assert np.array_equal(ids, rows[later][0]) and cursor == rows[later][2], f"resumed behind row {at}"
             assert np.array_equal(edges, rows[later][1]), f"resumed behind row {at}: documents begin elsewhere"
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_rows_are_those_of_one_text_at_a_time_across_the_batches(texts, tiny_model, tmp_path, lanes):
+    """A part of more than two batches, with texts that end a batch by their length; in three lanes it is cut, and
+    each part ends inside a batch. Resumed where a batch begins, inside of it, and behind a long text."""
+    short = [text[:50] for text in texts[:300]]
+    documents = [*short[:150], "\n".join(texts)[: CHARACTERS + 10], *short[150:160], "", *short[160:]]
+    shards = [shard(write_shard(tmp_path / "corpus/a.jsonl", documents))]
+    assert len(documents) > 4 * TEXTS and (len(documents) // lanes) % TEXTS not in (0, TEXTS - 1)
+    encoder = make_encoder(load_tokenizer(tiny_model))
+    assert encoder.engine is not None, "this test is of the batches of a compiled tokenizer"
+
+    def rows_by(encode, number, count, **more):
+        one = lane(shards, tmp_path, number, lanes=lanes, row_length=256, encode=encode, **more)
+        return [next(one) for _ in range(count)]
+
+    def same(found, wanted) -> bool:
+        return all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and a[2] == b[2]
+                   for a, b in zip(found, wanted, strict=True))  # fmt: skip
+
+    for number in range(lanes):
+        (part,) = deal(shards, lanes, 0)[0].parts[number::lanes]
+        mine = documents[part.first : part.stop]
+        ids = [token for text in mine for token in encoder(text)]
+        whole = len(ids) // 256
+        rows = rows_by(encoder, number, whole + 2)
+        assert np.concatenate([row[0] for row in rows])[: len(ids)].tolist() == ids, "a document is missing or moved"
+        assert same(rows, rows_by(lambda text: encoder(text), number, whole + 2)), "one text at a time gives other rows"
+        inside = [row[2].cursors[0].document - part.first for row in rows[:whole]]
+        assert any(0 < place % TEXTS < TEXTS - 1 for place in inside), "no row ends in the middle of a batch"
+        for at in sorted({1, whole, *(bisect_left(inside, TEXTS * n) for n in (1, 2))}):
+            if at <= whole:
+                found = rows_by(encoder, number, whole + 1 - at, cursor=rows[at][2], row=at + 1)
+                assert same(found, rows[at + 1 :]), f"lane {number} of {lanes}, resumed behind row {at}"
 
 
 def test_a_row_that_ends_with_its_document_goes_on_at_the_next(tmp_path):

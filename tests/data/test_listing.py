@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from server import COMMIT, SECRET, Server
 
+from pipeline.data import catalogue
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
+from pipeline.data.fetching import needed_space
 from pipeline.data.listing import Progress, list_source, natural
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
-from pipeline.run import RegrowError, hash_file
+from pipeline.run import RegrowError, Run, hash_file
 
 
 def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
@@ -43,6 +45,25 @@ def test_the_order_is_natural_and_stable(shard_of, texts, tmp_path):
     listed = [shard.path.removesuffix(".jsonl") for shard in list_source(str(tmp_path / "corpus")).shards]
     assert listed == [names[3], names[2], names[1], names[0]], "chunk10 stands before chunk2, or 10 before 9"
     assert sorted(["a1", "a01", "1a", "a", "10", "9b"], key=natural) == ["1a", "9b", "10", "a", "a01", "a1"]
+
+
+def test_linked_folders_are_listed_and_lead_into_no_loop(shard_of, texts, tmp_path):
+    for number, name in enumerate(["a/1.jsonl", "b/2.jsonl", "../disk/x/3.jsonl", "../disk/4.jsonl"]):
+        shard_of(name, texts[number : number + 1])
+    root = tmp_path / "corpus"
+    before = [shard.path for shard in list_source(str(root)).shards]
+    assert before == ["a/1.jsonl", "b/2.jsonl"]
+    for link, target in (("a/up", root), ("0_other_name", root / "b"), ("c10", tmp_path / "disk/x"),
+                         ("c2", tmp_path / "disk"), ("a/gone", tmp_path / "gone")):  # fmt: skip
+        (root / link).symlink_to(target, target_is_directory=True)
+    (tmp_path / "disk/x/back").symlink_to(tmp_path, target_is_directory=True)
+    (root / "file.jsonl").symlink_to(shard_of("../5.jsonl", texts[4:5]))
+    found = [shard.path for shard in list_source(str(root)).shards]
+    assert found[:2] == before and found[-1] == "file.jsonl", "a link changed the names or the order of what was there"
+    assert {Path(root / name).resolve().name for name in found} == {f"{n}.jsonl" for n in (1, 2, 3, 4, 5)}
+    assert found[2:-1] == ["c2/4.jsonl", "c2/x/3.jsonl", "c2/x/back/5.jsonl"], "a folder was entered twice, or not"
+    (tmp_path / "linked").symlink_to(root, target_is_directory=True)
+    assert [shard.path for shard in list_source(str(tmp_path / "linked"), files="[ab]/*").shards] == before
 
 
 def test_what_is_not_there_is_refused_by_name(tmp_path):
@@ -73,6 +94,24 @@ def test_text_beside_token_ids_is_refused_before_anything_is_decoded(shard_of, t
     assert [shard.documents for shard in texts_alone.shards] == [3, 3] and texts_alone.census.tokens is None
 
 
+@pytest.mark.parametrize("change", [
+    lambda data: b"", lambda data: data[:300], lambda data: data[:700], lambda data: b"X" + data[1:],
+    lambda data: bytes(len(data)), lambda data: data.replace(b'"tokenised"', b'"tokenisee"'),
+    lambda data: data.replace(b'"tokenised"', b'\0tokenised"'),
+], ids=["empty", "cut in a header", "cut in the json", "flip in a header", "zeros", "flip in a key",
+        "no json"])  # fmt: skip
+def test_a_damaged_tar_among_token_ids_is_damage_and_no_text(tmp_path, change):
+    for name in "abc":
+        write_tokenised(tmp_path / f"{name}.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
+    path = tmp_path / "b.tar"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DamagedShard, match=r"b\.tar"):
+        list_source(str(tmp_path))
+    listing = list_source(str(tmp_path), on_damage="skip")
+    assert [(shard.path, shard.format) for shard in listing.shards] == [("a.tar", "tokenised"), ("c.tar", "tokenised")]
+    assert [entry["shard"] for entry in listing.skipped] == [str(path)]
+
+
 def test_formats_of_text_may_stand_in_one_source(shard_of, texts, tmp_path):
     """Each shard is read as what it is, and the census sums them all."""
     names = ["a.jsonl", "b.parquet", "c.tar", "d.jsonl.gz", "e.tar.gz"]
@@ -101,6 +140,20 @@ def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
         (tmp_path / "corpus" / shard.path).write_bytes(b"")
     with pytest.raises(RegrowError, match=r"no intact.*5 damaged ones were skipped"):
         list_source(str(tmp_path / "corpus"), on_damage="skip")
+
+
+def test_a_repair_counts_also_where_size_and_time_stay(shard_of, texts, tmp_path):
+    path = shard_of("a.jsonl", texts[:5])
+    shard_of("b.jsonl", texts[5:9])
+    good, state, run = path.read_bytes(), path.stat(), Run(tmp_path / "run")
+    for data, expected in ((b"X" + good[1:], ["b.jsonl"]), (good, ["a.jsonl", "b.jsonl"])):
+        path.write_bytes(data)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        run.hash_of(path)  # As stage data does for its fingerprint; it is remembered by size and time.
+        with Progress(tmp_path / "progress.jsonl") as done:
+            listing = list_source(str(path.parent), on_damage="skip", done=done, hash_of=run.hash_of)
+        assert [shard.path for shard in listing.shards] == expected
+    assert listing.shards[0].sha256 == hash_file(path), "the manifest would hold the hash of the damaged file"
 
 
 LISTER = """
@@ -170,6 +223,49 @@ def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
     assert SECRET not in str(caught.value) + "".join(said), "a signed query stands in a message"
 
 
+def test_urls_that_were_asked_after_are_not_asked_again(server, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "TOLD", 2)
+    monkeypatch.setattr(catalogue, "AT_ONCE", 1)
+    for number in range(5):
+        server.files[f"/a/{number}.jsonl"] = b"x" * (number + 1)
+    url = f"{server.address}/a/{{0..4}}.jsonl?Signature={SECRET}"
+    kept, said = tmp_path / "progress.jsonl", []
+    for method in ("HEAD ", ""):
+        server.fail(f"{method}/a/4.jsonl", "404", "404")
+    with Progress(kept) as done, pytest.raises(RegrowError, match=r"4\.jsonl: the server answered 404"):
+        list_source(url, done=done, say=said.append, wait=0.001)
+    assert said == [f"{n} of 5 files asked after at {server.address}/a" for n in (2, 4)]
+    assert len(kept.read_text().splitlines()) == 4 and SECRET not in kept.read_text()
+    server.requests.clear()
+    server.faults.clear()
+    with Progress(kept) as done:
+        listing = list_source(url, done=done, wait=0.001)
+    assert {path.partition("?")[0] for _, path, _ in server.requests} == {"/a/4.jsonl"}, "answers were asked for again"
+    assert listing == list_source(url, wait=0.001) and [shard.bytes for shard in listing.shards] == [1, 2, 3, 4, 5]
+    server.requests.clear()
+    with Progress(kept) as done:
+        list_source(url.replace(SECRET, "other"), done=done, wait=0.001)
+    assert len({path for _, path, _ in server.requests}) == 5, "another query may be another file"
+
+
+def test_remote_parquet_without_rows_is_damage(server, shard_of, texts, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    server.files["/p/a.parquet"] = shard_of("a.parquet", texts[:3]).read_bytes()
+    for name, tables in (("b", []), ("c", [pyarrow.table({"text": pyarrow.array([], pyarrow.string())})])):
+        with pyarrow.parquet.ParquetWriter(tmp_path / name, pyarrow.schema({"text": pyarrow.string()})) as file:
+            for table in tables:
+                file.write_table(table)
+        server.files[f"/p/{name}.parquet"] = (tmp_path / name).read_bytes()
+    for name in "bc":
+        with pytest.raises(DamagedShard, match=rf"/p/{name}\.parquet: not one document"):
+            list_source(f"{server.address}/p/{name}.parquet", wait=0.001)
+    listing = list_source(f"{server.address}/p/{{a,b,c}}.parquet", on_damage="skip", wait=0.001)
+    assert [shard.groups for shard in listing.shards] == [(3,)] and len(listing.skipped) == 2
+    assert needed_space(listing.shards, 1) == 2 * listing.shards[0].bytes
+
+
 def test_globs_and_folders_where_the_server_can_list(server, corpus, tmp_path):
     import fsspec
 
@@ -206,10 +302,10 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
     asked = [headers for method, path, headers in server.requests if (method, path) == ("GET", "/p/a.parquet")]
     assert all("Range" in headers for headers in asked), "the whole file was asked for"
 
-    before = server.bodies("/p/a.parquet") + server.bodies("/p/b.parquet")
+    before = server.bodies("/p/a.parquet")
     with Progress(tmp_path / "progress.jsonl") as done:
         again = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
-    assert again == listing and server.bodies("/p/a.parquet") + server.bodies("/p/b.parquet") == before
+    assert again == listing and server.bodies("/p/a.parquet") == before, "a good footer was read again"
 
     with pytest.raises(RegrowError, match=r"a\.parquet: no column 'body'; it has text, meta, noise"):
         list_source(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)

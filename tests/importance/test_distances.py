@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import BLOCKS, FAMILIES, VOCABULARY, build
 
-from pipeline.importance.distances import AT_A_TOKEN, DISTANCES, StateDistances
+from pipeline.importance.distances import AT_A_TOKEN, DISTANCES, StateDistances, distances_between
 from pipeline.importance.selection import choose_window
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.blocks import find_blocks
@@ -177,3 +177,12 @@ def test_memory_does_not_grow_with_the_sequences():
         sizes.append(sum(values.numel() for values in distances.sums.values()) + len(distances._states))
     assert len(set(sizes)) == 1
     assert all(len(rows) == 6 and len(rows[0]) == BLOCKS for rows in distances.sequences.values())
+
+
+def test_a_state_of_zeros_has_no_direction():
+    """A padding token's embedding is zeros: cos is 0 to any other state, and two of them are the same."""
+    states = torch.zeros(3, 1, 4)
+    states[2, 0] = torch.tensor([1.0, 2.0, 0.0, 0.0])
+    measured = distances_between(states)
+    assert measured["block_influence"][1, 2].item() == pytest.approx(1) and measured["block_influence"][0, 1] == 0
+    assert measured["angular_last"][0, 2].item() == pytest.approx(0.5) and measured["angular_last"][0, 1] == 0

@@ -69,7 +69,7 @@ def test_verdict_names_the_lowest_and_places_the_choice_among_the_controls(recor
     said = " ".join(verdict(record, ways_of(record, prune), prune))
     lowest = perplexity(record, "ppl", "greedy", 9)
     assert f"With 9 blocks removed, the lowest held-out perplexity before training is {lowest:.2f}, by ppl" in said
-    assert "the next is 67.62, by ppl, one-shot." in said
+    assert "The next is 67.62, by ppl, one-shot." in said
     assert "This run chose by ppl, one-shot: 67.62, below every control: tail (4.1e5) and random (284.6)." in said
 
 

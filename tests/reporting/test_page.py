@@ -308,3 +308,10 @@ def test_small_pieces(made_up):
     assert recovered({"dense": math.e, "pruned": math.e**3, "regrown": math.e**1.5}) == pytest.approx(0.75)
     assert recovered({"dense": 14.0, "pruned": 68.0}) is None
     assert headline(made_up["prune"], {}, {}).endswith("Held-out perplexity was not measured.")
+
+
+def test_greedy_rounds_stand_on_the_page_without_a_comparison(made_up, tmp_path):
+    made_up["prune"] = {**made_up["prune"], "selection": "greedy",
+                        "greedy": [{"removed": 7, "dense": 17.5, "perplexity": 18.25}]}  # fmt: skip
+    _, page = render(made_up, tmp_path)
+    assert "Rounds of the greedy selection" in page.words and "18.25" in page.words

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from pipeline.config import load_config
+from pipeline.config import STAGES, load_config
+from pipeline.config.pruning import Control, Criterion
 from pipeline.importance.controls import CONTROLS, control_blocks
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
@@ -18,6 +20,7 @@ from pipeline.launch import Place, World
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, prune, score
+from pipeline.stages.preflight import preflight
 
 SCORING = [
     "score.sequences=4", "score.length=32", "score.dtype=float32", f"score.criteria=[{', '.join(CRITERIA)}]",
@@ -136,7 +139,9 @@ def test_linear_maps_take_the_place_of_what_goes(prune_by):
 
 
 def test_the_comparison_measures_every_way(prune_by, tiny_model, calibration):
-    _, run, said = prune_by("prune.compare={shares: [0.25, 0.9], greedy: true, rows: 2, length: 64}", "prune.remove=3")
+    _, run, said = prune_by(
+        "prune.compare={enabled: true, shares: [0.25, 0.9], greedy: true, rows: 2, length: 64}", "prune.remove=3"
+    )
     comparison = read_json(run.stage("prune") / "comparison.json")
     assert comparison["removals"] == [2, 3, 7] and comparison["planned"] == 3 and comparison["protected"] == [0, 1, 7]
     found = {(one["by"], one["selection"], one["linear_map"], one["remove"]): one for one in comparison["sets"]}
@@ -157,6 +162,62 @@ def test_the_comparison_measures_every_way(prune_by, tiny_model, calibration):
         assert one["perplexity"]["held_out"] > 1
     assert comparison["held_out"] == {"rows": 2, "length": 64}
     assert any(line.startswith("comparison 1 of ") for line in said)
+
+
+def test_whatever_was_chosen_stands_beside_the_controls(prune_by):
+    """Also a set that no criterion chose, and one whose runs are replaced by maps."""
+    for overrides, own in (
+        (["prune.blocks=[2, 6]"], ("config", "given")),
+        (["prune.selection=contiguous", "prune.criterion=euclidean"], ("euclidean", "contiguous")),
+    ):
+        record, run, _ = prune_by("prune.compare={enabled: true, rows: 2, length: 64}", "prune.linear=true", *overrides)
+        comparison = read_json(run.stage("prune") / "comparison.json")
+        found = {(one["by"], one["selection"], one["linear_map"]): one for one in comparison["sets"]}
+        assert found[*own, False]["blocks"] == found[*own, True]["blocks"] == record["removed"], own
+        assert found[*own, True]["perplexity"] == record["linear"]["perplexity"]["with_map"]
+        assert {control for control, way, _ in found if way == "control"} == set(CONTROLS), overrides
+
+
+def test_a_map_needs_a_block_to_be_folded_into(prune_by):
+    with pytest.raises(RegrowError, match=r"prune\.linear: every removed block lies at the start"):
+        prune_by("prune.linear=true", "prune.blocks=[0, 1]")
+
+
+def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
+    path, source = scored
+    run = Run(tmp_path / "streamed")
+    shutil.copytree(source.folder, run.folder)
+    write_json(run.stage("score") / "stage.json", {"result": {"loop": "block"}})
+    with pytest.raises(RegrowError, match=r"streamed it block by block; set prune\.compare\.enabled=false"):
+        prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World(Place()), silent)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["score.criteria=[ppl, linear]", "score.linear_n=[8]"], r"score\.linear_n 8: the model has 8 blocks"),
+    (["score.criteria=[ppl, linear]", "score.linear_sequences=8"], r"leaves 6 of 32 tokens .* 16 are needed"),
+    (["score.criteria=[linear]", "score.linear_n=[3]", "prune.criterion=linear", "prune.selection=contiguous"],
+     r"prune removes a window of 2 blocks by linear; add it"),
+    (["prune.criterion=taylor"], r"prune\.criterion taylor: score\.criteria are ppl"),
+])  # fmt: skip
+def test_what_must_fail_later_fails_before_any_stage(scored, overrides, message):
+    path, _ = scored
+    with pytest.raises(RegrowError, match=message):
+        preflight(STAGES, load_config(path, overrides), Place())
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["score.position=32"], r"position 32 is not a token of a sequence of length 32"),
+    (["score.criteria=[taylor]", "score.dtype=float16"], r"gradients, which vanish in float16"),
+    (["score.criteria=[ppl, angular_lst]"], r"did you mean 'angular_last'\?"),
+])  # fmt: skip
+def test_a_config_that_cannot_be_scored_is_refused(scored, overrides, message):
+    path, _ = scored
+    with pytest.raises(RegrowError, match=message):
+        load_config(path, ["score.length=32", *overrides])
+
+
+def test_the_config_knows_every_criterion():
+    assert set(get_args(Criterion)) == set(CRITERIA) and set(get_args(Control)) == set(CONTROLS)
 
 
 def test_what_was_not_scored_is_refused(scored, tmp_path):
