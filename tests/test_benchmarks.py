@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+BARE = ("bare_transformers", "bare_compiled", "bare_few")
+
+
 def run_benchmark(name: str, *arguments: object) -> tuple[dict[str, Any], list[str]]:
     """The figures that a benchmark printed as JSON, and the Markdown table behind them."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -32,6 +35,7 @@ def run_benchmark(name: str, *arguments: object) -> tuple[dict[str, Any], list[s
     return figures, lines[:place]
 
 
+@pytest.mark.slow
 def test_scoring_compares_equal_losses(tiny_model: Path, demo: Path) -> None:
     figures, before = run_benchmark(
         "scoring", "--model", tiny_model, "--text", demo / "text" / "train", "--sequences", 3, "--length", 32,
@@ -93,6 +97,7 @@ def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None
     assert figures["mfu"] is None and figures["peak_memory"] > 1e8, f"a CPU has no known peak: {figures}"
 
 
+@pytest.mark.slow
 def test_data_compares_the_same_rows(tiny_model: Path, demo: Path) -> None:
     figures, before = run_benchmark(
         "data", "--model", tiny_model, "--text", demo / "text" / "train", "--separator", "eos", "--quick"
@@ -100,8 +105,8 @@ def test_data_compares_the_same_rows(tiny_model: Path, demo: Path) -> None:
     assert figures["same_rows"] is True, f"tokenised shards gave other rows than the text: {figures}"
     speed = figures["tokens_per_second"]
     readers = {"text", "tokenised", "datasets", "webdataset"}
-    assert set(speed) == {*readers, "bare_transformers", "bare_compiled"} and min(speed.values()) > 0, figures
-    bare = max(speed["bare_transformers"], speed["bare_compiled"])
+    assert set(speed) == {*readers, *BARE} and min(speed.values()) > 0, figures
+    bare = max(speed[name] for name in BARE)
     assert math.isclose(figures["of_bare"], speed["text"] / bare), f"not the ratio to the faster call: {figures}"
     assert math.isclose(figures["tokenised_times_text"], speed["tokenised"] / speed["text"]), figures
     resumes = figures["resume_seconds"]
