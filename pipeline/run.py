@@ -125,12 +125,15 @@ class Run:
         return record
 
     def hash_of(self, path: Path) -> str:
-        """sha256 of an input file; remembered in hashes.json by path, size and modification time."""
+        """sha256 of an input file; remembered in hashes.json by path, size and times.
+
+        The time of change tells a file that was put in another's place with its modification time kept.
+        """
         if self._hashes is None:
             store = self.folder / "hashes.json"
             self._hashes = read_json(store) if store.exists() else {}
         status = path.stat()
-        stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
         if stamp not in self._hashes:
             self._hashes[stamp] = hash_file(path)
             # Not after each of 59,166 shards: the whole file is written every time.
