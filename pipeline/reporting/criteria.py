@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.reporting import notation
-from pipeline.reporting.comparison import TEXTS, measured_texts, points_of, ways_of
+from pipeline.reporting.comparison import TEXTS, counts_of, measured_texts, points_of, ways_of
 from pipeline.reporting.curves import perplexity_lines
 from pipeline.reporting.drawing import finite, for_page, save_png, to_svg
 from pipeline.reporting.heat_maps import best_start, draw_heat_map, draw_linear_windows
@@ -120,7 +120,8 @@ def perplexity_drawings(
 ) -> dict[str, Any] | None:
     """The lines of perplexity after pruning: ``svgs``, ``files`` and ``text``, what was measured on."""
     texts = measured_texts(comparison or {})
-    if not texts:
+    # At one size alone the table says it all.
+    if not texts or len(counts_of(comparison)) < 2:
         return None
     text = texts[0]
     ways = [way | {"points": points_of(way, comparison, text)} for way in ways_of(comparison, prune)]

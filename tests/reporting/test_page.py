@@ -315,3 +315,11 @@ def test_greedy_rounds_stand_on_the_page_without_a_comparison(made_up, tmp_path)
                         "greedy": [{"removed": 7, "dense": 17.5, "perplexity": 18.25}]}  # fmt: skip
     _, page = render(made_up, tmp_path)
     assert "Rounds of the greedy selection" in page.words and "18.25" in page.words
+
+
+def test_one_size_is_a_table_and_no_picture(worded, compared, tmp_path):
+    record = compared["comparison"]
+    one = {**record, "removals": [9], "shares": [0.3], "sets": [each for each in record["sets"] if each["remove"] == 9]}
+    html, page = render(worded | {"comparison": one}, tmp_path)
+    assert "Perplexity after pruning, without training" in page.words
+    assert "after-pruning-0" not in html and not list(tmp_path.glob("perplexity-after-pruning-*.png"))
