@@ -11,11 +11,15 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.data.fetching import ShardCache
 from pipeline.data.loader import RowStream
+from pipeline.data.overlap import read_hashes
 from pipeline.data.position import Identity, LaneCursor
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokenise import about_encoder
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.run import Run, read_json
+
+#: Of stage data: hashes of the held-out documents, for what reads remote text later.
+HELD_OUT = "held_out.hashes"
 
 
 def row_encoder(config: Config, model: Path) -> Encoder:
@@ -38,7 +42,8 @@ def row_stream(
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return RowStream(
         corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=shard_cache(config),
-        weights=_weights(config), on_damage=data.on_damage, about=about_encoder(encoder), rank=rank, world=world,
+        weights=_weights(config), on_damage=data.on_damage, about=about_encoder(encoder),
+        held_out=read_hashes(run.stage("data") / HELD_OUT), rank=rank, world=world,
         start=step * config.train.global_batch, cursors=cursors,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.data.documents import DamagedShard, check_documents, read_documents
 from pipeline.data.fetching import ShardCache
+from pipeline.data.overlap import Search, Twins, refuse_overlap
 from pipeline.data.packing import pack
 from pipeline.data.parts import Dealt, Part, draw, shuffle
 from pipeline.data.position import Cursor, LaneCursor
@@ -50,9 +51,10 @@ def draw_source(seed: int, lane: int, row: int, ends: Sequence[float]) -> int:
 class Lane:
     """An endless stream of rows from one lane: from its row number ``row`` on, behind ``cursor``.
 
-    ``sources`` is what ``deal`` gave, ``ends`` what ``shares`` gave; ``about`` is what tokenised shards must say of
-    their ids (None: anything). ``on_damage``: ``raise`` ends at a damaged part
-    with DamagedShard; ``skip`` leaves it out whole, for ever, and records that in the cursor.
+        ``sources`` is what ``deal`` gave, ``ends`` what ``shares`` gave; ``about`` is what tokenised shards must say of
+    their ids (None: anything); ``searches``, one for each source, find held-out documents in remote text, which end
+    the stream. ``on_damage``: ``raise`` ends at a damaged part with DamagedShard; ``skip`` leaves it out whole, for
+    ever, and records that in the cursor.
     Raises RegrowError on a cursor that does not fit the corpus, and when there is nothing left to read.
     """
 
@@ -71,6 +73,7 @@ class Lane:
         row: int,
         cursor: LaneCursor | None,
         about: Mapping[str, Any] | None = None,
+        searches: Sequence[Search | None] = (),
     ):
         cursor = cursor or LaneCursor((Cursor(),) * len(sources))
         if len(cursor.cursors) != len(sources):
@@ -79,7 +82,8 @@ class Lane:
         self._cursors = list(cursor.cursors)
         self._strands = [
             Strand(number, dealt, dealt.parts[number::lanes], encode=encode, seed=seed, cache=cache, start=start,
-                   on_damage=on_damage, about=about, skipped=[part[1:] for part in cursor.skipped if part[0] == source])
+                   on_damage=on_damage, about=about, search=searches[source] if searches else None,
+                   skipped=[part[1:] for part in cursor.skipped if part[0] == source])
             for source, (dealt, start) in enumerate(zip(sources, cursor.cursors, strict=True))
         ]  # fmt: skip
         self._rows = [pack(strand.documents(), row_length) for strand in self._strands]
@@ -111,6 +115,7 @@ class Strand:
         cache: ShardCache,
         on_damage: str,
         about: Mapping[str, Any] | None,
+        search: Search | None,
         start: Cursor,
         skipped: list[tuple[int, int]],
     ):
@@ -118,7 +123,7 @@ class Strand:
             raise RegrowError(f"lane {lane}: its cursor is at part {start.part} of {len(parts)}")
         self.lane, self.dealt, self.parts, self.encode, self.seed = lane, dealt, parts, encode, seed
         self.cache, self.on_damage, self.start, self.skipped = cache, on_damage, start, skipped
-        self.about = about
+        self.about, self.search = about, search
         self._held: tuple[Shard, int | None] | None = None
         self._fetch_ahead(start.epoch, self._ordered(start.epoch)[start.part :])
 
@@ -178,7 +183,7 @@ class Strand:
                 require_same_ids(path, shard.name, self.about)
             # The manifest was made by decoding local files whole, and these are the same bytes.
             if shard.kind != "local" or shard.sha256 is None or shard.documents is None:
-                _check_whole(path, shard, group)
+                _check_whole(path, shard, group, self.search)
         except DamagedShard:
             if self.on_damage == "raise":
                 raise
@@ -191,8 +196,7 @@ class Strand:
         shard, group = self._file(part)
         if shard.format == "tokenised":
             return _until(part.stop, read_tokenised(path, first))
-        # A row group that was fetched alone counts its documents from 0.
-        before = sum(shard.groups[:group]) if group else 0
+        before = _before(shard, group)
         texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first - before)
         return self._encoded(_until(part.stop, ((before + index, text) for index, text in texts)))
 
@@ -226,12 +230,14 @@ def _until(stop: int | None, documents: Iterator[tuple[int, Any]]) -> Iterator[t
             return
 
 
-def _check_whole(path: Path, shard: Shard, group: int | None) -> None:
-    """Decode a file to its end before its first document is served. Raises DamagedShard."""
+def _check_whole(path: Path, shard: Shard, group: int | None, search: Search | None) -> None:
+    """Decode a file to its end before its first document is served. Raises DamagedShard, and RegrowError where a
+    document of it is held out."""
     stated = shard.documents if group is None else shard.groups[group]
     status = path.stat()
     try:
-        found = _count(path, status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
+        what = (status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
+        found, twins = _look_through(path, *what, search, _before(shard, group))
     except DamagedShard as error:
         if shard.kind == "local":
             raise
@@ -239,9 +245,18 @@ def _check_whole(path: Path, shard: Shard, group: int | None) -> None:
         raise DamagedShard(f"shard {shard.name}: {error}") from None
     if stated not in (None, found):
         raise DamagedShard(f"shard {shard.name}: {found} documents, the manifest says {stated}; it was replaced")
+    refuse_overlap([(shard, twins)])
 
 
 @lru_cache(64)
-def _count(path: Path, size: int, modified: int, format: str, text_key: str) -> int:
-    """Documents of a file, decoded once in a process: many lanes may read parts of one large shard."""
-    return check_documents(path, format, text_key).documents
+def _look_through(
+    path: Path, size: int, modified: int, format: str, text_key: str, search: Search | None, before: int
+) -> tuple[int, Twins]:
+    """Documents of a file, and those that are held out; decoded once in a process: many lanes may read parts of it."""
+    twins = Twins()
+    return check_documents(path, format, text_key, search.watch(twins, before) if search else None).documents, twins
+
+
+def _before(shard: Shard, group: int | None) -> int:
+    """Documents of the shard before a row group that was fetched alone, which counts its own from 0."""
+    return sum(shard.groups[:group]) if group else 0

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.data.fetching import ShardCache
 from pipeline.data.lanes import Lane, draw_source, shares
+from pipeline.data.overlap import Search
 from pipeline.data.packing import Row
 from pipeline.data.parts import deal, shuffle
 from pipeline.data.position import LaneCursor
@@ -62,6 +63,7 @@ class RowStream(IterableDataset):
         weights: Sequence[float] | None = None,
         on_damage: str = "raise",
         about: Mapping[str, Any] | None = None,
+        held_out: Mapping[bytes, str] | None = None,
         rank: int = 0,
         world: int = 1,
         start: int = 0,
@@ -75,6 +77,8 @@ class RowStream(IterableDataset):
             "lanes": lanes, "sources": self.sources, "ends": shares(weights, len(self.sources)), "encode": encode,
             "row_length": row_length, "seed": seed, "cache": cache, "on_damage": on_damage,
             "about": about,
+            "searches": [Search(held_out, dealt.shards[0].exclude_domains) if held_out else None
+                         for dealt in self.sources],
         }  # fmt: skip
         self.lanes = lanes
         self.rank = rank

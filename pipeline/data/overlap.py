@@ -1,38 +1,55 @@
 """Overlap: no document that is kept for evaluation may also be trained on.
 
 Documents are the same when their texts are, by a 128-bit hash. The held-out ones are hashed first and kept in memory;
-the corpus is searched for them while a listing decodes it, so that it is read once. What is still on the hub or behind
-a URL cannot be looked into before it is fetched, nor can token ids: the caller is told how many shards those are.
+the corpus is searched for them while it is decoded anyway: local text by the listing, and text that is still on the
+hub or behind a URL when it has been fetched, before its first document is served or tokenised. Token ids cannot be
+looked into: the caller is told how many shards those are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from pipeline.data.documents import read_documents
+from pipeline.data.contents import read_contents
+from pipeline.data.fetching import ShardCache
+from pipeline.data.replacing import replacing
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, hash_json
 
+#: Bytes of a text's hash.
+HASH = 16
 #: So many of the documents that stand on both sides are named.
 NAMED = 3
 
 
 def hash_text(text: str) -> bytes:
     """128 bits of a text."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=HASH).digest()
 
 
-def held_out_hashes(held_out: Sequence[Shard]) -> dict[bytes, str]:
-    """Hash -> "shard, document number" of every document of the local held-out shards."""
+def held_out_hashes(held_out: Sequence[Shard], cache: ShardCache) -> dict[bytes, str]:
+    """Hash -> "shard, document number" of every document of the held-out shards of text; remote ones are fetched."""
     return {
         hash_text(text): f"{shard.name}, document {index}"
-        for shard in filter(can_look_into, held_out)
-        for index, text in read_documents(Path(shard.place) / shard.path, shard.format, shard.text_key,
-                                          shard.exclude_domains)
+        for shard in held_out if shard.format != "tokenised"
+        for index, text in read_contents(shard, cache)
     }  # fmt: skip
+
+
+def write_hashes(path: Path, hashes: Iterable[bytes]) -> None:
+    """The hashes alone, one after the other, for those who read the corpus later; whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"".join(sorted(hashes)))
+
+
+def read_hashes(path: Path) -> dict[bytes, str]:
+    """What ``write_hashes`` wrote, as ``Search`` takes it; empty where there is no such file."""
+    data = path.read_bytes() if path.exists() else b""
+    return {data[place : place + HASH]: "one of data.held_out" for place in range(0, len(data), HASH)}
 
 
 def can_look_into(shard: Shard) -> bool:
@@ -51,15 +68,19 @@ class Twins:
 class Search:
     """The held-out documents that a source is searched for, without its excluded domains."""
 
-    def __init__(self, hashes: dict[bytes, str], exclude_domains: Collection[str]):
+    def __init__(self, hashes: Mapping[bytes, str], exclude_domains: Collection[str]):
         self._hashes = hashes
         self._excluded = frozenset(exclude_domains)
-        kept = hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
-        #: What a shard was searched for: what was found for another mark says nothing. None: nothing to search for.
-        self.mark = hash_json([kept, sorted(self._excluded)]) if hashes else None
 
-    def watch(self, twins: Twins) -> Callable[[int, str, str | None], None] | None:
-        """For ``check_documents``: notes in ``twins`` every document that is held out; None: nothing to search for."""
+    @cached_property
+    def mark(self) -> str | None:
+        """What a shard was searched for: what was found for another mark says nothing. None: nothing to search for."""
+        kept = hashlib.sha256(b"".join(sorted(self._hashes))).hexdigest()
+        return hash_json([kept, sorted(self._excluded)]) if self._hashes else None
+
+    def watch(self, twins: Twins, before: int = 0) -> Callable[[int, str, str | None], None] | None:
+        """For ``check_documents``: notes in ``twins`` every document that is held out; None: nothing to search for.
+        ``before``: documents of the shard before those that are read."""
         if not self._hashes:
             return None
 
@@ -68,7 +89,7 @@ class Search:
             if twin is not None:
                 twins.count += 1
                 if len(twins.first) < NAMED:
-                    twins.first.append(f"document {index} (held out as {twin})")
+                    twins.first.append(f"document {before + index} (held out as {twin})")
 
         return seen
 

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.data.documents import read_documents
+from pipeline.data.contents import read_contents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.overlap import hash_text
 from pipeline.data.shards import Shard
-from pipeline.data.tokenised import read_tokenised
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
-
-
-def read_contents(shard: Shard, cache: ShardCache, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:
-    """(index in the shard, text, or ids in a tokenised shard) of every document that is not excluded.
-
-    ``group`` reads that row group of a remote parquet shard alone; without it all are read, one after the other. A
-    remote shard's copy is given back when it has been read, or when the iterator is closed.
-    """
-    in_groups = shard.kind != "local" and shard.groups is not None
-    before = list(accumulate(shard.groups, initial=0)) if in_groups else [0]
-    wanted = [group] if in_groups else [None]
-    for each in range(len(shard.groups)) if in_groups and group is None else wanted:
-        path = cache.open(shard, each)
-        try:
-            if shard.format == "tokenised":
-                # An excluded document has no token.
-                yield from ((index, ids) for index, ids in read_tokenised(path) if len(ids))
-            else:
-                for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
-                    yield before[each or 0] + index, text
-        finally:
-            cache.drop(shard, each)
 
 
 def _encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:

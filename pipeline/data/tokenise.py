@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import READERS
 from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import Progress
+from pipeline.data.overlap import Search, Twins, refuse_overlap
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
@@ -63,16 +64,18 @@ def tokenise_corpus(
     on_damage: str,
     die_with_parent: Callable[[], None],
     say: Callable[[str], None],
+    held_out: Mapping[bytes, str] | None = None,
 ) -> tuple[list[Shard], list[dict[str, str]]]:
     """The tokenised shards, in the order of ``shards``, and the damaged ones that were left out.
 
     Shard NAME of source S becomes ``folder/ENCODER/source-S/NAME.SHARD.tokens.tar``, with hashes of what makes the ids
     and of the shard's text, so that runs with other tokenizers or other corpora may share the folder; tokenised shards
     pass through. ``tokenizer`` is a Hugging Face folder, ``cache`` (a folder, or the cache itself) holds shards that
-    must be fetched. ``processes`` are spawned and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or
-    ``skip`` damaged shards, which are given back as ``{"shard", "reason"}``. Started again it goes on where it was.
-    Raises DamagedShard; RegrowError when there is no space, when a process dies (naming it and its shard), when
-    another command works in ``folder``, and where a tokenised shard was made by another tokenizer or separator.
+    must be fetched. Remote text is searched for ``held_out`` (``overlap.held_out_hashes``). ``processes`` are spawned
+    and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are given
+    back as ``{"shard", "reason"}``. Started again it goes on where it was. Raises DamagedShard; RegrowError when there
+    is no space, when a process dies (naming it and its shard), when another command works in ``folder``, and where a
+    tokenised shard was made by another tokenizer or separator.
     """
     loaded = load_tokenizer(tokenizer, trust_remote_code)
     encoder = make_encoder(loaded, separator)
@@ -96,7 +99,7 @@ def tokenise_corpus(
         # The compiled part alone: transformers would bring torch along, seconds and memory in every process.
         light = replace(encoder, tokenizer=None) if encoder.engine is not None else None
         cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-        arguments = (light, tokenizer, trust_remote_code, separator, cache)
+        arguments = (light, tokenizer, trust_remote_code, separator, cache, held_out or {})
         with contextlib.closing(outcomes(todo, processes, Writer, arguments, die_with_parent, say)) as results:
             for job, outcome in results:
                 if isinstance(outcome, dict):
@@ -202,41 +205,49 @@ class Writer:
 
     def __init__(
         self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, cache: ShardCache,
-        tell: Tell,
+        held_out: Mapping[bytes, str], tell: Tell,
     ):  # fmt: skip
         self.encode = encoder or make_encoder(load_tokenizer(tokenizer, trust_remote_code), separator)
         self.copies = cache.saying(lambda line: tell("say", line))
-        self.tell = tell
+        self.held_out, self.tell = held_out, tell
 
     def __call__(self, job: Job) -> dict[str, Any]:
         """Tokenise one shard; its entry for the index. Raises DamagedShard."""
         tokens = documents = 0
+        twins = Twins()
 
         def counted() -> Iterator[list[int]]:
             nonlocal tokens, documents
             known, told = job.shard.documents, time.monotonic()
-            for ids in self._documents(job.shard):
+            for ids in self._documents(job.shard, twins):
                 tokens, documents = tokens + len(ids), documents + 1
                 if time.monotonic() - told > 1:
                     told = time.monotonic()
                     self.tell("progress", (tokens, documents / known if known else 0.0))
                 yield ids
             # Raised before the file has its name.
+            refuse_overlap([(job.shard, twins)])
             if known not in (None, documents):
                 raise DamagedShard(f"shard {job.shard.name}: {documents} documents, the manifest says {known}")
 
         write_tokenised(job.target, counted(), about=job.about)
         return _entry(job.target, documents, tokens)
 
-    def _documents(self, shard: Shard) -> Iterator[list[int]]:
-        """Ids of every document in file order; none for one of an excluded domain."""
+    def _documents(self, shard: Shard, twins: Twins) -> Iterator[list[int]]:
+        """Ids of every document in file order; none for one of an excluded domain. ``twins`` notes what is held out of
+        remote text: local text was searched when it was listed."""
+        search = Search(self.held_out, shard.exclude_domains)
         groups = [None]
         if shard.kind != "local" and shard.groups is not None:
             groups = [number for number, documents in enumerate(shard.groups) if documents]
         for group in groups:
             path = self.copies.open(shard, group)
+            before = sum(shard.groups[:group]) if group else 0
+            watch = None if shard.kind == "local" else search.watch(twins, before)
             try:
-                for _, text, domain in READERS[shard.format](path, shard.text_key, 0):
+                for index, text, domain in READERS[shard.format](path, shard.text_key, 0):
+                    if watch is not None:
+                        watch(index, text, domain)
                     yield [] if domain in shard.exclude_domains else self.encode(text)
             finally:
                 self.copies.drop(shard, group)

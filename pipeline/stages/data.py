@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import Config, Source
 from pipeline.data.documents import format_of
 from pipeline.data.listing import Listing, Progress, list_source, local_files, may_be_remote, no_such_place
-from pipeline.data.overlap import can_look_into, held_out_hashes, refuse_overlap
+from pipeline.data.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
@@ -24,7 +24,7 @@ from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder
 from pipeline.launch import World, die_with_parent
 from pipeline.model.load import resolve_model
-from pipeline.rows import shard_cache
+from pipeline.rows import HELD_OUT, shard_cache
 from pipeline.run import RegrowError, Run, write_json
 
 FORMAT = 2
@@ -73,7 +73,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
         aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
         held_out = [shard for listing in aside for shard in listing.shards]
-        hashes = held_out_hashes(held_out)
+        hashes = held_out_hashes(held_out, shard_cache(config))
         if hashes:
             say(f"the corpus will be searched for {len(hashes):,} held-out documents")
         listings = [listed(source, number, hashes) for number, source in enumerate(config.data.sources)]
@@ -88,16 +88,20 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         # Too many lanes are refused before the hours begin; of unknown lengths tokenising tells.
         deal(corpus, config.data.lanes, config.data.seed)
     refuse_overlap(twin for listing in listings for twin in listing.twins)
-    unseen = sum(not can_look_into(shard) for shard in (*corpus, *held_out))
+    later = sum(shard.kind != "local" and shard.format != "tokenised" for shard in corpus)
+    if hashes and later:
+        write_hashes(folder / HELD_OUT, hashes)
+        say(f"{later} shards are searched for held-out documents when they are fetched")
+    unseen = sum(shard.format == "tokenised" for shard in (*corpus, *held_out))
     if held_out and unseen:
-        say(f"{unseen} shards were not searched for held-out documents: their text is not here")
+        say(f"{unseen} shards hold token ids, which cannot be searched for held-out documents")
 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
             trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=shard_cache(config),
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
-            on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say,
+            on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say, held_out=hashes,
         )  # fmt: skip
         skipped += damaged
         for number, source in enumerate(config.data.sources):

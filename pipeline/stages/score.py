@@ -35,6 +35,7 @@ from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
 from pipeline.plan import load_architecture, removed_sizes
+from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
 from pipeline.stages.texts import draw_calibration, draw_for_maps
 
@@ -76,7 +77,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
-            "dtype": config.score.dtype, "seed": config.score.seed, "overlap": _overlap(run, origins),
+            "dtype": config.score.dtype, "seed": config.score.seed, "overlap": _overlap(config, run, origins),
             "targets": (config.score.length - 1) * config.score.sequences,
         }  # fmt: skip
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
@@ -227,10 +228,10 @@ def _write_tables(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
     write_atomic(folder / "scores.csv", text.getvalue())
 
 
-def _overlap(run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
+def _overlap(config: Config, run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
     """Calibration sequences whose documents are trained on, and held out; None where held-out text is not here."""
     _, held_out = read_manifest(read_json(run.stage("data") / "manifest.json"))
     seen = all(can_look_into(shard) for shard in held_out) and all("hash" in origin for origin in origins)
-    kept = {digest.hex() for digest in held_out_hashes(held_out)} if seen else set()
+    kept = {digest.hex() for digest in held_out_hashes(held_out, shard_cache(config))} if seen else set()
     also_held_out = sum(origin["hash"] in kept for origin in origins) if seen else None
     return {"training": len(origins), "held_out": also_held_out}

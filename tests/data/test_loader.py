@@ -21,6 +21,7 @@ from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.overlap import hash_text
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError
@@ -222,3 +223,16 @@ def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
     assert next(iter(RowStream(shards, about=made, **settings))).input_ids.tolist() == [2, 3, 1, 2]
     with pytest.raises(RegrowError, match=r"a\.tar: tokenised with another separator \(it has 1, .* give 5\)"):
         next(iter(RowStream(shards, about={**made, "separator": 5}, **settings)))
+
+
+@pytest.mark.parametrize("ending", ["jsonl.zst", "parquet"])
+def test_remote_text_is_searched_for_held_out_documents_before_it_is_served(texts, tmp_path, server, ending):
+    local = [shard(write_shard(tmp_path / f"corpus/{n}.{ending}", texts[9 * n : 9 * n + 9])) for n in range(4)]
+    far = put(server, local)
+    kept = {hash_text(texts[22]): "one of data.held_out"}
+    for workers in (0, 2):
+        rows = load_rows(stream(far, quiet(tmp_path / "cache"), lanes=4, held_out=kept), workers, die_with_parent)
+        with pytest.raises(RegrowError, match=rf"2\.{ending}, document 4 \(held out as one of data\.held_out\)"):
+            take(rows, 400)
+    clean = stream(far, quiet(tmp_path / "cache"), lanes=4, held_out={hash_text("another"): "one of data.held_out"})
+    assert differs(take(iter(clean), 100), take(iter(stream(local, tmp_path, lanes=4)), 100)) is None

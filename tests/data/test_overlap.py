@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from pipeline.data.listing import Progress, list_source
-from pipeline.data.overlap import can_look_into, held_out_hashes, refuse_overlap
+from pipeline.data.overlap import can_look_into, held_out_hashes, read_hashes, refuse_overlap, write_hashes
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
@@ -18,11 +18,11 @@ def book(text):
 
 
 @pytest.fixture
-def kept(shard_of):
+def kept(shard_of, cache):
     """``kept(documents, **options)``: hashes of the documents of a held-out shard."""
 
     def make(documents, **options):
-        return held_out_hashes(list_source(str(shard_of("../kept/kept.jsonl", documents)), **options).shards)
+        return held_out_hashes(list_source(str(shard_of("../kept/kept.jsonl", documents)), **options).shards, cache)
 
     return make
 
@@ -94,9 +94,22 @@ def test_what_was_found_is_kept_and_holds_for_what_was_searched_for_alone(search
     assert again({}) == ([], 0), "with nothing held out something was found"
 
 
-def test_what_holds_no_text_is_not_read(shard_of, texts, tmp_path):
+def test_what_holds_no_text_is_not_read(shard_of, cache, texts, tmp_path):
     write_tokenised(tmp_path / "ids" / "a.tar", [[1, 2], [3]], about={"vocabulary": 10})
     ids = list_source(str(tmp_path / "ids"), held_out={b"1": "some"})
     text = list_source(str(shard_of("a.jsonl", texts[5:9]))).shards[0]
     assert not can_look_into(ids.shards[0]) and can_look_into(text) and ids.twins == []
-    assert len(held_out_hashes([text, *ids.shards])) == 4
+    assert len(held_out_hashes([text, *ids.shards], cache)) == 4
+
+
+def test_hashes_on_disk_find_the_same(tmp_path, kept, texts):
+    held_out = kept(texts[:20])
+    assert read_hashes(tmp_path / "h") == {}, "no file, nothing to search for"
+    write_hashes(tmp_path / "h", held_out)
+    assert (tmp_path / "h").stat().st_size == 20 * 16 and read_hashes(tmp_path / "h").keys() == held_out.keys()
+
+
+def test_a_remote_held_out_set_is_fetched_hashed_and_dropped(remote, cache, corpus):
+    far = remote(0)
+    assert held_out_hashes([far], cache).keys() == held_out_hashes(corpus[:1], cache).keys()
+    assert not [path for path in cache.folder.iterdir() if path.suffix != ".sha256"], "a copy stayed"

@@ -27,6 +27,7 @@ from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream
+from pipeline.data.overlap import hash_text
 from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import about_tokenised, read_tokenised, write_tokenised
 from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
@@ -295,6 +296,10 @@ def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, serve
               for shard in mixed[:3]]  # fmt: skip
     assert remote[2].groups == mixed[2].groups and remote[0].documents is None
     server.fail(f"/{remote[0].path}", "429:0")
+    index, text = next(islice(read_documents(Path(mixed[2].name), "parquet", "text", mixed[2].exclude_domains), 7, 8))
+    with pytest.raises(RegrowError, match=rf"{remote[2].path}, document {index} \(held out as a kept one\)"):
+        tokenise(remote[2:], held_out={hash_text(text): "a kept one"})
+    assert not list((tmp_path / "made").rglob("*.tokens.tar")), "ids of a document that is held out were kept"
     made, _, said = tokenise(remote)
     for shard, text in zip(made, mixed, strict=False):
         assert ids_of(shard, encode) == ids_of(text, encode), f"{text.name} gives other documents from a server"
