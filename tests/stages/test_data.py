@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow
@@ -19,7 +22,7 @@ from pipeline.data.shards import read_manifest
 from pipeline.data.tokenised import about_tokenised
 from pipeline.model.load import resolve_model
 from pipeline.rows import row_encoder, row_stream
-from pipeline.run import Run, read_json
+from pipeline.run import RegrowError, Run, read_json
 
 
 def records(texts: list[str], domain: str = "RedPajamaWikipedia") -> list[dict[str, Any]]:
@@ -262,3 +265,38 @@ def test_sources_are_mixed_by_their_weights(here, config_of, texts, tmp_path):
     upper = [text == text.upper() for text in decoded]
     assert all(above or text == text.lower() for above, text in zip(upper, decoded, strict=True)), "rows are mixed"
     assert 0.69 < sum(upper) / 400 < 0.81, f"{sum(upper)} of 400 rows are of the source whose weight is 3 of 4"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server over tmp_path/web."""
+    (tmp_path / "web").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    handler.func.log_message = lambda *arguments: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, texts, tmp_path, monkeypatch):
+    """Corpus and held-out set both behind a URL: nothing of them is here when stage data ends."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    write(tmp_path / "web" / "kept.jsonl", records(texts[200:210]))
+    for number in range(12):
+        write(tmp_path / "web" / f"{number:02d}.jsonl", records([*texts[9 * number : 9 * number + 9]]))
+    path = config_of([{"path": f"{served}/{{00..11}}.jsonl"}], held_out=f"{served}/kept.jsonl",
+                     cache=str(tmp_path / "cache"))  # fmt: skip
+
+    def rows_of(name: str) -> Iterator[Any]:
+        status, output, error = here("data", path, f"run.name={name}")
+        assert status == 0, error
+        assert "12 shards are searched for held-out documents when they are fetched" in output
+        config, run = load_config(path, [f"run.name={name}"]), Run(tmp_path / "runs" / name)
+        assert (run.stage("data") / "held_out.hashes").stat().st_size == 10 * 16
+        return iter(row_stream(config, run, row_encoder(config, resolve_model(config.model.path))))
+
+    assert len(list(islice(rows_of("clean"), 60))) == 60
+    write(tmp_path / "web" / "07.jsonl", records([*texts[63:68], texts[203]]))
+    with pytest.raises(RegrowError, match=r"07\.jsonl, document 5 \(held out as one of data\.held_out\)"):
+        list(islice(rows_of("twin"), 600))
