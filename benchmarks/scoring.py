@@ -32,8 +32,8 @@ from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.distances import StateDistances
-from pipeline.importance.linear import TOKENS_PER_INPUT, linear_entry
-from pipeline.importance.scoring import HELD_OUT
+from pipeline.importance.linear import linear_entry
+from pipeline.importance.scoring import sequences_for_maps, split_for_maps
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, skip_blocks
 from pipeline.model.costs import meta_model
@@ -124,20 +124,10 @@ def measure(model: Any, sequences: torch.Tensor, repeats: int) -> dict[str, Any]
     }  # fmt: skip
 
 
-def sequences_for_linear(model: Any, length: int) -> int:
-    """How many sequences of ``length`` tokens the maps need, to be fitted and judged on as score_blocks does it."""
-    needed = TOKENS_PER_INPUT * model.config.hidden_size
-    count = HELD_OUT
-    while (count - count // HELD_OUT) * length < needed:
-        count += 1
-    return count
-
-
 def measure_linear(model: Any, sequences: torch.Tensor) -> dict[str, Any]:
     """Seconds of the linear criterion for every block, once, and the tokens that it went over."""
-    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
     begin = _clock(model)
-    linear_entry(model, sequences[~judged].split(1), sequences[judged].split(1))
+    linear_entry(model, *split_for_maps(sequences, 1))
     return {"seconds": _clock(model) - begin, "sequences": len(sequences), "tokens": sequences.numel()}
 
 
@@ -185,7 +175,9 @@ def main() -> None:
     for sequences, length in sizes:
         batch = draw(arguments, sequences, length).to(device)
         figures = measure(model, batch, arguments.repeats)
-        linear = measure_linear(model, draw(arguments, sequences_for_linear(model, length), length).to(device))
+        linear = measure_linear(
+            model, draw(arguments, sequences_for_maps(model.config.hidden_size, length), length).to(device)
+        )
         processes = None
         if device.type == "cpu" and not arguments.shape:
             processes = one_and_two_processes(arguments.model, arguments.dtype, batch, arguments.repeats)

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig
 
-from pipeline.config import Config, PruneSection
+from pipeline.config import Config
 from pipeline.importance.block_major import ROOM, needs
 from pipeline.importance.distances import DISTANCES
 from pipeline.model.blocks import block_parameters, check_indices
@@ -54,7 +54,7 @@ def plan(config: Config) -> dict[str, Any]:
     model = meta_model(hf_config, config.model.trust_remote_code)
     sizes = block_parameters(model)
     dense = sum(parameter.numel() for parameter in model.parameters())
-    removed = removed_sizes(config.prune, sizes, dense)
+    removed = planned_removal(config, model)
     pruned, blocks = dense - sum(removed), len(sizes) - len(removed)
     uniform = len(set(sizes)) == 1
     if not uniform and not isinstance(config.prune.blocks, tuple):
@@ -111,7 +111,7 @@ def plan(config: Config) -> dict[str, Any]:
             "zero_stage": train.zero_stage,
         },
         "flops": {"convention": "palm", "per_token": per_token, "total": total},
-        "scoring": _scoring(config, hf_config, sizes, dense),
+        "scoring": _scoring(config, hf_config, sizes, dense, len(removed)),
         "memory": memory,
         "gpu": {"name": GPU, "peak_flops": peak},
         "time": [
@@ -160,28 +160,36 @@ def load_architecture(source: Path, config: Config) -> Any:
         raise RegrowError(f"{source}: transformers cannot read this as a model's config: {error}") from None
 
 
-def removed_sizes(prune: PruneSection, sizes: list[int], dense: int) -> list[int]:
+def describe_dense(config: Config, folder: Path) -> nn.Module:
+    """The dense model in ``folder`` on the meta device: its blocks, shapes and config, without weights."""
+    return meta_model(load_architecture(folder / "config.json", config), config.model.trust_remote_code)
+
+
+def planned_removal(config: Config, model: nn.Module) -> list[int]:
     """Parameters of each block that goes: the named blocks, or as many of the smallest; none where a perplexity will
     decide.
 
-    ``sizes`` are those of all blocks, ``dense`` the whole model's. Raises RegrowError when the cut is impossible.
+    ``model`` is the dense one; the meta device will do. Raises RegrowError when the cut is impossible.
     """
+    prune, sizes = config.prune, block_parameters(model)
     if prune.perplexity is not None:
         return []
     if isinstance(prune.blocks, tuple):
-        named = check_indices(prune.blocks, len(sizes))
         # Named blocks go whatever the protect rule says.
-        return [sizes[index] for index in named]
-    protected = prune.protect_first + prune.protect_last
+        return [sizes[index] for index in check_indices(prune.blocks, len(sizes))]
     count = count_removals(
-        len(sizes), protected, remove=prune.remove, ratio=prune.ratio, parameters=prune.parameters,
-        dense_parameters=dense, block_parameters=sizes,
+        len(sizes), prune.protect_first + prune.protect_last, remove=prune.remove, ratio=prune.ratio,
+        parameters=prune.parameters, dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        block_parameters=sizes,
     )  # fmt: skip
     return sorted(sizes)[:count]
 
 
-def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int) -> dict[str, Any]:
-    """What the sweep takes, in bytes, in both orders of its loops, and the order that ``auto`` takes on the GPU."""
+def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int, planned: int) -> dict[str, Any]:
+    """What the sweep takes, in bytes, in both orders of its loops, and the order that ``auto`` takes on the GPU.
+
+    ``planned``: blocks that will go, as far as is known.
+    """
     score = config.score
     size = getattr(torch, score.dtype).itemsize
     wanted = needs(
@@ -195,8 +203,7 @@ def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int) -> di
     if "taylor" in score.criteria:
         extra = sum(sizes) * (4 + size)  # gradients of a micro-batch, and their sum in fp32
     if "linear" in score.criteria:
-        planned = score.linear_n or (len(removed_sizes(config.prune, sizes, dense)),)
-        windows = sum(len(sizes) - count for count in {1, *planned} if count)
+        windows = sum(len(sizes) - count for count in {1, *(score.linear_n or (planned,))} if count)
         extra = max(extra, 2 * 8 * windows * hf_config.hidden_size**2)  # two fp64 matrices for each window
     large = weights > ROOM * GPU_BYTES
     return {

@@ -11,10 +11,9 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
@@ -22,15 +21,11 @@ from typing import IO, Any
 from pipeline.data.damage import DamagedShard
 from pipeline.data.locks import delete_unless_in_use, is_at, locked
 from pipeline.data.remote import STALLED, ShortBody, locate, patiently
+from pipeline.data.room import TEMPORARY, copy_size, taken_room
 from pipeline.data.row_groups import NotParquet, fetch_row_group
 from pipeline.data.shards import Shard
 from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
-from pipeline.run import RegrowError, require_space
-
-#: The names that a cache gives: a digest, the row group, the shard's own name; and, of a temporary file, the bytes that
-#: it will have. Whatever else lies in the folder is somebody else's: it is neither counted nor deleted.
-OWN = re.compile(r"[0-9a-f]{20}(-[0-9]+)?-.+", re.DOTALL)
-TEMPORARY = re.compile(OWN.pattern + r"\.(?P<bytes>[0-9]+)\.part", re.DOTALL)
+from pipeline.run import RegrowError
 
 
 class ShardCache:
@@ -184,7 +179,7 @@ class ShardCache:
         """Fetch unless the copy is there, whole and right."""
         copy = self._copy(shard, group)
         # The name tells the others how much room it will take.
-        part = copy.with_name(f"{copy.name}.{_size(shard, group)}.part")
+        part = copy.with_name(f"{copy.name}.{copy_size(shard, group)}.part")
         while True:
             if copy.exists():
                 if self._is_right(shard, group, copy):
@@ -229,7 +224,7 @@ class ShardCache:
         limit = self._settings["limit"]
         if limit is None:
             return
-        taken = _taken(self.folder)
+        taken = taken_room(self.folder)
         total = sum(size for _, size in taken.values())
         for path in sorted(taken, key=lambda path: taken[path]):
             if total > limit and delete_unless_in_use(path):
@@ -270,50 +265,6 @@ class ShardCache:
             wrong = patient(fetched)
         if wrong is not None:
             raise DamagedShard(f"{what}: {wrong}, twice; replace it at its source, or list it anew with stage data")
-
-
-def _size(shard: Shard, group: int | None) -> int:
-    """Bytes of a copy; of a row group's about its share of the file."""
-    return shard.bytes if group is None else shard.bytes * shard.groups[group] // sum(shard.groups)
-
-
-def _taken(folder: Path) -> dict[Path, tuple[float, int]]:
-    """(time of change, bytes) of every copy in a cache folder, and of those that are on their way as if they were
-    there; not of what no cache has named."""
-    while True:
-        # One that got its name or went meanwhile: look again, lest it be counted under neither name.
-        with contextlib.suppress(FileNotFoundError):
-            return {path: (path.stat().st_mtime, max(path.stat().st_size, _coming(path)))
-                    for path in folder.glob("*") if OWN.fullmatch(path.name) and path.suffix != ".sha256"}  # fmt: skip
-
-
-def _coming(path: Path) -> int:
-    """Bytes that a temporary file will have; 0 for a copy."""
-    temporary = TEMPORARY.fullmatch(path.name)
-    return int(temporary["bytes"]) if temporary else 0
-
-
-def needed_space(shards: Sequence[Shard], lanes: int) -> int:
-    """Bytes that the copies of ``lanes`` lanes take: of each source, each reads one part and has the next one ahead."""
-    largest: dict[int, float] = {}
-    for shard in shards:
-        if shard.kind != "local":
-            share = max(shard.groups) / sum(shard.groups) if shard.groups else 1
-            largest[shard.source] = max(largest.get(shard.source, 0), shard.bytes * share)
-    return 2 * lanes * int(sum(largest.values()))
-
-
-def require_cache_space(folder: Path, shards: Sequence[Shard], lanes: int, limit: int | None = None) -> int:
-    """``needed_space``, after a check: RegrowError where the disk of ``folder``, or ``limit`` bytes, is smaller."""
-    needed = needed_space(shards, lanes)
-    what = f"the copies of remote shards: {lanes} lanes, each source's largest part twice in each"
-    if limit is not None and needed > limit:
-        raise RegrowError(f"no space for {what}: {needed:,} bytes, and data.cache_size is {limit:,}; "
-                          "raise it, or use fewer data.lanes")  # fmt: skip
-    if needed:
-        present = sum(size for _, size in _taken(folder).values())
-        require_space(folder, max(0, needed - present), what)
-    return needed
 
 
 def _first_hash(copy: Path) -> Path:

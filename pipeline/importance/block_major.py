@@ -21,10 +21,10 @@ from torch import nn
 
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.shelf import FileShelf, MemoryShelf
-from pipeline.importance.sweep import HEAD_ROWS, _run_without_head, _summed_losses, _take_hidden
+from pipeline.importance.sweep import HEAD_ROWS, run_without_head, summed_losses, take_hidden
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.streaming import StreamedModel
-from pipeline.model.structure import _tensors
+from pipeline.model.structure import tensors_in
 from pipeline.run import RegrowError, hash_json, require_space
 
 #: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
@@ -78,7 +78,7 @@ def sweep_by_block(
                     continue
                 found: dict[str, Any] = {"losses": None, "distances": None}
                 if losses:
-                    summed = _summed_losses(model, streamed.blocks, moved, ids, bool(shelf.returns), range(total + 1))
+                    summed = summed_losses(model, streamed.blocks, moved, ids, bool(shelf.returns), range(total + 1))
                     found["losses"] = summed.tolist()
                 if distances is not None:
                     between = (shelf.dense(number, at) for at in range(1, total))
@@ -173,11 +173,11 @@ def _arguments(
     other = torch.empty(0)  # stands for whatever else a block returns
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
-        hidden, args, kwargs = _take_hidden(args, kwargs)
+        hidden, args, kwargs = take_hidden(args, kwargs)
         entered.append(hidden)
         if hidden is not entered[0] and not torch.equal(hidden.nan_to_num(), entered[0].nan_to_num()):
             raise RegrowError(f"{refusal}, something happens between blocks {len(entered) - 2} and {len(entered) - 1}")
-        if any(tensor is other for tensor in _tensors([args, kwargs])):
+        if any(tensor is other for tensor in tensors_in([args, kwargs])):
             raise RegrowError(f"{refusal}, block {len(entered) - 1} also reads what a block before it made")
         if next(places) == index:
             given.append((args, kwargs))
@@ -185,7 +185,7 @@ def _arguments(
         return (hidden, *[other] * (returns - 1)) if returns else hidden
 
     with replaced_forward(streamed.blocks, stand_in), contextlib.suppress(_Reached):
-        _run_without_head(streamed.model, ids)
+        run_without_head(streamed.model, ids)
     if not given:
         raise RegrowError(f"{refusal}, one forward ran {len(entered)} blocks, the model has {len(streamed.blocks)}")
     return entered[0], *given[0]

@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 
 from pipeline.importance.distances import DISTANCES, StateDistances
-from pipeline.importance.linear import RIDGE, linear_entry
+from pipeline.importance.linear import RIDGE, TOKENS_PER_INPUT, linear_entry
 from pipeline.importance.ppl import TIE, summarise
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.importance.uncertainty import intervals, near_noise
@@ -86,6 +86,12 @@ def score_blocks(
     for entry in made.values():
         add_uncertainty(entry)
     return {name: made[name] for name in asked}
+
+
+def sequences_for_maps(width: int, length: int) -> int:
+    """Sequences of ``length`` tokens that linear maps of ``width`` x ``width`` take, those that judge them included."""
+    fit = math.ceil(TOKENS_PER_INPUT * width / length)
+    return math.ceil(fit * HELD_OUT / (HELD_OUT - 1))
 
 
 def split_for_maps(

@@ -64,7 +64,7 @@ def removal_losses(
     input_ids = input_ids.to(next(model.parameters()).device)
     with skip_blocks(model, without):
         states, as_tuple = _final_states(model, running, tried, input_ids, watch)
-        return _summed_losses(model, running.values(), states, input_ids, as_tuple, [*tried, len(every)])
+        return summed_losses(model, running.values(), states, input_ids, as_tuple, [*tried, len(every)])
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def _final_states(
 
     def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Put the variants behind the dense state, and every other per-sequence argument beside them."""
-        hidden, args, kwargs = _take_hidden(args, kwargs)
+        hidden, args, kwargs = take_hidden(args, kwargs)
         if hidden.shape[0] != batch:
             raise RegrowError(f"{type(block).__name__} got {hidden.shape[0]} rows for {batch} sequences; not supported")
         if watch is not None:
@@ -121,11 +121,11 @@ def _final_states(
     leaving: list[torch.Tensor] = []
     tuples: list[bool] = []
     with _hooks(running.values(), before=widen, after=narrow):
-        _run_without_head(model, input_ids)
+        run_without_head(model, input_ids)
     return torch.cat([*leaving, *variants]), tuples[0]
 
 
-def _summed_losses(
+def summed_losses(
     model: nn.Module, blocks: Iterable[nn.Module], states: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool,
     names: Sequence[int],
 ) -> torch.Tensor:  # fmt: skip
@@ -162,7 +162,7 @@ def _logits(
         return model(input_ids, use_cache=False).logits
 
 
-def _run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
+def run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
     """The decoder alone: the dense logits come from the head's one place, like the variants'."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     decoder(input_ids=input_ids, use_cache=False)
@@ -181,7 +181,8 @@ def _hooks(blocks: Iterable[nn.Module], *, before: Any, after: Any) -> Iterator[
             handle.remove()
 
 
-def _take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+def take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
+    """The hidden state that a block is given, and its other arguments."""
     if args:
         return args[0], args[1:], kwargs
     return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -199,17 +200,17 @@ def _arguments_for_twice(
     tuples: list[bool] = []
 
     def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given[block] = _take_hidden(args, kwargs)[1:]
+        given[block] = take_hidden(args, kwargs)[1:]
 
     def look(block: nn.Module, args: tuple, output: Any) -> None:
         tuples.append(isinstance(output, tuple))
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = _take_hidden(args, kwargs)[0]
+        hidden = take_hidden(args, kwargs)[0]
         return (hidden,) if tuples[0] else hidden
 
     with _hooks(running.values(), before=note, after=look), replaced_forward(others, hand_on):
-        _run_without_head(model, input_ids.repeat(2, 1))
+        run_without_head(model, input_ids.repeat(2, 1))
     return given
 
 

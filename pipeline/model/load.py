@@ -120,11 +120,11 @@ def load_model(
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
     if device.type == "cpu":
-        _own_memory(model)
+        own_memory(model)
     return model.eval().to(device)
 
 
-def _own_memory(model: Any) -> None:
+def own_memory(model: Any) -> None:
     """Copy weights out of the file that they are mapped from, where the file's layout moves them off a cache line.
 
     Kernels on a CPU round differently for unaligned memory, so that the same weights in two files with headers of

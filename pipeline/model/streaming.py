@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.model.load import _own_memory, attention_kernel
+from pipeline.model.hollow import buffers_to, without_weights
+from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
 from pipeline.run import RegrowError, first_line, hash_json, read_json
 
@@ -60,7 +61,7 @@ class StreamedModel:
         self.folder, self.device = Path(folder), torch.device(device)
         self.dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         kernel = attention_kernel(attention, self.device, self.dtype)
-        self.model = _without_weights(self.folder, self.dtype, kernel, trust_remote_code)
+        self.model = without_weights(self.folder, self.dtype, kernel, trust_remote_code)
         self.blocks = find_blocks(self.model)
         require_separate_blocks(self.model, self.blocks)
         path = next(name for name, module in self.model.named_modules() if module is self.blocks)
@@ -82,7 +83,7 @@ class StreamedModel:
         empty = [(module, dict(module._parameters), dict(module._buffers)) for module in block.modules()]
         try:
             self._load(self._prefixes[index], f"block {index}")
-            _buffers_to(block, self.device)
+            buffers_to(block, self.device)
             self.loads[index] += 1
             yield block
         finally:
@@ -177,7 +178,7 @@ class StreamedModel:
         inside = {id(module) for block in self.blocks for module in block.modules()}
         for module in self.model.modules():
             if id(module) not in inside:
-                _buffers_to(module, self.device, recurse=False)
+                buffers_to(module, self.device, recurse=False)
 
     def _refuse_missing(self, names: set[str]) -> None:
         files = [path.name for path in self._files()]
@@ -224,52 +225,8 @@ class StreamedModel:
             if missing:
                 self._refuse_missing(missing)
         if self.device.type == "cpu":
-            _own_memory(self.model)
+            own_memory(self.model)
         return info
-
-
-def _without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool) -> Any:
-    """The folder's model on the meta device, but for the buffers that no file holds: these are made on the CPU."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=kernel, trust_remote_code=trust_remote_code
-            )
-    except RegrowError:
-        raise
-    except Exception as error:
-        raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
-    _make_buffers(model)
-    return model.eval()
-
-
-def _make_buffers(model: Any) -> None:
-    """Fill the buffers that are in no file as transformers does when it loads a model whole: by its own initialising.
-
-    RegrowError names a buffer that is not made so (code of the model's own may forget it).
-    """
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # to be left alone
-    made = []
-    for path, module in model.named_modules():
-        for name in module._non_persistent_buffers_set:
-            if module._buffers.get(name) is None:
-                continue
-            module._is_hf_initialized = False
-            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
-            made.append((f"{path}.{name}", module, name, module._buffers[name], module._buffers[name]._version))
-    model.initialize_weights()
-    for path, module, name, empty, version in made:
-        if module._buffers[name] is empty and empty.numel() and empty._version == version:
-            raise RegrowError(
-                f"{type(model).__name__}: its buffer {path} is in no file, and the model does not make it anew when "
-                "it is loaded; it can be loaded whole only"
-            )
 
 
 @contextlib.contextmanager
@@ -306,14 +263,6 @@ def _give_back() -> None:
     """Have the C library hand freed memory to the system: left to itself glibc keeps what was freed between others."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _buffers_to(module: nn.Module, device: torch.device, recurse: bool = True) -> None:
-    """Move buffers by replacing them in their modules, so that those that were there can be put back."""
-    for part in module.modules() if recurse else [module]:
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = buffer.to(device)
 
 
 def _bytes(module: nn.Module) -> int:

@@ -125,7 +125,7 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
                 f"{refusal}, what enters block {index} is not what block {index - 1} returned: something happens "
                 "between blocks that depends on the block"
             )
-        for tensor in _tensors([others, {key: value for key, value in kwargs.items() if value is not hidden}]):
+        for tensor in tensors_in([others, {key: value for key, value in kwargs.items() if value is not hidden}]):
             if id(tensor) in made:
                 raise RegrowError(f"{refusal}, block {index} also reads what block {made[id(tensor)][0]} made")
 
@@ -134,7 +134,7 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
         hidden = output[0] if isinstance(output, tuple) else output
         states.append(hidden)
         tuples.append(len(output) if isinstance(output, tuple) else None)
-        made.update({id(tensor): (index, tensor) for tensor in _tensors(output)})
+        made.update({id(tensor): (index, tensor) for tensor in tensors_in(output)})
 
     modes = [(module, module.training) for module in model.modules()]
     handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
@@ -153,12 +153,13 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
     return tuples[0]
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of nested dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

@@ -104,6 +104,7 @@ class Chooser:
         """comparison.json: the perplexity of every way of choosing, and of this run's set, at the planned count and at
         each share."""
         asked, planned = self.config.prune.compare, len(removed)
+        protected = protected_blocks(total, self.config.prune.protect_first, self.config.prune.protect_last)
         counts = sorted({planned} | {int(share * total) for share in asked.shares})
         if "linear" in criteria and str(planned) not in criteria["linear"]["windows"]:
             self.say(
@@ -111,7 +112,7 @@ class Chooser:
             )
         sets = list(compared_sets(criteria, total, counts, seed=self.config.prune.seed, **self.protect))
         if asked.greedy:
-            free = min(total - len(protected_blocks(total, **_ends(self.protect))), total - 1)
+            free = min(total - len(protected), total - 1)
             gone = [one.removed for one in self.greedy(remove=free)]
             order = criteria["ppl"]["order"] if "ppl" in criteria else None
             for remove in range(1, free + 1):
@@ -129,7 +130,7 @@ class Chooser:
             measured.append({**own, "linear_map": True, "perplexity": self.perplexities(removed, maps)})
         held_out = self.perplexities.shares["held_out"] is not None
         return {
-            "protected": protected_blocks(total, **_ends(self.protect)),
+            "protected": protected,
             "planned": planned,
             "removals": counts,
             "shares": [count / total for count in counts],
@@ -164,10 +165,6 @@ def choose(config: Config, criteria: Mapping[str, Any], total: int, remove: int)
     if cut.selection == "contiguous":
         return choose_window(entry["windows"], remove, **protect)
     return choose_blocks(entry["order"], remove, **protect)
-
-
-def _ends(protect: dict[str, int]) -> dict[str, int]:
-    return {"first": protect["protect_first"], "last": protect["protect_last"]}
 
 
 def _round(plain: Mapping[str, Any]) -> Round:

@@ -16,9 +16,9 @@ from pipeline.importance.scoring import HELD_OUT
 from pipeline.importance.selection import read_block_order
 from pipeline.launch import Place, count_processes
 from pipeline.model.blocks import block_parameters
-from pipeline.model.costs import accumulation, meta_model
+from pipeline.model.costs import accumulation
 from pipeline.model.load import resolve_model
-from pipeline.plan import load_architecture, removed_sizes
+from pipeline.plan import describe_dense, planned_removal
 from pipeline.run import RegrowError
 from pipeline.stages.prune import require_scored
 
@@ -32,8 +32,7 @@ def preflight(due: Collection[str], config: Config, place: Place) -> None:
     if {"score", "prune", "evaluate"} & set(due):
         resolve_model(config.model.path, config.model.revision)
     if {"score", "prune"} & set(due):
-        folder = resolve_model(config.model.path, config.model.revision)
-        model = meta_model(load_architecture(folder / "config.json", config), config.model.trust_remote_code)
+        model = describe_dense(config, resolve_model(config.model.path, config.model.revision))
         if "score" in due:
             _linear(config, model)
         if "prune" in due:
@@ -68,7 +67,7 @@ def _linear(config: Config, model: Any) -> None:
             f"{score.length} tokens to fit maps of {width} x {width} on; {needed} are needed ({TOKENS_PER_INPUT} "
             "tokens for each input); raise it, or leave it null"
         )
-    planned = len(_removed(config, model))
+    planned = len(planned_removal(config, model))
     by_window = cut.criterion == "linear" and cut.selection == "contiguous"
     if by_window and score.linear_n is not None and planned not in score.linear_n:
         raise RegrowError(
@@ -79,12 +78,6 @@ def _linear(config: Config, model: Any) -> None:
 
 def _cut(config: Config, model: Any) -> None:
     """Whether so many blocks, or these, can go from this model: its config.json tells."""
-    _removed(config, model)
+    planned_removal(config, model)
     if isinstance(config.prune.blocks, Path):
         read_block_order(config.prune.blocks, len(block_parameters(model)))
-
-
-def _removed(config: Config, model: Any) -> list[int]:
-    """Sizes of the blocks that will go, as far as the config tells."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return removed_sizes(config.prune, block_parameters(model), total)

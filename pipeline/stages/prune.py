@@ -21,7 +21,7 @@ from pipeline.importance.selection import choose_blocks, protected_blocks, read_
 from pipeline.importance.uncertainty import stability
 from pipeline.launch import World
 from pipeline.model.blocks import block_parameters, check_indices, remove_blocks, skip_blocks
-from pipeline.model.costs import count_removals, meta_model
+from pipeline.model.costs import count_removals
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
     TOLERANCE,
@@ -32,7 +32,7 @@ from pipeline.model.equivalence import (
 )
 from pipeline.model.load import load_model, resolve_model, save_model
 from pipeline.model.replacement import mapped_outputs, removed_runs, replace_blocks
-from pipeline.plan import load_architecture
+from pipeline.plan import describe_dense
 from pipeline.run import RegrowError, Run, read_json, require_space, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
@@ -62,7 +62,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     dense = resolve_model(config.model.path, config.model.revision)
     criteria = read_json(run.stage("score") / "scores.json")["criteria"]
     require_scored(config, criteria)
-    meta = meta_model(load_architecture(dense / "config.json", config), config.model.trust_remote_code)
+    meta = describe_dense(config, dense)
     sizes, parameters = block_parameters(meta), sum(parameter.numel() for parameter in meta.parameters())
     total = len(sizes)
 

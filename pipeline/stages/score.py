@@ -29,12 +29,11 @@ from pipeline.importance.scoring import add_uncertainty, split_for_maps, sweep_e
 from pipeline.importance.selection import write_block_order
 from pipeline.importance.weights import magnitude_entry, magnitude_of, taylor_entry
 from pipeline.launch import World
-from pipeline.model.blocks import block_parameters, find_blocks
-from pipeline.model.costs import meta_model
+from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
-from pipeline.plan import load_architecture, removed_sizes
+from pipeline.plan import describe_dense, planned_removal
 from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
 from pipeline.stages.texts import draw_calibration, draw_for_maps
@@ -59,7 +58,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     folder = run.stage("score")
     dense = resolve_model(config.model.path, config.model.revision)
     sequences, origins = world.from_first(draw_calibration(config, run, dense) if world.rank == 0 else None)
-    meta = meta_model(load_architecture(dense / "config.json", config), config.model.trust_remote_code)
+    meta = describe_dense(config, dense)
     by_block = _by_block(config, meta, world)
     if by_block:
         entries = _score_by_block(config, dense, sequences, folder / "progress", world, say)
@@ -200,8 +199,7 @@ def _windows(config: Config, meta: nn.Module) -> tuple[int, ...]:
     """Lengths of the windows of linear: as stated, else the planned cut, where it is known before scoring."""
     if config.score.linear_n is not None:
         return config.score.linear_n
-    sizes = block_parameters(meta)
-    planned = len(removed_sizes(config.prune, sizes, sum(p.numel() for p in meta.parameters())))
+    planned = len(planned_removal(config, meta))
     return (planned,) if planned else ()
 
 

@@ -14,8 +14,7 @@ from pipeline.config import Config
 from pipeline.data.samples import calibration_sequences, held_out_rows
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.importance.linear import TOKENS_PER_INPUT
-from pipeline.importance.scoring import HELD_OUT
+from pipeline.importance.scoring import sequences_for_maps
 from pipeline.rows import shard_cache
 from pipeline.run import Run, read_json
 
@@ -28,9 +27,7 @@ def draw_calibration(config: Config, run: Run, dense: Path) -> tuple[torch.Tenso
 def draw_for_maps(config: Config, run: Run, dense: Path, width: int) -> torch.Tensor:
     """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part to
     judge them by."""
-    needed = -(-TOKENS_PER_INPUT * width // config.score.length)
-    # Every fourth is kept to judge by: so many are needed for the others to be enough.
-    count = config.score.linear_sequences or -(-needed * HELD_OUT // (HELD_OUT - 1))
+    count = config.score.linear_sequences or sequences_for_maps(width, config.score.length)
     # Another draw than the calibration's.
     return _draw(config, run, dense, count, config.score.seed + 1)[0]
 

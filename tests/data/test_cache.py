@@ -17,7 +17,8 @@ import pytest
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache, needed_space, require_cache_space
+from pipeline.data.fetching import ShardCache
+from pipeline.data.room import needed_space, require_cache_space
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError
 

@@ -14,8 +14,8 @@ from server import COMMIT, SECRET, Server
 from pipeline.data import catalogue
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
-from pipeline.data.fetching import needed_space
 from pipeline.data.listing import Progress, list_source, natural
+from pipeline.data.room import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError, Run, hash_file

@@ -88,7 +88,7 @@ def test_one_repeat_has_no_deviation(model, tokenizer):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="peak memory is counted on a GPU only")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="peak memory is counted on a GPU only: test.sh -m gpu there")
 def test_peak_memory_on_a_gpu_holds_the_weights(model, tokenizer):
     model.to("cuda")
     found = measure_generation(model, tokenizer, prompt=PROMPTS[0], new_tokens=4, batch=2, repeats=2, device="cuda")

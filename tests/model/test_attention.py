@@ -169,7 +169,10 @@ def test_the_borders_given_to_flash_kernels_keep_documents_apart(family, flash):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not (torch.cuda.is_available() and is_flash_attn_2_available()), reason="needs flash-attn on a GPU")
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()),
+    reason="needs flash-attn on a GPU: test.sh -m gpu there, in the image of docker/Dockerfile",
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "qwen2"])
 def test_flash_attention_agrees_with_sdpa(family):
     model = build(family).to("cuda", torch.bfloat16)

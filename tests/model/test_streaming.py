@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM
 
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
-from pipeline.model.streaming import StreamedModel, _make_buffers
+from pipeline.model.hollow import make_buffers
+from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
 
 #: Tied and not, two rotaries, keys without the prefix of the modules' names, experts that are fused, buffers in blocks
@@ -145,4 +146,4 @@ def test_a_buffer_that_no_file_holds_and_nobody_makes_is_refused():
     with torch.device("meta"):
         model = Forgetful(config)
     with pytest.raises(RegrowError, match=r"buffer model\.layers\.1\.mask is in no file"):
-        _make_buffers(model)
+        make_buffers(model)
