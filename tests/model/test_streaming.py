@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from pipeline.model.blocks import find_blocks
-from pipeline.model.load import load_model
 from pipeline.model.hollow import make_buffers
+from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
 
