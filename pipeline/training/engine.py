@@ -1,10 +1,14 @@
 """The engine: a DeepSpeed ZeRO engine around a model, made the way the loop needs it.
 
-Three defaults of DeepSpeed are set otherwise: gradients are accumulated in fp32 (its default is the model's dtype,
-and bf16 loses small gradients over 32 micro-batches), its shared-memory operation is left out (it serves inference
-alone and would need a compiler on a CPU), and communication does not overlap until a parity test says it may.
-ZeRO 0 has no fp32 accumulation for bf16 weights: there the weights stay in fp32 and the blocks compute in bf16 under
-torch's autocast, which keeps the same three precisions (bf16 products, fp32 accumulation, fp32 master weights).
+Four defaults of DeepSpeed are set otherwise: gradients are accumulated in fp32 (its default is the model's dtype,
+and bf16 loses small gradients over 32 micro-batches), they are summed over processes in fp32 (its default is bf16
+again, a relative error of 2e-3), its shared-memory operation is left out (it serves inference alone and would need a
+compiler on a CPU), and communication does not overlap until a parity test says it may.
+
+So on every stage: products, and what a micro-batch's backward gives, in bf16; sums over micro-batches and processes,
+master weights and moments in fp32. ZeRO 0 has no fp32 accumulation for bf16 weights: there the weights stay in fp32,
+and the blocks compute in bf16 under torch's autocast. ZeRO 2 and 3 sum over processes in every micro-batch, and so
+send twice the bytes that bf16 would take.
 """
 
 from __future__ import annotations
@@ -98,6 +102,7 @@ class Engine:
             "gradient_clipping": clip,
             "bf16": {"enabled": bf16, "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "zero_optimization": {
                 "stage": zero_stage,
                 "overlap_comm": False,
