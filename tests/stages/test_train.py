@@ -27,7 +27,7 @@ def test_what_the_stage_writes(reference):
     assert [line["step"] for line in metrics] == list(range(1, 25))
     assert [line["tokens"] for line in metrics] == [step * 512 for step in range(1, 25)]
     assert all(set(line) == {"step", "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu",
-                             "seconds", "data_wait"} for line in metrics)  # fmt: skip
+                             "seconds", "interval", "data_wait"} for line in metrics)  # fmt: skip
     assert metrics[-1]["learning_rate"] == pytest.approx(1e-4), "the last step does not have the final rate"
     held_out = [json.loads(line) for line in (train / "held_out.jsonl").read_text().splitlines()]
     assert [line["step"] for line in held_out] == [0, 8, 16, 24], "not evaluated before, every 8 steps, and at the end"
