@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers, load_rows
@@ -109,7 +110,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         no_decay=recipe.no_decay, clip=recipe.clip, gradient_checkpointing=recipe.gradient_checkpointing,
     )  # fmt: skip
 
-    for line in _told_of(engine):
+    for line in told_of(engine.model, engine.unreached, engine.router_coefficient):
         say(line)
     position = Position()
     if found:
@@ -258,14 +259,13 @@ def _on_first(world: World, check: Callable[[], None]) -> None:
         raise RegrowError(problem)
 
 
-def _told_of(engine: Engine) -> Iterator[str]:
-    """What a person should know of what is trained, and on which loss."""
-    if engine.unreached:
-        yield describe_unreached(engine.unreached)
-    hf_config = engine.model.config
-    if router_coefficient(hf_config) is not None and engine.router_coefficient is None:
-        yield f"{type(engine.model).__name__} computes no auxiliary loss for its router, though its config asks for one"
-    elif sentence := describe_router_loss(hf_config):
+def told_of(model: nn.Module, left_alone: dict[str, nn.Parameter], coefficient: float | None) -> Iterator[str]:
+    """What a person should know of what is trained, and on which loss; the last two as an Engine has them."""
+    if left_alone:
+        yield describe_unreached(left_alone)
+    if router_coefficient(model.config) is not None and coefficient is None:
+        yield f"{type(model).__name__} computes no auxiliary loss for its router, though its config asks for one"
+    elif sentence := describe_router_loss(model.config):
         yield sentence
 
 
