@@ -60,9 +60,11 @@ def pace(lines: Iterable[dict[str, Any]]) -> tuple[float, float]:
     """Tokens a second within steps, and seconds from one step's end to the next's, by the last of metrics.jsonl's
     ``lines``; the latter hold evaluations, checkpoints and exports, so that they tell how long a run still takes."""
     recent = list(lines)[-WINDOW:]
-    seconds = [line["seconds"] for line in recent]
+    seconds = sum(line["seconds"] for line in recent)
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in recent)
-    return tokens / sum(seconds), sum(line["interval"] for line in recent) / len(recent)
+    # Runs of earlier versions, which status still reads, have no interval.
+    between = sum(line.get("interval", line["seconds"]) for line in recent)
+    return tokens / seconds, between / len(recent)
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -89,3 +89,4 @@ def test_the_pace_is_that_of_the_last_twenty_steps():
              {"seconds": 2.0, "interval": 2.0, "tokens_per_second": 400.0}]  # fmt: skip
     assert pace(old + new + saved) == pytest.approx((20 * 800 / 21, (18 + 4 + 2) / 20))
     assert pace(new[:1]) == (800.0, 1.0), "one step is a window too"
+    assert pace([{"seconds": 2.0, "tokens_per_second": 5.0}]) == (5.0, 2.0), "a line of an earlier version"
