@@ -30,6 +30,7 @@ from pipeline.model.costs import (
     peak_flops,
     product_parameters,
 )
+from pipeline.model.loss import describe_router_loss
 from pipeline.run import RegrowError
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
@@ -62,6 +63,8 @@ def plan(config: Config) -> dict[str, Any]:
             f"blocks differ in size ({min(sizes):,} to {max(sizes):,} parameters): the pruned model's counts are upper "
             "bounds, as if the smallest went"
         )
+    if sentence := describe_router_loss(hf_config):
+        notes.append(sentence)
     if config.prune.perplexity is not None:
         notes.append("prune.perplexity decides how many blocks go when they are pruned: planned here as if none went")
     train, row = config.train, config.data.row_length

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.config import STAGES, load_config
 from pipeline.run import RegrowError, Run
-from pipeline.training.metrics import read_lines
+from pipeline.training.metrics import pace, read_lines
 
 
 def status_text(folder: Path) -> str:
@@ -36,10 +36,9 @@ def _progress(run: Run, stage: str) -> str:
     lines = read_lines(run.stage("train") / "metrics.jsonl")
     if not lines:
         return f"step 0 of {steps}"
-    last, recent = lines[-1], lines[-20:]
-    seconds = sum(line["seconds"] for line in recent) / len(recent)
+    last, (speed, seconds) = lines[-1], pace(lines)
     saved = sorted(path.parent.name for path in (run.stage("train") / "checkpoints").glob("*/COMPLETE"))
     return (
-        f"step {last['step']} of {steps}, loss {last['loss']:.4f}, {last['tokens_per_second']:,.0f} tokens/s, "
+        f"step {last['step']} of {steps}, loss {last['loss']:.4f}, {speed:,.0f} tokens/s, "
         f"{(steps - last['step']) * seconds / 3600:.2f} h left, newest checkpoint {saved[-1] if saved else 'none'}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig
 
 from pipeline.config import load_config
 from pipeline.plan import find_architecture, plan, plan_text
@@ -230,3 +230,16 @@ def test_planning_opens_no_connection() -> None:
     done = subprocess.run([sys.executable, "-c", program, PRESETS / "1.5b.yaml"], capture_output=True, text=True,
                           cwd=PRESETS.parent.parent)  # fmt: skip
     assert done.stdout.strip() == "1476448256", done.stderr
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_path, asked):
+    MixtralConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+                  num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5,
+                  output_router_logits=asked).save_pretrained(tmp_path)  # fmt: skip
+    made = plan(load_config(tiny_config, [f"model.path={tmp_path}"]))
+    notes = [note for note in made["notes"] if "auxiliary loss" in note]
+    assert len(notes) == 1, made["notes"]
+    assert ("added, with coefficient 0.5" in notes[0]) is asked
+    assert ("is off: the model's config.json has output_router_logits false" in notes[0]) is not asked
+    assert f"note: {notes[0]}" in plan_text(made)

@@ -1,4 +1,5 @@
-"""Token losses: the one place where logits become losses, for scoring, training and evaluation alike.
+"""Losses: the one place where logits become token losses, for scoring, training and evaluation alike; and what a
+mixture of experts' config says of the loss that training adds to them.
 
 Logits are taken to fp32 before the softmax whatever the model's precision: in bf16 the rounding of a loss (1e-2) is
 as large as the gaps between neighbouring blocks.
@@ -7,6 +8,7 @@ as large as the gaps between neighbouring blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,3 +45,37 @@ def document_targets(documents: Sequence[np.ndarray], length: int) -> torch.Tens
     for row, cu_seqlens in enumerate(documents):
         counted[row, cu_seqlens[:-1]] = False
     return torch.from_numpy(counted[:, 1:])
+
+
+def router_coefficient(hf_config: Any) -> float | None:
+    """The factor of the router's auxiliary loss in training, where the model's config asks for that loss; else None.
+
+    The load-balancing loss of Fedus et al. 2021 (Switch Transformers), eq. 4: it keeps a router from sending all
+    tokens to a few experts. transformers adds it to its own loss under the same condition.
+    """
+    text = hf_config.get_text_config()
+    return _stated_coefficient(text) if getattr(text, "output_router_logits", False) else None
+
+
+def describe_router_loss(hf_config: Any) -> str | None:
+    """A sentence for people on the router's auxiliary loss; None where the config has no coefficient for one."""
+    stated = _stated_coefficient(hf_config.get_text_config())
+    if stated is None:
+        return None
+    if router_coefficient(hf_config) is None:
+        return (
+            f"the router's auxiliary loss (coefficient {stated:g}) is off: the model's config.json has "
+            "output_router_logits false; set it to true there to train with it"
+        )
+    return f"the router's auxiliary loss is added, with coefficient {stated:g}: the model's config.json asks for it"
+
+
+def _stated_coefficient(text_config: Any) -> float | None:
+    """By the names that transformers' families use: most of them, JetMoE, DBRX. Zero is none."""
+    experts = getattr(text_config, "ffn_config", None)
+    return (
+        getattr(text_config, "router_aux_loss_coef", None)
+        or getattr(text_config, "aux_loss_coef", None)
+        or getattr(experts, "moe_loss_weight", None)
+        or None
+    )

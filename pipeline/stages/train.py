@@ -6,12 +6,14 @@ Killed anywhere and started again, it goes on at the newest complete checkpoint 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers, load_rows
@@ -25,6 +27,7 @@ from pipeline.launch import World, die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
+from pipeline.model.loss import describe_router_loss, router_coefficient
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
 from pipeline.run import RegrowError, Run, read_json, require_space
 from pipeline.training.checkpoint import (
@@ -36,11 +39,12 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
 )
 from pipeline.training.engine import Engine
-from pipeline.training.loop import Position, Sample, train_steps
-from pipeline.training.metrics import append_line, cut_after, read_lines
+from pipeline.training.loop import Position, Sample, Step, train_steps
+from pipeline.training.metrics import WINDOW, append_line, cut_after, pace, read_lines
+from pipeline.training.reach import describe_unreached
 from pipeline.training.schedule import learning_rate
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM = ("data", "prune")
 
 
@@ -106,6 +110,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         no_decay=recipe.no_decay, clip=recipe.clip, gradient_checkpointing=recipe.gradient_checkpointing,
     )  # fmt: skip
 
+    for line in told_of(engine.model, engine.unreached, engine.router_coefficient):
+        say(line)
     position = Position()
     if found:
         checkpoint, state = found
@@ -159,6 +165,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             parameters=parameters,
         )  # fmt: skip
 
+    recent = deque(read_lines(folder / "metrics.jsonl") if world.rank == 0 else [], maxlen=WINDOW)
     if position.step == 0:
         evaluate()
     stream = row_stream(config, run, encoder, step=position.step, cursors=position.cursors, rank=world.rank,
@@ -176,12 +183,12 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             schedule=recipe.schedule, decay=recipe.decay,
         ),
         mfu=lambda speed: mfu(speed / world.size, flops, peak),
+        say=say,
     ):  # fmt: skip
         if world.rank == 0:
-            append_line(folder / "metrics.jsonl", asdict(step))
-            left = (steps - step.step) * step.seconds
-            say(f"step {step.step} of {steps}: loss {step.loss:.4f}, gradient norm {step.grad_norm:.2f}, rate "
-                f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {_clock(left)} left")  # fmt: skip
+            recent.append(_metrics(step))
+            append_line(folder / "metrics.jsonl", recent[-1])
+            say(f"{_step_line(step, steps)}, {_clock((steps - step.step) * pace(recent)[1])} left")
         last = step.step == steps
         # Evaluation and export come first: a resume at the checkpoint would not make them again.
         if last or step.step % recipe.evaluate_every == 0:
@@ -250,6 +257,29 @@ def _on_first(world: World, check: Callable[[], None]) -> None:
     problem = world.from_first(problem)
     if problem:
         raise RegrowError(problem)
+
+
+def told_of(model: nn.Module, left_alone: dict[str, nn.Parameter], coefficient: float | None) -> Iterator[str]:
+    """What a person should know of what is trained, and on which loss; the last two as an Engine has them."""
+    if left_alone:
+        yield describe_unreached(left_alone)
+    if router_coefficient(model.config) is not None and coefficient is None:
+        yield f"{type(model).__name__} computes no auxiliary loss for its router, though its config asks for one"
+    elif sentence := describe_router_loss(model.config):
+        yield sentence
+
+
+def _metrics(step: Step) -> dict[str, Any]:
+    """A step's line in metrics.jsonl; the router's loss only where it is trained on."""
+    return {key: value for key, value in asdict(step).items() if key != "auxiliary_loss" or value is not None}
+
+
+def _step_line(step: Step, steps: int) -> str:
+    router = "" if step.auxiliary_loss is None else f"router's auxiliary loss {step.auxiliary_loss:.4f}, "
+    return (
+        f"step {step.step} of {steps}: loss {step.loss:.4f}, {router}gradient norm {step.grad_norm:.2f}, rate "
+        f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s"
+    )
 
 
 def _has(path: Path, step: int) -> bool:

@@ -1,10 +1,14 @@
 """The engine: a DeepSpeed ZeRO engine around a model, made the way the loop needs it.
 
-Three defaults of DeepSpeed are set otherwise: gradients are accumulated in fp32 (its default is the model's dtype,
-and bf16 loses small gradients over 32 micro-batches), its shared-memory operation is left out (it serves inference
-alone and would need a compiler on a CPU), and communication does not overlap until a parity test says it may.
-ZeRO 0 has no fp32 accumulation for bf16 weights: there the weights stay in fp32 and the blocks compute in bf16 under
-torch's autocast, which keeps the same three precisions (bf16 products, fp32 accumulation, fp32 master weights).
+Four defaults of DeepSpeed are set otherwise: gradients are accumulated in fp32 (its default is the model's dtype,
+and bf16 loses small gradients over 32 micro-batches), they are summed over processes in fp32 (its default is bf16
+again, a relative error of 2e-3), its shared-memory operation is left out (it serves inference alone and would need a
+compiler on a CPU), and communication does not overlap until a parity test says it may.
+
+So on every stage: products, and what a micro-batch's backward gives, in bf16; sums over micro-batches and processes,
+master weights and moments in fp32. ZeRO 0 has no fp32 accumulation for bf16 weights: there the weights stay in fp32,
+and the blocks compute in bf16 under torch's autocast. ZeRO 2 and 3 sum over processes in every micro-batch, and so
+send twice the bytes that bf16 would take.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from torch import nn
 
 from pipeline.launch import World
 from pipeline.model.attention import attention_of, document_arguments
-from pipeline.model.loss import document_targets, next_token_losses
+from pipeline.model.loss import document_targets, next_token_losses, router_coefficient
+from pipeline.training.reach import probe, unreached
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
 BUCKET = 500_000_000
@@ -59,6 +64,8 @@ class Engine:
 
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
+    Parameters that text does not reach (``unreached``, by name) are left as they are. ``router_coefficient`` is the
+    factor of the router's auxiliary loss, None where the config does not ask for it or the model computes none.
     """
 
     def __init__(
@@ -85,6 +92,14 @@ class Engine:
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
         if self.autocast:
             model.float()
+        with self.precision():
+            output = probe(model)
+        self.unreached = unreached(model, output)
+        for parameter in self.unreached.values():
+            parameter.requires_grad_(False)
+        computed = getattr(output, "aux_loss", None) is not None
+        self.router_coefficient = router_coefficient(model.config) if computed else None
+        del output
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -98,6 +113,7 @@ class Engine:
             "gradient_clipping": clip,
             "bf16": {"enabled": bf16, "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "zero_optimization": {
                 "stage": zero_stage,
                 "overlap_comm": False,
@@ -120,7 +136,6 @@ class Engine:
             # the reduction also hands the gradients to the optimizer, and must stay.)
             self.engine.enable_backward_allreduce = False
         self.zero_stage = zero_stage
-        self._plain_clip = clip if zero_stage == 0 else None
 
     @property
     def model(self) -> nn.Module:
@@ -135,10 +150,17 @@ class Engine:
     def backward(
         self, input_ids: torch.Tensor, targets: int, documents: Sequence[np.ndarray] | None = None
     ) -> torch.Tensor:
-        """Forward and backward of one micro-batch (rows, T) int64; returns its summed token loss (fp32 scalar).
+        """Forward and backward of one micro-batch (rows, T) int64.
+
+        Returns (2,) fp32: its summed token loss, and its router's auxiliary loss, zero where there is none.
 
         ``targets`` is the number of target tokens of the global batch: the gradient is that of the sum of token
         losses divided by it, however the batch is split. DeepSpeed averages over processes, hence the factor.
+
+        Where the model's config asks for it, its router's auxiliary loss is added, times the config's coefficient. It
+        measures how evenly the tokens of one forward are spread, over all blocks together, hence it is that of a
+        micro-batch, and is averaged over the micro-batches and processes of the global batch: unlike the token loss,
+        it depends on how the batch is split.
 
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
         its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
@@ -148,29 +170,45 @@ class Engine:
             inputs = document_arguments(input_ids, documents, attention_of(self.model))
             counted = document_targets(documents, input_ids.shape[1]).to(input_ids.device, non_blocking=True)
         with self.precision():
-            logits = self.engine(**inputs, use_cache=False).logits
-        total = next_token_losses(logits.view(*input_ids.shape, -1), input_ids, counted).sum()
-        self.engine.backward(total * (self.world.size / targets), scale_wrt_gas=False)
-        return total.detach()
+            output = self.engine(**inputs, use_cache=False)
+        total = next_token_losses(output.logits.view(*input_ids.shape, -1), input_ids, counted).sum()
+        objective, auxiliary = total * (self.world.size / targets), torch.zeros_like(total)
+        if self.router_coefficient is not None:
+            auxiliary = output.aux_loss.float()
+            objective = objective + auxiliary * (self.router_coefficient / self.accumulation)
+        self.engine.backward(objective, scale_wrt_gas=False)
+        return torch.stack([total, auxiliary]).detach()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model computes as it trains: autocast for ZeRO 0 in bf16, else nothing."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
 
     def step(self) -> None:
-        """After each micro-batch: at the end of the accumulation DeepSpeed clips and updates the weights."""
-        if self._plain_clip is not None and self.engine.is_gradient_accumulation_boundary():
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._norm = float(torch.nn.utils.get_total_norm(gradients))
+        """After each micro-batch: at the end of the accumulation DeepSpeed clips and updates the weights.
+
+        Where the global gradient norm is not finite then, no update is made: weights and moments stay as they are.
+        ZeRO 1 to 3 leave it out by themselves (in bf16 and fp32 alike); ZeRO 0 would not.
+        """
+        if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
+            self._norm = self._plain_norm()
+            if not math.isfinite(self._norm):
+                return
         self.engine.step()
 
     def gradient_norm(self) -> float:
-        """Global gradient norm of the last update, before clipping."""
-        if self._plain_clip is not None:
-            # Plain AdamW (ZeRO 0 in fp32): DeepSpeed clips but does not tell the norm.
+        """Global gradient norm at the end of the last accumulation, before clipping; the same on every process."""
+        if self.zero_stage == 0:
             return self._norm
-        norm = self.engine.get_global_grad_norm()
-        return math.nan if norm is None else float(norm)
+        return float(self.engine.get_global_grad_norm())
+
+    def _plain_norm(self) -> float:
+        """The norm under plain AdamW (ZeRO 0), where DeepSpeed clips but does not tell it."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            # An expert that no token of the batch was sent to: AdamW would pass it over, but under ZeRO it does not.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's weights, in its own dtype, on rank 0's CPU (None elsewhere); every process must call it."""

@@ -7,10 +7,15 @@ nothing that was measured is lost.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.run import RegrowError, write_atomic
+
+#: Steps at the end of metrics.jsonl that say how fast a run is: one alone may hold a checkpoint, or a slow fetch.
+WINDOW = 20
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -31,9 +36,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one line in one write."""
+    """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(_line(record))
 
 
 def cut_after(path: Path, step: int) -> int:
@@ -45,7 +50,24 @@ def cut_after(path: Path, step: int) -> int:
     gone = [record for record in records if record["step"] > step]
     if gone:
         with path.with_suffix(".discarded.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in gone)
+            file.writelines(map(_line, gone))
     # Also without lines to discard: the rewrite drops a torn last line.
-    write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+    write_atomic(path, "".join(map(_line, kept)))
     return len(gone)
+
+
+def pace(lines: Iterable[dict[str, Any]]) -> tuple[float, float]:
+    """Tokens a second within steps, and seconds from one step's end to the next's, by the last of metrics.jsonl's
+    ``lines``; the latter hold evaluations, checkpoints and exports, so that they tell how long a run still takes."""
+    recent = list(lines)[-WINDOW:]
+    seconds = sum(line["seconds"] for line in recent)
+    tokens = sum(line["tokens_per_second"] * line["seconds"] for line in recent)
+    # Runs of earlier versions, which status still reads, have no interval.
+    between = sum(line.get("interval", line["seconds"]) for line in recent)
+    return tokens / seconds, between / len(recent)
+
+
+def _line(record: dict[str, Any]) -> str:
+    plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+             for key, value in record.items()}  # fmt: skip
+    return json.dumps(plain, allow_nan=False) + "\n"

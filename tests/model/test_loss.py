@@ -1,11 +1,14 @@
-"""Token losses against the definition, in fp64 by hand."""
+"""Token losses against the definition, in fp64 by hand; and the router's loss against transformers' own objective."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from families import build
+from transformers import DbrxConfig, JetMoeConfig, LlamaConfig, MixtralConfig, Qwen3VLMoeConfig
 
-from pipeline.model.loss import document_targets, next_token_losses
+from pipeline.model.loss import describe_router_loss, document_targets, next_token_losses, router_coefficient
 
 
 def test_losses_are_the_negative_log_probabilities_of_the_next_tokens():
@@ -55,3 +58,35 @@ def test_the_first_token_of_a_document_is_no_target():
     counted = document_targets(documents, 6)
     assert counted.dtype == torch.bool
     assert counted.int().tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("made", "coefficient", "said"),
+    [
+        (MixtralConfig(router_aux_loss_coef=0.5, output_router_logits=True), 0.5, "is added, with coefficient 0.5"),
+        (MixtralConfig(router_aux_loss_coef=0.02), None, "(coefficient 0.02) is off: "),
+        (MixtralConfig(router_aux_loss_coef=0.0, output_router_logits=True), None, None),
+        (JetMoeConfig(aux_loss_coef=0.03, output_router_logits=True), 0.03, "coefficient 0.03"),
+        (DbrxConfig(ffn_config={"moe_loss_weight": 0.04}, output_router_logits=True), 0.04, "coefficient 0.04"),
+        (Qwen3VLMoeConfig(text_config={"router_aux_loss_coef": 0.06, "output_router_logits": True}), 0.06, "0.06"),
+        (LlamaConfig(), None, None),
+    ],
+    ids=["asked for", "not asked for", "zero", "JetMoE's name", "DBRX's name", "in a wrapper", "no experts"],
+)
+def test_the_routers_loss_is_what_the_config_states_and_asks_for(made, coefficient, said):
+    assert router_coefficient(made) == coefficient
+    sentence = describe_router_loss(made)
+    assert sentence is None if said is None else said in sentence, sentence
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_families_own_loss_agrees(asked):
+    """transformers adds coefficient x aux_loss to its own loss where the config asks, and only there."""
+    model = build("mixtral", router_aux_loss_coef=0.5, output_router_logits=asked)
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        output = model(ids, labels=ids)
+    tokens = next_token_losses(output.logits, ids).mean()
+    added = (router_coefficient(model.config) or 0.0) * (output.aux_loss if asked else torch.zeros(()))
+    assert (router_coefficient(model.config) is None) is not asked
+    torch.testing.assert_close(output.loss, tokens + added, rtol=1e-6, atol=0)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import shutil
+from datetime import timedelta
 from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from families import build
 
 from pipeline.config import load_config
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.parts import deal, shuffle
 from pipeline.data.shards import read_manifest
 from pipeline.model.load import load_model
+from pipeline.model.loss import router_coefficient
 from pipeline.rows import row_encoder, row_stream
 from pipeline.run import Run, hash_file, read_json, write_json
+from pipeline.stages.train import told_of
+from pipeline.training.metrics import pace
+from pipeline.training.reach import probe, unreached
 
 
 def test_what_the_stage_writes(reference):
@@ -27,8 +34,12 @@ def test_what_the_stage_writes(reference):
     assert [line["step"] for line in metrics] == list(range(1, 25))
     assert [line["tokens"] for line in metrics] == [step * 512 for step in range(1, 25)]
     assert all(set(line) == {"step", "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu",
-                             "seconds", "data_wait"} for line in metrics)  # fmt: skip
+                             "seconds", "interval", "data_wait"} for line in metrics)  # fmt: skip
     assert metrics[-1]["learning_rate"] == pytest.approx(1e-4), "the last step does not have the final rate"
+    log = (reference / "log.txt").read_text()
+    for step in (1, 10, 24):
+        left = timedelta(seconds=round((24 - step) * pace(metrics[:step])[1]))
+        assert re.search(rf"train: step {step} of 24: loss .* tokens/s, {left} left\n", log), f"step {step}: not {left}"
     held_out = [json.loads(line) for line in (train / "held_out.jsonl").read_text().splitlines()]
     assert [line["step"] for line in held_out] == [0, 8, 16, 24], "not evaluated before, every 8 steps, and at the end"
     assert held_out[-1]["held_out_loss"] < held_out[0]["held_out_loss"], "training did not lower the held-out loss"
@@ -50,6 +61,25 @@ def test_the_export_is_the_trained_model_as_transformers_loads_it(reference):
     assert any(not value.equal(before[name]) for name, value in model.state_dict().items()), "nothing was trained"
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
         assert (export / name).exists(), f"{name} is not in the export"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("llama", {}, []),
+        ("mixtral", {"output_router_logits": True}, ["auxiliary loss is added, with coefficient 0.001"]),
+        ("mixtral", {}, ["auxiliary loss (coefficient 0.001) is off"]),
+        ("llama4", {"output_router_logits": True}, ["Llama4ForCausalLM computes no auxiliary loss for its router"]),
+    ],
+)
+def test_what_is_trained_and_on_which_loss_is_told(family, changes, said):
+    model = build(family, **changes)
+    model.spare = torch.nn.Linear(3, 4)
+    output = probe(model)
+    coefficient = router_coefficient(model.config) if getattr(output, "aux_loss", None) is not None else None
+    told = list(told_of(model, unreached(model, output), coefficient))
+    expected = ["16 parameters that text does not reach stay as they are: spare", *said]
+    assert len(told) == len(expected) and all(part in line for part, line in zip(expected, told, strict=True)), told
 
 
 @pytest.fixture(scope="module")

@@ -4,108 +4,54 @@
 
 Each case writes what it measured to FOLDER/CASE.json on rank 0; the tests judge it. The reference is a plain torch
 loop on rank 0 over the same rows: AdamW with the same groups, clip_grad_norm_, one update for each global batch.
-Every row holds several documents; only the cases named within have the model told of them.
+Cases of gradients alone are in gradients.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.launch import World, find_place, take_place
+from kit import (  # first of all: it settles this process's place and threads
+    BATCH,
+    LAYOUT,
+    LENGTH,
+    PEAK,
+    RECIPE,
+    STEPS,
+    Row,
+    World,
+    difference,
+    documents,
+    new_engine,
+    new_model,
+    place,
+    rate,
+    share,
+    text,
+    train,
+    weights,
+)
 
-place = find_place()
-take_place(place)
+# isort: split
+import gradients
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
 
-import numpy as np  # noqa: E402 (threads are settled before)
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
-
-from pipeline.data.position import Cursor  # noqa: E402
-from pipeline.model.loss import next_token_losses  # noqa: E402
-from pipeline.run import RegrowError  # noqa: E402
-from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint  # noqa: E402
-from pipeline.training.engine import Engine, decay_groups  # noqa: E402
-from pipeline.training.loop import Position, Sample, train_steps  # noqa: E402
-
-BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
-RECIPE: dict[str, Any] = {
-    "learning_rate": PEAK, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "no_decay": ("bias", "norm"),
-    "clip": 1.0,
-}  # fmt: skip
-LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the loop asks of a row."""
-
-    index: int
-    input_ids: np.ndarray
-    cu_seqlens: np.ndarray
-    lane: int
-    cursor: Cursor
-
-
-def rate(step: int) -> float:
-    """Another rate at every step, so that a rate that is not handed on shows."""
-    return PEAK * (step + 1) / STEPS
-
-
-def new_model(dtype: torch.dtype) -> Any:
-    """The same small Llama every time; wide enough that ZeRO-3 splits its MLPs and embeddings."""
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def new_engine(world: World, zero_stage: int, dtype: torch.dtype, micro_batch: int, batch: int = BATCH) -> Engine:
-    accumulation = batch // (micro_batch * world.size)
-    return Engine(new_model(dtype), world, micro_batch=micro_batch, accumulation=accumulation, zero_stage=zero_stage,
-                  **RECIPE)  # fmt: skip
-
-
-def text(rows: int) -> torch.Tensor:
-    """(rows, LENGTH) int64, seeded."""
-    return torch.randint(0, 256, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
-
-
-def documents(index: int) -> np.ndarray:
-    """Where documents begin in row ``index``: 1, 2, 3 or 5 documents, seeded; the first of 5 is one token long."""
-    cuts = np.random.default_rng(index).choice(np.arange(2, LENGTH), size=index % 4, replace=False)
-    return np.array([0, *([1] if index % 4 == 3 else []), *sorted(cuts), LENGTH], dtype=np.int32)
-
-
-def share(data: torch.Tensor, world: World, first: int = 0) -> Iterator[Row]:
-    """This rank's rows, as the loader would hand them over."""
-    for index in range(first + world.rank, len(data), world.size):
-        yield Row(index, data[index].numpy(), documents(index), index % LANES, Cursor(document=index + 1))
-
-
-def train(
-    engine: Engine,
-    data: torch.Tensor,
-    world: World,
-    micro_batch: int,
-    steps: int,
-    position: Position | None = None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Run the project's own loop; one record for each step."""
-    position = position or Position()
-    rows = share(data, world, position.step * len(data) // STEPS if position.step else 0)
-    taken = train_steps(engine, rows, world, position, steps=steps, micro_batch=micro_batch, rate=rate,
-                        mfu=lambda speed: None, **options)  # fmt: skip
-    return [asdict(step) for step in taken]
+from pipeline.model.loss import next_token_losses
+from pipeline.run import RegrowError
+from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.loop import Position, Sample, SignOfLife, train_steps
 
 
 def whole_rows(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:
@@ -142,12 +88,6 @@ def plain_loop(
     return losses, norms
 
 
-def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Largest difference of any weight."""
-    assert first.keys() == second.keys()
-    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
-
-
 def parity(
     world: World,
     zero_stage: int,
@@ -181,7 +121,7 @@ def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     found = parity(world, zero_stage, dtype, documents_alone, within_documents=True,
                    on_samples=lambda step, samples: told.append((step, samples)))  # fmt: skip
     engine, message = new_engine(world, zero_stage, dtype, 2), ""
-    before = engine.weights()
+    before = weights(engine)
     single = (Row(row.index, row.input_ids, np.arange(LENGTH + 1, dtype=np.int32), row.lane, row.cursor)
               for row in share(text(BATCH), world))  # fmt: skip
     try:
@@ -189,7 +129,7 @@ def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
                          within_documents=True))  # fmt: skip
     except RegrowError as error:
         message = str(error)
-    messages, after = world.gather(message), engine.weights()
+    messages, after = world.gather(message), weights(engine)
     samples = world.gather([(step, [asdict(sample) for sample in samples]) for step, samples in told])
     if world.rank != 0:
         return {}
@@ -211,30 +151,6 @@ def split(world: World) -> dict[str, Any]:
         "accumulation": [results[1][2], results[8][2]], "difference": difference(results[1][1], results[8][1]),
         "losses": [[step["loss"] for step in results[micro_batch][0]] for micro_batch in (1, 8)],
     }  # fmt: skip
-
-
-def accumulated(world: World, zero_stage: int) -> dict[str, Any]:
-    """Gradient norms of one row, once and 32 times over, and of plain sums in fp32 and bf16 for comparison.
-
-    32 equal terms, each divided by 32 (exact in bf16), sum to the one gradient exactly, if sums are kept in fp32.
-    """
-    row, norms = text(1), []
-    for times in (1, 32):
-        engine = new_engine(world, zero_stage, torch.bfloat16, 1, times * world.size)
-        for _ in range(times):
-            engine.backward(row, (LENGTH - 1) * times * world.size)
-            engine.step()
-        norms.append(engine.gradient_norm())
-    model = new_model(torch.bfloat16)
-    (next_token_losses(model(row).logits, row).sum() / (32 * (LENGTH - 1))).backward()
-    plain = []
-    for dtype in (torch.float32, torch.bfloat16):
-        sums = [torch.zeros_like(parameter, dtype=dtype) for parameter in model.parameters()]
-        for _ in range(32):
-            for total, parameter in zip(sums, model.parameters(), strict=True):
-                total += parameter.grad.to(dtype)
-        plain.append(float(torch.nn.utils.get_total_norm([total.float() for total in sums])))
-    return {"norms": norms, "plain": plain}
 
 
 def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -303,19 +219,19 @@ def recomputed(world: World) -> dict[str, Any]:
     return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
 
 
-def poisoned(world: World) -> dict[str, Any]:
-    """A loss that is not a number on one rank alone: who raises, and what the weights are afterwards."""
-    engine, data = new_engine(world, 0, torch.float32, 2), text(BATCH * STEPS)
-    if world.rank == 1:
-        with torch.no_grad():
-            engine.model.model.norm.weight[0] = float("nan")
-    embedding = engine.model.get_input_embeddings().weight
-    before, message = copy.deepcopy(embedding.detach()), ""
-    try:
-        train(engine, data, world, 2, STEPS)
-    except RegrowError as error:
-        message = str(error)
-    return {"messages": world.gather(message), "untouched": world.gather(torch.equal(before, embedding))}
+def signs(world: World) -> dict[str, Any]:
+    """Two steps that count as long from the start, with pauses between them, and a third that does not."""
+    engine, data, position, lines, steps = new_engine(world, 1, torch.float32, 2), text(24), Position(), [], []
+    limits = SignOfLife.FIRST, SignOfLife.BETWEEN
+    SignOfLife.FIRST = SignOfLife.BETWEEN = 0
+    for step in train_steps(engine, share(data, world), world, position, steps=2, micro_batch=2, rate=rate,
+                            mfu=lambda speed: None, say=lines.append):  # fmt: skip
+        steps.append(asdict(step))
+        time.sleep(0.2)
+    SignOfLife.FIRST, SignOfLife.BETWEEN = limits
+    quick: list[str] = []
+    train(engine, data, world, 2, STEPS, position, say=quick.append)
+    return {"lines": lines, "quick": quick, "steps": steps}
 
 
 def one_sided(world: World, folder: Path) -> dict[str, Any]:
@@ -341,15 +257,17 @@ def run_case(case: str, world: World, folder: Path) -> dict[str, Any]:
         return parity(world, stage, dtype)
     if what == "within":
         return within(world, stage, dtype)
-    if what == "accumulated":
-        return accumulated(world, stage)
     if what == "resume":
         return resume(world, folder, stage, dtype)
     if what == "export":
         return export(world, folder, stage)
     if what == "one_sided":
         return one_sided(world, folder)
-    return {"split": split, "recomputed": recomputed, "poisoned": poisoned}[what](world)
+    if what == "unreached":
+        return gradients.unreached(world, folder, stage, dtype)
+    if what in gradients.CASES:
+        return gradients.CASES[what](world, stage, dtype)
+    return {"split": split, "recomputed": recomputed, "signs": signs}[what](world)
 
 
 def main() -> None:

@@ -51,15 +51,6 @@ def test_bf16_training_stays_near_the_fp32_loop(measured, stage):
     assert found["dtypes"] == ["torch.bfloat16"], f"ZeRO {stage}: exported weights are {found['dtypes']}"
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_gradients_are_accumulated_in_fp32(measured, stage):
-    found = measured(2)[f"accumulated-{stage}"]
-    once, often = found["norms"]
-    assert often == pytest.approx(once, rel=1e-6), f"ZeRO {stage}: 32 equal micro-batches do not sum to the one"
-    in_fp32, in_bf16 = found["plain"]
-    assert abs(in_bf16 / in_fp32 - 1) > 1e-4, "sums in bf16 would pass as well: the test shows nothing"
-
-
 def test_micro_batches_of_one_equal_one_micro_batch_of_eight(measured):
     found = measured(2)["split"]
     assert found["accumulation"] == [8, 1]

@@ -1,10 +1,13 @@
-"""The loop's bookkeeping on real engines: steps, tokens, rates, cursors; and what it does with a broken loss."""
+"""The loop's bookkeeping on real engines: steps, tokens, rates, cursors; and what ends it in the middle of a step."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
+
+from pipeline.training.loop import SignOfLife
 
 
 def test_steps_tokens_and_rates_are_those_of_the_global_batch(measured):
@@ -33,13 +36,51 @@ def test_cursors_stand_behind_the_last_row_of_every_lane(measured):
     assert {int(lane): cursor["document"] for lane, cursor in cursors.items()} == {n: n + 9 for n in range(8)}
 
 
-def test_a_loss_that_is_not_finite_stops_every_process_before_the_update(measured):
-    found = measured(2)["poisoned"]
+@pytest.mark.parametrize(
+    ("case", "what"),
+    [*((f"stopped_gradient-{stage}-{dtype}", "gradient norm") for stage in range(4) for dtype in ("fp32", "bf16")),
+     *((f"stopped_loss-{stage}-bf16", "loss") for stage in range(4))],
+)  # fmt: skip
+def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measured, case, what):
+    """Rank 1 alone goes wrong in step 2: weights, fp32 masters, moments and the position are those of step 1."""
+    found = measured(2)[case]
     for rank, message in enumerate(found["messages"]):
-        assert message.startswith("training step 1: the loss is nan"), f"rank {rank} went on: {message!r}"
-    assert "rows 0 to 6" in found["messages"][0], "rank 0 does not name its rows"
-    assert "rows 1 to 7" in found["messages"][1], "rank 1 does not name its rows"
-    assert found["untouched"] == [True, True], "weights were updated with a gradient that is not finite"
+        assert re.match(rf"training step 2: the {what} is (nan|inf); the update was not made", message), (
+            f"{case}: rank {rank} went on, or says something else: {message!r}"
+        )
+        assert "the weights are as step 1 left them" in message
+    assert "rows 8 to 14" in found["messages"][0], "rank 0 does not name its rows"
+    assert "rows 9 to 15" in found["messages"][1], "rank 1 does not name its rows"
+    assert found["trained"] > 1e-5, "step 1 moved nothing, so that the comparison shows nothing"
+    assert min(found["compared"]) > 0, f"{case}: weights, masters or moments were not compared: {found['compared']}"
+    assert found["moved"] == [[], []], f"{case}: these moved by a step that the message says was not made"
+    assert found["position"] == [True, True], f"{case}: the step was counted, or its rows were"
+
+
+def test_a_long_step_shows_which_micro_batch_is_at_work(measured):
+    """8 rows over 2 processes in micro-batches of 2 are 2 for each process."""
+    found = measured(2)["signs"]
+    expected = [f"step {step}: {doing} micro-batch {number} of 2, 0 s"
+                for step in (1, 2) for doing in ("reading", "computing") for number in (1, 2)]  # fmt: skip
+    assert found["lines"] == expected
+    assert found["quick"] == [], "a quick step is told of too"
+
+
+def test_a_sign_of_life_comes_after_10_seconds_and_then_every_minute(monkeypatch):
+    said, clock = [], iter([109.9, 110.0, 111.0, 169.9, 170.0, 230.0])
+    sign = SignOfLife(said.append, "step 7", of=64, begin=100.0)
+    monkeypatch.setattr("pipeline.training.loop.time.perf_counter", lambda: next(clock))
+    for number in range(1, 7):
+        sign("computing", number)
+    assert said == [f"step 7: computing micro-batch {number} of 64, {seconds} s"
+                    for number, seconds in ((2, 10), (5, 70), (6, 130))]  # fmt: skip
+
+
+def test_the_interval_holds_what_was_done_between_steps(measured):
+    """The first begins with the loop; the program pauses for 0.2 s after each step."""
+    first, second = measured(2)["signs"]["steps"]
+    assert first["seconds"] <= first["interval"] < first["seconds"] + 0.2
+    assert second["interval"] >= second["seconds"] + 0.2, "a pause between steps is in no interval"
 
 
 def test_every_process_tells_which_rows_a_step_took(measured):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from pipeline.run import RegrowError
-from pipeline.training.metrics import append_line, cut_after, read_lines
+from pipeline.training.metrics import append_line, cut_after, pace, read_lines
 
 
 @pytest.fixture
@@ -63,3 +64,29 @@ def test_a_cut_at_zero_keeps_nothing_and_no_file_is_no_error(path, tmp_path):
     assert read_lines(path) == []
     assert cut_after(tmp_path / "absent.jsonl", 0) == 0
     assert not (tmp_path / "absent.jsonl").exists(), "a file was made where there was none"
+
+
+def test_every_line_is_json_also_where_a_value_is_not_finite(path):
+    """As strict readers know JSON: Python's own would take NaN and Infinity, and write them."""
+    append_line(path, {"step": 6, "loss": math.inf, "mfu": None, "grad_norm": math.nan})
+    path.write_text(path.read_text() + '{"step": 7, "loss": Infinity}\n')  # a line of an earlier version
+    cut_after(path, 6)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    for file in (path, path.with_name("metrics.discarded.jsonl")):
+        lines = [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
+    assert lines == [{"step": 7, "loss": None}]
+    assert read_lines(path)[-1] == {"step": 6, "loss": None, "mfu": None, "grad_norm": None}
+
+
+def test_the_pace_is_that_of_the_last_twenty_steps():
+    """Speed from the seconds within steps, and the time of a step from its end to the next: 1 s and 3 s of pause."""
+    old = [{"seconds": 100.0, "interval": 500.0, "tokens_per_second": 1.0}] * 30
+    new = [{"seconds": 1.0, "interval": 1.0, "tokens_per_second": 800.0}] * 18
+    saved = [{"seconds": 1.0, "interval": 4.0, "tokens_per_second": 800.0},
+             {"seconds": 2.0, "interval": 2.0, "tokens_per_second": 400.0}]  # fmt: skip
+    assert pace(old + new + saved) == pytest.approx((20 * 800 / 21, (18 + 4 + 2) / 20))
+    assert pace(new[:1]) == (800.0, 1.0), "one step is a window too"
+    assert pace([{"seconds": 2.0, "tokens_per_second": 5.0}]) == (5.0, 2.0), "a line of an earlier version"
