@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.data.samples import held_out_rows
+from pipeline.data.held_out import held_out_rows
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.evaluation.generation import generate_samples, measure_generation
