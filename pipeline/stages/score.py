@@ -76,7 +76,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
-            "dtype": config.score.dtype, "seed": config.score.seed, "overlap": {"held_out": _held_out(config, run, origins)},
+            "dtype": config.score.dtype, "seed": config.score.seed,
+            "overlap": {"held_out": _held_out(config, run, origins)},
             "targets": (config.score.length - 1) * config.score.sequences,
         }  # fmt: skip
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
