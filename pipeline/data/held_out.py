@@ -80,7 +80,7 @@ def _pieces(shards: Sequence[Shard]) -> list[_Piece]:
             pieces.append(_Piece(shard, None, shard.bytes, 0, shard.documents))
         else:
             before = accumulate(shard.groups, initial=0)
-            share = shard.bytes / sum(shard.groups)
+            share = shard.bytes / max(1, sum(shard.groups))
             pieces += [_Piece(shard, group, share * documents, first, documents)
                        for (group, documents), first in zip(enumerate(shard.groups), before, strict=False)]  # fmt: skip
     return pieces
@@ -93,7 +93,7 @@ class _Reading:
     def __init__(self, pieces: Sequence[_Piece], cache: ShardCache):
         self._pieces, self._cache = pieces, cache
         self._number, self._contents = -1, None
-        self._documents = 0
+        self._count = 0
         self._last, self._next = -1, 0  # Indices of documents: the last that was read, the next to give.
 
     def go_to(self, number: int, part: float) -> bool:
@@ -102,7 +102,7 @@ class _Reading:
             return False
         if number > self._number:
             self._open(number)
-        self._next = self._pieces[number].first + int(part * self._documents)
+        self._next = self._pieces[number].first + int(part * self._count)
         return self._next > self._last
 
     def __iter__(self) -> Iterator[tuple[tuple[int, int], str | np.ndarray]]:
@@ -128,9 +128,9 @@ class _Reading:
         self._cache.open(piece.shard, piece.group)  # Held over the counting: it is fetched once.
         self._number, self._last, self._next = number, piece.first - 1, piece.first
         self._contents = read_contents(piece.shard, self._cache, piece.group)
-        self._documents = piece.documents
+        self._count = piece.documents
         if piece.documents is None:
-            self._documents = 1 + max((index for index, _ in self._contents), default=-1)
+            self._count = 1 + max((index for index, _ in self._contents), default=-1)
             self._contents = read_contents(piece.shard, self._cache, piece.group)
 
 

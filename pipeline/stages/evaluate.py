@@ -14,15 +14,14 @@ import torch
 from pipeline.config import Config
 from pipeline.data.held_out import held_out_rows
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
 from pipeline.evaluation.generation import generate_samples
-from pipeline.evaluation.latency import Workload, measure_latency
+from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
-from pipeline.rows import shard_cache
+from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
 
@@ -54,9 +53,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
     if world.rank == 0:
         together = fit_together(weights, world.device)
-        say(f"latency: the models {'stay loaded and' if together else 'do not fit together: they'} take turns")
+        way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
+        say(f"latency: the models are loaded {way}")
         speeds = measure_latency(
-            lambda name: (_load(config, folders[name], world), _encoder(config, folders[name])), list(folders),
+            lambda name: (_load(config, folders[name], world), row_encoder(config, folders[name])), list(folders),
             _workload(config), device=world.device, together=together,
         )  # fmt: skip
         for name, speed in speeds.items():
@@ -79,7 +79,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation
-        samples = generate_samples(model, _encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
+        samples = generate_samples(model, row_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
     world.barrier()
     entry = {
         "parameters": model.num_parameters(),
@@ -98,10 +98,6 @@ def _load(config: Config, folder: Path, world: World) -> Any:
     )  # fmt: skip
 
 
-def _encoder(config: Config, folder: Path) -> Encoder:
-    return make_encoder(load_tokenizer(folder, config.model.trust_remote_code), config.data.separator)
-
-
 def _workload(config: Config) -> Workload:
     asked = config.evaluate.generation
     return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
@@ -113,7 +109,7 @@ def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
     protocol = config.evaluate.perplexity
     return held_out_rows(
-        shards, _encoder(config, dense), length=protocol.length or config.data.row_length, bos=protocol.bos,
+        shards, row_encoder(config, dense), length=protocol.length or config.data.row_length, bos=protocol.bos,
         rows=protocol.rows, cache=shard_cache(config),
     )  # fmt: skip
 

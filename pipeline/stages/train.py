@@ -40,7 +40,7 @@ from pipeline.training.loop import Position, Sample, train_steps
 from pipeline.training.metrics import append_line, cut_after, read_lines
 from pipeline.training.schedule import learning_rate
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM = ("data", "prune")
 
 
