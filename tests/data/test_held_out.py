@@ -48,7 +48,7 @@ def test_all_rows_are_the_documents_in_file_order(corpus, encoder, tmp_path, bos
 def test_chosen_rows_are_stretches_of_the_documents_that_do_not_overlap(corpus, encoder, tmp_path, bos):
     documents = [encoder(text) for shard in corpus for _, text in read_documents(Path(shard.name), shard.format)]
     stream = [token for ids in documents for token in (ids if bos == "document" else ids[1:])]
-    text = " ".join(map(str, stream))
+    text = f" {' '.join(map(str, stream))} "
     end = 0
     rows = rows_of(corpus, encoder, tmp_path, bos=bos, rows=9)
     assert rows.shape == (9, 32)
