@@ -1,10 +1,14 @@
-"""Small fixed sets of tokens: the calibration sequences that scoring runs on, and the held-out rows."""
+"""The calibration sequences that scoring runs on: random crops of random documents of the corpus.
+
+Files are streamed: what is held at a time are the documents drawn so far, and a number for each one of a file.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from contextlib import closing
+from array import array
+from collections.abc import Callable, Sequence
+from heapq import heappush, heappushpop
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,19 @@ from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
 
 
-def _encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:
+def encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:
     """[bos] ids separator, without the document's own BOS where the policy is not ``document``."""
     ids = encoder(content) if isinstance(content, str) else content.tolist()
     return ids[1:] if bos != "document" and encoder.bos is not None else ids
 
 
-def _bos(encoder: Encoder, where: str) -> int:
-    bos = encoder.tokenizer.bos_token_id
-    if bos is None:
-        raise RegrowError(f"{where} is every, but this tokenizer has no BOS token; use document or none")
-    return bos
+def leading_ids(encoder: Encoder, bos: str, key: str) -> list[int]:
+    """What every row begins with under the policy ``bos``, the value of ``key``."""
+    if bos != "every":
+        return []
+    if encoder.tokenizer.bos_token_id is None:
+        raise RegrowError(f"{key} is every, but this tokenizer has no BOS token; use document or none")
+    return [encoder.tokenizer.bos_token_id]
 
 
 def calibration_sequences(
@@ -45,76 +51,84 @@ def calibration_sequences(
     Raises RegrowError when too few documents are long enough.
     """
     cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
+    leading = leading_ids(encoder, bos, "score.bos")
     draw = random.Random(seed)
     drawn = list(range(len(shards)))
     draw.shuffle(drawn)
     per_shard = -(-sequences // len(shards))
-    room = length - 1 if bos == "every" else length
-    rows, origins = [], []
-    leftovers = []
+    room = length - len(leading)
+    taken: list[tuple[list[int], dict[str, Any]]] = []
+    spare: list[tuple[list[int], dict[str, Any]]] = []
+
+    def long_enough(content: str | np.ndarray) -> tuple[np.ndarray, str | None] | None:
+        """A document's ids and, of a text, its hash; None where it is too short."""
+        ids = np.array(encoded(content, encoder, bos)[:-1], dtype=np.int64)
+        return (ids, hash_text(content).hex() if isinstance(content, str) else None) if len(ids) >= room else None
+
     for number in drawn:
-        if len(rows) == sequences:
+        if len(taken) == sequences:
             break
         shard = shards[number]
-        found = 0
-        remote_groups = shard.groups if shard.kind != "local" else None
-        group = draw.randrange(len(remote_groups)) if remote_groups else None
-        documents = list(read_contents(shard, cache, group))
-        draw.shuffle(documents)
-        for index, content in documents:
-            ids = _encoded(content, encoder, bos)[:-1]
-            if len(ids) < room:
-                continue
+        own, spared = min(per_shard, sequences - len(taken)), sequences - len(spare)
+        group = draw.randrange(len(shard.groups)) if shard.kind != "local" and shard.groups else None
+        # An offset is drawn for one document more than are taken: what other files give depends on it.
+        for index, (ids, digest) in _first_of_shuffled(shard, group, cache, draw, own + spared + 1, long_enough):
             offset = draw.randrange(len(ids) - room + 1)
-            crop = ids[offset : offset + room]
-            if bos == "every":
-                crop = [_bos(encoder, "score.bos"), *crop]
             origin = {"shard": shard.name, "document": index, "offset": offset}
-            if isinstance(content, str):
-                origin["hash"] = hash_text(content).hex()
-            item = (crop, origin)
-            if found < per_shard and len(rows) < sequences:
-                rows.append(item[0])
-                origins.append(item[1])
-                found += 1
-            elif len(leftovers) < sequences:
-                leftovers.append(item)
-            else:
-                break
-    for crop, origin in leftovers[: sequences - len(rows)]:
-        rows.append(crop)
-        origins.append(origin)
-    if len(rows) < sequences:
+            item = ([*leading, *ids[offset : offset + room].tolist()], origin | ({"hash": digest} if digest else {}))
+            if own:
+                taken.append(item)
+                own -= 1
+            elif spared:
+                spare.append(item)
+                spared -= 1
+    taken += spare[: sequences - len(taken)]
+    if len(taken) < sequences:
         raise RegrowError(
-            f"calibration: only {len(rows)} documents of the corpus have {room} tokens, and score.sequences is "
+            f"calibration: only {len(taken)} documents of the corpus have {room} tokens, and score.sequences is "
             f"{sequences}; lower score.length or score.sequences"
         )
-    return torch.tensor(rows, dtype=torch.int64), origins
+    return torch.tensor([row for row, _ in taken], dtype=torch.int64), [origin for _, origin in taken]
 
 
-def held_out_rows(
-    shards: Sequence[Shard], encoder: Encoder, *, length: int, bos: str, rows: int | None, cache: Path | ShardCache
-) -> torch.Tensor:
-    """Held-out documents end to end, cut to rows: ids (at most ``rows``, ``length``) int64, in file order.
+def _first_of_shuffled(
+    shard: Shard, group: int | None, cache: ShardCache, draw: random.Random, wanted: int,
+    make: Callable[[str | np.ndarray], Any],
+) -> list[tuple[int, Any]]:  # fmt: skip
+    """(index, what ``make`` gives) of the first documents of a shuffled file for which it gives something: ``wanted``
+    of them, or all that there are.
 
-    ``bos``: ``document`` is the training policy (BOS where documents begin, if the tokenizer has that habit),
-    ``every`` begins each row with a BOS and has none elsewhere, ``none`` has none at all. The incomplete row at the
-    end is dropped. ``cache`` as for ``calibration_sequences``. Raises RegrowError when there is not one full row.
+    As if the file were shuffled in memory, but its documents' numbers are shuffled (12 bytes for each), and the file
+    is streamed. It is read a second time where the manifest does not say how many documents it gives: where there is
+    no count, or some are left out.
     """
-    cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-    leading = [_bos(encoder, "evaluate.perplexity.bos")] if bos == "every" else []
-    packed: list[list[int]] = []
-    rest: list[int] = []
-    room = length - len(leading)
-    for shard in shards:
-        with closing(read_contents(shard, cache)) as documents:
-            for _, content in documents:
-                rest += _encoded(content, encoder, bos)
-                while len(rest) >= room and (rows is None or len(packed) < rows):
-                    packed.append([*leading, *rest[:room]])
-                    rest = rest[room:]
-                if rows is not None and len(packed) == rows:
-                    return torch.tensor(packed, dtype=torch.int64)
-    if not packed:
-        raise RegrowError(f"held-out documents: {len(rest)} tokens in all, not one row of {length}")
-    return torch.tensor(packed, dtype=torch.int64)
+    known = shard.documents if group is None else shard.groups[group]
+    count, state = known or 0, draw.getstate()
+    cache.open(shard, group)  # Held over both readings: it is fetched once.
+    try:
+        while True:
+            draw.setstate(state)
+            turns = _shuffled_turns(count, draw)
+            kept: list[tuple[int, int, Any]] = []  # A heap: the one whose turn is last stands first.
+            seen = 0
+            for seen, (index, content) in enumerate(read_contents(shard, cache, group), start=1):
+                turn = int(turns[seen - 1]) if seen <= count else None
+                if turn is None or (len(kept) == wanted and turn > -kept[0][0]):
+                    continue
+                made = make(content)
+                if made is not None:
+                    (heappush if len(kept) < wanted else heappushpop)(kept, (-turn, index, made))
+            if seen == count:
+                return [(index, made) for _, index, made in sorted(kept, key=lambda item: -item[0])]
+            count = seen
+    finally:
+        cache.drop(shard, group)
+
+
+def _shuffled_turns(count: int, draw: random.Random) -> np.ndarray:
+    """When each of ``count`` documents has its turn after ``draw.shuffle`` of a list of them: (count,) uint32."""
+    order = array("I", range(count))
+    draw.shuffle(order)
+    turns = np.empty(count, dtype=np.uint32)
+    turns[np.frombuffer(order, dtype=np.uint32)] = np.arange(count, dtype=np.uint32)
+    return turns

@@ -1,108 +1,95 @@
-"""What a model writes, and how fast: greedy continuations of prompts, latency, throughput and peak memory.
+"""What a model writes: greedy continuations of prompts, with a KV cache.
 
-Everything here is greedy with a KV cache. The settings that a checkpoint carries for chatting (temperature, penalties,
-minimum lengths) are put aside for the call, so that the dense, the pruned and the regrown model are compared on what
-they predict, and put back afterwards.
+The settings that a checkpoint carries for chatting (temperature, penalties, minimum lengths) are put aside for the
+call, so that the dense, the pruned and the regrown model are compared on what they predict, and put back afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import evaluating
 from pipeline.run import RegrowError
 
 
 def generate_samples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    new_tokens: int,
-    device: torch.device | str,
-    end_token: int | None = None,
+    model: PreTrainedModel, encoder: Encoder, prompts: Sequence[str], new_tokens: int, device: torch.device | str
 ) -> list[dict[str, str]]:
     """Continue each prompt greedily by at most ``new_tokens`` tokens; an end-of-sequence token ends a text earlier.
 
-    ``end_token`` is one more that ends it: the token that stood between documents in training.
-
-    One prompt at a time, so that no padding touches the result. ``model`` stands on ``device``. Returns for each
-    prompt ``{"prompt", "text"}``, where text is the continuation alone, without special tokens. RegrowError: a prompt
-    without tokens, or one that does not fit the model's positions together with ``new_tokens``.
+    So does the separator: the token that stood between documents in training. One prompt at a time, so that no padding
+    touches the result. ``model`` stands on ``device``. Returns for each prompt ``{"prompt", "text"}``, where text is
+    the continuation alone, without special tokens. RegrowError: a prompt without tokens, or one that does not fit the
+    model's positions together with ``new_tokens``.
     """
-    ends = sorted({*(_end_tokens(model, tokenizer) or ()), *([] if end_token is None else [end_token])})
-    settings = _settings(new_tokens, ends or None, _pad_token(tokenizer))
+    ends = sorted({*_end_tokens(model, encoder.tokenizer), encoder.separator})
     samples = []
     for prompt in prompts:
-        ids = _encode(model, tokenizer, prompt, new_tokens)
-        with _generating(model, settings):
-            output = _generate(model, ids.to(device), settings)
-        # The prompt is decoded along and cut off: alone, a first word would lose its space in SentencePiece.
-        whole, before = (tokenizer.decode(tokens, skip_special_tokens=True) for tokens in (output[0], ids[0]))
-        text = whole[len(before) :] if whole.startswith(before) else whole
-        samples.append({"prompt": prompt, "text": text})
+        ids = encode_prompt(model, encoder, prompt, new_tokens)
+        with greedy(model, encoder.tokenizer, new_tokens, ends) as generate:
+            output = generate(ids.to(device))
+        samples.append({"prompt": prompt, "text": _behind(encoder.tokenizer, ids[0].tolist(), output[0].tolist())})
     return samples
 
 
-def measure_generation(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    prompt: str,
-    new_tokens: int,
-    batch: int,
-    repeats: int,
-    device: torch.device | str,
-) -> dict[str, float | int | None]:
-    """Time the greedy generation of exactly ``new_tokens`` tokens after ``batch`` copies of ``prompt``.
+def encode_prompt(model: PreTrainedModel, encoder: Encoder, prompt: str, new_tokens: int) -> torch.Tensor:
+    """The prompt as a document begins, BOS where documents have one, and without an end: (1, tokens) int64 on the CPU.
 
-    End-of-sequence tokens are ignored, so that every model does the same work. One generation warms up, ``repeats``
-    are timed, from the prompt on the device to the last token, with a GPU synchronised around each.
-
-    Returns ``prompt_tokens``, ``new_tokens``, ``batch``, ``repeats``, ``latency_seconds`` (mean of one generation),
-    ``latency_std`` (seconds, sample standard deviation; None for one repeat), ``tokens_per_second`` (batch x
-    new_tokens / latency) and ``peak_memory_bytes``: the most memory that tensors held on the GPU in the timed runs,
-    weights included. The last is None on a CPU: torch keeps no count there, and the process's own peak would tell of
-    everything that it did before. RegrowError as ``generate_samples``, and for a batch or repeats below 1.
+    RegrowError: no token, or no place for ``new_tokens`` behind them.
     """
-    for name, number in (("batch", batch), ("repeats", repeats)):
-        if number < 1:
-            raise RegrowError(f"generation cannot be measured with {name} {number}; it must be 1 or more")
-    device = torch.device(device)
-    on_gpu = device.type == "cuda"
-    settings = _settings(new_tokens, None, _pad_token(tokenizer))
-    ids = _encode(model, tokenizer, prompt, new_tokens).repeat(batch, 1).to(device)
-    seconds = []
-    with _generating(model, settings):
-        output = _generate(model, ids, settings)
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
-        for _ in range(repeats):
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            output = _generate(model, ids, settings)
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    latency = statistics.fmean(seconds)
-    made = output.shape[1] - ids.shape[1]
-    return {
-        "prompt_tokens": ids.shape[1],
-        "new_tokens": made,
-        "batch": batch,
-        "latency_seconds": latency,
-        "latency_std": statistics.stdev(seconds) if repeats > 1 else None,
-        "tokens_per_second": batch * made / latency,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
-        "repeats": repeats,
-    }
+    ids = torch.tensor([encoder(prompt)[:-1]], dtype=torch.int64)
+    if ids.shape[1] == 0:
+        raise RegrowError(f"prompt {prompt!r} has no tokens, and the tokenizer sets no BOS; give it some text")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and ids.shape[1] + new_tokens > positions:
+        raise RegrowError(
+            f"prompt {prompt[:40]!r} has {ids.shape[1]} tokens and {new_tokens} are to follow, but the model has only "
+            f"{positions} positions; shorten the prompt or lower evaluate.generation.new_tokens"
+        )
+    return ids
+
+
+@contextlib.contextmanager
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int, ends: list[int] | None
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Within it the model is in evaluation mode, and its own generation settings are put aside: generate fills gaps
+    from those. Gives a function: (batch, prompt) int64 in, (batch, prompt + at most ``new_tokens``) int64 out.
+
+    ``ends`` are the ids that end a text; None writes exactly ``new_tokens``. RegrowError for less than one.
+    """
+    settings = _settings(new_tokens, ends, _pad_token(tokenizer))
+
+    def generate(ids: torch.Tensor) -> torch.Tensor:
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        with evaluating(model):
+            yield generate
+    finally:
+        model.generation_config = own
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, prompt: list[int], whole: list[int]) -> str:
+    """The text of ``whole`` behind its beginning, ``prompt``.
+
+    The prompt is decoded along and cut off: alone, a first word would lose its space in SentencePiece. Spaces are not
+    cleaned up, which would take them out of the prompt too.
+    """
+
+    def decoded(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    before, text = decoded(prompt), decoded(whole)
+    # A decoder may still join the last of the prompt with what follows; then the ids say where to cut.
+    return text[len(before) :] if text.startswith(before) else decoded(whole[len(prompt) :])
 
 
 def _settings(new_tokens: int, end_tokens: list[int] | None, pad_token: int) -> GenerationConfig:
@@ -120,43 +107,11 @@ def _settings(new_tokens: int, end_tokens: list[int] | None, pad_token: int) -> 
     )
 
 
-@contextlib.contextmanager
-def _generating(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Evaluation mode, with the model's own generation settings put aside: generate fills gaps from those."""
-    own = model.generation_config
-    model.generation_config = settings
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        model.generation_config = own
-
-
-def _generate(model: PreTrainedModel, ids: torch.Tensor, settings: GenerationConfig) -> torch.Tensor:
-    """(batch, prompt) int64 in, (batch, prompt + new) int64 out; every token of the prompt is attended to."""
-    output: Any = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return output
-
-
-def _encode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int) -> torch.Tensor:
-    """The prompt's tokens as the tokenizer begins a text (BOS where it sets one): (1, tokens) int64 on the CPU."""
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64)
-    if ids.shape[1] == 0:
-        raise RegrowError(f"prompt {prompt!r} has no tokens, and the tokenizer sets no BOS; give it some text")
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and ids.shape[1] + new_tokens > positions:
-        raise RegrowError(
-            f"prompt {prompt[:40]!r} has {ids.shape[1]} tokens and {new_tokens} are to follow, but the model has only "
-            f"{positions} positions; shorten the prompt or lower evaluate.generation.new_tokens"
-        )
-    return ids
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """All end-of-sequence ids that the model's settings or the tokenizer name; chat models often have several."""
     own = model.generation_config.eos_token_id
     named = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None}) or None
+    return {token for token in (*named, tokenizer.eos_token_id) if token is not None}
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -40,7 +40,8 @@ def measure_rows(
     """Rows of the table that sets the three models side by side.
 
     A row holds `label`, `note`, and `cells`: for each of the three models the number in words, for all but dense
-    how it compares with dense, and the standard deviation where one was measured.
+    how it compares with dense, and the lowest and the highest where several were measured. Speeds of a single run are
+    not compared.
     """
     rows = []
 
@@ -72,20 +73,36 @@ def measure_rows(
             settings.setdefault(key, {})[model] = speed
     for (prompt, new, batch), speeds in settings.items():
         note = f"{prompt} prompt + {new} new tokens, batch {batch}"
-        spread = {m: s.get("latency_std") for m, s in speeds.items()}
-        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, notation.change)
+        compared = notation.change if all(s.get("latency_range") for s in speeds.values()) else lambda *_: ""
+        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, compared)
         for cell, model in zip(rows[-1]["cells"], MODELS, strict=True):
-            if spread.get(model) is not None and not cell["missing"]:
-                cell["spread"] = f"\u00b1 {notation.duration(spread[model])}"
+            between = speeds.get(model, {}).get("latency_range")
+            if between and not cell["missing"]:
+                cell["spread"] = " to ".join(notation.duration(seconds) for seconds in between)
         add(
             "Throughput",
             "generated tokens per second",
             _pick(speeds, "tokens_per_second"),
             lambda v: notation.significant(v, 3),
-            notation.change,
+            compared,
         )
         add("Peak memory", "while generating", _pick(speeds, "peak_memory_bytes"), notation.memory, notation.change)
     return rows
+
+
+def latency_words(models: Mapping[str, Any]) -> str:
+    """How the latencies were measured, in a sentence or two; empty where none was."""
+    speeds = [speed for model in MODELS if (speed := models.get(model, {}).get("generation") or {}).get("repeats")]
+    if not speeds:
+        return ""
+    repeats, rounds = speeds[0]["repeats"], speeds[0].get("rounds")
+    taken = {
+        "together": " All models stayed loaded and took turns, one run at a time.",
+        "in turn": f" The models did not fit together: each was loaded {rounds} times, in turn.",
+    }.get(speeds[0].get("loaded"), "")
+    if repeats == 1:
+        return f"Latency is that of a single run of each model, too little to compare speeds.{taken}"
+    return f"Latency is the median of {repeats} runs, beside it the fastest and the slowest.{taken}"
 
 
 def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:

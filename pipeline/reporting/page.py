@@ -18,6 +18,7 @@ from pipeline.reporting import criteria, curves, notation
 from pipeline.reporting.drawing import for_page
 from pipeline.reporting.model_rows import (
     MODELS,
+    latency_words,
     measure_rows,
     perplexity_rows,
     sample_rows,
@@ -77,6 +78,7 @@ def render_page(
             headline=headline(prune, references, cost),
             main=main,
             rows=measure_rows(models, prune, perplexities),
+            latency=latency_words(models),
             task_rows=task_rows(models),
             absent=[model for model in MODELS if model not in models],
             importance=importance,

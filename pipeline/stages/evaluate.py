@@ -1,4 +1,7 @@
-"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed of generation."""
+"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed of generation.
+
+One model stands in memory at a time, except where their speeds are compared: those are measured side by side.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,20 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.data.samples import held_out_rows
+from pipeline.data.held_out import held_out_rows
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.evaluation.generation import generate_samples, measure_generation
+from pipeline.evaluation.generation import generate_samples
+from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
+from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
-from pipeline.rows import shard_cache
+from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
 
-FORMAT = 1
+FORMAT = 2
 UPSTREAM = ("data", "prune", "train")
 
 
@@ -39,32 +43,64 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
     rows = world.from_first(_rows(config, run, dense) if world.rank == 0 else None)
-    models = {}
+    models, weights = {}, []
     for name, folder in folders.items():
-        model = load_model(
-            folder, dtype=config.model.dtype, attention=config.model.attention, device=world.device,
-            trust_remote_code=config.model.trust_remote_code and name == "dense",
-        )  # fmt: skip
-        held_out = perplexity(
-            model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, rank=world.rank,
-            world=world.size, group=world.control,
-        )  # fmt: skip
-        say(f"{name}: held-out perplexity {held_out['value']:.2f}")
-        generation = _generation(config, model, folder, world) if world.rank == 0 else None
-        world.barrier()
-        models[name] = {
-            "path": config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix(),
-            "parameters": model.num_parameters(),
-            "blocks": len(find_blocks(model)),
-            "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
-            "tasks": {},
-            "generation": generation,
-        }
+        entry, size = _judge(config, folder, rows, world)
+        give_back(world.device)
+        path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()
+        models[name] = {"path": path, **entry}
+        weights.append(size)
+        say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
     if world.rank == 0:
+        together = fit_together(weights, world.device)
+        way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
+        say(f"latency: the models are loaded {way}")
+        speeds = measure_latency(
+            lambda name: (_load(config, folders[name], world), row_encoder(config, folders[name])), list(folders),
+            _workload(config), device=world.device, together=together,
+        )  # fmt: skip
+        for name, speed in speeds.items():
+            models[name]["generation"] = speed | models[name]["generation"]
         write_json(run.stage("evaluate") / "results.json", {"models": models})
         for line in table(models):
             say(line)
+    world.barrier()
     return {name: entry["perplexity"]["held_out"]["value"] for name, entry in models.items()}
+
+
+def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tuple[dict[str, Any], int]:
+    """What one model is and predicts, with the first process's samples, and the bytes of its weights. Nothing holds the
+    model afterwards."""
+    model = _load(config, folder, world)
+    held_out = perplexity(
+        model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, rank=world.rank, world=world.size,
+        group=world.control,
+    )  # fmt: skip
+    samples = None
+    if world.rank == 0:
+        asked = config.evaluate.generation
+        samples = generate_samples(model, row_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
+    world.barrier()
+    entry = {
+        "parameters": model.num_parameters(),
+        "blocks": len(find_blocks(model)),
+        "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
+        "tasks": {},
+        "generation": {"samples": samples},
+    }
+    return entry, model.get_memory_footprint()
+
+
+def _load(config: Config, folder: Path, world: World) -> Any:
+    return load_model(
+        folder, dtype=config.model.dtype, attention=config.model.attention, device=world.device,
+        trust_remote_code=config.model.trust_remote_code,
+    )  # fmt: skip
+
+
+def _workload(config: Config) -> Workload:
+    asked = config.evaluate.generation
+    return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
 
 
 def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
@@ -72,23 +108,10 @@ def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
     if not shards:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
     protocol = config.evaluate.perplexity
-    encoder = make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)
     return held_out_rows(
-        shards, encoder, length=protocol.length or config.data.row_length, bos=protocol.bos, rows=protocol.rows,
-        cache=shard_cache(config),
+        shards, row_encoder(config, dense), length=protocol.length or config.data.row_length, bos=protocol.bos,
+        rows=protocol.rows, cache=shard_cache(config),
     )  # fmt: skip
-
-
-def _generation(config: Config, model: Any, folder: Path, world: World) -> dict[str, Any]:
-    asked = config.evaluate.generation
-    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    speed = measure_generation(
-        model, tokenizer, prompt=asked.prompts[0], new_tokens=asked.new_tokens, batch=asked.batch,
-        repeats=asked.repeats, device=world.device,
-    )  # fmt: skip
-    end = make_encoder(tokenizer, config.data.separator).separator
-    samples = generate_samples(model, tokenizer, list(asked.prompts), asked.new_tokens, world.device, end)
-    return {**speed, "samples": samples}
 
 
 def table(models: dict[str, Any]) -> list[str]:

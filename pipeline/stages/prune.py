@@ -37,7 +37,7 @@ from pipeline.run import RegrowError, Run, read_json, require_space, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM = ("data", "score")
 
 

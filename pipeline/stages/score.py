@@ -38,7 +38,7 @@ from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
 from pipeline.stages.texts import draw_calibration, draw_for_maps
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM = ("data",)
 
 
@@ -76,18 +76,18 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
         calibration = {
             "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
-            "dtype": config.score.dtype, "seed": config.score.seed, "overlap": _overlap(config, run, origins),
+            "dtype": config.score.dtype, "seed": config.score.seed,
+            "overlap": {"held_out": _held_out(config, run, origins)},
             "targets": (config.score.length - 1) * config.score.sequences,
         }  # fmt: skip
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
         blocks = len(find_blocks(meta))
         write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
         _write_tables(folder, entries)
-        both = calibration["overlap"]
         for states in (folder / "progress").glob("states-*"):
             shutil.rmtree(states)
-        held_out = "an unknown number" if both["held_out"] is None else both["held_out"]
-        say(f"calibration documents: {both['training']} of {len(origins)} are also trained on, {held_out} held out")
+        held_out = calibration["overlap"]["held_out"]
+        say(f"{'an unknown number' if held_out is None else held_out} of {len(origins)} calibration documents held out")
         for name, entry in entries.items():
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")
@@ -226,10 +226,9 @@ def _write_tables(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
     write_atomic(folder / "scores.csv", text.getvalue())
 
 
-def _overlap(config: Config, run: Run, origins: list[dict[str, Any]]) -> dict[str, int | None]:
-    """Calibration sequences whose documents are trained on, and held out; None where held-out text is not here."""
+def _held_out(config: Config, run: Run, origins: list[dict[str, Any]]) -> int | None:
+    """Calibration sequences whose documents are held out; None where held-out text is not here."""
     _, held_out = read_manifest(read_json(run.stage("data") / "manifest.json"))
     seen = all(can_look_into(shard) for shard in held_out) and all("hash" in origin for origin in origins)
     kept = {digest.hex() for digest in held_out_hashes(held_out, shard_cache(config))} if seen else set()
-    also_held_out = sum(origin["hash"] in kept for origin in origins) if seen else None
-    return {"training": len(origins), "held_out": also_held_out}
+    return sum(origin["hash"] in kept for origin in origins) if seen else None

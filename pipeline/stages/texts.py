@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.data.samples import calibration_sequences, held_out_rows
+from pipeline.data.held_out import held_out_rows
+from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.scoring import sequences_for_maps

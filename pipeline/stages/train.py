@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from pipeline.config import Config
+from pipeline.data.held_out import held_out_rows
 from pipeline.data.loader import fitting_workers, load_rows
 from pipeline.data.position import check_identity, from_json, skipped_parts, to_json
 from pipeline.data.room import require_cache_space
-from pipeline.data.samples import held_out_rows
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import perplexity

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 from server import SECRET, Server
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.shards import Shard
+from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
 
 
 def write_shard(path: Path, documents: list[Any]) -> Path:
@@ -117,3 +120,24 @@ def remote(server: Server, corpus: list[Shard], tmp_path: Path) -> Callable[...,
 def right(server: Server) -> Callable[[Path, Shard], bool]:
     """``right(path, shard)``: the file has the bytes that the server has for the shard."""
     return lambda path, shard: path.read_bytes() == server.files["/c/" + shard.path.partition("?")[0]]
+
+
+@pytest.fixture
+def encoder(tiny_model: Path) -> Encoder:
+    """An encoder that puts a BOS before each document, as Llama's does."""
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return make_encoder(tokenizer)
+
+
+@pytest.fixture
+def bytes_encoder() -> Encoder:
+    """A token for each byte, and a BOS before each document: ids that no training of a tokenizer can change."""
+    alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return make_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))

@@ -1,28 +1,25 @@
-"""Small fixed sets of tokens: a draw that depends on its seed alone, and held-out rows under each BOS policy."""
+"""Calibration sequences: a draw that depends on its seed alone, the same as ever, under each BOS policy."""
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from tokenizers import processors
 
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
-from pipeline.data.samples import calibration_sequences, held_out_rows
+from pipeline.data.listing import list_source
+from pipeline.data.samples import calibration_sequences
+from pipeline.data.shards import Shard
+from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
-
-
-@pytest.fixture
-def encoder(tiny_model):
-    """An encoder that puts a BOS before each document, as Llama's does."""
-    tokenizer = load_tokenizer(tiny_model)
-    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    return make_encoder(tokenizer)
+from pipeline.run import RegrowError, hash_json
 
 
 def draw(corpus, encoder, tmp_path, *, sequences=10, length=32, bos="document", seed=0):
@@ -61,6 +58,63 @@ def test_the_draw_depends_on_its_seed_alone(corpus, encoder, tmp_path):
     assert not first.equal(other), "another seed draws the same"
 
 
+@pytest.fixture
+def every_kind(shard_of, bytes_encoder, server, tmp_path) -> Callable[..., list[Shard]]:
+    """Made-up documents of 1 to 60 words: four local formats, a tokenised shard, a remote parquet of 3 row groups."""
+    chance = random.Random(5)
+
+    def texts(count: int) -> list[str]:
+        return [" ".join(chance.choice(("river", "stone", "market", "bridge")) for _ in range(chance.randint(1, 60)))
+                for _ in range(count)]  # fmt: skip
+
+    for number, ending in enumerate(("jsonl.zst", "jsonl", "jsonl.gz")):
+        shard_of(f"part_{number}.{ending}", texts(15 + number))
+    for name, size in (("part_3.parquet", 7), ("far.parquet", 9)):
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts(25)}), tmp_path / "corpus" / name, row_group_size=size)
+    server.files["/c/far.parquet"] = (tmp_path / "corpus" / "far.parquet").read_bytes()
+    (tmp_path / "corpus" / "far.parquet").unlink()
+    mixed = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaBook" if number % 3 else "RedPajamaC4"}}
+             for number, text in enumerate(texts(30))]  # fmt: skip
+    shard_of("part_4.jsonl", mixed)
+    ids = [bytes_encoder(text) if number % 4 else [] for number, text in enumerate(texts(20))]
+    write_tokenised(tmp_path / "ids" / "ids.tar", ids, about={"vocabulary": 300})
+
+    def listed(*names: str) -> list[Shard]:
+        shards = [
+            *list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards,
+            *list_source(str(tmp_path / "ids")).shards,
+            *list_source(f"{server.address}/c/far.parquet").shards,
+        ]
+        return [shard for shard in shards if not names or shard.path in names]
+
+    return listed
+
+
+#: Recorded from the draw that held every document of a file in memory: the first 16 hex digits of the sha256 of the ids
+#: and their origins.
+DRAWN = {
+    "every file": ((), {"sequences": 12}, "0cea93f43bff1df6"),
+    "one file": (("part_3.parquet",), {"sequences": 4}, "3bef7d16197ab734"),
+    "excluded documents": (("part_4.jsonl",), {"sequences": 5, "seed": 3}, "913dd5a5af91b84f"),
+    "ids": (("ids.tar",), {"sequences": 3, "bos": "none"}, "3d2a9fc82d310ec7"),
+    "a remote row group": (("far.parquet",), {"sequences": 2, "seed": 2}, "c7d087b072098f9f"),
+    "others make up for one": (("part_4.jsonl", "part_1.jsonl"), {"sequences": 14, "length": 150}, "4c5f8973df3fe60d"),
+    "a BOS in every row": (
+        ("part_2.jsonl.gz", "ids.tar"),
+        {"sequences": 6, "bos": "every", "seed": 9},
+        "a4b2375da0658261",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_the_sequences_are_those_that_were_drawn_from_a_whole_file_in_memory(every_kind, bytes_encoder, cache, case):
+    names, settings, recorded = DRAWN[case]
+    ids, origins = draw(every_kind(*names), bytes_encoder, cache, **{"length": 64} | settings)
+    origins = [{**origin, "shard": Path(origin["shard"]).name} for origin in origins]
+    assert hash_json([ids.tolist(), origins]).startswith(recorded), f"other sequences, or another order: {origins}"
+
+
 def test_a_corpus_of_too_few_long_documents_is_refused(corpus, encoder, tmp_path):
     ids, _ = draw(corpus, encoder, tmp_path, sequences=5, length=1000)
     assert ids.shape == (5, 1000), "the five long documents are enough for five sequences"
@@ -75,22 +129,6 @@ def test_excluded_domains_are_not_drawn(corpus, encoder, tmp_path):
     excluded = [replace(shard, exclude_domains=("RedPajamaWikipedia",)) for shard in corpus]
     with pytest.raises(RegrowError, match="only 0 documents"):
         draw(excluded, encoder, tmp_path)
-    with pytest.raises(RegrowError, match="0 tokens in all"):
-        held_out_rows(excluded, encoder, length=32, bos="document", rows=None, cache=tmp_path)
-
-
-@pytest.mark.parametrize("bos", ["document", "every", "none"])
-def test_held_out_rows_are_the_documents_in_file_order(corpus, encoder, tmp_path, bos):
-    documents = [encoder(text) for shard in corpus for _, text in read_documents(Path(shard.name), shard.format)]
-    stream = [token for ids in documents for token in (ids if bos == "document" else ids[1:])]
-    room = 31 if bos == "every" else 32
-    all_rows = held_out_rows(corpus, encoder, length=32, bos=bos, rows=None, cache=tmp_path)
-    assert all_rows.shape == (len(stream) // room, 32), "rows are missing, or the incomplete one was kept"
-    inner = all_rows[:, 1:] if bos == "every" else all_rows
-    assert inner.flatten().tolist() == stream[: inner.numel()], "rows are not the documents end to end"
-    if bos == "every":
-        assert (all_rows[:, 0] == encoder.bos).all()
-    assert held_out_rows(corpus, encoder, length=32, bos=bos, rows=7, cache=tmp_path).equal(all_rows[:7])
 
 
 def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path):
@@ -99,30 +137,28 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path)
     encoder = make_encoder(tokenizer)
     with pytest.raises(RegrowError, match=r"score\.bos is every, but this tokenizer has no BOS"):
         draw(corpus, encoder, tmp_path, bos="every")
-    with pytest.raises(RegrowError, match=r"evaluate\.perplexity\.bos is every"):
-        held_out_rows(corpus, encoder, length=32, bos="every", rows=1, cache=tmp_path)
 
 
-def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path):
-    from pipeline.data.listing import list_source
-
-    shard_of("a.jsonl", ["one short text"])
-    shards = list_source(str(tmp_path / "corpus")).shards
-    with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
-        held_out_rows(shards, encoder, length=512, bos="document", rows=None, cache=tmp_path)
-
-
-def test_no_copy_stays_of_what_was_read_for_calibration_or_held_out_rows(remote, corpus, encoder, cache, tmp_path):
-    """From a cache with room for one shard at a time; the held-out rows are those of local shards."""
+def test_no_copy_stays_of_what_was_read_for_calibration(remote, corpus, encoder, cache, server):
+    """From a cache with room for one shard at a time; each is fetched once, though its documents are counted first."""
     far = [remote(number) for number in range(5)]
     limited = ShardCache(cache.folder, limit=max(shard.bytes for shard in far), attempts=2, wait=0.002)
-
-    def copies():
-        return [path.name for path in cache.folder.iterdir() if path.suffix != ".sha256"]
-
+    server.requests.clear()
     assert draw(far, encoder, limited)[0].shape == (10, 32)
-    assert cache.folder.exists() and copies() == [], "calibration shards stayed in the cache"
-    for rows in (None, 3):
-        local = held_out_rows(corpus, encoder, length=32, bos="document", rows=rows, cache=tmp_path)
-        assert held_out_rows(far, encoder, length=32, bos="document", rows=rows, cache=limited).equal(local)
-        assert copies() == [], f"held-out shards stayed in the cache (rows {rows})"
+    fetched = {shard.path: server.bodies(f"/c/{shard.path}") for shard in corpus if shard.format != "parquet"}
+    assert set(fetched.values()) == {1}, f"shards were fetched so many times: {fetched}"
+    left = [path.name for path in cache.folder.iterdir() if path.suffix != ".sha256"]
+    assert left == [], f"calibration shards stayed in the cache: {left}"
+
+
+def test_a_large_file_is_not_held_in_memory(shard_of, bytes_encoder, tmp_path):
+    documents = [f"{number} " + "river stone market winter bridge " * 12 for number in range(8000)]
+    path = shard_of("large.jsonl", documents)
+    shards = list_source(str(path.parent)).shards
+    del documents
+    tracemalloc.start()
+    ids, _ = draw(shards, bytes_encoder, tmp_path, sequences=4)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ids.shape == (4, 32)
+    assert peak < path.stat().st_size / 4, f"{peak:,} bytes were held to draw from a file of {path.stat().st_size:,}"

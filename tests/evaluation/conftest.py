@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pipeline.data.tokens import Encoder, make_encoder
+
 SENTENCES = """The river rises in the hills north of the town and reaches the sea after forty miles.
 A bridge of stone was built in 1784, and the road over it still carries the market traffic on Saturdays.
 In spring the meadows beside the water stand under a foot of snow melt, and herons fish among the reeds.
@@ -38,6 +40,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(SENTENCES, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """Documents without a BOS, each ended by the end token."""
+    return make_encoder(tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Generation against step-by-step argmax without a cache, its counts, and what it must leave untouched."""
+"""Generation against step-by-step argmax without a cache, what a sample's text is, and what must stay untouched."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import warnings
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
-from pipeline.evaluation.generation import generate_samples, measure_generation
+from pipeline.data.tokens import Encoder, make_encoder
+from pipeline.evaluation.generation import _behind, encode_prompt, generate_samples
 from pipeline.run import RegrowError
 
 PROMPTS = ("The ferry crosses", "In spring the meadows beside the water", "Nobody")
@@ -28,8 +31,8 @@ def end_at(model, token: int) -> None:
     model.generation_config.eos_token_id = token
 
 
-def test_samples_equal_argmax_without_cache(model, tokenizer):
-    samples = generate_samples(model, tokenizer, PROMPTS, 16, "cpu")
+def test_samples_equal_argmax_without_cache(model, tokenizer, encoder):
+    samples = generate_samples(model, encoder, PROMPTS, 16, "cpu")
     assert [sample["prompt"] for sample in samples] == list(PROMPTS)
     assert model.training, "the training flag was not restored"
     for sample in samples:
@@ -39,8 +42,8 @@ def test_samples_equal_argmax_without_cache(model, tokenizer):
     assert len({sample["text"] for sample in samples}) == 3, "texts that are all alike cannot show a mix-up"
 
 
-def test_own_settings_of_the_model_do_not_matter_and_come_back(model, tokenizer, caplog, monkeypatch):
-    plain = generate_samples(model, tokenizer, PROMPTS, 12, "cpu")
+def test_own_settings_of_the_model_do_not_matter_and_come_back(model, encoder, caplog, monkeypatch):
+    plain = generate_samples(model, encoder, PROMPTS, 12, "cpu")
     own = model.generation_config
     own.do_sample, own.temperature, own.top_p, own.top_k, own.min_p = True, 0.6, 0.9, 20, 0.1
     own.repetition_penalty, own.no_repeat_ngram_size, own.max_length, own.min_length = 1.7, 2, 20, 5
@@ -48,65 +51,95 @@ def test_own_settings_of_the_model_do_not_matter_and_come_back(model, tokenizer,
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert generate_samples(model, tokenizer, PROMPTS, 12, "cpu") == plain, "chat settings changed greedy text"
+        assert generate_samples(model, encoder, PROMPTS, 12, "cpu") == plain, "chat settings changed greedy text"
     assert not caplog.records, f"generate warned: {[record.getMessage() for record in caplog.records]}"
     assert model.generation_config is own and own.to_dict() == kept, "the model's own settings were lost"
 
 
-def test_samples_stop_at_an_end_token(model, tokenizer):
+def test_samples_stop_at_an_end_token(model, tokenizer, encoder):
     ids = tokenizer(PROMPTS[0])["input_ids"]
     made = argmax_ids(model, ids, 8)
     first = next(place for place in range(2, 8) if made[place] not in made[:place])
     end_at(model, made[first])
-    text = generate_samples(model, tokenizer, PROMPTS[:1], 16, "cpu")[0]["text"]
+    text = generate_samples(model, encoder, PROMPTS[:1], 16, "cpu")[0]["text"]
     whole = tokenizer.decode(ids + made[: first + 1], skip_special_tokens=True)
     assert PROMPTS[0] + text == whole, "the sample did not stop at the end token"
 
 
-def test_measures_exactly_the_tokens_asked_for_even_past_an_end_token(model, tokenizer):
-    ids = tokenizer(PROMPTS[0])["input_ids"]
-    end_at(model, argmax_ids(model, ids, 1)[0])
-    forwards = []
-    model.register_forward_hook(lambda *_: forwards.append(1))
-    assert generate_samples(model, tokenizer, PROMPTS[:1], 9, "cpu")[0]["text"] != ""
-    assert len(forwards) == 1, "the end token that this test relies on did not come first"
-    forwards.clear()
-    model.train()
-    found = measure_generation(model, tokenizer, prompt=PROMPTS[0], new_tokens=9, batch=3, repeats=4, device="cpu")
-    assert len(forwards) == 9 * (1 + 4), "one warm-up and four timed runs of nine tokens each"
-    assert (found["prompt_tokens"], found["new_tokens"]) == (len(ids), 9)
-    assert (found["batch"], found["repeats"]) == (3, 4)
-    assert found["latency_seconds"] > 0 and found["latency_std"] >= 0
-    assert found["tokens_per_second"] == pytest.approx(27 / found["latency_seconds"])
-    assert found["peak_memory_bytes"] is None, "a CPU has no peak to report"
-    assert model.training, "the training flag was not restored"
-
-
-def test_one_repeat_has_no_deviation(model, tokenizer):
-    found = measure_generation(model, tokenizer, prompt=PROMPTS[2], new_tokens=2, batch=1, repeats=1, device="cpu")
-    assert found["latency_std"] is None
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="peak memory is counted on a GPU only: test.sh -m gpu there")
-def test_peak_memory_on_a_gpu_holds_the_weights(model, tokenizer):
-    model.to("cuda")
-    found = measure_generation(model, tokenizer, prompt=PROMPTS[0], new_tokens=4, batch=2, repeats=2, device="cuda")
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    assert weights < found["peak_memory_bytes"] < weights + 1e9
+def bpe(template: str | None = None, decoder=None, **special: str) -> Encoder:
+    """An encoder of a token for each byte and one for each special token."""
+    names = list(dict.fromkeys(special.values()))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate([*names, *alphabet])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoder or decoders.ByteLevel()
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(name, backend.token_to_id(name)) for name in names if name in template]
+        )
+    return make_encoder(PreTrainedTokenizerFast(tokenizer_object=backend, **special))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("template", "special", "leading"),
     [
-        ({"prompt": ""}, "has no tokens"),
-        ({"new_tokens": 64}, "only 64 positions"),
-        ({"new_tokens": 0}, "0 new tokens"),
-        ({"batch": 0}, "batch 0"),
-        ({"repeats": 0}, "repeats 0"),
+        (None, {"bos_token": "<s>", "eos_token": "</s>"}, []),
+        ("<s> $A", {"bos_token": "<s>", "eos_token": "</s>"}, ["<s>"]),
+        ("$A </s>", {"bos_token": "<s>", "eos_token": "</s>"}, []),
+        ("<s> $A </s>", {"bos_token": "<s>", "eos_token": "</s>"}, ["<s>"]),
+        ("</s> $A", {"bos_token": "</s>", "eos_token": "</s>"}, ["</s>"]),
+        ("[CLS] $A [SEP]", {"cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "</s>"}, []),
     ],
 )
-def test_refuses_what_cannot_be_generated(model, tokenizer, change, message):
-    arguments = {"prompt": PROMPTS[0], "new_tokens": 4, "batch": 1, "repeats": 1} | change
+def test_a_prompt_begins_as_documents_do_and_has_no_end(model, template, special, leading):
+    encoder = bpe(template, **special)
+    ids = encode_prompt(model, encoder, "The river", 8)
+    expected = [*leading, *"TheĠriver"]
+    found = encoder.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    assert ids.shape == (1, len(expected)) and found == expected, f"{template}: the prompt is {found}"
+    assert encoder("The river")[:-1] == ids[0].tolist(), "a document begins otherwise"
+
+
+def words(count: int, *more: str, clean_up: bool = False) -> Encoder:
+    """An encoder of whole words with their spaces, as SentencePiece has them: word1 to wordN, and ``more``."""
+    listed = ["</s>", *(f"\u2581{word}" for word in (*more, *(f"word{number}" for number in range(1, count))))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(listed)}, "</s>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return make_encoder(
+        PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=clean_up)
+    )
+
+
+def test_a_first_word_keeps_its_space_where_decoding_alone_would_lose_it(model):
+    encoder = words(model.config.vocab_size)
+    text = generate_samples(model, encoder, ["word5 word7"], 6, "cpu")[0]["text"]
+    made = argmax_ids(model, encoder("word5 word7")[:-1], 6)
+    made = encoder.tokenizer.convert_ids_to_tokens(made[: made.index(0)] if 0 in made else made)
+    assert made and text == "".join(made).replace("\u2581", " "), f"{made} became {text!r}"
+
+
+def test_spaces_that_a_tokenizer_would_clean_up_stay_as_the_ids_say():
+    encoder = words(3, "n't", ".", clean_up=True)
+    prompt, whole = encoder("word1 .")[:-1], encoder("word1 . n't word2")[:-1]
+    assert encoder.tokenizer.decode(whole) == "word1.n't word2", "shows nothing: nothing is cleaned up"
+    assert _behind(encoder.tokenizer, prompt, whole) == " n't word2"
+
+
+def test_a_decoder_that_joins_the_prompt_with_what_follows_does_not_bring_the_prompt_back(model):
+    """The text is then that of the new ids alone."""
+    encoder = bpe(bos_token="<s>", eos_token="</s>",
+                  decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Replace("river", "RIVER")]))  # fmt: skip
+    ids = encoder("a rive")[:-1]
+    whole = [*ids, *encoder("r bank")[:-1]]
+    assert not encoder.tokenizer.decode(whole).startswith(encoder.tokenizer.decode(ids)), "shows nothing"
+    assert _behind(encoder.tokenizer, ids, whole) == "r bank"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "message"),
+    [("", 4, "has no tokens"), ("Nobody", 64, "only 64 positions"), ("Nobody", 0, "0 new tokens")],
+)
+def test_refuses_what_cannot_be_generated(model, encoder, prompt, new_tokens, message):
     with pytest.raises(RegrowError, match=message):
-        measure_generation(model, tokenizer, device="cpu", **arguments)
+        generate_samples(model, encoder, [prompt], new_tokens, "cpu")

@@ -134,6 +134,8 @@ def test_results_stand_on_the_page(whole):
         "102.7 M",
         "\u00d7 1.58",
         "12 prompt + 64 new tokens, batch 1",
+        "3.83 s to 4.11 s",
+        "Latency is the median of 5 runs, beside it the fastest and the slowest.",
         "7.6e13",
         "6 x parameters x tokens",
         "SmolLM2 dequantised from 4 bits",

@@ -1,0 +1,27 @@
+"""Memory between models: giving back what one held before the next is loaded, and whether several fit side by side."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+
+import psutil
+import torch
+
+#: The share of the free memory that weights may take where several models stand side by side: the rest is for caches
+#: and activations.
+SHARE = 0.7
+
+
+def give_back(device: torch.device) -> None:
+    """Free what nobody refers to any more, also on a GPU; objects of a model that refer to each other included."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def fit_together(weights: Iterable[int], device: torch.device) -> bool:
+    """Whether models of so many bytes each fit the memory that is free now, on the GPU or, without one, on the host."""
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+    return sum(weights) <= SHARE * free

@@ -1,0 +1,162 @@
+"""Held-out rows: documents end to end under each BOS policy, spread over the whole held-out set."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.documents import read_documents
+from pipeline.data.fetching import ShardCache
+from pipeline.data.held_out import held_out_rows
+from pipeline.data.listing import list_source
+from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.run import RegrowError
+
+
+def rows_of(shards, encoder, tmp_path, *, length=32, bos="document", rows=None):
+    return held_out_rows(shards, encoder, length=length, bos=bos, rows=rows, cache=tmp_path)
+
+
+def about(word: str, count: int, words: int = 20) -> list[str]:
+    """``count`` documents that say one word: where a row of them came from can be read off it."""
+    return [" ".join([word] * words)] * count
+
+
+def words_of(rows, encoder) -> list[set[str]]:
+    return [set(encoder.tokenizer.decode(row, skip_special_tokens=True).split()) for row in rows]
+
+
+@pytest.mark.parametrize("bos", ["document", "every", "none"])
+def test_all_rows_are_the_documents_in_file_order(corpus, encoder, tmp_path, bos):
+    documents = [encoder(text) for shard in corpus for _, text in read_documents(Path(shard.name), shard.format)]
+    stream = [token for ids in documents for token in (ids if bos == "document" else ids[1:])]
+    room = 31 if bos == "every" else 32
+    all_rows = rows_of(corpus, encoder, tmp_path, bos=bos)
+    assert all_rows.shape == (len(stream) // room, 32), "rows are missing, or the incomplete one was kept"
+    inner = all_rows[:, 1:] if bos == "every" else all_rows
+    assert inner.flatten().tolist() == stream[: inner.numel()], "rows are not the documents end to end"
+    if bos == "every":
+        assert (all_rows[:, 0] == encoder.bos).all()
+    assert rows_of(corpus, encoder, tmp_path, bos=bos, rows=10_000).equal(all_rows), "more than there are is not all"
+
+
+@pytest.mark.parametrize("bos", ["document", "every", "none"])
+def test_chosen_rows_are_stretches_of_the_documents_that_do_not_overlap(corpus, encoder, tmp_path, bos):
+    documents = [encoder(text) for shard in corpus for _, text in read_documents(Path(shard.name), shard.format)]
+    stream = [token for ids in documents for token in (ids if bos == "document" else ids[1:])]
+    text = f" {' '.join(map(str, stream))} "
+    end = 0
+    rows = rows_of(corpus, encoder, tmp_path, bos=bos, rows=9)
+    assert rows.shape == (9, 32)
+    for row in rows.tolist():
+        inside = " ".join(map(str, row[1:] if bos == "every" else row))
+        place = text.find(f" {inside} ", end)
+        assert place >= end, f"a row is no stretch of the documents behind the row before it: {row}"
+        end = place + len(inside)
+    assert rows.equal(rows_of(corpus, encoder, tmp_path, bos=bos, rows=9)), "other rows the second time"
+
+
+@pytest.mark.parametrize("files", ["a file each", "one file"])
+def test_a_set_ordered_by_source_is_judged_by_all_its_sources(shard_of, bytes_encoder, tmp_path, files):
+    sources = {word: about(word, 40) for word in ("river", "stone", "forum", "novel", "sonnet")}
+    if files == "one file":
+        shard_of("all.jsonl", [text for texts in sources.values() for text in texts])
+    else:
+        for number, texts in enumerate(sources.values()):
+            shard_of(f"{number}.jsonl", texts)
+    shards = list_source(str(tmp_path / "corpus")).shards
+    found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=10), bytes_encoder)
+    met = {word: sum(word in row for row in found) for word in sources}
+    assert all(1 <= count <= 4 for count in met.values()), f"ten rows hold of five sources of one size {met}"
+
+
+def test_a_file_gives_rows_by_its_bytes(shard_of, bytes_encoder, tmp_path):
+    shard_of("0.jsonl", about("river", 30))
+    shard_of("1.jsonl", about("stone", 270))
+    shards = list_source(str(tmp_path / "corpus")).shards
+    found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=20), bytes_encoder)
+    small = sum("river" in row for row in found)
+    assert 1 <= small <= 3, f"a tenth of the text gives {small} of 20 rows"
+
+
+def test_one_long_document_gives_rows_from_all_of_it(shard_of, bytes_encoder, tmp_path):
+    """Too few documents for a place each: the set is packed whole, and its rows are chosen evenly."""
+    path = shard_of("long.jsonl", [" ".join(map(str, range(100_000, 190_000)))])
+    shards = list_source(str(path.parent)).shards
+    tracemalloc.start()
+    rows = rows_of(shards, bytes_encoder, tmp_path, length=70, rows=8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    numbers = [int(bytes_encoder.tokenizer.decode(row, skip_special_tokens=True).split()[1]) for row in rows]
+    gaps = [after - before for before, after in pairwise(numbers)]
+    assert len(rows) == 8 and min(gaps) > 5_000 and numbers[-1] > 170_000, f"rows stand at {numbers}"
+    assert peak < 40 * path.stat().st_size, f"{peak:,} bytes were held for 8 rows of {path.stat().st_size:,} bytes"
+
+
+def test_excluded_documents_are_passed_over(shard_of, bytes_encoder, tmp_path):
+    """A quarter of the set is left out: a place in it goes on at the next document that is not."""
+
+    def domain(name, texts):
+        return [{"text": text, "meta": {"redpajama_set_name": name}} for text in texts]
+
+    shard_of("0.jsonl", domain("RedPajamaC4", about("river", 150)))
+    shard_of("1.jsonl", domain("RedPajamaBook", about("novel", 50)))
+    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=6), bytes_encoder)
+    assert len(found) == 6 and not any("novel" in row for row in found), found
+    nothing = [replace(shard, exclude_domains=("RedPajamaC4", "RedPajamaBook")) for shard in shards]
+    for rows in (None, 4):
+        with pytest.raises(RegrowError, match="0 tokens in all"):
+            rows_of(nothing, bytes_encoder, tmp_path, rows=rows)
+
+
+def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path):
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.bos_token = None
+    with pytest.raises(RegrowError, match=r"evaluate\.perplexity\.bos is every"):
+        rows_of(corpus, make_encoder(tokenizer), tmp_path, bos="every", rows=1)
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path, rows):
+    path = shard_of("a.jsonl", ["one short text"])
+    with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
+        rows_of(list_source(str(path.parent)).shards, encoder, tmp_path, length=512, rows=rows)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_remote_shards_give_the_rows_of_local_ones_and_no_copy_stays(remote, corpus, encoder, cache, tmp_path, rows):
+    """From a cache with room for one shard at a time; nobody has counted the documents of the remote ones."""
+    far = [remote(number) for number in range(5)]
+    limited = ShardCache(cache.folder, limit=max(shard.bytes for shard in far), attempts=2, wait=0.002)
+    assert rows_of(far, encoder, limited, rows=rows).equal(rows_of(corpus, encoder, tmp_path, rows=rows))
+    left = [path.name for path in cache.folder.iterdir() if path.suffix != ".sha256"]
+    assert left == [], f"held-out shards stayed in the cache: {left}"
+
+
+def test_of_many_remote_files_only_those_with_a_row_are_fetched(shard_of, bytes_encoder, server, cache, tmp_path):
+    names = [f"{number:02d}.jsonl" for number in range(40)]
+    for name in names:
+        server.files[f"/h/{name}"] = shard_of(name, about("river", 12)).read_bytes()
+    shards = [list_source(f"{server.address}/h/{name}").shards[0] for name in names]
+    server.requests.clear()
+    assert rows_of(shards, bytes_encoder, cache, length=64, rows=5).shape == (5, 64)
+    fetched = [number for number, name in enumerate(names) if server.bodies(f"/h/{name}")]
+    assert 5 <= len(fetched) <= 10 and max(fetched) > 30, f"for five rows files {fetched} were fetched"
+    assert all(server.bodies(f"/h/{name}") <= 1 for name in names), "a file was fetched twice"
+
+
+def test_of_remote_parquet_only_row_groups_with_a_row_are_fetched(parquet, encoder, server, cache):
+    server.files["/h/rows.parquet"] = parquet.read_bytes()
+    shards = list_source(f"{server.address}/h/rows.parquet").shards
+    assert shards[0].groups == (30, 30, 20)
+    kept = [text for _, text in read_documents(parquet, "parquet")]
+    server.requests.clear()
+    row = rows_of(shards, encoder, cache, rows=1)[0].tolist()
+    assert row == encoder(kept[40])[:32], "the row in the middle does not begin with the document in the middle"
+    fetched = [path.name for path in cache.folder.glob("*.sha256")]
+    assert len(fetched) == 1 and "-1-" in fetched[0], f"more than the second row group was fetched: {fetched}"

@@ -1,0 +1,79 @@
+"""Stage evaluate: one model at a time where it judges, all of them in turn where their speeds are compared."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.evaluation import memory
+from pipeline.launch import Place, World
+from pipeline.model.load import load_model
+from pipeline.run import Run, read_json, write_json
+from pipeline.stages import data, evaluate
+
+#: A process as one of many: a thread is enough for a tiny model.
+ONE_THREAD = Place(local_world=64)
+NAMES = ["dense", "pruned", "regrown"]
+
+
+@pytest.fixture
+def config(tiny_config):
+    return load_config(tiny_config, ["evaluate.generation.repeats=3"])
+
+
+@pytest.fixture
+def run(config, tmp_path, tiny_model) -> Run:
+    """A run whose stages before this one are done: the same weights stand for all three models."""
+    run = Run(tmp_path / "run")
+    data.work(config, run, World(ONE_THREAD), lambda line: None)
+    shutil.copytree(tiny_model, run.stage("prune") / "model")
+    shutil.copytree(tiny_model, run.stage("train") / "exports" / "last")
+    write_json(run.stage("train") / "stage.json", {"result": {"export": "train/exports/last"}})
+    return run
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[tuple[str, int]]:
+    """Of each model that the stage loads its folder's name, and how many of those before are still in memory."""
+    noted, models = [], []
+
+    def load(folder, **settings):
+        alive = sum(model() is not None for model in models)
+        model = load_model(folder, **settings)
+        noted.append((folder.parent.name if folder.name == "model" else folder.name, alive))
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(evaluate, "load_model", load)
+    return noted
+
+
+def test_models_are_judged_one_at_a_time_and_timed_side_by_side(config, run, loads):
+    said = []
+    evaluate.work(config, run, World(ONE_THREAD), said.append)
+    assert [alive for _, alive in loads[:3]] == [0, 0, 0], f"a model was held while the next was loaded: {loads}"
+    assert [alive for _, alive in loads[3:]] == [0, 1, 2], f"not all were loaded to be timed side by side: {loads}"
+    models = read_json(run.stage("evaluate") / "results.json")["models"]
+    assert list(models) == NAMES
+    for name, entry in models.items():
+        speed = entry["generation"]
+        assert (speed["loaded"], speed["rounds"], speed["repeats"]) == ("together", 3, 3), name
+        assert speed["latency_range"][0] <= speed["latency_seconds"] <= speed["latency_range"][1]
+        assert [sample["prompt"] for sample in speed["samples"]] == ["The city"]
+    values = {entry["perplexity"]["held_out"]["value"] for entry in models.values()}
+    texts = {entry["generation"]["samples"][0]["text"] for entry in models.values()}
+    assert len(values) == len(texts) == 1, f"the same weights gave perplexities {values} and texts {texts}"
+    assert "latency: the models are loaded together and take turns" in said
+
+
+def test_models_that_do_not_fit_together_are_loaded_again_for_each_round(config, run, loads, monkeypatch):
+    monkeypatch.setattr(memory, "SHARE", 0.0)
+    said = []
+    evaluate.work(config, run, World(ONE_THREAD), said.append)
+    assert len(loads) == 3 + 9 and {alive for _, alive in loads} == {0}, f"two models stood in memory: {loads}"
+    for name, entry in read_json(run.stage("evaluate") / "results.json")["models"].items():
+        assert (entry["generation"]["loaded"], entry["generation"]["rounds"]) == ("in turn", 3), name
+    assert "latency: the models are loaded one by one, 3 times: they do not fit together" in said
