@@ -131,12 +131,14 @@ def check_tokenised(path: Path) -> dict[str, Any]:
 
 
 def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
-    """RegrowError where shard ``name``, at ``path``, was made by another tokenizer, BOS or separator than ``about``."""
+    """RegrowError where shard ``name``, at ``path``, was made by another tokenizer, BOS or separator than ``about``, or
+    took special tokens' strings for something else."""
     was = about_tokenised(path)
-    for key in ("tokenizer", "bos", "separator"):
+    for key in ("tokenizer", "bos", "separator", "special_tokens"):
         if was.get(key) != about[key]:
-            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {was.get(key)}, the model and "
-                              f"data.separator give {about[key]}); tokenise its text anew")  # fmt: skip
+            had = was.get(key, "none, as an earlier release made it")
+            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {had}, the model and the section "
+                              f"data give {about[key]}); tokenise its text anew")  # fmt: skip
 
 
 def is_tokenised(path: Path) -> bool:

@@ -21,13 +21,13 @@ from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
 from pipeline.data.tokenise import about_encoder, tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
-from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder
+from pipeline.data.tokens import Encoder, encoder_hash
 from pipeline.launch import World, die_with_parent
 from pipeline.model.load import resolve_model
-from pipeline.rows import HELD_OUT, shard_cache
+from pipeline.rows import HELD_OUT, row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, write_json
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM: tuple[str, ...] = ()
 #: Its progress says of every file what it was made from: begun with one config, it goes on with another.
 PROGRESS_FITS_ANY_CONFIG = True
@@ -68,7 +68,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             return list_source(
                 source.path, source=number, files=source.files, format=source.format, revision=source.revision,
                 text_key=source.text_key, exclude_domains=source.exclude_domains, on_damage=config.data.on_damage,
-                hash_of=run.hash_of, held_out=kept, done=progress, say=lambda line: say(what + line),
+                on_no_text=config.data.on_no_text, hash_of=run.hash_of, held_out=kept, done=progress,
+                say=lambda line: say(what + line),
             )  # fmt: skip
 
         aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
@@ -99,7 +100,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
-            trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=shard_cache(config),
+            special_tokens=config.data.special_tokens, trust_remote_code=config.model.trust_remote_code,
+            folder=config.data.tokenised, cache=shard_cache(config),
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
             on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say, held_out=hashes,
         )  # fmt: skip
@@ -139,8 +141,7 @@ def of_source(corpus: list[Shard], number: int) -> list[Shard]:
 
 
 def _encoder(config: Config) -> Encoder:
-    folder = resolve_model(config.model.path, config.model.revision)
-    return make_encoder(load_tokenizer(folder, config.model.trust_remote_code), config.data.separator)
+    return row_encoder(config, resolve_model(config.model.path, config.model.revision))
 
 
 def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
@@ -158,10 +159,11 @@ def _tell(
     counts = [shard.documents for shard in corpus]
     domains: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
+    without_text = sum((Counter(dict(shard.without_text)) for shard in corpus), Counter())
     for listing, source in zip(listings, config.data.sources, strict=True):
         for name, count in (listing.census.domains if listing.census else {}).items():
             (left_out if name in source.exclude_domains else domains)[name] += count
-    documents = None if None in counts else sum(counts) - left_out.total()
+    documents = None if None in counts else sum(counts) - left_out.total() - without_text.total()
     tokens = sum(each.tokens for each in surveys)
     weights = [source.weight for source in config.data.sources]
     # A source is read through when its share of the budget is as long as it is.
@@ -182,7 +184,8 @@ def _tell(
         say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
             f"{share:.2f} times")  # fmt: skip
     return {
-        "documents": documents, "domains": dict(domains), "left_out": dict(left_out), "tokens": tokens,
+        "documents": documents, "domains": dict(domains), "left_out": dict(left_out),
+        "without_text": dict(sorted(without_text.items())), "tokens": tokens,
         "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None),
         # Not how often the budget reads them: another budget does not make this stage anew.
         "source_tokens": [each.tokens for each in surveys],

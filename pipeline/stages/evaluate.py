@@ -17,7 +17,7 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
-from pipeline.rows import shard_cache
+from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
 
@@ -72,7 +72,7 @@ def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
     if not shards:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
     protocol = config.evaluate.perplexity
-    encoder = make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)
+    encoder = row_encoder(config, dense)
     return held_out_rows(
         shards, encoder, length=protocol.length or config.data.row_length, bos=protocol.bos, rows=protocol.rows,
         cache=shard_cache(config),
@@ -86,7 +86,7 @@ def _generation(config: Config, model: Any, folder: Path, world: World) -> dict[
         model, tokenizer, prompt=asked.prompts[0], new_tokens=asked.new_tokens, batch=asked.batch,
         repeats=asked.repeats, device=world.device,
     )  # fmt: skip
-    end = make_encoder(tokenizer, config.data.separator).separator
+    end = make_encoder(tokenizer, config.data.separator, config.data.special_tokens).separator
     samples = generate_samples(model, tokenizer, list(asked.prompts), asked.new_tokens, world.device, end)
     return {**speed, "samples": samples}
 

@@ -1,0 +1,75 @@
+"""Special tokens' strings in a text: which they are, how many a text has, and a tokenizer that takes them as text.
+
+A tokenizer makes its special token of the string "</s>", also where a page merely writes about it. Compiled tokenizers
+can be told not to (``encode_special_tokens``), but a model that looks whole words up in its vocabulary finds the string
+there again: Unigram, and WordLevel and WordPiece behind a split at spaces. There it gets another name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+#: Around the name of a special token that no text is to match: a noncharacter, which Unicode keeps out of texts.
+HIDDEN = "\ufdd0"
+
+
+def special_strings(tokenizer: Any) -> tuple[str, ...]:
+    """The strings of all special tokens, the longest first; added tokens that are not special are not among them."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda string: (-len(string), string)))
+
+
+def count_strings(texts: Iterable[str], strings: Sequence[str]) -> tuple[int, Counter[str]]:
+    """How many of ``texts`` have one of ``strings`` in them, and how often each stands there; the longest counts."""
+    found: Counter[str] = Counter()
+    holding = 0
+    if strings:
+        pattern = re.compile("|".join(map(re.escape, strings)))
+        for text in texts:
+            here = pattern.findall(text)
+            found.update(here)
+            holding += bool(here)
+    return holding, found
+
+
+def still_special(encode: Callable[[str], Sequence[int]], tokenizer: Any) -> list[str]:
+    """The special tokens that ``encode`` makes of their strings, alone or inside a text. That of unknown characters is
+    not among them: what it stands for may be any of its string's characters."""
+    known = [string for string in special_strings(tokenizer) if string != tokenizer.unk_token]
+    number = {string: tokenizer.convert_tokens_to_ids(string) for string in known}
+    return [
+        string
+        for string in known
+        if any(number[string] in encode(text) for text in (string, f"a {string} b", f"a{string}b"))
+    ]
+
+
+def hide_special(engine: Any) -> Any:
+    """A copy of a compiled tokenizer whose model has its special tokens under names that no text has.
+
+    All ids, and the ids of every text without such a string, stay as they are.
+    """
+    from tokenizers import Tokenizer
+
+    state = json.loads(engine.to_str())
+    special = [token["content"] for token in state["added_tokens"] if token["special"]]
+    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in special}
+    for token in state["added_tokens"]:
+        token["content"] = hidden.get(token["content"], token["content"])
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden.get(piece, piece): number for piece, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        # Those that lead to a special token, or on from it.
+        model["merges"] = [pair for pair in model["merges"] if not hidden.keys() & {*pair, "".join(pair)}]
+    copy = Tokenizer.from_str(json.dumps(state))
+    copy.encode_special_tokens = True
+    return copy
