@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+#: How models with byte fallback name their bytes, which stand for characters that they do not know.
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 #: Around the name of a special token that no text is to match: a noncharacter, which Unicode keeps out of texts.
 HIDDEN = "\ufdd0"
 
@@ -37,15 +39,36 @@ def count_strings(texts: Iterable[str], strings: Sequence[str]) -> tuple[int, Co
 
 
 def still_special(encode: Callable[[str], Sequence[int]], tokenizer: Any) -> list[str]:
-    """The special tokens that ``encode`` makes of their strings, alone or inside a text. That of unknown characters is
-    not among them: what it stands for may be any of its string's characters."""
-    known = [string for string in special_strings(tokenizer) if string != tokenizer.unk_token]
-    number = {string: tokenizer.convert_tokens_to_ids(string) for string in known}
+    """The special tokens that ``encode`` makes of their strings, alone or inside a text. Those of unknown characters
+    are not among them: any character of their own strings may be one."""
+    number = {
+        string: tokenizer.convert_tokens_to_ids(string)
+        for string in special_strings(tokenizer)
+        if string != tokenizer.unk_token and not BYTE.fullmatch(string)
+    }
     return [
         string
-        for string in known
+        for string in number
         if any(number[string] in encode(text) for text in (string, f"a {string} b", f"a{string}b"))
     ]
+
+
+def ids_as_text(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text from a tokenizer without a compiled part to copy, special tokens' strings as text.
+
+    Python code then leaves out all added tokens; those that are not special are looked up here.
+    """
+    call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
+    others = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    if tokenizer.is_fast or not others:
+        return tokenizer(text, **call)["input_ids"]
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(map(re.escape, sorted(others, key=len, reverse=True)))})", text):
+        if piece in others:
+            ids.append(tokenizer.convert_tokens_to_ids(piece))
+        elif piece:
+            ids += tokenizer(piece, **call)["input_ids"]
+    return ids
 
 
 def hide_special(engine: Any) -> Any:
@@ -57,7 +80,7 @@ def hide_special(engine: Any) -> Any:
 
     state = json.loads(engine.to_str())
     special = [token["content"] for token in state["added_tokens"] if token["special"]]
-    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in special}
+    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in special if not BYTE.fullmatch(string)}
     for token in state["added_tokens"]:
         token["content"] = hidden.get(token["content"], token["content"])
     model = state["model"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.special_tokens import hide_special, special_strings, still_special
+from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
 from pipeline.run import RegrowError, first_line, hash_json
 
 #: What decides the ids of a text in a tokenizer.json. The rest (truncation, padding, the template that adds BOS and
@@ -43,8 +43,10 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
 class Encoder:
     """Encodes documents. ``bos`` is None where the tokenizer puts none; ``separator`` ends every document.
 
-    ``special_tokens``: ``plain`` takes the strings of special tokens in a text, ``special``, as ordinary text, ``parse``
-    as the tokens. ``engine`` is a copy of the compiled tokenizer behind ``tokenizer``, which nobody else sets to truncate or pad; it
+    ``special_tokens``: ``plain`` takes the strings of special tokens in a text, which are ``special``, as ordinary
+    text, ``parse`` as the tokens.
+
+    ``engine`` is a copy of the compiled tokenizer behind ``tokenizer``, which nobody else sets to truncate or pad; it
     gives the same ids at less cost. None where ``tokenizer`` makes them in Python code of its own.
     Picklable; with an engine it may leave out ``tokenizer``, and needs neither transformers nor torch then.
     """
@@ -75,11 +77,11 @@ class Encoder:
             yield from (found.ids for found in self.engine.encode_batch_fast(texts, add_special_tokens=False))
             return
         for text in texts:
-            # Tokenizers in Python code then leave out all added tokens, also those that are not special: only where
-            # it matters.
-            plain = self.special_tokens == "plain" and any(string in text for string in self.special)
-            call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": plain}
-            yield self.tokenizer(text, **call)["input_ids"]
+            if self.special_tokens == "plain" and any(string in text for string in self.special):
+                yield ids_as_text(self.tokenizer, text)
+            else:
+                call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": False}
+                yield self.tokenizer(text, **call)["input_ids"]
 
     def __getstate__(self) -> dict[str, Any]:
         # The engine's own pickle forgets this setting.

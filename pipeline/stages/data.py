@@ -19,6 +19,7 @@ from pipeline.data.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
+from pipeline.data.texts import counted
 from pipeline.data.tokenise import about_encoder, tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder, encoder_hash
@@ -31,6 +32,8 @@ FORMAT = 3
 UPSTREAM: tuple[str, ...] = ()
 #: Its progress says of every file what it was made from: begun with one config, it goes on with another.
 PROGRESS_FITS_ANY_CONFIG = True
+#: So many special tokens' strings are named.
+SHOWN = 5
 
 
 def launched(config: Config) -> bool:
@@ -177,16 +180,28 @@ def _tell(
         say(f"domains, by documents: {listed}")
     for name, count in left_out.most_common():
         say(f"left out: {count:,} documents of {name}")
+    special = sum((Counter(each.special) for each in surveys), Counter())
+    if special:
+        listed = ", ".join(f"{string} {count:,}" for string, count in special.most_common(SHOWN))
+        become = "the tokens themselves" if config.data.special_tokens == "parse" else "ordinary text"
+        say(
+            f"special tokens' strings: {special.total():,} in {sum(each.holding for each in surveys):,} of "
+            f"{sum(each.sampled for each in surveys):,} sampled documents ({listed}); data.special_tokens is "
+            f"{config.data.special_tokens}: they become {become}"
+        )
     speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
     if speeds:
         say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
     for source, each, share in zip(config.data.sources, surveys, passes, strict=True):
+        if each.without_text:
+            say(f"{source.path}: {counted(each.without_text)} in the shard that was looked into, all to be left out")
         say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
             f"{share:.2f} times")  # fmt: skip
     return {
         "documents": documents, "domains": dict(domains), "left_out": dict(left_out),
         "without_text": dict(sorted(without_text.items())), "tokens": tokens,
         "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None),
+        "special_strings": dict(special.most_common()),
         # Not how often the budget reads them: another budget does not make this stage anew.
         "source_tokens": [each.tokens for each in surveys],
     }  # fmt: skip

@@ -60,8 +60,9 @@ def call(shards, folder, tokenizer, **changes):
     """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
     said = []
     made = tokenise_corpus(shards, folder=folder, tokenizer=tokenizer, **{
-        "separator": "eos", "trust_remote_code": False, "processes": 1, "cache": folder.with_name("cache"),
-        "on_damage": "raise", "die_with_parent": die_with_parent, "say": said.append, **changes,
+        "separator": "eos", "special_tokens": "plain", "trust_remote_code": False, "processes": 1,
+        "cache": folder.with_name("cache"), "on_damage": "raise", "die_with_parent": die_with_parent,
+        "say": said.append, **changes,
     })  # fmt: skip
     return *made, said
 
