@@ -59,7 +59,8 @@ def ids_as_text(tokenizer: Any, text: str) -> list[int]:
     Python code then leaves out all added tokens; those that are not special are looked up here.
     """
     call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": True}
-    others = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    others = added.difference(special_strings(tokenizer))
     if tokenizer.is_fast or not others:
         return tokenizer(text, **call)["input_ids"]
     ids: list[int] = []
@@ -71,16 +72,15 @@ def ids_as_text(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def hide_special(engine: Any) -> Any:
-    """A copy of a compiled tokenizer whose model has its special tokens under names that no text has.
+def hide_special(engine: Any, strings: Sequence[str]) -> Any:
+    """A copy of a compiled tokenizer that has its special tokens, ``strings``, under names that no text has.
 
     All ids, and the ids of every text without such a string, stay as they are.
     """
     from tokenizers import Tokenizer
 
     state = json.loads(engine.to_str())
-    special = [token["content"] for token in state["added_tokens"] if token["special"]]
-    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in special if not BYTE.fullmatch(string)}
+    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in strings if not BYTE.fullmatch(string)}
     for token in state["added_tokens"]:
         token["content"] = hidden.get(token["content"], token["content"])
     model = state["model"]

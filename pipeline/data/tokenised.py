@@ -142,11 +142,16 @@ def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
 
 
 def is_tokenised(path: Path) -> bool:
-    """Whether the first member of a tar is the json of a block; a look at its first bytes, no check of the rest."""
+    """Whether a tar begins with the members of a block: by the json of the first or, where that does not say so any
+    more, by the name of the second; a look at its first bytes, no check of the rest."""
     with naming(path, lambda: 0), path.open("rb") as file:
         try:
-            member = next(members(file), None)
-            return member is not None and "tokenised" in json.loads(read_member(file, member))
+            archive = members(file)
+            first = next(archive, None)
+            if first is None:
+                return False
+            told = "tokenised" in json.loads(read_member(file, first))
+            return told or next(archive, first).name == f"{0:06d}.{MEMBERS[1]}"
         except (ValueError, TypeError, EOFError, RecursionError, tarfile.TarError):
             return False
 

@@ -124,7 +124,7 @@ def _plain(encoder: Encoder) -> Encoder:
     if not (parsed := _still_special(encoder)):
         return encoder
     if encoder.engine is not None:
-        encoder = replace(encoder, engine=hide_special(encoder.engine))
+        encoder = replace(encoder, engine=hide_special(encoder.engine, encoder.special))
         parsed = _still_special(encoder)
     if parsed:
         raise RegrowError(

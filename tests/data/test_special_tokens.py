@@ -86,6 +86,19 @@ def test_a_slow_tokenizer_keeps_its_other_added_tokens(slow, texts):
         assert plain(text) == parse(text), f"other ids for a text without a special token's string: {text[:60]!r}"
 
 
+def test_a_token_that_is_special_by_its_name_alone_is_one(texts):
+    """Its entry among the added tokens does not say so, and the library would still look for it."""
+    tokenizer = trained("BPE of bytes", texts)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "</s>"
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    plain, parse = make_encoder(tokenizer), make_encoder(tokenizer, "eos", "parse")
+    counts = [encoder("a</s>b")[:-1].count(tokenizer.eos_token_id) for encoder in (plain, parse)]
+    assert counts == [0, 1] and HIDDEN in plain.engine.to_str()
+    assert plain("Łódź and more") == parse("Łódź and more")
+
+
 def test_a_tokenizer_that_cannot_take_them_as_text_is_refused(tiny_model):
     class Stubborn(PreTrainedTokenizerFast):
         """Code of its own, which knows nothing of the setting."""
