@@ -137,8 +137,8 @@ def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
     for key in ("tokenizer", "bos", "separator", "special_tokens"):
         if was.get(key) != about[key]:
             had = was.get(key, "none, as an earlier release made it")
-            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {had}, the model and the section "
-                              f"data give {about[key]}); tokenise its text anew")  # fmt: skip
+            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {had}, the model and the config "
+                              f"give {about[key]}); tokenise its text anew")  # fmt: skip
 
 
 def is_tokenised(path: Path) -> bool:
