@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-#: How models with byte fallback name their bytes, which stand for characters that they do not know.
-BYTE = re.compile("<0x[0-9A-F]{2}>")
 #: Around the name of a special token that no text is to match: a noncharacter, which Unicode keeps out of texts.
 HIDDEN = "\ufdd0"
 
@@ -39,18 +37,18 @@ def count_strings(texts: Iterable[str], strings: Sequence[str]) -> tuple[int, Co
 
 
 def still_special(encode: Callable[[str], Sequence[int]], tokenizer: Any) -> list[str]:
-    """The special tokens that ``encode`` makes of their strings, alone or inside a text. Those of unknown characters
-    are not among them: any character of their own strings may be one."""
-    number = {
-        string: tokenizer.convert_tokens_to_ids(string)
-        for string in special_strings(tokenizer)
-        if string != tokenizer.unk_token and not BYTE.fullmatch(string)
-    }
-    return [
-        string
-        for string in number
-        if any(number[string] in encode(text) for text in (string, f"a {string} b", f"a{string}b"))
-    ]
+    """The special tokens that ``encode`` makes of their strings, alone or inside a text.
+
+    A token that a single character gives is not among them: it stands for that character there, as that of unknown
+    ones does, those of bytes, and one whose string is a character.
+    """
+
+    def parsed(string: str) -> bool:
+        number, texts = tokenizer.convert_tokens_to_ids(string), (string, f"a {string} b", f"a{string}b")
+        found = any(number in encode(text) for text in texts)
+        return found and not any(number in encode(character) for character in set(texts[1]))
+
+    return [string for string in special_strings(tokenizer) if parsed(string)]
 
 
 def ids_as_text(tokenizer: Any, text: str) -> list[int]:
@@ -73,14 +71,14 @@ def ids_as_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def hide_special(engine: Any, strings: Sequence[str]) -> Any:
-    """A copy of a compiled tokenizer that has its special tokens, ``strings``, under names that no text has.
+    """A copy of a compiled tokenizer that has the special tokens ``strings`` under names that no text has.
 
     All ids, and the ids of every text without such a string, stay as they are.
     """
     from tokenizers import Tokenizer
 
     state = json.loads(engine.to_str())
-    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in strings if not BYTE.fullmatch(string)}
+    hidden = {string: f"{HIDDEN}{string}{HIDDEN}" for string in strings}
     for token in state["added_tokens"]:
         token["content"] = hidden.get(token["content"], token["content"])
     model = state["model"]

@@ -124,8 +124,9 @@ def _plain(encoder: Encoder) -> Encoder:
     if not (parsed := _still_special(encoder)):
         return encoder
     if encoder.engine is not None:
-        encoder = replace(encoder, engine=hide_special(encoder.engine, encoder.special))
-        parsed = _still_special(encoder)
+        encoder = replace(encoder, engine=hide_special(encoder.engine, parsed))
+        # That of unknown words may stand for its own string too.
+        parsed = [string for string in _still_special(encoder) if string != encoder.tokenizer.unk_token]
     if parsed:
         raise RegrowError(
             f"data.special_tokens is plain, but this model's tokenizer makes special tokens of {', '.join(parsed[:3])} "

@@ -86,6 +86,15 @@ def test_a_slow_tokenizer_keeps_its_other_added_tokens(slow, texts):
         assert plain(text) == parse(text), f"other ids for a text without a special token's string: {text[:60]!r}"
 
 
+def test_a_special_token_of_one_character_takes_no_character_away(tiny_model):
+    """As where padding is done with "!": in a text it is a character, under any setting."""
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.pad_token = "!"
+    plain, parse = make_encoder(tokenizer), make_encoder(tokenizer, "eos", "parse")
+    assert tokenizer.decode(plain("Stop! </s>")[:-1]) == "Stop! </s>", "a character was lost"
+    assert HIDDEN not in plain.engine.to_str() and plain("Stop !") == parse("Stop !")
+
+
 def test_a_token_that_is_special_by_its_name_alone_is_one(texts):
     """Its entry among the added tokens does not say so, and the library would still look for it."""
     tokenizer = trained("BPE of bytes", texts)
