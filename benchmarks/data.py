@@ -52,8 +52,9 @@ from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
 from pipeline.data.shards import Shard
+from pipeline.data.tokenise import about_encoder
 from pipeline.data.tokenised import write_tokenised
-from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder, vocabulary_size
+from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 
 GPUS, TOKENS_PER_GPU = 8, 57_000
@@ -67,7 +68,7 @@ AMOUNTS = {"tokenised": 20, "datasets": 4}
 
 def write_corpora(texts: Sequence[str], folder: Path, encode: Encoder, shards: int, repeat: int) -> None:
     """The corpus as jsonl.zst, tars and tokenised shards: ``shards`` files with ``repeat`` times all texts in each."""
-    about = {"vocabulary": vocabulary_size(encode.tokenizer), "separator": encode.separator, "bos": encode.bos}
+    about = about_encoder(encode)
     ids = [encode(text) for text in texts]
     for number in range(shards):
         order = [index for _ in range(repeat) for index in range(len(texts))]

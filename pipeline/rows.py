@@ -24,7 +24,8 @@ HELD_OUT = "held_out.hashes"
 
 def row_encoder(config: Config, model: Path) -> Encoder:
     """The encoder of the rows, from a model's folder."""
-    return make_encoder(load_tokenizer(model, config.model.trust_remote_code), config.data.separator)
+    tokenizer = load_tokenizer(model, config.model.trust_remote_code)
+    return make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
 
 
 def row_stream(
@@ -58,7 +59,7 @@ def row_identity(config: Config, run: Run, encoder: Encoder) -> Identity:
     return Identity(
         lanes=config.data.lanes, row_length=config.data.row_length, seed=config.data.seed, weights=_weights(config),
         manifest=read_json(run.stage("data") / "manifest.json")["hash"], tokenizer=tokenizer_hash(encoder.tokenizer),
-        bos=encoder.bos, separator=encoder.separator,
+        bos=encoder.bos, separator=encoder.separator, special_tokens=encoder.special_tokens,
     )  # fmt: skip
 
 

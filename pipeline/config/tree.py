@@ -66,6 +66,12 @@ class DataSection(Section):
     separator: str = key(
         "eos", "Token put after each document: eos, or a token of the tokenizer.", stages="score train evaluate"
     )
+    special_tokens: Literal["parse", "plain"] = key(
+        "plain",
+        "The string of a special token ('</s>') in a text: plain encodes it as ordinary text, since a page on mark-up "
+        "must not end documents or open chat turns; parse makes it the token, for text that was marked up with them.",
+        stages="score train evaluate",
+    )
     row_length: Whole = key(
         2048, "Tokens in a training row.", stages="train evaluate", source="ours: Vicuna-v1.3's context", ge=8
     )
@@ -85,6 +91,13 @@ class DataSection(Section):
         "raise", "A damaged shard ends the run, or is left out whole, recorded, for the rest of the run.",
         stages="data train",
     )  # fmt: skip
+    on_no_text: Literal["skip", "raise"] = key(
+        "skip",
+        "A record without text (null, no such key, a number, a list, white space alone) is left out, counted and said, "
+        "or ends the run.",
+        stages="data",
+        source="field's practice",
+    )
     tokenised: Path | None = key(
         None, "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
         stages="data",

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.data.damage import naming, require_documents
-from pipeline.data.jsonl import domain_of, text_of
+from pipeline.data.jsonl import domain_of
+from pipeline.data.texts import NoText, text_of
 from pipeline.run import RegrowError
 
 #: WebDataset's rule: the key ends at the first dot behind the last slash.
@@ -27,7 +28,7 @@ META = re.compile(r"__[^/]*__($|/)")
 READ = ("txt", "json")
 
 
-def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str, str | None]]:
+def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every sample from ``first`` on, in file order, of a .tar or .tar.gz.
 
     The text is KEY.txt, or without one ``text_key`` in KEY.json; the domain is ``meta.redpajama_set_name`` in

@@ -1,28 +1,36 @@
-"""Parquet: a document is a row, its text in a column; row groups make it possible to begin in the middle.
+"""Parquet: a record is a row, its text in a column; row groups make it possible to begin in the middle.
 
-Only the columns of the text and the domain are read. Parquet itself checks little: a page has a checksum only where
+Only the columns of the text and the domain are read. A column that is missing or of another type is no damage of the
+file: the footer says what the writer meant. Parquet itself checks little: a page has a checksum only where
 the writer was asked for one (it is verified then), so that flips are seen by the manifest's sha256 or not at all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.jsonl import domain_of
+from pipeline.data.texts import NAMED, NoText
+from pipeline.run import RegrowError
 
 #: Rows decoded at a time.
 BATCH = 256
+#: A file as writers with more processes than rows leave it.
+NO_ROWS = "a whole parquet file without a row"
+#: Where SlimPajama keeps a document's domain.
+META, DOMAIN = "meta", "redpajama_set_name"
 
 
-def read_columns(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str, str | None]]:
+def read_columns(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every row from ``first`` on, in file order; row groups before it are not read.
 
-    The text is the string column ``text_key``, the domain the field ``redpajama_set_name`` of the column ``meta``,
-    structs or JSON. Raises DamagedShard.
+    The text is the string column ``text_key``, which leads into structs by dots (see ``text_path``), the domain the
+    field ``redpajama_set_name`` of the column ``meta``, structs or JSON. Raises DamagedShard, and RegrowError where the
+    file is whole and has no row, or no such column of strings.
     """
     import pyarrow
     import pyarrow.parquet
@@ -32,18 +40,20 @@ def read_columns(path: Path, text_key: str = "text", first: int = 0) -> Iterator
         group = -1
         try:
             with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                counts = rows_of_groups(file.metadata)
+                if not sum(counts):
+                    raise RegrowError(f"shard {path}: {NO_ROWS}; take it out of the source")
+                where = text_path(file.schema_arrow, text_key, str(path))
                 columns = _columns(file.schema_arrow, text_key)
-                for group, rows in enumerate(rows_of_groups(file.metadata)):
+                for group, rows in enumerate(counts):
                     end = documents + rows
                     if end <= first:
                         documents = end
                         continue
                     for batch in file.iter_batches(BATCH, [group], columns, use_threads=False):
-                        for text, domain in zip(batch.column(text_key).to_pylist(), _domains(batch), strict=True):
+                        for text, domain in zip(_strings(batch, where), _domains(batch), strict=True):
                             if documents >= first:
-                                if not isinstance(text, str):
-                                    raise ValueError(f"row group {group}: no text in the column {text_key!r}")
-                                yield documents, text, domain
+                                yield documents, NoText("null") if text is None else text, domain
                             documents += 1
                     if documents != end:
                         raise ValueError(f"row group {group}: it ends at row {documents}, the footer says {end}")
@@ -71,26 +81,89 @@ def rows_of_groups(footer: Any) -> tuple[int, ...]:
     return rows
 
 
-def _columns(schema: Any, text_key: str) -> list[str]:
-    """The columns to read: the text, and the domain where there is one."""
+def text_path(schema: Any, text_key: str, shard: str) -> tuple[str, ...]:
+    """The column that holds the text, and the fields that lead to it where the column is a struct.
+
+    ``text_key`` is a column's name, or else leads into structs by dots. RegrowError, naming ``shard``, where there is
+    no such column or field, where several columns have its name or that of the domain's, and where it holds no strings.
+    """
+    top = text_key if text_key in schema.names else text_key.partition(".")[0]
+    for name in (top, META):
+        if schema.names.count(name) > 1:
+            raise RegrowError(
+                f"shard {shard}: {schema.names.count(name)} columns have the name {name!r}, and nothing "
+                "tells which of them is meant; rename them"
+            )
+    path = (text_key,) if top == text_key else tuple(text_key.split("."))
+    held = schema
+    for name in path:
+        if not _has_fields(held) or name not in (field.name for field in held):
+            listed = ", ".join(name for name, _ in _leaves(schema))
+            raise RegrowError(
+                f"shard {shard}: no column {text_key!r}; set text_key of its source to one of those that "
+                f"are there: {listed}"
+            )
+        found = held.field(name).type
+        held = found
+    if not _is_string(found):
+        strings = ", ".join(name for name, kind in _leaves(schema) if _is_string(kind)) or "none"
+        raise RegrowError(
+            f"shard {shard}: the column {text_key!r} is of type {found}, and texts are read from string, large_string, "
+            f"string_view and dictionaries of them; set text_key of its source to such a column ({strings}), or write "
+            "this one as strings"
+        )
+    return path
+
+
+def _has_fields(held: Any) -> bool:
+    """Whether this is a schema or the type of a struct."""
     import pyarrow
 
-    if text_key not in schema.names:
-        raise ValueError(f"no column {text_key!r} (columns: {', '.join(schema.names[:8])})")
-    if "meta" not in schema.names or text_key == "meta":
+    return isinstance(held, pyarrow.Schema | pyarrow.StructType)
+
+
+def _leaves(held: Any, before: str = "") -> list[tuple[str, Any]]:
+    """(key, type) of the first columns, and of the fields of structs in the place of these."""
+    found: list[tuple[str, Any]] = []
+    for field in held:
+        found += (
+            _leaves(field.type, f"{before}{field.name}.")
+            if _has_fields(field.type)
+            else [(f"{before}{field.name}", field.type)]
+        )
+    return found[:NAMED]
+
+
+def _is_string(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _columns(schema: Any, text_key: str) -> list[str]:
+    """The columns to read: the text, and the domain where there is one."""
+    if META not in schema.names or text_key == META:
         return [text_key]
-    meta, types = schema.field("meta").type, pyarrow.types
-    if types.is_struct(meta):
-        has_domain = meta.get_field_index("redpajama_set_name") >= 0
-        return [text_key, "meta.redpajama_set_name"] if has_domain else [text_key]
-    strings = meta.value_type if types.is_dictionary(meta) else meta
-    return [text_key, "meta"] if types.is_string(strings) or types.is_large_string(strings) else [text_key]
+    meta = schema.field(META).type
+    if _has_fields(meta):
+        has_domain = meta.get_field_index(DOMAIN) >= 0
+        return [text_key, f"{META}.{DOMAIN}"] if has_domain else [text_key]
+    return [text_key, META] if _is_string(meta) else [text_key]
+
+
+def _strings(batch: Any, where: Sequence[str]) -> list[str | None]:
+    """The texts of a batch; None for a null, also of a struct around the text."""
+    import pyarrow.compute
+
+    column = batch.column(where[0])
+    return (pyarrow.compute.struct_field(column, list(where[1:])) if where[1:] else column).to_pylist()
 
 
 def _domains(batch: Any) -> list[str | None]:
-    if "meta" not in batch.schema.names:
+    if META not in batch.schema.names:
         return [None] * len(batch)
-    return [domain_of({"meta": _parsed(meta)}) for meta in batch.column("meta").to_pylist()]
+    return [domain_of({META: _parsed(meta)}) for meta in batch.column(META).to_pylist()]
 
 
 def _parsed(meta: Any) -> Any:

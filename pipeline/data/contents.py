@@ -10,11 +10,12 @@ import numpy as np
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.shards import Shard
+from pipeline.data.texts import why_no_text
 from pipeline.data.tokenised import read_tokenised
 
 
 def read_contents(shard: Shard, cache: ShardCache, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:
-    """(index in the shard, text, or ids in a tokenised shard) of every document that is not excluded.
+    """(index in the shard, text, or ids in a tokenised shard) of every document that has a text and is not excluded.
 
     ``group`` reads that row group of a remote parquet shard alone; without it all are read, one after the other. A
     remote shard's copy is given back when it has been read, or when the iterator is closed.
@@ -26,10 +27,13 @@ def read_contents(shard: Shard, cache: ShardCache, group: int | None = None) -> 
         path = cache.open(shard, each)
         try:
             if shard.format == "tokenised":
-                # An excluded document has no token.
+                # A document that is excluded, or has no text, has no token.
                 yield from ((index, ids) for index, ids in read_tokenised(path) if len(ids))
             else:
-                for index, text in read_documents(path, shard.format, shard.text_key, shard.exclude_domains):
-                    yield before[each or 0] + index, text
+                for index, text in read_documents(
+                    path, shard.format, shard.text_key, shard.exclude_domains, on_no_text=shard.on_no_text
+                ):
+                    if why_no_text(text) is None:
+                        yield before[each or 0] + index, text
         finally:
             cache.drop(shard, each)

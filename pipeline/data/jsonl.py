@@ -1,4 +1,4 @@
-"""JSON Lines, plain or compressed with zstd or gzip: a document is a line that holds an object with a text.
+"""JSON Lines, plain or compressed with zstd or gzip: a record is a line that holds an object.
 
 Decoders of compressed streams end quietly where a file was cut; here the end of every frame is checked. The writer
 stores the size and the checksum of what it writes, which zstandard leaves out of a frame by default.
@@ -15,15 +15,16 @@ from typing import Any
 
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.replacing import replacing
+from pipeline.data.texts import NoText, text_of
 
 #: Bytes for one read. Small enough that a file of many small frames is not copied over and over.
 PIECE = 1 << 17
 
 
-def read_jsonl(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str, str | None]]:
-    """(index, text, domain) of every document from ``first`` on, in file order; blank lines do not count.
+def read_jsonl(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+    """(index, text, domain) of every record from ``first`` on, in file order; blank lines do not count.
 
-    The compression is told from the ending, .zst or .gz; a file may have many frames. Documents before ``first`` are
+    The compression is told from the ending, .zst or .gz; a file may have many frames. Records before ``first`` are
     decompressed and counted, not parsed. Raises DamagedShard.
     """
     documents = offset = 0
@@ -41,18 +42,6 @@ def read_jsonl(path: Path, text_key: str = "text", first: int = 0) -> Iterator[t
                 documents += 1
             offset += len(line) + 1
     require_documents(path, documents, first)
-
-
-def text_of(record: Any, text_key: str) -> str:
-    """The text of a decoded document; ValueError when it is no object, has no text, or the text is not Unicode."""
-    if not isinstance(record, dict):
-        raise ValueError(f"not an object, {type(record).__name__}")
-    text = record.get(text_key)
-    if not isinstance(text, str):
-        raise ValueError(f"no text under the key {text_key!r} (keys: {', '.join(list(record)[:8])})")
-    if not text.isascii():
-        text.encode()  # JSON may hold half of a surrogate pair, on which tokenizers fail
-    return text
 
 
 def domain_of(record: Any) -> str | None:

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.documents import DamagedShard, check_documents, read_documents
+from pipeline.data.documents import Census, DamagedShard, check_documents, read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.overlap import Search, Twins, refuse_overlap
 from pipeline.data.packing import pack
 from pipeline.data.parts import Dealt, Part, draw, shuffle
 from pipeline.data.position import Cursor, LaneCursor
 from pipeline.data.shards import Shard
+from pipeline.data.texts import counted, refuse_no_text
 from pipeline.data.tokenised import read_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
@@ -146,8 +147,8 @@ class Strand:
                     yield (epoch, number, document), taken, ids
             if not found and epoch > start.epoch:
                 raise RegrowError(
-                    f"lane {self.lane}: every document of its parts is excluded, or left out as damaged; repair the "
-                    "shards and start a new run (run.name), or one with fewer data.lanes"
+                    f"lane {self.lane}: every document of its parts is excluded, without text, or left out as damaged; "
+                    "repair the shards and start a new run (run.name), or one with fewer data.lanes"
                 )
             epoch, begin, found = epoch + 1, 0, False
 
@@ -197,7 +198,9 @@ class Strand:
         if shard.format == "tokenised":
             return _until(part.stop, read_tokenised(path, first))
         before = _before(shard, group)
-        texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains, first - before)
+        texts = read_documents(
+            path, shard.format, shard.text_key, shard.exclude_domains, first - before, shard.on_no_text
+        )
         return self._encoded(_until(part.stop, ((before + index, text) for index, text in texts)))
 
     def _encoded(self, texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -232,29 +235,34 @@ def _until(stop: int | None, documents: Iterator[tuple[int, Any]]) -> Iterator[t
 
 def _check_whole(path: Path, shard: Shard, group: int | None, search: Search | None) -> None:
     """Decode a file to its end before its first document is served. Raises DamagedShard, and RegrowError where a
-    document of it is held out."""
+    document of it is held out, or a record has no text and all must have one."""
     stated = shard.documents if group is None else shard.groups[group]
     status = path.stat()
     try:
         what = (status.st_size, status.st_mtime_ns, shard.format, shard.text_key)
-        found, twins = _look_through(path, *what, search, _before(shard, group))
-    except DamagedShard as error:
+        census, twins = _look_through(path, *what, search, _before(shard, group))
+    except RegrowError as error:
         if shard.kind == "local":
             raise
         # The copy has another name than what must be replaced.
-        raise DamagedShard(f"shard {shard.name}: {error}") from None
+        raise type(error)(f"shard {shard.name}: {error}") from None
+    found = census.documents
     if stated not in (None, found):
         raise DamagedShard(f"shard {shard.name}: {found} documents, the manifest says {stated}; it was replaced")
+    if census.without_text and shard.on_no_text == "raise":
+        raise refuse_no_text(
+            shard.name, _before(shard, group) + census.first_without_text, f"{counted(census.without_text)}, the first"
+        )
     refuse_overlap([(shard, twins)])
 
 
 @lru_cache(64)
 def _look_through(
     path: Path, size: int, modified: int, format: str, text_key: str, search: Search | None, before: int
-) -> tuple[int, Twins]:
-    """Documents of a file, and those that are held out; decoded once in a process: many lanes may read parts of it."""
+) -> tuple[Census, Twins]:
+    """What a file holds, and what of it is held out; decoded once in a process: many lanes may read parts of it."""
     twins = Twins()
-    return check_documents(path, format, text_key, search.watch(twins, before) if search else None).documents, twins
+    return check_documents(path, format, text_key, search.watch(twins, before) if search else None), twins
 
 
 def _before(shard: Shard, group: int | None) -> int:

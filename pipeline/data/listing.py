@@ -12,7 +12,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.catalogue import list_hub, list_urls
+from pipeline.data.columns import NO_ROWS, row_groups, text_path
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import Census, check_documents, format_of, read_documents
+from pipeline.data.documents import Census, add_up, check_documents, format_of, read_records
 from pipeline.data.overlap import Search, Twins
 from pipeline.data.progress import Progress
 from pipeline.data.remote import NoRanges, locate, patiently
 from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
 from pipeline.data.shards import Shard, without_secrets
+from pipeline.data.texts import counted, refuse_no_text
 from pipeline.data.tokenised import is_tokenised
 from pipeline.run import RegrowError, hash_file
 
@@ -58,6 +59,7 @@ def list_source(
     text_key: str = "text",
     exclude_domains: Sequence[str] = (),
     on_damage: str = "raise",
+    on_no_text: str = "skip",
     hash_of: Callable[[Path], str] = hash_file,
     held_out: Mapping[bytes, str] | None = None,
     done: Progress | None = None,
@@ -71,11 +73,17 @@ def list_source(
     with WebDataset's ``{000..099}`` or, where the server can list, a glob or a folder. files: a glob inside a folder
     or data set, whose ``*`` crosses folders. format: ``auto`` goes by the ending; a remote tokenised shard must be
     named as such, and text and token ids do not stand in one source. on_damage: ``raise``, or ``skip`` damaged files
-    and record them. held_out: the documents that local text is searched for, as ``overlap.held_out_hashes`` gives
-    them. attempts, wait: see ``remote.patiently``. Raises RegrowError when there is nothing, or text beside ids;
-    DamagedShard when a shard is damaged.
+    and record them. on_no_text: ``skip`` records without text, or ``raise`` RegrowError (remote text is not read yet).
+    A parquet file without a row is left out and recorded. held_out: the documents that local text is searched for, as
+    ``overlap.held_out_hashes`` gives them. attempts, wait: see ``remote.patiently``. Raises RegrowError when there is
+    nothing, or text beside ids; DamagedShard when a shard is damaged.
     """
-    common = {"source": source, "text_key": text_key, "exclude_domains": tuple(exclude_domains)}
+    common = {
+        "source": source,
+        "text_key": text_key,
+        "exclude_domains": tuple(exclude_domains),
+        "on_no_text": on_no_text,
+    }
     format_for = format_of if format == "auto" else lambda name: format
     patience = {"attempts": attempts, "wait": wait, "say": say}
     search = Search(held_out or {}, exclude_domains)
@@ -94,23 +102,41 @@ def list_source(
     skipped: list[dict[str, str]] = []
     census: list[Census] = []
     twins: list[tuple[Shard, Twins]] = []
+    lacking: list[tuple[str, Census]] = []
     for shard, entry in found:
-        damage = entry.get("damage")
-        if damage is None:
-            shards.append(shard)
-            census += [Census(**entry["census"])] if "census" in entry else []
-            twins += [(shard, Twins(**entry["twins"]))] if entry.get("twins", {}).get("count") else []
-        elif on_damage == "skip":
-            say(f"skipped: {damage}")
-            skipped.append({"shard": shard.name, "reason": damage})
-        else:
-            raise DamagedShard(damage)
+        if "damage" in entry and on_damage == "raise":
+            raise DamagedShard(entry["damage"])
+        if "damage" in entry or "empty" in entry:
+            reason = entry.get("damage") or entry["empty"]
+            say(f"skipped: {reason}")
+            skipped.append({"shard": shard.name, "reason": reason})
+            continue
+        shards.append(shard)
+        census += [Census(**entry["census"])] if "census" in entry else []
+        if shard.without_text and on_no_text == "raise":
+            what = f"{counted(census[-1].without_text)}, the first"
+            raise refuse_no_text(shard.name, census[-1].first_without_text, what)
+        twins += [(shard, Twins(**entry["twins"]))] if entry.get("twins", {}).get("count") else []
+        lacking += [(shard.name, census[-1])] if shard.without_text else []
     if not shards:
-        left_out = f"; {len(skipped)} damaged ones were skipped" if skipped else ""
+        left_out = f"; {len(skipped)} damaged or empty ones were skipped" if skipped else ""
         raise RegrowError(
             f"data source {without_secrets(path)!r}: no intact {ENDINGS} file in it (files: {files!r}){left_out}"
         )
-    return Listing(shards, skipped, _sum(census) if census else None, twins)
+    if lacking:
+        _tell_no_text(lacking, add_up(census), without_secrets(path), say)
+    return Listing(shards, skipped, add_up(census) if census else None, twins)
+
+
+def _tell_no_text(
+    lacking: Sequence[tuple[str, Census]], whole: Census, source: str, say: Callable[[str], None]
+) -> None:
+    """Say how many records of a source have no text; RegrowError where it has no others."""
+    name, first = lacking[0][0], lacking[0][1].first_without_text
+    files = f"{len(lacking)} file{'s' * (len(lacking) > 1)}"
+    if sum(whole.without_text.values()) == whole.documents:
+        raise RegrowError(f"data source {source!r}: not one record with text; it has {counted(whole.without_text)}")
+    say(f"left out: {counted(whole.without_text)} in {files}; the first is record {first} of {name}")
 
 
 def may_be_remote(path: str) -> bool:
@@ -163,20 +189,6 @@ def _files_under(root: Path) -> Iterator[Path]:
             links += [path for inside in folders if (path := folder / inside).is_symlink()]
 
 
-def _sum(parts: Sequence[Census]) -> Census:
-    domains: Counter[str] = Counter()
-    characters_of: Counter[str] = Counter()
-    for part in parts:
-        domains.update(part.domains)
-        characters_of.update(part.characters_of)
-    tokens = [part.tokens for part in parts if part.tokens is not None]
-    return Census(
-        sum(part.documents for part in parts), sum(part.characters for part in parts),
-        sum(part.bytes_of_text for part in parts), dict(sorted(domains.items())), None, sum(tokens) if tokens else None,
-        dict(sorted(characters_of.items())),
-    )  # fmt: skip
-
-
 def _survey_local(
     base: Path, names: Sequence[str], auto: bool, format_for: Callable[[str], str | None], common: dict[str, Any],
     hash_of: Callable[[Path], str], search: Search, done: Progress | None, say: Callable[[str], None],
@@ -193,7 +205,9 @@ def _survey_local(
         key = f"{path.absolute()} {state.st_size} {state.st_mtime_ns} {kind} {common['text_key']}"
         entry = done.known.get(key) if done else None
         was_damaged = entry is not None and "damage" in entry
-        if entry is None or was_damaged or search.mark not in (None, entry.get("searched")):
+        # An earlier release did not count what has no text.
+        counted_all = entry is not None and "without_text" in entry.get("census", {})
+        if not counted_all or search.mark not in (None, entry.get("searched")):
             say(f"shard {number} of {len(kinds)}: {name}")
             # A repair may keep size and time, by which a hash is remembered as well.
             hashed = hash_file if was_damaged else hash_of
@@ -202,10 +216,15 @@ def _survey_local(
                 done.keep(entry)
         shard = Shard(**common, place=str(base), path=name, kind="local", revision=None, format=kind,
                       bytes=state.st_size, sha256=None, etag=None, documents=None, groups=None)  # fmt: skip
-        if "damage" not in entry:
+        if "census" in entry:
             groups = entry["census"]["groups"]
-            shard = replace(shard, sha256=entry["sha256"], documents=entry["census"]["documents"],
-                            groups=None if groups is None else tuple(groups))  # fmt: skip
+            shard = replace(
+                shard,
+                sha256=entry["sha256"],
+                documents=entry["census"]["documents"],
+                groups=None if groups is None else tuple(groups),
+                without_text=tuple(entry["census"]["without_text"].items()),
+            )
         # What an earlier search found is of no account where nothing is searched for now.
         yield shard, entry if search.mark else {**entry, "twins": {}}
 
@@ -221,7 +240,7 @@ def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str)
     for text in (name for name, kind in kinds.items() if kind != "tokenised"):
         if kinds[text] == "tar":
             try:
-                next(read_documents(base / text, "tar", text_key))
+                next(read_records(base / text, "tar", text_key))
             except DamagedShard:
                 continue
         raise RegrowError(
@@ -234,9 +253,12 @@ def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str)
 def _examine(
     path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str], search: Search
 ) -> dict[str, Any]:  # fmt: skip
-    """Decode, search and hash one local file; of a damaged one the entry has the ``damage`` alone."""
+    """Decode, search and hash one local file; of a damaged one the entry has the ``damage`` alone, of one that is
+    ``empty`` that."""
     twins = Twins()
     try:
+        if kind == "parquet" and not sum(row_groups(path)):
+            return {"empty": f"shard {path}: {NO_ROWS}"}
         census = check_documents(path, kind, text_key, search.watch(twins))
     except DamagedShard as error:
         return {"damage": str(error)}
@@ -275,11 +297,7 @@ def _count_groups(shard: Shard, patience: dict[str, Any]) -> dict[str, Any]:
         return {"groups": None}  # It is fetched whole.
     except NotParquet as error:
         return {"damage": f"shard {shard.name}: {error}; replace it at its source or leave it out"}
-    columns = metadata.schema.to_arrow_schema().names
-    if shard.text_key not in columns:
-        raise RegrowError(
-            f"shard {shard.name}: no column {shard.text_key!r}; it has {', '.join(columns)}; set text_key"
-        )
-    if sum(groups) == 0:
-        return {"damage": f"shard {shard.name}: not one document in it; replace it at its source or leave it out"}
+    if not sum(groups):
+        return {"empty": f"shard {shard.name}: {NO_ROWS}"}
+    text_path(metadata.schema.to_arrow_schema(), shard.text_key, shard.name)
     return {"groups": groups}

@@ -25,6 +25,7 @@ NAMES = {
     "tokenizer": "the tokenizer (its hash)",
     "bos": "the BOS token",
     "separator": "data.separator (token id)",
+    "special_tokens": "data.special_tokens",
     "order": "the order of rows of this release",
 }
 
@@ -52,7 +53,7 @@ class LaneCursor:
 @dataclass(frozen=True)
 class Identity:
     """All that fixes the rows of a run. ``manifest`` and ``tokenizer`` are hashes; ``bos`` and ``separator`` are token
-    ids. A checkpoint keeps it as ``dataclasses.asdict`` gives it."""
+    ids; ``special_tokens`` is ``parse`` or ``plain``. A checkpoint keeps it as ``dataclasses.asdict`` gives it."""
 
     lanes: int
     row_length: int
@@ -62,6 +63,7 @@ class Identity:
     tokenizer: str
     bos: int | None
     separator: int
+    special_tokens: str
     order: int = ORDER
 
 
@@ -74,9 +76,14 @@ def check_identity(saved: Mapping[str, Any], now: Identity) -> None:
         if _shown(saved, name) != _shown(present, name)
     ]
     if differing:
-        raise RegrowError(
-            f"this run's rows were read from another stream: {'; '.join(differing)}. Put them back, or start a new run"
+        older = [NAMES.get(name, name) for name in present if name not in saved]
+        remedy = (
+            f"An earlier release wrote this position, which says nothing of {', '.join(older)}: go on with that "
+            "release, or start a new run"
+            if older
+            else "Put them back, or start a new run"
         )
+        raise RegrowError(f"this run's rows were read from another stream: {'; '.join(differing)}. {remedy}")
 
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:

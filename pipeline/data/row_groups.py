@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.columns import rows_of_groups
+from pipeline.data.columns import META, rows_of_groups
 from pipeline.data.remote import locate, read_range
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, first_line
@@ -85,7 +85,9 @@ def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: i
 
     described = metadata.row_group(group)
     chunks = [described.column(number) for number in range(described.num_columns)]
-    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in (text_key, "meta")]
+    wanted = [
+        chunk for chunk in chunks if chunk.path_in_schema == text_key or chunk.path_in_schema.partition(".")[0] == META
+    ]
     if not any(chunk.path_in_schema == text_key for chunk in wanted):
         raise NotParquet(f"no column {text_key!r}")
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in wanted]
@@ -95,7 +97,7 @@ def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: i
     try:
         window = pyarrow.PythonFile(_Window(start, data, size), "r")
         file = pyarrow.parquet.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
-        table = file.read_row_group(group, columns=[text_key, "meta"], use_threads=False)
+        table = file.read_row_group(group, columns=[text_key, META], use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise NotParquet(f"it cannot be decoded ({first_line(error)})") from None
     pyarrow.parquet.write_table(

@@ -25,8 +25,10 @@ class Shard:
     format: ``jsonl``, ``tar``, ``parquet`` or ``tokenised``. bytes: size of the file.
     sha256: of the whole file; None where only a fetch can tell. etag: where there is no sha256, the ETag that a server
     gives, or the git blob id of a small file on the hub (a sha1 of its bytes).
-    documents: number of documents, excluded domains counted too; None where unknown.
+    documents: number of records, excluded domains and records without text counted too; None where unknown.
     groups: documents of each row group of a parquet file; None for other formats and where it cannot be read in parts.
+    on_no_text: ``skip`` or ``raise``. without_text: how many records have no text, by what stands in its place, as the
+    listing of a local file counted them.
     """
 
     source: int
@@ -42,6 +44,8 @@ class Shard:
     groups: tuple[int, ...] | None
     text_key: str
     exclude_domains: tuple[str, ...]
+    on_no_text: str = "skip"
+    without_text: tuple[tuple[str, int], ...] = ()
 
     @property
     def address(self) -> str:
@@ -80,11 +84,19 @@ def build_manifest(
         if twin is not None:
             raise RegrowError(f"held-out shard {shard.name} is also in the corpus ({twin}); keep them apart")
     listed = {
-        "shards": [asdict(shard) for shard in corpus],
-        "held_out": [asdict(shard) for shard in held_out],
+        "shards": [_entry(shard) for shard in corpus],
+        "held_out": [_entry(shard) for shard in held_out],
         "skipped": [dict(entry) for entry in skipped],
     }
     return {**listed, "hash": hash_json(listed)}
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    """A shard as JSON. What only a corpus with records without text needs stands there alone, so that the hashes of
+    all others stay."""
+    entry = asdict(shard)
+    kinds, policy = dict(entry.pop("without_text")), entry.pop("on_no_text")
+    return entry | ({"without_text": kinds} if kinds else {}) | ({"on_no_text": policy} if policy != "skip" else {})
 
 
 def _marks(shard: Shard) -> list[str]:
@@ -103,7 +115,8 @@ def read_manifest(manifest: Mapping[str, Any]) -> tuple[list[Shard], list[Shard]
     def shards(part: str) -> list[Shard]:
         return [
             Shard(**{**entry, "groups": None if entry["groups"] is None else tuple(entry["groups"]),
-                     "exclude_domains": tuple(entry["exclude_domains"])})
+                     "exclude_domains": tuple(entry["exclude_domains"]),
+                     "without_text": tuple(dict(entry.get("without_text", {})).items())})
             for entry in manifest[part]
         ]  # fmt: skip
 

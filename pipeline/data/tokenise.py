@@ -17,11 +17,12 @@ from typing import Any
 
 from pipeline.data.crew import Tell, outcomes
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import READERS
+from pipeline.data.documents import read_records
 from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import Progress
 from pipeline.data.overlap import Search, Twins, refuse_overlap
 from pipeline.data.shards import Shard
+from pipeline.data.texts import refuse_no_text, why_no_text
 from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
 from pipeline.run import RegrowError, hash_file, hash_json, require_space
@@ -57,6 +58,7 @@ def tokenise_corpus(
     *,
     tokenizer: Path,
     separator: str,
+    special_tokens: str,
     trust_remote_code: bool,
     folder: Path,
     cache: Path | ShardCache,
@@ -78,7 +80,7 @@ def tokenise_corpus(
     tokenised shard was made by another tokenizer or separator.
     """
     loaded = load_tokenizer(tokenizer, trust_remote_code)
-    encoder = make_encoder(loaded, separator)
+    encoder = make_encoder(loaded, separator, special_tokens)
     about = about_encoder(encoder)
     texts = [shard for shard in shards if shard.format != "tokenised"]
     of_encoder = folder / about["encoder"][:12]
@@ -99,7 +101,7 @@ def tokenise_corpus(
         # The compiled part alone: transformers would bring torch along, seconds and memory in every process.
         light = replace(encoder, tokenizer=None) if encoder.engine is not None else None
         cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-        arguments = (light, tokenizer, trust_remote_code, separator, cache, held_out or {})
+        arguments = (light, tokenizer, trust_remote_code, separator, special_tokens, cache, held_out or {})
         with contextlib.closing(outcomes(todo, processes, Writer, arguments, die_with_parent, say)) as results:
             for job, outcome in results:
                 if isinstance(outcome, dict):
@@ -140,7 +142,8 @@ def _estimate(job: Job) -> int:
 def about_encoder(encoder: Encoder) -> dict[str, Any]:
     """What a tokenised shard says of the ids in it: all that decides them, and the size of the vocabulary."""
     return {"tokenizer": tokenizer_hash(encoder.tokenizer), "encoder": encoder_hash(encoder), "bos": encoder.bos,
-            "separator": encoder.separator, "vocabulary": vocabulary_size(encoder.tokenizer)}  # fmt: skip
+            "separator": encoder.separator, "special_tokens": encoder.special_tokens,
+            "vocabulary": vocabulary_size(encoder.tokenizer)}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -204,10 +207,11 @@ class Writer:
     """What one process does: it reads the texts of a shard and writes their ids."""
 
     def __init__(
-        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, cache: ShardCache,
-        held_out: Mapping[bytes, str], tell: Tell,
+        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, special_tokens: str,
+        cache: ShardCache, held_out: Mapping[bytes, str], tell: Tell,
     ):  # fmt: skip
-        self.encode = encoder or make_encoder(load_tokenizer(tokenizer, trust_remote_code), separator)
+        loaded = None if encoder else load_tokenizer(tokenizer, trust_remote_code)
+        self.encode = encoder or make_encoder(loaded, separator, special_tokens)
         self.copies = cache.saying(lambda line: tell("say", line))
         self.held_out, self.tell = held_out, tell
 
@@ -234,8 +238,8 @@ class Writer:
         return _entry(job.target, documents, tokens)
 
     def _documents(self, shard: Shard, twins: Twins) -> Iterator[list[int]]:
-        """Ids of every document in file order; none for one of an excluded domain. ``twins`` notes what is held out of
-        remote text: local text was searched when it was listed."""
+        """Ids of every record in file order; none for one of an excluded domain or without text. ``twins`` notes what
+        is held out of remote text: local text was searched when it was listed."""
         search = Search(self.held_out, shard.exclude_domains)
         groups = [None]
         if shard.kind != "local" and shard.groups is not None:
@@ -245,9 +249,12 @@ class Writer:
             before = sum(shard.groups[:group]) if group else 0
             watch = None if shard.kind == "local" else search.watch(twins, before)
             try:
-                for index, text, domain in READERS[shard.format](path, shard.text_key, 0):
-                    if watch is not None:
+                for index, text, domain in read_records(path, shard.format, shard.text_key):
+                    kind = why_no_text(text)
+                    if kind is not None and shard.on_no_text == "raise":
+                        raise refuse_no_text(shard.name, before + index, f"a record without text ({kind})")
+                    if watch is not None and kind is None:
                         watch(index, text, domain)
-                    yield [] if domain in shard.exclude_domains else self.encode(text)
+                    yield [] if kind is not None or domain in shard.exclude_domains else self.encode(text)
             finally:
                 self.copies.drop(shard, group)

@@ -131,20 +131,27 @@ def check_tokenised(path: Path) -> dict[str, Any]:
 
 
 def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
-    """RegrowError where shard ``name``, at ``path``, was made by another tokenizer, BOS or separator than ``about``."""
+    """RegrowError where shard ``name``, at ``path``, was made by another tokenizer, BOS or separator than ``about``, or
+    took special tokens' strings for something else."""
     was = about_tokenised(path)
-    for key in ("tokenizer", "bos", "separator"):
+    for key in ("tokenizer", "bos", "separator", "special_tokens"):
         if was.get(key) != about[key]:
-            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {was.get(key)}, the model and "
-                              f"data.separator give {about[key]}); tokenise its text anew")  # fmt: skip
+            had = was.get(key, "none, as an earlier release made it")
+            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {had}, the model and the config "
+                              f"give {about[key]}); tokenise its text anew")  # fmt: skip
 
 
 def is_tokenised(path: Path) -> bool:
-    """Whether the first member of a tar is the json of a block; a look at its first bytes, no check of the rest."""
+    """Whether a tar begins with the members of a block: by the json of the first or, where that does not say so any
+    more, by the name of the second; a look at its first bytes, no check of the rest."""
     with naming(path, lambda: 0), path.open("rb") as file:
         try:
-            member = next(members(file), None)
-            return member is not None and "tokenised" in json.loads(read_member(file, member))
+            archive = members(file)
+            first = next(archive, None)
+            if first is None:
+                return False
+            told = "tokenised" in json.loads(read_member(file, first))
+            return told or next(archive, first).name == f"{0:06d}.{MEMBERS[1]}"
         except (ValueError, TypeError, EOFError, RecursionError, tarfile.TarError):
             return False
 

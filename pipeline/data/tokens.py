@@ -1,9 +1,11 @@
-"""From text to token ids, and the policy on the tokens that stand between documents.
+"""From text to token ids, and the policy on the tokens that stand between documents and inside of them.
 
 Every document becomes [BOS] text SEPARATOR. The BOS stands there when the tokenizer puts one before a text by itself
 (Llama's does, SmolLM2's does not). The separator is the EOS unless the config names another token: an instruction
-model's EOS may be the end of a chat turn, which should not stand between articles. What decides the ids has a hash,
-so that ids made at one time are never mixed with those of another tokenizer.
+model's EOS may be the end of a chat turn, which should not stand between articles. The string of a special token in a
+text is text, unless the config says that it means the token. A text that gives no token, or is white space alone, is
+nothing: no BOS and no separator stands for it. What decides the ids has a hash, so that ids made at one time are never
+mixed with those of another tokenizer.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
 from pipeline.run import RegrowError, first_line, hash_json
 
 #: What decides the ids of a text in a tokenizer.json. The rest (truncation, padding, the template that adds BOS and
@@ -40,6 +43,9 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
 class Encoder:
     """Encodes documents. ``bos`` is None where the tokenizer puts none; ``separator`` ends every document.
 
+    ``special_tokens``: ``plain`` takes the strings of special tokens in a text, which are ``special``, as ordinary
+    text, ``parse`` as the tokens.
+
     ``engine`` is a copy of the compiled tokenizer behind ``tokenizer``, which nobody else sets to truncate or pad; it
     gives the same ids at less cost. None where ``tokenizer`` makes them in Python code of its own.
     Picklable; with an engine it may leave out ``tokenizer``, and needs neither transformers nor torch then.
@@ -49,26 +55,33 @@ class Encoder:
     bos: int | None
     separator: int
     engine: Any = None
+    special_tokens: str = "plain"
+    special: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of one document: [bos] text separator."""
-        if self.engine is None:
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            # Unlike encode, this call does not keep where in the text every token stands.
-            ids = self.engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        if self.bos is not None:
-            ids.insert(0, self.bos)
-        ids.append(self.separator)
-        return ids
+        """Token ids of one document: [bos] text separator; none where it says nothing."""
+        return self.batch([text])[0]
 
     def batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each document, as one call for each gives them; one call for all costs less."""
-        if self.engine is None:
-            return [self(text) for text in texts]
         leading = [] if self.bos is None else [self.bos]
-        found = self.engine.encode_batch_fast(texts, add_special_tokens=False)
-        return [[*leading, *document.ids, self.separator] for document in found]
+        return [
+            [*leading, *ids, self.separator] if ids and not text.isspace() else []
+            for text, ids in zip(texts, self.inside(texts), strict=True)
+        ]
+
+    def inside(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Token ids of each text alone."""
+        if self.engine is not None:
+            # Unlike encode, this call does not keep where in the text every token stands.
+            yield from (found.ids for found in self.engine.encode_batch_fast(texts, add_special_tokens=False))
+            return
+        for text in texts:
+            if self.special_tokens == "plain" and any(string in text for string in self.special):
+                yield ids_as_text(self.tokenizer, text)
+            else:
+                call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": False}
+                yield self.tokenizer(text, **call)["input_ids"]
 
     def __getstate__(self) -> dict[str, Any]:
         # The engine's own pickle forgets this setting.
@@ -81,14 +94,14 @@ class Encoder:
             self.engine.encode_special_tokens = split
 
 
-def make_encoder(tokenizer: Any, separator: str = "eos") -> Encoder:
-    """An Encoder for a tokenizer; RegrowError when the separator is not one of its tokens.
+def make_encoder(tokenizer: Any, separator: str = "eos", special_tokens: str = "plain") -> Encoder:
+    """An Encoder for a tokenizer; RegrowError when the separator is not one of its tokens, or when it makes special
+    tokens of their strings and ``special_tokens`` is ``plain``.
 
     From here on this process and those that it starts tokenize in one thread each: compiled tokenizers otherwise start
     a thread for each core, and a process forked after that can wait for ever for threads which it does not have.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    engine = _engine(tokenizer)
     leading = tokenizer("", add_special_tokens=True)["input_ids"]
     bos = tokenizer.bos_token_id
     own_bos = bos if bos is not None and leading[:1] == [bos] else None
@@ -100,7 +113,30 @@ def make_encoder(tokenizer: Any, separator: str = "eos") -> Encoder:
         number = tokenizer.convert_tokens_to_ids(separator)
     else:
         raise RegrowError(f"data.separator {separator!r} is not a token of this model's tokenizer")
-    return Encoder(tokenizer, own_bos, number, engine)
+    engine = _engine(tokenizer, special_tokens)
+    encoder = Encoder(tokenizer, own_bos, number, engine, special_tokens, special_strings(tokenizer))
+    return encoder if special_tokens == "parse" else _plain(encoder)
+
+
+def _plain(encoder: Encoder) -> Encoder:
+    """The encoder, made to take special tokens' strings as text also where its model finds them; RegrowError where it
+    cannot be."""
+    if not (parsed := _still_special(encoder)):
+        return encoder
+    if encoder.engine is not None:
+        encoder = replace(encoder, engine=hide_special(encoder.engine, parsed))
+        # That of unknown words may stand for its own string too.
+        parsed = [string for string in _still_special(encoder) if string != encoder.tokenizer.unk_token]
+    if parsed:
+        raise RegrowError(
+            f"data.special_tokens is plain, but this model's tokenizer makes special tokens of {', '.join(parsed[:3])} "
+            "in any text; set data.special_tokens: parse"
+        )
+    return encoder
+
+
+def _still_special(encoder: Encoder) -> list[str]:
+    return still_special(lambda text: next(encoder.inside([text])), encoder.tokenizer)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -108,7 +144,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         deciding = {name: state[name] for name in DECIDING}
-        return hash_json({**deciding, "split_special_tokens": tokenizer.split_special_tokens})
+        # Of when the tokenizer's own setting decided, which data.special_tokens does now: the hash stays.
+        return hash_json({**deciding, "split_special_tokens": False})
     added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
@@ -119,9 +156,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def encoder_hash(encoder: Encoder) -> str:
-    """sha256 of what decides the ids of a document: the tokenizer, BOS and separator."""
+    """sha256 of what decides the ids of a document: the tokenizer, BOS, separator, and what special tokens' strings
+    become."""
     return hash_json({"tokenizer": tokenizer_hash(encoder.tokenizer), "bos": encoder.bos,
-                      "separator": encoder.separator})  # fmt: skip
+                      "separator": encoder.separator, "special_tokens": encoder.special_tokens})  # fmt: skip
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -129,19 +167,19 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def _engine(tokenizer: Any) -> Any:
-    """A copy of a fast tokenizer's compiled part, set as the plain call sets it; None where that call is another."""
+def _engine(tokenizer: Any, special_tokens: str) -> Any:
+    """A copy of a fast tokenizer's compiled part, set as the usual call sets it; None where that call is another."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast as Fast
 
     own = type(tokenizer)
-    plain = isinstance(tokenizer, Fast) and all(
+    usual = isinstance(tokenizer, Fast) and all(
         getattr(own, name) is getattr(Fast, name) for name in ("__call__", "_encode_plus")
     )
-    if not plain:
+    if not usual:
         return None
     engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     engine.no_truncation()
     engine.no_padding()
-    engine.encode_special_tokens = tokenizer.split_special_tokens
+    engine.encode_special_tokens = special_tokens == "plain"
     return engine

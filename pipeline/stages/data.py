@@ -19,18 +19,21 @@ from pipeline.data.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
+from pipeline.data.texts import counted
 from pipeline.data.tokenise import about_encoder, tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
-from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder
+from pipeline.data.tokens import Encoder, encoder_hash
 from pipeline.launch import World, die_with_parent
 from pipeline.model.load import resolve_model
-from pipeline.rows import HELD_OUT, shard_cache
+from pipeline.rows import HELD_OUT, row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, write_json
 
-FORMAT = 2
+FORMAT = 3
 UPSTREAM: tuple[str, ...] = ()
 #: Its progress says of every file what it was made from: begun with one config, it goes on with another.
 PROGRESS_FITS_ANY_CONFIG = True
+#: So many special tokens' strings are named.
+SHOWN = 5
 
 
 def launched(config: Config) -> bool:
@@ -68,7 +71,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             return list_source(
                 source.path, source=number, files=source.files, format=source.format, revision=source.revision,
                 text_key=source.text_key, exclude_domains=source.exclude_domains, on_damage=config.data.on_damage,
-                hash_of=run.hash_of, held_out=kept, done=progress, say=lambda line: say(what + line),
+                on_no_text=config.data.on_no_text, hash_of=run.hash_of, held_out=kept, done=progress,
+                say=lambda line: say(what + line),
             )  # fmt: skip
 
         aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
@@ -99,7 +103,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
-            trust_remote_code=config.model.trust_remote_code, folder=config.data.tokenised, cache=shard_cache(config),
+            special_tokens=config.data.special_tokens, trust_remote_code=config.model.trust_remote_code,
+            folder=config.data.tokenised, cache=shard_cache(config),
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
             on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say, held_out=hashes,
         )  # fmt: skip
@@ -139,8 +144,7 @@ def of_source(corpus: list[Shard], number: int) -> list[Shard]:
 
 
 def _encoder(config: Config) -> Encoder:
-    folder = resolve_model(config.model.path, config.model.revision)
-    return make_encoder(load_tokenizer(folder, config.model.trust_remote_code), config.data.separator)
+    return row_encoder(config, resolve_model(config.model.path, config.model.revision))
 
 
 def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
@@ -158,10 +162,11 @@ def _tell(
     counts = [shard.documents for shard in corpus]
     domains: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
+    without_text = sum((Counter(dict(shard.without_text)) for shard in corpus), Counter())
     for listing, source in zip(listings, config.data.sources, strict=True):
         for name, count in (listing.census.domains if listing.census else {}).items():
             (left_out if name in source.exclude_domains else domains)[name] += count
-    documents = None if None in counts else sum(counts) - left_out.total()
+    documents = None if None in counts else sum(counts) - left_out.total() - without_text.total()
     tokens = sum(each.tokens for each in surveys)
     weights = [source.weight for source in config.data.sources]
     # A source is read through when its share of the budget is as long as it is.
@@ -175,15 +180,28 @@ def _tell(
         say(f"domains, by documents: {listed}")
     for name, count in left_out.most_common():
         say(f"left out: {count:,} documents of {name}")
+    special = sum((Counter(each.special) for each in surveys), Counter())
+    if special:
+        listed = ", ".join(f"{string} {count:,}" for string, count in special.most_common(SHOWN))
+        become = "the tokens themselves" if config.data.special_tokens == "parse" else "ordinary text"
+        say(
+            f"special tokens' strings: {special.total():,} in {sum(each.holding for each in surveys):,} of "
+            f"{sum(each.sampled for each in surveys):,} sampled documents ({listed}); data.special_tokens is "
+            f"{config.data.special_tokens}: they become {become}"
+        )
     speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
     if speeds:
         say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
     for source, each, share in zip(config.data.sources, surveys, passes, strict=True):
+        if each.without_text:
+            say(f"{source.path}: {counted(each.without_text)} in the shard that was looked into, all to be left out")
         say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
             f"{share:.2f} times")  # fmt: skip
     return {
-        "documents": documents, "domains": dict(domains), "left_out": dict(left_out), "tokens": tokens,
+        "documents": documents, "domains": dict(domains), "left_out": dict(left_out),
+        "without_text": dict(sorted(without_text.items())), "tokens": tokens,
         "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None),
+        "special_strings": dict(special.most_common()),
         # Not how often the budget reads them: another budget does not make this stage anew.
         "source_tokens": [each.tokens for each in surveys],
     }  # fmt: skip

@@ -14,9 +14,8 @@ from pipeline.config import Config
 from pipeline.data.held_out import held_out_rows
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.scoring import sequences_for_maps
-from pipeline.rows import shard_cache
+from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import Run, read_json
 
 
@@ -39,17 +38,13 @@ def draw_held_out(config: Config, run: Run, dense: Path) -> torch.Tensor | None:
     if not shards:
         return None
     compare = config.prune.compare
-    return held_out_rows(shards, _encoder(config, dense), length=compare.length, bos=config.evaluate.perplexity.bos,
+    return held_out_rows(shards, row_encoder(config, dense), length=compare.length, bos=config.evaluate.perplexity.bos,
                          rows=compare.rows, cache=shard_cache(config))  # fmt: skip
 
 
 def _draw(config: Config, run: Run, dense: Path, sequences: int, seed: int) -> tuple[torch.Tensor, list[Any]]:
     shards, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return calibration_sequences(
-        shards, _encoder(config, dense), sequences=sequences, length=config.score.length, bos=config.score.bos,
+        shards, row_encoder(config, dense), sequences=sequences, length=config.score.length, bos=config.score.bos,
         seed=seed, cache=shard_cache(config),
     )  # fmt: skip
-
-
-def _encoder(config: Config, dense: Path) -> Any:
-    return make_encoder(load_tokenizer(dense, config.model.trust_remote_code), config.data.separator)

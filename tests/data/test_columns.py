@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.data.columns import read_columns, row_groups
 from pipeline.data.documents import DamagedShard, read_documents
+from pipeline.data.texts import NoText
+from pipeline.run import RegrowError
 
 
 def table_of(texts) -> pyarrow.Table:
@@ -43,21 +45,88 @@ def test_row_groups_before_the_first_are_not_read(tmp_path, texts):
         list(read_columns(path, first=9))
 
 
-@pytest.mark.parametrize("type", [pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())])
+STRINGS = [
+    pyarrow.large_string(),
+    pyarrow.string_view(),
+    pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    pyarrow.dictionary(pyarrow.int8(), pyarrow.large_string()),
+]
+
+
+@pytest.mark.parametrize("type", STRINGS)
 def test_other_kinds_of_strings_are_texts_too(tmp_path, type):
     table = pyarrow.table({"text": pyarrow.array(["a", "b"]).cast(type), "meta": ["no struct", None]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert list(read_columns(tmp_path / "a.parquet")) == [(0, "a", None), (1, "b", None)]
 
 
-def test_what_is_no_text_is_refused(tmp_path):
+def refused(path, text_key="text") -> str:
+    """What is said of a file that is not damaged."""
+    with pytest.raises(RegrowError) as caught:
+        list(read_columns(path, text_key))
+    assert not isinstance(caught.value, DamagedShard), "it is called damaged"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("values", "type"), [
+    ([b"a"], "binary"), ([1], "int64"), ([["a"]], "list<element: string>"), ([{"a": "b"}], "struct<a: string>"),
+    (pyarrow.nulls(1), "null"),
+])  # fmt: skip
+def test_a_column_of_another_type_names_it_and_what_is_read(tmp_path, values, type):
     path = tmp_path / "a.parquet"
-    for values, document in ((["a", None], 1), ([b"a"], 0), ([1], 0)):
-        pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
-        with pytest.raises(DamagedShard, match=rf"damaged at document {document}: row group 0: no text in the column"):
-            list(read_columns(path))
-    with pytest.raises(DamagedShard, match=r"no column 'body' \(columns: text\)"):
-        list(read_columns(path, "body"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": values, "body": ["x"]}), path)
+    told = refused(path)
+    assert f"a.parquet: the column 'text' is of type {type}, and texts are read from string, " in told, told
+    assert "set text_key of its source to such a column" in told and "body" in told, told
+    assert list(read_columns(path, "body")) == [(0, "x", None)]
+
+
+def test_a_null_is_a_record_without_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "c"]}), path, row_group_size=2)
+    assert list(read_columns(path)) == [(0, "a", None), (1, NoText("null"), None), (2, "c", None)]
+    assert next(read_columns(path, first=1)) == (1, NoText("null"), None)
+
+
+@pytest.mark.parametrize("type", [pyarrow.string(), *STRINGS])
+def test_a_key_leads_into_structs_unless_a_column_has_its_name(tmp_path, type):
+    path = tmp_path / "a.parquet"
+    inner = pyarrow.array(["x", None, "z"]).cast(type)
+    inside = pyarrow.StructArray.from_arrays([inner, pyarrow.array([1, 2, 3])], ["text", "id"])
+    meta = pyarrow.array([{"redpajama_set_name": "RedPajamaC4", "title": "t"}, None, {"redpajama_set_name": "B"}])
+    table = pyarrow.table({"doc": inside, "deep": pyarrow.StructArray.from_arrays([inside], ["doc"]), "meta": meta})
+    pyarrow.parquet.write_table(table, path)
+    expected = [(0, "x", "RedPajamaC4"), (1, NoText("null"), None), (2, "z", "B")]
+    assert list(read_columns(path, "doc.text")) == list(read_columns(path, "deep.doc.text")) == expected
+    assert [text for _, text, _ in read_columns(path, "meta.title")] == ["t", NoText("null"), NoText("null")]
+    assert (
+        "no column 'doc.body'; set text_key of its source to one of those that are there: doc.text, doc.id, deep"
+        in (refused(path, "doc.body"))
+    )
+    pyarrow.parquet.write_table(table.append_column("doc.text", [["p", "q", "r"]]), path)
+    assert [text for _, text, _ in read_columns(path, "doc.text")] == ["p", "q", "r"], "the name itself comes first"
+
+
+def test_two_columns_of_one_name_are_said(tmp_path):
+    path = tmp_path / "a.parquet"
+    for name in ("text", "meta"):
+        arrays = [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["c"])]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=["text", "meta", name]), path)
+        assert f"a.parquet: 2 columns have the name '{name}'" in refused(path)
+
+
+def test_a_file_without_a_row_is_said_and_row_groups_without_one_are_passed_over(tmp_path):
+    path, schema = tmp_path / "a.parquet", pyarrow.schema({"text": pyarrow.string()})
+    some, none = pyarrow.table({"text": ["a", "b"]}, schema), pyarrow.table({"text": []}, schema)
+    for tables, rows in (([], ()), ([none], (0,)), ([some, none, some], (2, 0, 2))):
+        with pyarrow.parquet.ParquetWriter(path, schema) as file:
+            for table in tables:
+                file.write_table(table)
+        assert sum(row_groups(path)) == sum(rows)
+        if sum(rows):
+            assert [text for _, text, _ in read_columns(path)] == ["a", "b", "a", "b"]
+        else:
+            assert "a.parquet: a whole parquet file without a row" in refused(path)
 
 
 def test_a_footer_that_lost_row_groups_is_refused(tmp_path):
@@ -74,7 +143,7 @@ def test_a_footer_that_lost_row_groups_is_refused(tmp_path):
             shortened += pyarrow.parquet.ParquetFile(path).read(["text"]).num_rows in (2, 4)
         try:
             read = [text for _, text, _ in read_columns(path)]
-        except DamagedShard:
+        except RegrowError:
             continue
         assert len(read) == 6, f"a zero at byte {at}: {len(read)} of 6 documents, without an error"
         assert row_groups(path) == (2, 2, 2)

@@ -27,7 +27,7 @@ from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.tokenised import read_tokenised, write_tokenised
-from pipeline.run import hash_file
+from pipeline.run import RegrowError, hash_file
 
 CASES = 120
 DOCUMENTS = 40
@@ -214,9 +214,11 @@ def test_damage_is_refused_or_does_no_harm(name, texts, tmp_path_factory, monkey
             cache.open(pinned)
         try:
             got = read(path, good.format)
-        except DamagedShard as error:
+        except RegrowError as error:
+            # A flip in the name or the type of parquet's text column is refused as another column.
+            assert isinstance(error, DamagedShard) or "the column 'text'" in str(error) or "no column" in str(error)
             assert str(path) in str(error) and "\n" not in str(error), f"the message does not name the shard: {error}"
-            with pytest.raises(DamagedShard):
+            with pytest.raises(type(error)):
                 check_documents(path, good.format, "text")
             counts["refused"] += 1
             return

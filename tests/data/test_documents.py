@@ -1,4 +1,4 @@
-"""Reading shards: every format gives the same texts and numbers, and each kind of damage is refused by name."""
+"""Reading shards: every format gives the same texts and numbers, leaves out what has no text, and refuses damage."""
 
 from __future__ import annotations
 
@@ -53,28 +53,53 @@ def test_excluded_domains_keep_the_numbers_of_the_others(shard_of, ending):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_document_without_a_text_is_refused_by_its_number(shard_of, texts, ending):
-    tar = ending.startswith("tar")
-    for record in ({"content": "x"}, {"text": None}, {"text": 7}):
-        if ending == "parquet" and record == {"text": 7}:
-            continue  # a column has one type
-        first = {"text": texts[0]}
-        path = shard_of(f"key.{ending}", [first, record])
-        with pytest.raises(DamagedShard, match=rf"key\.{ending}: damaged at document 1: .*no text .*'text'"):
-            read(path)
-        with pytest.raises(DamagedShard, match="document 1"):
-            check_documents(path, format_of(path.name), "text")
-    other = shard_of(f"other.{ending}", [{"content": "x", "text": 1}])
-    assert read(other, text_key="content") == [(0, "x")]
-    with pytest.raises(DamagedShard, match=r"document 0.*'body'.*content" if not tar else r"'body' \(keys: content"):
-        read(other, text_key="body")
+def test_a_record_without_text_is_left_out_by_itself_and_counted(shard_of, texts, ending):
+    """It keeps its number; a column has one type, so that of parquet only nulls and blank texts are tried."""
+    odd = [{"text": None}, {"other": "x"}, {"text": ""}, {"text": " \n\t\u00a0"}]
+    counts = {"no such key": 1, "null": 1, "empty": 1, "white space alone": 1}
+    if ending == "parquet":
+        counts = {"null": 2, "empty": 1, "white space alone": 1}
+    else:
+        odd += [{"text": 7}, {"text": 1.5}, {"text": ["a"]}, {"text": {"a": "b"}}, {"text": True}]
+        counts |= {"a number": 2, "a list": 1, "an object": 1, "true or false": 1}
+    path = shard_of(f"odd.{ending}", [{"text": "first ü"}, *odd, {"text": "null"}, {"text": "None"}])
+    last = len(odd) + 1
+    found = [(index, text) for index, text in read(path) if text.strip()]
+    assert found == [(0, "first ü"), (last, "null"), (last + 1, "None")], "documents are missing, or have other numbers"
+    assert read(path, first=last) == found[1:], "a cursor behind records without text means another document"
+    seen = []
+    census = check_documents(path, format_of(path.name), "text", lambda index, text, _: seen.append((index, text)))
+    assert seen == found, "whoever looks at documents sees those without text"
+    assert (census.documents, census.characters, census.bytes_of_text) == (len(odd) + 3, 15, 16)
+    assert (census.without_text, census.first_without_text) == (counts, 1)
+    with pytest.raises(RegrowError, match=rf"odd\.{ending}: a record without text \(null\), at record 1; .*on_no_text"):
+        read(path, on_no_text="raise")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_wrong_text_key_names_the_keys_that_are_there_and_is_no_damage(shard_of, ending):
+    path = shard_of(f"other.{ending}", [{"content": "x", "doc": {"body": "y", "id": 7}}] * 3)
+    assert read(path, text_key="content") == [(number, "x") for number in range(3)]
+    assert read(path, text_key="doc.body") == [(number, "y") for number in range(3)], "a key that leads into an object"
+    for key in ("text", "doc", "doc.id"):
+        for reader in (read, lambda path, text_key: check_documents(path, format_of(path.name), text_key)):
+            with pytest.raises(RegrowError, match=rf"other\.{ending}: .*{key}'.*set text_key .*content") as caught:
+                reader(path, text_key=key)
+            assert not isinstance(caught.value, DamagedShard) and "doc.body" in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_shard_of_blank_texts_has_the_right_key(shard_of, ending):
+    path = shard_of(f"blank.{ending}", ["", " "])
+    assert check_documents(path, format_of(path.name), "text").without_text == {"empty": 1, "white space alone": 1}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_empty_shard_and_a_missing_one_are_refused(shard_of, ending):
     path = shard_of(f"empty.{ending}", [])
-    with pytest.raises(DamagedShard, match=rf"empty\.{ending}: (empty, not one document|.*no column 'text')"):
+    with pytest.raises(RegrowError, match=rf"empty\.{ending}: (empty, not one document|.*without a row)") as caught:
         read(path)
+    assert isinstance(caught.value, DamagedShard) == (ending != "parquet"), "the footer tells that nothing is missing"
     path.write_bytes(b"")
     with pytest.raises(DamagedShard, match=rf"empty\.{ending}: (empty|damaged at document 0)"):
         read(path)

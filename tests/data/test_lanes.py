@@ -432,6 +432,45 @@ def test_fewer_documents_than_the_manifest_says_are_damage(files, tmp_path):
         take(iter(stream(wrong, tmp_path, lanes=2)), 2)
 
 
+def test_records_without_text_leave_no_trace_and_move_no_number(texts, tiny_model, tmp_path):
+    """Rows and documents are those of the corpus without them, and a cursor counts records."""
+    short = [text[:200] for text in texts[:30]]
+    odd = [{"text": None}, short[0], "", short[1], " \n", {"body": 1}, *short[2:15], {"text": 3}, *short[15:], ""]
+    encoder = make_encoder(load_tokenizer(tiny_model))
+    number_of = [index for index, item in enumerate(odd) if item in short]
+    found = {}
+    for name, documents in (("clean", short), ("odd", odd)):
+        shards = [shard(write_shard(tmp_path / name / "a.jsonl", documents))]
+        one = lane(shards, tmp_path, lanes=1, encode=encoder)
+        found[name] = [next(one) for _ in range(60)]
+        for at in (0, 7, 20):
+            ids, _, cursor = next(
+                lane(shards, tmp_path, lanes=1, encode=encoder, cursor=found[name][at][2], row=at + 1)
+            )
+            assert np.array_equal(ids, found[name][at + 1][0]) and cursor == found[name][at + 1][2]
+    for clean, with_odd in zip(found["clean"], found["odd"], strict=True):
+        assert np.array_equal(clean[0], with_odd[0]) and np.array_equal(clean[1], with_odd[1])
+        at, there = clean[2].cursors[0], with_odd[2].cursors[0]
+        assert there == replace(at, document=number_of[at.document]), "the cursor names another record"
+    assert found["odd"][-1][2].cursors[0].epoch > 0, "less than an epoch was compared"
+
+
+def test_remote_text_is_held_to_the_same_rule_when_it_is_fetched(texts, tmp_path):
+    """Without a count in the manifest, as what is behind a URL."""
+    path = write_shard(tmp_path / "corpus/a.jsonl", [texts[0], {"text": None}, texts[1]])
+    unknown = replace(shard(path), sha256=None, documents=None)
+    rows = [next(lane([unknown], tmp_path, lanes=1)) for _ in range(2)]
+    assert bytes(rows[0][0].tolist()) == texts[0].encode()[:64]
+    with pytest.raises(
+        RegrowError, match=r"a\.jsonl: 1 record without text \(null 1\), the first, at record 1;"
+    ) as caught:
+        next(lane([replace(unknown, on_no_text="raise")], tmp_path, lanes=1, on_damage="skip"))
+    assert not isinstance(caught.value, DamagedShard)
+    path.write_text('{"body": "x"}\n')
+    with pytest.raises(RegrowError, match="no string under the key 'text'"):
+        next(lane([replace(unknown, bytes=path.stat().st_size)], tmp_path, lanes=1, on_damage="skip"))
+
+
 def test_a_missing_shard_is_no_damage(files, tmp_path):
     Path(files[2].name).unlink()
     with pytest.raises(RegrowError, match=r"a_2\.jsonl\.zst: missing") as refused:
@@ -442,7 +481,7 @@ def test_a_missing_shard_is_no_damage(files, tmp_path):
 def test_a_lane_with_nothing_left_refuses(files, tmp_path):
     for each in files[:3]:
         flip(each)
-    with pytest.raises(RegrowError, match="lane 0: every document of its parts is excluded, or left out as damaged"):
+    with pytest.raises(RegrowError, match="lane 0: every document of its parts is excluded, without text, or left"):
         next(lane(files[:3], tmp_path, lanes=1, on_damage="skip"))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,8 +139,71 @@ def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
     assert manifest["skipped"] == listing.skipped, "the manifest does not say what was left out"
     for shard in corpus[1:]:
         (tmp_path / "corpus" / shard.path).write_bytes(b"")
-    with pytest.raises(RegrowError, match=r"no intact.*5 damaged ones were skipped"):
+    with pytest.raises(RegrowError, match=r"no intact.*5 damaged or empty ones were skipped"):
         list_source(str(tmp_path / "corpus"), on_damage="skip")
+
+
+def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp_path):
+    """The damage policy has no part in it; a listing that goes on knows what was counted."""
+    shard_of("a.jsonl", texts[:5])
+    shard_of("b.jsonl.zst", [*texts[5:8], {"text": None}, "", {"body": "x"}, *texts[8:10]])
+    shard_of("c.parquet", [{"text": texts[10]}, {"text": None}])
+    for _ in range(2):
+        said: list[str] = []
+        with Progress(tmp_path / "progress.jsonl") as done:
+            listing = list_source(str(tmp_path / "corpus"), done=done, say=said.append)
+        assert [shard.documents for shard in listing.shards] == [5, 8, 2], "the records' numbers count them too"
+        kinds = {"empty": 1, "no such key": 1, "null": 1}
+        assert [dict(shard.without_text) for shard in listing.shards] == [{}, kinds, {"null": 1}]
+        assert listing.census.without_text == {"empty": 1, "no such key": 1, "null": 2}
+        told = "left out: 4 records without text (empty 1, no such key 1, null 2) in 2 files; the first is record 3 of "
+        assert said[-1] == f"{told}{tmp_path}/corpus/b.jsonl.zst", said
+        with pytest.raises(
+            RegrowError, match=r"b\.jsonl\.zst: 3 records without text \(.*\), the first, at record 3; mend"
+        ):
+            list_source(str(tmp_path / "corpus"), on_no_text="raise")
+    assert len(said) == 1, f"files were decoded again: {said}"
+    pinned = json.loads(json.dumps(build_manifest(listing.shards, [])))
+    assert [entry.get("without_text") for entry in pinned["shards"]] == [None, kinds, {"null": 1}]
+    assert read_manifest(pinned)[0] == listing.shards
+
+
+def test_a_manifest_knows_of_missing_texts_only_where_some_are(corpus):
+    """So that the hash of every other corpus is the one of before there was a policy."""
+    entry = build_manifest(corpus, [])["shards"][0]
+    assert not {"without_text", "on_no_text"} & entry.keys()
+    strict = [replace(shard, on_no_text="raise") for shard in corpus]
+    pinned = json.loads(json.dumps(build_manifest(strict, [])))
+    assert read_manifest(pinned)[0] == strict and pinned["shards"][0]["on_no_text"] == "raise"
+
+
+def test_a_source_of_another_key_or_of_no_text_at_all_is_refused(shard_of, texts, tmp_path):
+    shard_of("a.jsonl", texts[:5])
+    path = shard_of("b.jsonl", [{"body": "x"}, {"body": "y", "title": "z"}])
+    with pytest.raises(RegrowError, match=r"b\.jsonl: no string under the key 'text' .* keys that are there \(body\)"):
+        list_source(str(tmp_path / "corpus"), on_damage="skip")
+    with pytest.raises(RegrowError) as caught:
+        list_source(str(path))
+    assert not isinstance(caught.value, DamagedShard), "a wrong key is called damage"
+    shard_of("c.jsonl", ["", " "])
+    blank = list_source(str(tmp_path / "corpus"), files="[ac].jsonl")
+    assert [shard.documents for shard in blank.shards] == [5, 2], "one file of blank texts ends nothing"
+    with pytest.raises(RegrowError, match=r"c\.jsonl': not one record with text; it has 2 records without text"):
+        list_source(str(tmp_path / "corpus" / "c.jsonl"))
+
+
+def test_a_parquet_file_without_a_row_is_left_out_as_what_it_is(shard_of, texts, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    shard_of("a.parquet", texts[:3])
+    empty = tmp_path / "corpus" / "b.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), empty)
+    said: list[str] = []
+    listing = list_source(str(tmp_path / "corpus"), say=said.append)
+    reason = f"shard {empty}: a whole parquet file without a row"
+    assert [shard.path for shard in listing.shards] == ["a.parquet"] and f"skipped: {reason}" in said
+    assert listing.skipped == [{"shard": str(empty), "reason": reason}]
 
 
 def test_a_repair_counts_also_where_size_and_time_stay(shard_of, texts, tmp_path):
@@ -248,7 +312,7 @@ def test_urls_that_were_asked_after_are_not_asked_again(server, texts, tmp_path,
     assert len({path for _, path, _ in server.requests}) == 5, "another query may be another file"
 
 
-def test_remote_parquet_without_rows_is_damage(server, shard_of, texts, tmp_path):
+def test_remote_parquet_without_rows_is_left_out(server, shard_of, texts, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -259,9 +323,10 @@ def test_remote_parquet_without_rows_is_damage(server, shard_of, texts, tmp_path
                 file.write_table(table)
         server.files[f"/p/{name}.parquet"] = (tmp_path / name).read_bytes()
     for name in "bc":
-        with pytest.raises(DamagedShard, match=rf"/p/{name}\.parquet: not one document"):
+        with pytest.raises(RegrowError, match=r"no intact .* file in it .*1 damaged or empty ones were skipped"):
             list_source(f"{server.address}/p/{name}.parquet", wait=0.001)
-    listing = list_source(f"{server.address}/p/{{a,b,c}}.parquet", on_damage="skip", wait=0.001)
+    listing = list_source(f"{server.address}/p/{{a,b,c}}.parquet", wait=0.001)
+    assert all("whole parquet file without a row" in entry["reason"] for entry in listing.skipped)
     assert [shard.groups for shard in listing.shards] == [(3,)] and len(listing.skipped) == 2
     assert needed_space(listing.shards, 1) == 2 * listing.shards[0].bytes
 
@@ -307,7 +372,9 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
         again = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
     assert again == listing and server.bodies("/p/a.parquet") == before, "a good footer was read again"
 
-    with pytest.raises(RegrowError, match=r"a\.parquet: no column 'body'; it has text, meta, noise"):
+    with pytest.raises(
+        RegrowError, match=r"a\.parquet: no column 'body'; .* are there: text, meta\.redpajama_set_name, noise"
+    ):
         list_source(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)
     large = parquet.with_name("large.parquet")
     _write_large(large)

@@ -216,7 +216,7 @@ def test_a_remote_shard_that_does_not_decode_is_skipped_whole(texts, tmp_path, s
 
 def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
     """A remote tokenised shard can be asked only when it has come: the reader asks it."""
-    made = {"vocabulary": 1000, "tokenizer": "one", "bos": None, "separator": 1}
+    made = {"vocabulary": 1000, "tokenizer": "one", "bos": None, "separator": 1, "special_tokens": "plain"}
     write_tokenised(tmp_path / "ids" / "a.tar", [[2, 3, 1]] * 9, about=made)
     shards = list_source(str(tmp_path / "ids")).shards
     settings = {"encode": encode, "lanes": 1, "row_length": 4, "seed": 0, "cache": tmp_path / "cache"}

@@ -67,6 +67,12 @@ def test_a_document_that_is_left_out_on_either_side_is_no_overlap(searched, kept
     assert searched("c.jsonl", documents, without).twins == []
 
 
+def test_texts_that_say_nothing_are_no_twins(searched, kept, texts):
+    held_out = kept([*texts[20:23], "", " ", {"text": None}])
+    assert len(held_out) == 3, "a blank text counts as a document that is held out"
+    assert searched("a.jsonl", [*texts[1:4], "", " ", {"text": None}, texts[21]], held_out).twins[0][1].count == 1
+
+
 def test_one_more_space_makes_another_document(searched, kept, texts):
     corpus = [texts[0], texts[1] + " ", "東京"]
     assert searched("a.jsonl", corpus, kept([texts[1], texts[0][:-1]])).twins == []

@@ -14,7 +14,7 @@ from pipeline.data.position import Cursor, Identity, LaneCursor, check_identity,
 from pipeline.run import RegrowError, write_json
 
 IDENTITY = Identity(lanes=384, row_length=2048, seed=0, weights=(0.7, 0.3), manifest="6f1e", tokenizer="9ab0", bos=1,
-                    separator=2)  # fmt: skip
+                    separator=2, special_tokens="plain")  # fmt: skip
 
 numbers = st.integers(0, 10**12)
 cursors = st.builds(Cursor, numbers, numbers, numbers, numbers)
@@ -48,7 +48,7 @@ def test_a_damaged_position_is_refused(text):
 
 
 OTHERS = {"lanes": 96, "row_length": 1024, "seed": 7, "weights": (0.5, 0.5), "manifest": "77aa", "tokenizer": "cc01",
-          "bos": None, "separator": 0, "order": 2}  # fmt: skip
+          "bos": None, "separator": 0, "special_tokens": "parse", "order": 2}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", OTHERS)
@@ -62,6 +62,18 @@ def test_another_stream_is_refused_with_both_values(field):
     assert f"was {words[0]}, is {words[1]}" in str(refused.value), "it does not name both values"
     assert str(refused.value).count(" was ") == 1, "it names fields that do not differ"
     assert field == "order" or any(word in str(refused.value).lower() for word in (field, "corpus"))
+    assert "Put them back, or start a new run" in str(refused.value)
+
+
+def test_a_position_of_an_earlier_release_says_that_it_is_one():
+    saved = asdict(IDENTITY)
+    del saved["special_tokens"]
+    told = (
+        r"data\.special_tokens was not stated, is plain\. An earlier release wrote this position, which says nothing "
+        r"of data\.special_tokens: go on with that release, or start a new run"
+    )
+    with pytest.raises(RegrowError, match=told):
+        check_identity(saved, IDENTITY)
 
 
 def test_every_difference_is_named_and_so_is_what_is_not_stated():
@@ -70,7 +82,7 @@ def test_every_difference_is_named_and_so_is_what_is_not_stated():
     del saved["tokenizer"]
     told = (
         r"data\.lanes was 96, is 384; data\.seed was 3, is 0; the tokenizer \(its hash\) was not stated, is 9ab0; "
-        r"flavour was sweet, is not stated\. Put them back"
+        r"flavour was sweet, is not stated\. An earlier release wrote this position, which says nothing of the token"
     )
     with pytest.raises(RegrowError, match=told):
         check_identity(saved, IDENTITY)

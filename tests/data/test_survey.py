@@ -8,6 +8,7 @@ from pipeline.data.listing import list_source
 from pipeline.data.survey import SAMPLE, survey
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.run import RegrowError
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,20 @@ def test_a_corpus_many_times_the_sample_is_estimated_within_five_percent(shard_o
     true = 3 * tokens_of(texts[:1200], encode)
     assert abs(found.tokens / true - 1) < 0.05, f"{found.tokens} estimated, {true} there are"
     assert not found.exact and found.tokens_per_second > 1000
+
+
+def test_strings_of_special_tokens_are_counted_in_the_sample(shard_of, texts, encode, cache):
+    shard = shard_of("a.jsonl", [*texts[:10], "a </s> b </s>", "<s>", "", *texts[10:15]])
+    found = survey(list_source(str(shard)).shards, encode, cache, 1)
+    assert (found.sampled, found.holding, found.special) == (17, 2, {"</s>": 2, "<s>": 1})
+
+
+def test_a_remote_shard_says_what_has_no_text(server, shard_of, texts, encode, cache):
+    server.files["/c/a.jsonl"] = shard_of("a.jsonl", [*texts[:10], {"text": None}, ""]).read_bytes()
+    listed = [list_source(f"{server.address}/c/a.jsonl", on_no_text=policy).shards for policy in ("skip", "raise")]
+    assert survey(listed[0], encode, cache, None).without_text == {"empty": 1, "null": 1}
+    with pytest.raises(RegrowError, match=r"a\.jsonl: a record without text \(null\), at record 10"):
+        survey(listed[1], encode, cache, None)
 
 
 def test_tokenised_shards_know_their_tokens(tmp_path, encode, cache):

@@ -60,8 +60,9 @@ def call(shards, folder, tokenizer, **changes):
     """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
     said = []
     made = tokenise_corpus(shards, folder=folder, tokenizer=tokenizer, **{
-        "separator": "eos", "trust_remote_code": False, "processes": 1, "cache": folder.with_name("cache"),
-        "on_damage": "raise", "die_with_parent": die_with_parent, "say": said.append, **changes,
+        "separator": "eos", "special_tokens": "plain", "trust_remote_code": False, "processes": 1,
+        "cache": folder.with_name("cache"), "on_damage": "raise", "die_with_parent": die_with_parent,
+        "say": said.append, **changes,
     })  # fmt: skip
     return *made, said
 
@@ -91,7 +92,7 @@ def ids_of(shard, encode):
     if shard.format == "tokenised":
         return {index: ids.tolist() for index, ids in read_tokenised(path)}
     texts = read_documents(path, shard.format, shard.text_key, shard.exclude_domains)
-    return {index: encode(text) for index, text in texts}
+    return {index: ids for index, text in texts if (ids := encode(text))}
 
 
 def test_documents_and_their_numbers_are_those_of_the_text(mixed, done, encode):
@@ -307,6 +308,47 @@ def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, serve
     assert any("429" in line for line in said), f"the wait was not said: {said}"
     left = [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".sha256")]
     assert not left, f"copies were left in the cache: {left}"
+
+
+def test_records_without_text_keep_their_numbers_and_have_no_token(shard_of, texts, tokenise, encode, server, tmp_path):
+    """Here and behind a server, whose files are first read when they are tokenised."""
+    documents = [texts[0], {"text": None}, "", texts[1], {"body": "x"}, " \n", texts[2]]
+    path = shard_of("a.jsonl", documents)
+    server.files["/a.jsonl"] = path.read_bytes()
+    expected = {0: encode(texts[0]), 3: encode(texts[1]), 6: encode(texts[2])}
+    for place in (str(path), f"{server.address}/a.jsonl"):
+        shards = list_source(place).shards
+        (made,), _, _ = tokenise(shards)
+        assert ids_of(made, encode) == expected and made.documents == 7, (
+            f"{place}: other documents than those with text"
+        )
+        assert made.without_text == shards[0].without_text
+    far = list_source(f"{server.address}/a.jsonl", on_no_text="raise").shards
+    shutil.rmtree(tmp_path / "made")
+    with pytest.raises(RegrowError, match=r"a\.jsonl: a record without text \(null\), at record 1; .*on_no_text: skip"):
+        tokenise(far)
+
+
+def test_ids_of_another_setting_of_special_tokens_are_others(shard_of, tokenise, encode):
+    """Made apart in the same folder, and refused where a corpus lists them, as are those that do not say."""
+    shards = list_source(str(shard_of("a.jsonl", ["one </s> two"]))).shards
+    (plain,), _, _ = tokenise(shards)
+    (parse,), _, said = tokenise(shards, special_tokens="parse")
+    assert said[-1].startswith("1 of 1 done") and plain.place != parse.place, "the ids of the first were taken"
+    counts = [ids_of(shard, encode)[0].count(encode.separator) for shard in (plain, parse)]
+    assert counts == [1, 2], f"{counts} separators in a text with one's string"
+    with pytest.raises(RegrowError, match=r"another special_tokens \(it has plain, .* give parse\); tokenise its text"):
+        tokenise([plain], special_tokens="parse")
+    about = {name: value for name, value in about_tokenised(path_of(plain)).items() if name != "special_tokens"}
+    write_tokenised(path_of(plain), [[5, 1]], about=about)
+    with pytest.raises(
+        RegrowError, match=r"special_tokens \(it has none, as an earlier release made it, .* give plain\)"
+    ):
+        tokenise([plain])
+
+
+def path_of(shard):
+    return Path(shard.place) / shard.path
 
 
 def test_a_tokenizer_in_python_code_works_too(mixed, tokenise, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -79,9 +81,9 @@ def save(tokenizer: Tokenizer, folder: Path, **special: str) -> Path:
     return folder
 
 
-def plain_call(tokenizer, text):
-    """The ids that transformers gives."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+def plain_call(tokenizer, text, split=True):
+    """The ids that transformers gives, with special tokens' strings as text, or (not ``split``) as these tokens."""
+    return tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=split)["input_ids"]
 
 
 def test_a_document_is_its_text_and_the_separator(tiny_model):
@@ -116,10 +118,12 @@ def test_what_the_tokenizer_lacks_is_refused(tiny_model, tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("special_tokens", ["plain", "parse"])
 @pytest.mark.parametrize("name", ["tiny_model", "llama_like", "bert_like", "slow"])
-def test_ids_are_those_of_the_plain_call(name, texts, request):
+def test_ids_are_those_of_the_plain_call(name, special_tokens, texts, request):
     folder = request.getfixturevalue(name)
-    encoder, tokenizer = make_encoder(load_tokenizer(folder)), load_tokenizer(folder)
+    encoder, tokenizer = make_encoder(load_tokenizer(folder), "eos", special_tokens), load_tokenizer(folder)
+    split = special_tokens == "plain"
     assert (encoder.engine is None) == (name == "slow"), "the compiled tokenizer serves the fast ones alone"
     around = 1 if encoder.bos is not None else 0
     assert (around, encoder.separator) == (int(name in {"llama_like", "bert_like"}), tokenizer.eos_token_id)
@@ -129,13 +133,18 @@ def test_ids_are_those_of_the_plain_call(name, texts, request):
     @settings(max_examples=150, deadline=None)
     @given(TEXTS)
     def agree(text):
-        ids = encoder(text)
-        assert ids[around:-1] == plain_call(tokenizer, text), f"{name}: other ids than the plain call for {text[:80]!r}"
+        ids, expected = encoder(text), plain_call(tokenizer, text, split)
+        if not text.strip() or not expected:
+            assert ids == [], f"{name}: tokens around nothing, {text!r}"
+            return
+        assert ids[around:-1] == expected, f"{name}: other ids than the plain call for {text[:80]!r}"
         assert ids[:around] == [tokenizer.bos_token_id][:around] and ids[-1] == encoder.separator
 
     agree()
-    for text in texts[:100]:
-        assert encoder(text)[around:-1] == plain_call(tokenizer, text), f"{name}: other ids for real text {text[:80]!r}"
+    for text, ids in zip(texts[:100], encoder.batch(texts[:100]), strict=True):
+        assert encoder(text) == ids and ids[around:-1] == plain_call(tokenizer, text, split), (
+            f"{name}: other ids for real text {text[:80]!r}"
+        )
 
 
 def test_truncation_and_padding_stay_out(bert_like, texts):
@@ -150,16 +159,30 @@ def test_truncation_and_padding_stay_out(bert_like, texts):
     assert len(encoder(texts[0])) == length, "another user of the tokenizer changed what the encoder gives"
 
 
-def test_special_tokens_in_a_text_follow_the_tokenizers_setting(tiny_model):
-    tokenizer = load_tokenizer(tiny_model)
-    assert tokenizer.eos_token_id in make_encoder(tokenizer)("a</s>b")[:-1]
-    whole = tokenizer_hash(tokenizer)
-    tokenizer.split_special_tokens = True
-    split = make_encoder(tokenizer)("a</s>b")[:-1]
-    assert tokenizer.eos_token_id not in split and split == plain_call(tokenizer, "a</s>b")
-    sent = pickle.loads(pickle.dumps(make_encoder(tokenizer)))
-    assert sent("a</s>b")[:-1] == split, "the setting was lost on the way to another process"
-    assert tokenizer_hash(tokenizer) != whole, "the setting decides ids, and the hash does not show it"
+@pytest.mark.parametrize("name", ["tiny_model", "llama_like", "bert_like", "slow"])
+def test_special_tokens_in_a_text_are_text_unless_the_config_says_otherwise(name, request):
+    """Whatever the tokenizer's own setting is."""
+    tokenizer = load_tokenizer(request.getfixturevalue(name))
+    text = "a</s>b <s> c</s>"
+    for own in (False, True):
+        tokenizer.split_special_tokens = own
+        plain, parse = make_encoder(tokenizer), make_encoder(tokenizer, "eos", "parse")
+        inside = [encoder(text)[1 if encoder.bos is not None else 0 : -1] for encoder in (plain, parse)]
+        counts = [(ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) for ids in inside]
+        assert counts == [(0, 0), (1, 2)], f"{name}: BOS and EOS inside of a text with one and two of their strings"
+        assert encoder_hash(plain) != encoder_hash(parse), "the key decides ids, and the hash does not show it"
+        sent = pickle.loads(pickle.dumps(plain))
+        assert sent(text) == plain(text), "the setting was lost on the way to another process"
+
+
+def test_the_demo_has_the_ids_and_the_tokenizer_the_hash_of_before(demo, texts):
+    """As commit 887a583 gave them, for which special tokens' strings were the tokens: this text has none."""
+    tokenizer = load_tokenizer(demo / "model")
+    for special_tokens in ("plain", "parse"):
+        documents = make_encoder(tokenizer, "eos", special_tokens).batch(texts)
+        digest = hashlib.sha256(np.concatenate(documents).astype(np.int32).tobytes()).hexdigest()
+        assert digest == "d5e6593bed6df3e6fe9b444ca0dec8d22ea1397e562241f09c5f30b8e72edf9f", special_tokens
+    assert tokenizer_hash(tokenizer) == "61cbd79c35620bc711fab0154d0cb7e1848356ac69c300b2baac1bc12c603b5f"
 
 
 HASHES = """
@@ -195,8 +218,9 @@ def test_the_hash_covers_what_decides_the_ids(tiny_model, slow, tmp_path):
             encoder_hash(encoder),
             encoder_hash(replace(encoder, bos=5)),
             encoder_hash(replace(encoder, separator=5)),
+            encoder_hash(replace(encoder, special_tokens="parse")),
         }
-        assert len(changed) == 3, "BOS and separator are in an encoder's hash"
+        assert len(changed) == 4, "BOS, separator and special tokens are in an encoder's hash"
         tokenizer.add_tokens([AddedToken("Łódź", normalized=False)])
         assert tokenizer_hash(tokenizer) != before, f"{folder}: a token was added and the hash is the same"
         assert vocabulary_size(tokenizer) == 1 + make_encoder(tokenizer)("Łódź")[-2], "the added token has the last id"

@@ -158,6 +158,38 @@ def test_a_damaged_shard_is_named_or_left_out_and_a_repaired_one_comes_back(here
     assert manifest(tmp_path)["skipped"] == []
 
 
+def test_what_a_text_lacks_or_holds_is_told_and_pinned(here, refused, config_of, texts, tmp_path):
+    """Records without text, by kind and first place; a wrong key; strings of special tokens."""
+    odd = [{"text": None}, {"text": " "}, {"body": "x"}]
+    first = write(
+        tmp_path / "corpus" / "0.jsonl",
+        [*records(texts[:40]), *odd, *records([*texts[40:60], "of </s> and <s> and </s>"])],
+    )
+    write(tmp_path / "corpus" / "1.jsonl.zst", records(texts[60:100]))
+    config = config_of([tmp_path / "corpus"])
+    message = refused("data", config, "data.on_no_text=raise")
+    assert f"shard {first}: 3 records without text (" in message and "the first, at record 40; mend it" in message, (
+        message
+    )
+    status, printed, message = here("data", config)
+    assert status == 0, message
+    told = (
+        "left out: 3 records without text (no such key 1, null 1, white space alone 1) in 1 file; the first is record"
+    )
+    strings = "special tokens' strings: 3 in 1 of 61 sampled documents (</s> 2, <s> 1); data.special_tokens is plain"
+    for line in (f"{told} 40 of {first}", "corpus: 2 shards, 101 documents, about ", strings):
+        assert f"[data] {line}" in printed, f"{line!r} is not in:\n{printed}"
+    kinds = {"no such key": 1, "null": 1, "white space alone": 1}
+    assert [shard.get("without_text") for shard in manifest(tmp_path)["shards"]] == [kinds, None]
+    found = record(tmp_path)
+    assert (found["without_text"], found["special_strings"]) == (kinds, {"</s>": 2, "<s>": 1})
+    plain, parse = rows_of(config, count=900), rows_of(config, "data.special_tokens=parse", count=900)
+    assert plain != parse, "the key does not reach the rows"
+    message = refused("data", config_of([{"path": str(first), "text_key": "content"}], lanes=4), "run.name=key")
+    assert f"shard {first}: no string under the key 'content' in the whole file: 64 records without text" in message
+    assert "(text, meta.redpajama_set_name), or leave the file out" in message, message
+
+
 def test_a_killed_listing_goes_on_behind_the_last_file_that_it_finished(regrow, here, config_of, texts, tmp_path):
     """The first file has a document that is held out: what was found before the kill is not looked for again."""
     files = 24
@@ -236,7 +268,7 @@ def test_ids_made_ahead_give_the_same_rows_and_never_those_of_another_separator(
 
     config = config_of([made[0]])
     message = refused("data", config)
-    assert "tokenised with another separator (it has 0, the model and data.separator give 1)" in message, message
+    assert "tokenised with another separator (it has 0, the model and the config give 1)" in message, message
     assert "source-0/0.jsonl.zst." in message, message
     status, _, message = here("data", config, "data.separator=<s>")
     assert status == 0, message
