@@ -43,7 +43,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     for name, folder in folders.items():
         model = load_model(
             folder, dtype=config.model.dtype, attention=config.model.attention, device=world.device,
-            trust_remote_code=config.model.trust_remote_code and name == "dense",
+            trust_remote_code=config.model.trust_remote_code,
         )  # fmt: skip
         held_out = perplexity(
             model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, rank=world.rank,
