@@ -1,8 +1,8 @@
 """Which class of transformers a model folder is loaded with, and which are refused before anything is loaded.
 
-A causal language model is what AutoModelForCausalLM makes of the config. Some multimodal wrappers (a language model
-with a vision tower beside it) stand under image-text-to-text alone: of these, the named ones are pruned in their text
-part, which text alone runs through as it runs through a causal language model; the tower stays as it is.
+A causal language model is what AutoModelForCausalLM makes of the config. Of some multimodal wrappers (a language model
+with a vision tower beside it) it makes nothing, or the text part without the tower. Named ones are loaded whole, under
+image-text-to-text, and pruned in their text part, which text alone runs through; the tower stays as it is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from pipeline.run import RegrowError, first_line, read_json
 
-#: Model types under image-text-to-text alone that are loaded. What another wrapper's text part is given beside text
-#: may depend on a block's place (Qwen3-VL adds image features behind its first blocks), which text does not show.
-WRAPPERS = ("mistral3",)
+#: Model types that are loaded under image-text-to-text. What another wrapper's blocks are given with an image may
+#: depend on their place (Qwen3-VL adds image features behind its first blocks), which text does not show.
+WRAPPERS = ("llama4", "mistral3", "qwen3_5", "qwen3_5_moe")
 
 
 def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
@@ -51,11 +51,16 @@ def auto_class(hf_config: Any) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     own = getattr(hf_config, "auto_map", None) or {}
-    if "AutoModelForCausalLM" in own or type(hf_config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
     if hf_config.model_type in WRAPPERS:
         return AutoModelForImageTextToText
+    if "AutoModelForCausalLM" in own:
+        return AutoModelForCausalLM
+    kind = type(hf_config)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    # A class of another config is made for the text part alone, and would leave out the rest of a wrapper.
+    if causal is not None and (causal.config_class is kind or hf_config.get_text_config() is hf_config):
+        return AutoModelForCausalLM
     raise RegrowError(
-        f"model type {hf_config.model_type}: not a causal language model in transformers, and of the multimodal "
-        f"wrappers only {', '.join(WRAPPERS)} can be pruned beside those that transformers loads as one"
+        f"model type {hf_config.model_type}: transformers has no causal language model of it, or only of a part; of "
+        f"such multimodal models {', '.join(WRAPPERS)} can be pruned"
     )

@@ -8,24 +8,25 @@ would keep a rounding that the same model, loaded in fp32, does not have. They a
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from pipeline.model.hollow import without_weights
 
-#: A tensor of a model, by its module and its name there, with the dtype that it has in files.
-Stored = list[tuple[nn.Module, str, torch.dtype]]
+#: The dtypes that a module's own tensors have in files, by name. Modules that are removed are not kept alive by it.
+Stored = WeakKeyDictionary[nn.Module, dict[str, torch.dtype]]
 
 
 def stored_dtypes(model: nn.Module) -> Stored:
     """The dtype of every parameter and buffer that is saved."""
-    return [
-        (module, name, tensor.dtype)
-        for module in model.modules()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None and name not in module._non_persistent_buffers_set
-    ]
+    stored: Stored = WeakKeyDictionary()
+    for module in model.modules():
+        own = {**module._parameters, **module._buffers}
+        stored[module] = {name: tensor.dtype for name, tensor in own.items()
+                          if tensor is not None and name not in module._non_persistent_buffers_set}  # fmt: skip
+    return stored
 
 
 def widen(model: nn.Module, folder: Path, trust_remote_code: bool = False) -> None:
@@ -43,8 +44,9 @@ def widen(model: nn.Module, folder: Path, trust_remote_code: bool = False) -> No
 
 def narrow(stored: Stored) -> None:
     """Give tensors the dtypes again that they had when ``stored_dtypes`` looked, in place."""
-    for module, name, dtype in stored:
-        if name in module._parameters:
-            module._parameters[name].data = module._parameters[name].data.to(dtype)
-        else:
-            module._buffers[name] = module._buffers[name].to(dtype)
+    for module, dtypes in stored.items():
+        for name, dtype in dtypes.items():
+            if name in module._parameters:
+                module._parameters[name].data = module._parameters[name].data.to(dtype)
+            else:
+                module._buffers[name] = module._buffers[name].to(dtype)

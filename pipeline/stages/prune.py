@@ -7,7 +7,6 @@ maps), several processes share that; the surgery and its self-test are the first
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,18 @@ from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
 from pipeline.importance.uncertainty import stability
 from pipeline.launch import World
-from pipeline.model.blocks import block_parameters, check_indices, remove_blocks, skip_blocks
+from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
-from pipeline.model.equivalence import (
-    CACHE_TOLERANCE,
-    TOLERANCE,
-    cache_tolerance,
-    cached_logits,
-    compare,
-    full_logits,
-    probe_ids,
-)
-from pipeline.model.headers import shortfall
-from pipeline.model.load import load_model, resolve_model, save_model
-from pipeline.model.precision import narrow, stored_dtypes, widen
-from pipeline.model.replacement import mapped_outputs, removed_runs, replace_blocks
+from pipeline.model.load import resolve_model
+from pipeline.model.replacement import removed_runs
+from pipeline.model.surgery import prune_folder
 from pipeline.plan import describe_dense
-from pipeline.run import RegrowError, Run, read_json, require_space, write_json
+from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
 
 FORMAT = 3
 UPSTREAM = ("data", "score")
-
-#: How many of the tensors that the pruned model has less of than the dense files a line names; prune.json has all.
-NAMED = 3
 
 
 def launched(config: Config) -> bool:
@@ -87,7 +73,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if comparison is not None:
         write_json(folder / "comparison.json", comparison)
 
-    record = _cut(config, dense, folder, removed, maps, say)
+    record = prune_folder(
+        dense, folder / "model", removed, maps, dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code, say=say,
+    )  # fmt: skip
     protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
     values = None
     if cut.blocks is None and cut.selection == "one-shot" and cut.criterion not in CONTROLS:
@@ -189,69 +178,3 @@ def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tenso
         "tokens": tokens,
         "perplexity": {"without_map": chooser.perplexities(removed), "with_map": with_map},
     }
-
-
-def _cut(
-    config: Config, dense: Path, folder: Path, removed: list[int], maps: Mapping[int, torch.Tensor],
-    say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """The surgery: prune/model, its parameters, and the self-test."""
-    trusted = config.model.trust_remote_code
-    model = load_model(dense, dtype=config.model.dtype, trust_remote_code=trusted)
-    dense_parameters = model.num_parameters()
-    lost = _lost(model, dense, config.model.dtype, say)
-    # The values are those that will be saved, computed with in fp32: differences show mistakes, not rounding.
-    stored = stored_dtypes(model)
-    widen(model, dense, trusted)
-    ids = probe_ids(model.config.get_text_config().vocab_size)
-    with skip_blocks(model, removed), mapped_outputs(model, maps):
-        skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
-    by_cache = cache_tolerance(model, ids, skipped, skipped_cached)
-    replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
-    pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
-    # A folded map multiplies in another order than one that acts on the output.
-    tolerance = CACHE_TOLERANCE if maps else TOLERANCE
-    checks = [
-        compare("blocks skipped and blocks removed", skipped, pruned, tolerance),
-        compare("blocks skipped and blocks removed, with cache", skipped_cached, pruned_cached, tolerance),
-    ]
-    if maps:
-        # Folded weights are new: rounded as they will be saved, they give other logits.
-        narrow(stored)
-        model.float()
-        pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
-    narrow(stored)
-    parameters = model.num_parameters()
-    require_space(folder, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
-    scratch = folder / "model.new"
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    scratch.rename(folder / "model")
-    del model
-    gc.collect()
-
-    reloaded = load_model(folder / "model", dtype=torch.float32, trust_remote_code=trusted)
-    checks += [
-        compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),
-        compare("removed in memory and reloaded, with cache", pruned_cached, cached_logits(reloaded, ids), 0),
-        compare("with and without cache", pruned, pruned_cached, by_cache),
-    ]
-    say(f"self-test: {len(checks)} comparisons hold; {dense_parameters:,} -> {parameters:,} parameters")
-    return {
-        "parameters": {"dense": dense_parameters, "pruned": parameters},
-        **lost,
-        "self_test": {"dtype": "float32", "checks": checks},
-    }
-
-
-def _lost(model: Any, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """What prune.json says of tensors that the run holds less precisely than the dense model's files, or not at all."""
-    lost = shortfall(model, dense)
-    lines = {f"model.dtype {dtype} narrows": list(lost.narrowed), "the text model leaves out": lost.left_out}
-    for what, names in lines.items():
-        if names:
-            more = ", ..." if len(names) > NAMED else ""
-            say(f"{what} {len(names)} of the {lost.held} tensors in {dense.name}: {', '.join(names[:NAMED])}{more}")
-    narrowed = {name: str(stored).removeprefix("torch.") for name, stored in lost.narrowed.items()}
-    return {"narrowed": narrowed, "left_out": lost.left_out}
