@@ -17,6 +17,8 @@ from pipeline.run import RegrowError
 TOLERANCE = 1e-5
 #: The same between a forward with and without a KV cache, whose sums run in another order.
 CACHE_TOLERANCE = 1e-3
+#: The most that a cache may move logits where the dense model's own moves them by more than that.
+LARGEST_CACHE_TOLERANCE = 2e-2
 #: Families that must be told where a token stands: their cache counts its tokens by the first block, and finds none
 #: where that is one of linear attention. generate() tells every model.
 TOLD_POSITIONS = {"minimax"}
@@ -51,12 +53,13 @@ def cache_tolerance(model: Any, input_ids: torch.Tensor, full: torch.Tensor, cac
     """How far a cache may move the logits of ``model`` pruned: CACHE_TOLERANCE, where the dense model keeps to it.
 
     ``full`` and ``cached`` are the logits with blocks skipped. Files may hold tables that were rounded each for itself
-    (the decays of MiniMax in bf16), so that the dense model's own cache moves its logits by more: then twice that.
+    (the decays of MiniMax in bf16), so that the dense model's own cache moves its logits by more: then twice that, and
+    no more than LARGEST_CACHE_TOLERANCE.
     """
     if difference(full, cached) <= CACHE_TOLERANCE:
         return CACHE_TOLERANCE
     own = difference(full_logits(model, input_ids), cached_logits(model, input_ids))
-    return max(CACHE_TOLERANCE, 2 * own)
+    return min(max(CACHE_TOLERANCE, 2 * own), LARGEST_CACHE_TOLERANCE)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
