@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.model.architecture import auto_class, read_config
+from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
 
 
@@ -26,6 +27,7 @@ def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_
     except Exception as error:
         raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     make_buffers(model)
+    return_logits(model)
     return model.eval()
 
 

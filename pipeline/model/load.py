@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.model.architecture import auto_class, read_config
+from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
@@ -96,7 +97,8 @@ def load_model(
     """A causal language model from a local folder, in evaluation mode.
 
     A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the
-    config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so.
+    config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
+    where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
     Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
     a model that transformers would complete with random weights is refused.
@@ -127,6 +129,7 @@ def load_model(
     if device.type == "cpu":
         own_memory(model)
     _say_whether_tied(model)
+    return_logits(model)
     return model.eval().to(device)
 
 
