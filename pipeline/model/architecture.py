@@ -26,18 +26,25 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     file = Path(folder) / "config.json"
-    plain = read_json(file)
-    own = plain.get("auto_map") if isinstance(plain, dict) else None
-    if own and plain.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
-        modules = sorted({str(name).rpartition(".")[0].rpartition("--")[2] + ".py" for name in own.values()})
+    own = own_code(folder)
+    if own and read_json(file).get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise RegrowError(
-            f"{file}: this model is code of its own ({', '.join(modules)}), which runs only where the config allows "
+            f"{file}: this model is code of its own ({', '.join(own)}), which runs only where the config allows "
             "it; read that code, then set model.trust_remote_code=true"
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a class makes of values that it did not foresee
         raise RegrowError(f"{file}: transformers cannot read this as a model's config: {first_line(error)}") from None
+
+
+def own_code(folder: str | Path) -> list[str]:
+    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub."""
+    plain = read_json(Path(folder) / "config.json")
+    names = plain.get("auto_map", {}).values() if isinstance(plain, dict) else ()
+    # A class is named as file.Class or as owner/name--file.Class; of tokenizers there may be two, or none.
+    classes = [name for entry in names for name in (entry if isinstance(entry, list | tuple) else [entry]) if name]
+    return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
 
 
 def auto_class(hf_config: Any) -> Any:
