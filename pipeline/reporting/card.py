@@ -41,8 +41,8 @@ def render_card(
     `train` section as a plain dict, shown key by key without those that are None; `provenance` holds `model` (where the
     dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder), `model_note`,
     `data` (each with `path` and `documents`), `data_note`, `language` and `license`. `loader` is the class of
-    transformers that loads the folder, `custom_code` names the files of code that the model needs. What is missing is said to be
-    so; front-matter fields that are unknown are left out, as the Hub wants it.
+    transformers that loads the folder, `custom_code` names the files of code that the model needs. What is missing is
+    said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
     results, cost = results or {}, cost or {}
     prune, provenance = with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
