@@ -27,11 +27,12 @@ class OwnForCausalLM(LlamaForCausalLM):
 MAP = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnForCausalLM"}
 
 
-def write_own_model(tiny_model: Path, folder: Path, scale: str = "1.5") -> Path:
-    """Copy the tiny model to ``folder`` and have it need code; ``scale`` is an expression that may use ``module``."""
+def write_own_model(tiny_model: Path, folder: Path, scale: str = "1.5", more: str = "") -> Path:
+    """Copy the tiny model to ``folder`` and have it need code: ``scale`` is an expression that may use ``module``, and
+    ``more`` a line at the end of the constructor."""
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": MAP}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own_code.py").write_text(CODE.format(scale=scale))
+    (folder / "own_code.py").write_text(CODE.format(scale=scale) + f"        {more}\n")
     return folder

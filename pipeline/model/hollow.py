@@ -50,8 +50,8 @@ def make_buffers(model: Any) -> None:
     for path, module, name, empty, version in made:
         if module._buffers[name] is empty and empty.numel() and empty._version == version:
             raise RegrowError(
-                f"{type(model).__name__}: its buffer {path} is in no file, and the model does not make it anew when "
-                "it is loaded; it can be loaded whole only"
+                f"{type(model).__name__}: its buffer {path.lstrip('.')} is in no file, and the model does not make it "
+                "anew when it is loaded: transformers leaves arbitrary numbers there; have its _init_weights make it"
             )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pipeline.model.architecture import auto_class, read_config
+from pipeline.model.architecture import auto_class, own_code, read_config
+from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
 
@@ -94,17 +95,19 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> Any:
-    """A causal language model from a local folder, in evaluation mode.
+    """A causal language model from a local folder, or by its name on the hub, in evaluation mode.
 
     A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the
     config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
     where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
     Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
-    a model that transformers would complete with random weights is refused.
+    a model that transformers would complete with random weights is refused. So is code of a model's own whose buffers
+    transformers would leave to chance.
     """
     from transformers.utils import logging
 
+    path = Path(path) if Path(path).is_dir() else resolve_model(str(path))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = torch.device(device)
     logging.disable_progress_bar()
@@ -126,6 +129,8 @@ def load_model(
     if wrong:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
+    if trust_remote_code and own_code(path):
+        without_weights(path, dtype, None, trust_remote_code)  # which refuses buffers of arbitrary numbers
     if device.type == "cpu":
         own_memory(model)
     _say_whether_tied(model)

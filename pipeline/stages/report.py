@@ -83,4 +83,6 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 def _loading(config: Config, export: Path) -> dict[str, Any]:
     """How a folder is loaded, for its card: the class of transformers, and the code that the model is made of."""
     loader = auto_class(read_config(export, config.model.trust_remote_code))
-    return {"loader": loader.__name__, "custom_code": own_code(export)}
+    # Without leave the class is transformers' own, whatever the folder names beside it.
+    code = own_code(export) if config.model.trust_remote_code else []
+    return {"loader": loader.__name__, "custom_code": code}

@@ -155,6 +155,16 @@ def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, 
     assert own_code(own) == ["code_a.py", "code_b.py"]
 
 
+def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, monkeypatch):
+    """transformers loads a model without running its constructor on a device, and fills buffers by _init_weights."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    more = "self.register_buffer('factor', self.lm_head.weight.new_full((9,), 7.0), persistent=False)"
+    own = write_own_model(tiny_model, tmp_path / "own", more=more)
+    with pytest.raises(RegrowError, match=r"OwnForCausalLM: its buffer factor is in no file"):
+        load_model(own, trust_remote_code=True)
+    assert load_model(write_own_model(tiny_model, tmp_path / "kept"), trust_remote_code=True).config.auto_map
+
+
 @pytest.mark.parametrize("values", [{"use_return_dict": False}, {"num_attention_heads": 0}, {"model_type": "no_such"}])
 def test_a_config_that_transformers_cannot_read_is_refused_in_a_line(folder, values):
     change_config(folder, **values)
