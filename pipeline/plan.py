@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig
 
 from pipeline.config import Config
 from pipeline.importance.block_major import ROOM, needs
 from pipeline.importance.distances import DISTANCES
+from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import (
     accumulation,
@@ -29,6 +28,7 @@ from pipeline.model.costs import (
     meta_model,
     peak_flops,
     product_parameters,
+    text_parameters,
 )
 from pipeline.model.loss import describe_router_loss
 from pipeline.run import RegrowError
@@ -51,12 +51,13 @@ def plan(config: Config) -> dict[str, Any]:
     """
     notes: list[str] = []
     source = find_architecture(config)
-    hf_config = load_architecture(source, config).get_text_config()
-    model = meta_model(hf_config, config.model.trust_remote_code)
+    model = describe_dense(config, source.parent)
+    hf_config = model.config.get_text_config()
     sizes = block_parameters(model)
     dense = sum(parameter.numel() for parameter in model.parameters())
     removed = planned_removal(config, model)
     pruned, blocks = dense - sum(removed), len(sizes) - len(removed)
+    trained = sum(parameter.numel() for parameter in text_parameters(model)) - sum(removed)
     uniform = len(set(sizes)) == 1
     if not uniform and not isinstance(config.prune.blocks, tuple):
         notes.append(
@@ -81,8 +82,8 @@ def plan(config: Config) -> dict[str, Any]:
         {
             "zero_stage": stage,
             **memory_per_gpu(
-                pruned, max(_modules(model, sizes)), stage, processes, train.micro_batch, row, hf_config,
-                blocks=blocks, gradient_checkpointing=train.gradient_checkpointing,
+                trained, max(_modules(model, sizes)), stage, processes, train.micro_batch, row, hf_config,
+                frozen=pruned - trained, blocks=blocks, gradient_checkpointing=train.gradient_checkpointing,
                 weight_bytes=4 if config.model.dtype == "float32" else 2,
             ),
         }
@@ -101,7 +102,7 @@ def plan(config: Config) -> dict[str, Any]:
         "run": config.run.name,
         "model": {"path": config.model.path, "architecture": str(source)},
         "blocks": {"dense": len(sizes), "removed": len(removed), "pruned": blocks, "uniform": uniform},
-        "parameters": {"dense": dense, "pruned": pruned},
+        "parameters": {"dense": dense, "pruned": pruned, "trained": trained},
         "training": {
             "tokens": train.tokens,
             "row_length": row,
@@ -155,17 +156,10 @@ def find_architecture(config: Config) -> Path:
     )
 
 
-def load_architecture(source: Path, config: Config) -> Any:
-    """The Hugging Face config in the file ``source``; RegrowError when transformers cannot read it."""
-    try:
-        return AutoConfig.from_pretrained(source.parent, trust_remote_code=config.model.trust_remote_code)
-    except (ValueError, OSError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
-        raise RegrowError(f"{source}: transformers cannot read this as a model's config: {error}") from None
-
-
 def describe_dense(config: Config, folder: Path) -> nn.Module:
     """The dense model in ``folder`` on the meta device: its blocks, shapes and config, without weights."""
-    return meta_model(load_architecture(folder / "config.json", config), config.model.trust_remote_code)
+    trusted = config.model.trust_remote_code
+    return meta_model(read_config(folder, trusted), trusted)
 
 
 def planned_removal(config: Config, model: nn.Module) -> list[int]:
@@ -233,6 +227,14 @@ def _processes(stated: int | str, notes: list[str]) -> int:
     return here or ASSUMED_PROCESSES
 
 
+def _untrained(parameters: dict[str, int]) -> list[str]:
+    """A line on what text does not reach, where there is such a part."""
+    apart = parameters["pruned"] - parameters["trained"]
+    if not apart:
+        return []
+    return [f"trained      {parameters['trained']:,} of them; {apart:,} see no text, and stay as they are"]
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as text for a terminal."""
     blocks, parameters, training, flops = plan["blocks"], plan["parameters"], plan["training"], plan["flops"]
@@ -243,6 +245,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         "",
         f"blocks       {blocks['dense']} -> {blocks['pruned']}, {blocks['removed']} removed",
         f"parameters   {parameters['dense']:,} -> {parameters['pruned']:,} ({share:.1%})",
+        *_untrained(parameters),
         f"tokens       {training['tokens']:,} in {training['steps']:,} steps of {training['tokens_per_step']:,}",
         f"batch        {training['global_batch']} rows of {training['row_length']} tokens = micro-batch "
         f"{training['micro_batch']} x accumulation {training['accumulation']} x {training['processes']} processes",

@@ -71,6 +71,53 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+#: Values that published configs of these families have, at ratios of their own: factors whose roots are not exact in
+#: bf16, heads wider than the hidden state, scaled rotary tables.
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 48, "tie_word_embeddings": True,
+              "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "qwen2": {"hidden_size": 56, "rope_parameters": YARN, "tie_word_embeddings": True},
+    "gemma": {"hidden_size": 48, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {"hidden_size": 72, "head_dim": 16, "query_pre_attn_scalar": 14},
+    "gemma3": {"hidden_size": 72, "head_dim": 16, "num_key_value_heads": 1, "query_pre_attn_scalar": 10,
+               "sliding_window_pattern": 6},
+    "phi3": {"hidden_size": 48, "head_dim": 12, "original_max_position_embeddings": 32,
+             "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32,
+                                 "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7],
+                                 "long_factor": [1.1, 1.5, 2.3, 4.1, 6.7, 9.3]}},
+    "cohere2": {"hidden_size": 48, "logit_scale": 0.25},
+    "granite": {"hidden_size": 48, "embedding_multiplier": 12.0, "attention_multiplier": 0.0078125,
+                "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    "deepseek_v3": {"hidden_size": 56, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "gemma4": {"hidden_size": 48, "num_key_value_heads": 1},
+    "minimax": {"hidden_size": 48},
+    "llama4": {"hidden_size": 48},
+}  # fmt: skip
+
+#: Multimodal wrappers around these: family -> (class of the config, values, of the text part, of the vision tower).
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
+QWEN_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 48}
+NARROW = {**GATED, "hidden_size": 48}
+MULTIMODAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ("Gemma3Config", {"mm_tokens_per_image": 4, "image_token_index": 199},
+               {**NARROW, "sliding_window": 8}, VISION),
+    "mistral3": ("Mistral3Config", {"image_token_index": 199, "tie_word_embeddings": False},
+                 {**NARROW, "model_type": "mistral"}, {**VISION, "model_type": "pixtral", "head_dim": 16}),
+    "ministral3": ("Mistral3Config", {"image_token_index": 199, "tie_word_embeddings": True},
+                   {**NARROW, "model_type": "ministral3", "tie_word_embeddings": True},
+                   {**VISION, "model_type": "pixtral", "head_dim": 16}),
+    "llama4": ("Llama4Config", {}, {**NARROW, "intermediate_size_mlp": 64, "num_local_experts": 4},
+               {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}),
+    "qwen3_5": ("Qwen3_5Config", {}, {**NARROW, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                                      "linear_num_key_heads": 2, "linear_num_value_heads": 4}, QWEN_VISION),
+    "qwen3_5_moe": ("Qwen3_5MoeConfig", {}, {**NARROW, **EXPERTS, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                                             "linear_num_key_heads": 2, "linear_num_value_heads": 4}, QWEN_VISION),
+}  # fmt: skip
+
+
 def build(family: str, **changes: Any) -> Any:
     """A model whose blocks matter: large seeded weights, in fp32, in evaluation mode. One thread is its best."""
     import torch
@@ -80,8 +127,26 @@ def build(family: str, **changes: Any) -> Any:
     name, values = {**FAMILIES, **OTHERS}[family]
     config = getattr(transformers, name)(**{**values, **changes})
     config.initializer_range = 0.2
+    return _seeded(transformers.AutoModelForCausalLM, config)
+
+
+def build_multimodal(family: str) -> Any:
+    """The same of a wrapper, with its vision tower."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    name, values, text, vision = MULTIMODAL[family]
+    config = getattr(transformers, name)(**values, text_config=dict(text), vision_config=dict(vision))
+    config.get_text_config().initializer_range = 0.2
+    return _seeded(transformers.AutoModelForImageTextToText, config)
+
+
+def _seeded(loader: Any, config: Any) -> Any:
+    import torch
+
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = loader.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
             torch.nn.init.normal_(parameter, 1.0, 0.1)

@@ -43,7 +43,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_presets_have_the_published_numbers(size: str, blocks: int, parameters: int, tokens: int, steps: int) -> None:
     made = preset(size)
     assert made["blocks"] == {"dense": 32, "removed": 32 - blocks, "pruned": blocks, "uniform": True}
-    assert made["parameters"] == {"dense": 6738415616, "pruned": parameters}
+    assert made["parameters"] == {"dense": 6738415616, "pruned": parameters, "trained": parameters}
     training = made["training"]
     assert (training["tokens"], training["steps"]) == (tokens, steps)
     # A step is 512 rows of 2048 tokens: the last step reaches the budget and the one before it does not.
@@ -156,7 +156,8 @@ def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
     assert made["model"]["architecture"] == str(tmp_path / "config.json")
     # 2 norms, 4 square projections and 3 MLP matrices a block; the tied embedding once; the last norm.
     block = 2 * 64 + 4 * 64 * 64 + 3 * 64 * 128
-    assert made["parameters"] == {"dense": 10 * block + 6400 + 64, "pruned": 7 * block + 6400 + 64}
+    pruned = 7 * block + 6400 + 64
+    assert made["parameters"] == {"dense": 10 * block + 6400 + 64, "pruned": pruned, "trained": pruned}
 
 
 def test_blocks_of_different_sizes_are_said_to_be_bounds(tmp_path: Path) -> None:

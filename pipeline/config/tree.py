@@ -36,7 +36,7 @@ class ModelSection(Section):
         "auto", "Attention kernel; auto takes the best that is installed.", stages="score train evaluate",
     )  # fmt: skip
     trust_remote_code: bool = key(
-        False, "Run code that the model's folder brings along.", stages="score prune train evaluate"
+        False, "Run code that the model's folder brings along.", stages="score prune train evaluate report"
     )
 
 

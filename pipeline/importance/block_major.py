@@ -23,6 +23,7 @@ from pipeline.importance.distances import StateDistances
 from pipeline.importance.shelf import FileShelf, MemoryShelf
 from pipeline.importance.sweep import HEAD_ROWS, run_without_head, summed_losses, take_hidden
 from pipeline.model.blocks import replaced_forward
+from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import tensors_in
 from pipeline.run import RegrowError, hash_json, require_space
@@ -69,7 +70,7 @@ def sweep_by_block(
         waiting = [number for number in range(len(batches)) if shelf.entering(number) == index]
         if not waiting:
             continue
-        with streamed.block(index) as block:
+        with logits_alone(model), streamed.block(index) as block:
             for number in waiting:
                 ids = batches[number].to(streamed.device)
                 first, moved = _through(streamed, block, index, ids, shelf.states(number, index), shelf, losses)

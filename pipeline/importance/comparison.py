@@ -61,10 +61,7 @@ class Perplexities:
     def _measure(self, share: list[torch.Tensor] | None, removed: Sequence[int]) -> float | None:
         if share is None:
             return None
-        try:
-            value = perplexity_without(self.model, share, removed, self.world.control)
-        except OverflowError:
-            return None
+        value = perplexity_without(self.model, share, removed, self.world.control)
         return value if math.isfinite(value) else None
 
 

@@ -19,6 +19,7 @@ from pipeline.importance.selection import protected_blocks
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
+from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
 
 
@@ -78,9 +79,14 @@ def greedy_rounds(
         free = [block for block in range(total) if block not in kept and block not in gone]
         means = _mean_losses(model, batches, free, gone, group)
         best = min(free, key=lambda block: (means[block], block))
-        perplexities = {block: math.exp(mean) for block, mean in means.items()}
+        perplexities = {block: perplexity_of(mean) for block, mean in means.items()}
         if budget is not None and not perplexities[best] <= budget:
             return
+        if math.isinf(perplexities[best]):
+            raise RegrowError(
+                f"greedy selection: without any further block the perplexity is beyond fp64 ({means[best]:,.0f} nats); "
+                f"{len(gone)} blocks are gone, remove no more"
+            )
         gone.append(best)
         yield Round(best, perplexities.pop(total), perplexities)
 

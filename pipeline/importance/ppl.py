@@ -15,19 +15,29 @@ from torch import distributed, nn
 
 from pipeline.importance.selection import near_ties, order_blocks
 from pipeline.importance.sweep import removal_losses
+from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
 
-#: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision.
-TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5}
+#: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision, and of token losses,
+#: which are fp32 for blocks in fp64 too.
+TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5, "float64": 1e-5}
 
 
 def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
     """The PPL criterion's entry of scores.json from summed losses (blocks + 1, sequences) fp64, dense last.
 
-    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order.
+    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order. Raises RegrowError where a
+    perplexity is beyond fp64.
     """
     means = [math.fsum(row) / (targets * len(row)) for row in losses.tolist()]
-    scores = [math.exp(mean) for mean in means]
+    scores = [perplexity_of(mean) for mean in means]
+    beyond = [block for block, score in enumerate(scores) if math.isinf(score)]
+    if beyond:
+        dense = " (the dense model)" if beyond[-1] == len(scores) - 1 else ""
+        raise RegrowError(
+            f"ppl: without blocks {beyond}{dense} the mean loss is up to {max(means):,.0f} nats, and the perplexity "
+            "beyond fp64; the weights or the text are not what they should be, or score by a distance instead"
+        )
     order = order_blocks(scores[:-1])
     return {
         "scores": scores[:-1],
@@ -49,7 +59,8 @@ def perplexity_without(
 ) -> float:
     """Perplexity, over all tokens of ``batches`` (ids (B, T) int64), of the model without the removed blocks.
 
-    With a ``group`` the batches are those of this process, and the perplexity that of all. Raises RegrowError when
+    Infinite where it is beyond fp64. With a ``group`` the batches are those of this process, and the perplexity that of
+    all. Raises RegrowError when
     there is no batch.
     """
     sums = torch.zeros(2, dtype=torch.float64)
@@ -60,4 +71,4 @@ def perplexity_without(
         distributed.all_reduce(sums, group=group)
     if not sums[1]:
         raise RegrowError("no batch: a perplexity needs one sequence at least")
-    return math.exp(sums[0] / sums[1])
+    return perplexity_of(float(sums[0] / sums[1]))

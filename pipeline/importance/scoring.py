@@ -22,6 +22,7 @@ from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.importance.uncertainty import intervals, near_noise
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.model.blocks import find_blocks
+from pipeline.model.loss import perplexity_of
 from pipeline.model.structure import require_separate_blocks
 from pipeline.run import RegrowError
 
@@ -29,14 +30,16 @@ from pipeline.run import RegrowError
 CRITERIA = ("ppl", *DISTANCES, "linear", "magnitude", "taylor")
 #: Those that need no text.
 WITHOUT_TEXT = {"magnitude"}
+#: Those that need the loss of a token, and so one before it.
+WITH_TARGETS = {"ppl", "taylor"}
 #: ``linear`` is judged on one sequence of so many, and fitted on the others.
 HELD_OUT = 4
 
 
 def score_blocks(
     model: nn.Module,
-    batches: Iterable[torch.Tensor] = (),
-    criteria: Iterable[str] = ("ppl",),
+    batches: Iterable[torch.Tensor] | torch.Tensor = (),
+    criteria: Iterable[str] | str = ("ppl",),
     *,
     position: int = -1,
     linear_lengths: Sequence[int] = (),
@@ -51,7 +54,8 @@ def score_blocks(
     Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
     values for each sequence also ``interval``, the 95% bootstrap interval of each score, and ``noise_pairs``,
     neighbours in the order that the sequences do not tell apart, when there are two sequences or more; the rest stands
-    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all; ``magnitude`` needs none.
+    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all, or one such tensor;
+    ``magnitude`` needs none. One criterion may be named alone.
     The model is left in evaluation mode, and without hooks.
 
     ``position`` is the token of the criteria that look at one; ``linear_lengths`` are the windows of ``linear`` beside
@@ -59,22 +63,22 @@ def score_blocks(
     reductions are those of weights.py. With a ``group``, ``batches`` are those of this process, and every process gets
     the entries of all, the sequences in rank order.
 
-    Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths, on a
-    model whose blocks cannot be left out, or when a score is not a number.
+    Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths or of
+    what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
     """
-    asked = list(dict.fromkeys(criteria))
+    asked = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     unknown = sorted(set(asked) - set(CRITERIA))
     if unknown:
         raise RegrowError(f"criteria {unknown}: not known; known are: {', '.join(CRITERIA)}")
-    batches = list(batches)
-    lengths = {batch.shape[1] for batch in batches}
-    if len(lengths) != 1 and set(asked) - WITHOUT_TEXT:
-        raise RegrowError(f"calibration batches: one length is wanted, got {sorted(lengths) or 'no batch'}")
+    batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
+    if set(asked) - WITHOUT_TEXT:
+        _precision(model)
+        batches = checked_batches(model, batches, shortest=2 if set(asked) & WITH_TARGETS else 1)
     require_separate_blocks(model, find_blocks(model))
 
     made: dict[str, dict[str, Any]] = {}
     if "ppl" in asked or set(asked) & set(DISTANCES):
-        made |= _swept(model, batches, asked, position, group)
+        made |= _swept(model, batches, asked, position, TIE[_precision(model)], group)
     if "linear" in asked:
         fit, held_out = split_for_maps(torch.cat(batches), len(batches[0]))
         made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, group=group)
@@ -86,6 +90,34 @@ def score_blocks(
     for entry in made.values():
         add_uncertainty(entry)
     return {name: made[name] for name in asked}
+
+
+def checked_batches(model: nn.Module, batches: Sequence[torch.Tensor], shortest: int = 2) -> list[torch.Tensor]:
+    """The batches as ids (B, T) int64; ``shortest`` is the least T.
+
+    Raises RegrowError on no batch, on batches of another form or of several lengths, and on ids that the model has no
+    embedding for.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    for number, batch in enumerate(batches):
+        name = f"calibration batch {number}"
+        if not isinstance(batch, torch.Tensor) or batch.ndim != 2 or batch.is_floating_point() or batch.is_complex():
+            found = (
+                f"{tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__
+            )
+            raise RegrowError(f"{name}: ids (sequences, tokens) of int64 are wanted, got {found}")
+        if not len(batch) or batch.shape[1] < shortest:
+            raise RegrowError(
+                f"{name}: has {len(batch)} sequences of {batch.shape[1]} tokens; one of {shortest} at least is wanted"
+            )
+        low, high = int(batch.min()), int(batch.max())
+        if low < 0 or high >= rows:
+            raise RegrowError(f"{name}: ids from {low} to {high}, and the model has embeddings for 0 to {rows - 1}; "
+                              "is this its tokenizer?")  # fmt: skip
+    lengths = sorted({batch.shape[1] for batch in batches})
+    if len(lengths) != 1:
+        raise RegrowError(f"calibration batches: one length is wanted, got {lengths or 'no batch'}")
+    return [batch.long() for batch in batches]
 
 
 def sequences_for_maps(width: int, length: int) -> int:
@@ -125,7 +157,7 @@ def add_uncertainty(entry: dict[str, Any]) -> None:
     if values is None:
         return
     # Perplexities are exp of a mean loss, and so are the ends of their intervals.
-    transform = math.exp if "sequence_losses" in entry else float
+    transform = perplexity_of if "sequence_losses" in entry else float
     entry["interval"] = intervals(values, transform=transform)
     entry["noise_pairs"] = near_noise(values, entry["order"])
 
@@ -136,8 +168,16 @@ def sequence_values(entry: Mapping[str, Any]) -> list[list[float]] | None:
     return values if values and len(values[0]) > 1 else None
 
 
+def _precision(model: nn.Module) -> str:
+    """The dtype of the model's weights; RegrowError where they are of none that losses are computed in."""
+    name = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if name not in TIE:
+        raise RegrowError(f"the model's weights are {name}; it is scored in one of {', '.join(TIE)}")
+    return name
+
+
 def _swept(
-    model: nn.Module, batches: list[torch.Tensor], asked: list[str], position: int, group: Any
+    model: nn.Module, batches: list[torch.Tensor], asked: list[str], position: int, tie: float, group: Any
 ) -> dict[str, dict[str, Any]]:
     """The entries of PPL and of the distances that are asked for, from one pass."""
     distances = StateDistances(len(find_blocks(model)), position) if set(asked) & set(DISTANCES) else None
@@ -154,5 +194,4 @@ def _swept(
         distances = shares[0][1]
         for _, other in shares[1:] if distances is not None else ():
             distances.add(other)
-    tie = TIE[str(next(model.parameters()).dtype).removeprefix("torch.")]
     return sweep_entries(asked, torch.cat(losses, dim=1) if losses else None, distances, batches[0].shape[1] - 1, tie)

@@ -22,6 +22,7 @@ from torch import nn
 
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.loss import next_token_losses
+from pipeline.model.outputs import logits_alone
 from pipeline.run import RegrowError
 
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
@@ -62,7 +63,7 @@ def removal_losses(
     if tried != sorted(set(tried) & running.keys()):
         raise RegrowError(f"blocks {tried} to leave out: wanted are some of {list(running)}, in rising order")
     input_ids = input_ids.to(next(model.parameters()).device)
-    with skip_blocks(model, without):
+    with logits_alone(model), skip_blocks(model, without):
         states, as_tuple = _final_states(model, running, tried, input_ids, watch)
         return summed_losses(model, running.values(), states, input_ids, as_tuple, [*tried, len(every)])
 
@@ -72,7 +73,8 @@ def dense_states(model: nn.Module, input_ids: torch.Tensor, watch: Watch) -> Non
     """Show ``watch`` the dense state between all blocks, in one forward of the decoder and without a loss."""
     model.eval()
     running = dict(enumerate(find_blocks(model)))
-    _final_states(model, running, [], input_ids.to(next(model.parameters()).device), watch)
+    with logits_alone(model):
+        _final_states(model, running, [], input_ids.to(next(model.parameters()).device), watch)
 
 
 def _final_states(

@@ -27,6 +27,7 @@ from torch import distributed, nn
 from pipeline.importance.selection import order_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import next_token_losses
+from pipeline.model.outputs import logits_alone
 from pipeline.run import RegrowError
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -96,7 +97,7 @@ def mean_gradients(
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     targets = torch.zeros(1, dtype=torch.float64, device=weights[0].device)
     model.eval()
-    with torch.enable_grad(), _differentiable(weights):
+    with logits_alone(model), torch.enable_grad(), _differentiable(weights):
         for batch in batches:
             batch = batch.to(weights[0].device)
             losses = next_token_losses(model(batch, use_cache=False).logits, batch)

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
+from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
 from pipeline.run import RegrowError, first_line
 
@@ -43,16 +43,17 @@ PEAK_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
 
 
 def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
-    """The causal language model of a config on the meta device: shapes without memory, tied weights tied.
+    """The model of a config on the meta device, whole: shapes without memory, tied weights tied.
 
-    Raises RegrowError when transformers has no causal language model for the config.
+    Raises RegrowError when it is no causal language model (``architecture``), or cannot be made from the config.
     """
+    loader = auto_class(hf_config)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=trust_remote_code)
+            return loader.from_config(hf_config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         reason = first_line(error)
-        raise RegrowError(f"no causal language model can be made from {type(hf_config).__name__}: {reason}") from None
+        raise RegrowError(f"no model can be made from {type(hf_config).__name__}: {reason}") from None
 
 
 def count_parameters(hf_config: Any, blocks: int | None = None) -> int:
@@ -71,17 +72,29 @@ def count_parameters(hf_config: Any, blocks: int | None = None) -> int:
     return total - sum(sizes[: len(sizes) - blocks])
 
 
-def product_parameters(model: nn.Module) -> int:
-    """Parameters without the input embedding, which is a lookup and no product.
+def text_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that text goes through, tied ones once: of a multimodal wrapper the decoder and the head.
 
-    Embeddings of positions are left out too. A tied head counts: its product with the hidden state is computed.
-    Needs whole parameters: call it before ZeRO stage 3 splits them, or on the meta device.
+    Training on text gives no gradient to the others, so that it leaves them as they are. Of any other model, all.
+    """
+    if model.config.get_text_config() is model.config:
+        return list(model.parameters())
+    parts = [part for part in (model.get_decoder(), model.get_output_embeddings()) if part is not None]
+    return list(nn.ModuleList(parts).parameters())
+
+
+def product_parameters(model: nn.Module) -> int:
+    """Parameters that text is multiplied by: without the input embedding, which is a lookup and no product.
+
+    Embeddings of positions are left out too, and what no text goes through (``text_parameters``). A tied head counts:
+    its product with the hidden state is computed. Needs whole parameters: call it before ZeRO stage 3 splits them, or
+    on the meta device.
     """
     lookups = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     if head is not None:
         lookups -= {id(parameter) for parameter in head.parameters()}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in lookups)
+    return sum(parameter.numel() for parameter in text_parameters(model) if id(parameter) not in lookups)
 
 
 def attention_width(hf_config: Any) -> int:
@@ -140,6 +153,7 @@ def memory_per_gpu(
     row_length: int,
     hf_config: Any,
     *,
+    frozen: int = 0,
     blocks: int | None = None,
     gradient_checkpointing: bool = False,
     weight_bytes: int = 2,
@@ -150,7 +164,8 @@ def memory_per_gpu(
     ZeRO stage 1 divides the optimizer by the processes, 2 the gradients and the accumulation too, 3 the weights too,
     but gathers ``largest_module`` twice (the one at work and the next). ``weight_bytes=4`` is training in fp32: no
     accumulation apart from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights
-    and gradients (4 N each) beside autocast's bf16 copies (2 N) and the two moments (8 N).
+    and gradients (4 N each) beside autocast's bf16 copies (2 N) and the two moments (8 N). ``frozen`` parameters beside
+    the N, which get no gradient, are weights alone.
 
     Activations: ``activation_bytes`` for each of ``blocks`` (default: the config's), or with
     ``gradient_checkpointing`` each block's input and one block recomputed. Logits: 14 bytes for each of the
@@ -164,7 +179,7 @@ def memory_per_gpu(
     per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
     items = {
-        "weights": (6 if autocast else weight_bytes) * parameters // share[3],
+        "weights": (6 if autocast else weight_bytes) * (parameters + frozen) // share[3],
         "gradients": (4 if autocast else weight_bytes) * parameters // share[2],
         "accumulation": 0 if fp32 or autocast else 4 * parameters // share[2],
         "optimizer": (8 if zero_stage == 0 else 12) * parameters // share[1],

@@ -8,26 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.architecture import auto_class, read_config
+from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
 
 
 def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool) -> Any:
     """The folder's model on the meta device, but for the buffers that no file holds: these are made on the CPU."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+    config = read_config(folder, trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
+    loader = auto_class(config)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = loader.from_config(
                 config, dtype=dtype, attn_implementation=kernel, trust_remote_code=trust_remote_code
             )
-    except RegrowError:
-        raise
     except Exception as error:
         raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     make_buffers(model)
+    return_logits(model)
     return model.eval()
 
 
@@ -50,8 +50,8 @@ def make_buffers(model: Any) -> None:
     for path, module, name, empty, version in made:
         if module._buffers[name] is empty and empty.numel() and empty._version == version:
             raise RegrowError(
-                f"{type(model).__name__}: its buffer {path} is in no file, and the model does not make it anew when "
-                "it is loaded; it can be loaded whole only"
+                f"{type(model).__name__}: its buffer {path.lstrip('.')} is in no file, and the model does not make it "
+                "anew when it is loaded: transformers leaves arbitrary numbers there; have its _init_weights make it"
             )
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
+from pipeline.model.architecture import auto_class, own_code, read_config
+from pipeline.model.hollow import without_weights
+from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
 
-#: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings.
+#: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
+#: multimodal model does with images.
 COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-    "chat_template*", "generation_config.json",
+    "chat_template*", "generation_config.json", "*processor_config.json", "tekken.json",
 )  # fmt: skip
 
 WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".py"}
@@ -91,19 +95,25 @@ def load_model(
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> Any:
-    """A causal language model from a local folder, in evaluation mode.
+    """A causal language model from a local folder, or by its name on the hub, in evaluation mode.
+
+    A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the
+    config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
+    where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
     Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
-    a model that transformers would complete with random weights is refused.
+    a model that transformers would complete with random weights is refused. So is code of a model's own whose buffers
+    transformers would leave to chance.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    path = Path(path) if Path(path).is_dir() else resolve_model(str(path))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = torch.device(device)
     logging.disable_progress_bar()
+    loader = auto_class(read_config(path, trust_remote_code))
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = loader.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=attention_kernel(attention, device, dtype),
@@ -113,15 +123,32 @@ def load_model(
     except RegrowError:
         raise
     except Exception as error:
-        raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {error})") from error
+        raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     wrong = {name: sorted(map(str, loading[name])) for name in ("missing_keys", "mismatched_keys", "unexpected_keys")
              if loading.get(name)}  # fmt: skip
     if wrong:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
+    if trust_remote_code and own_code(path):
+        without_weights(path, dtype, None, trust_remote_code)  # which refuses buffers of arbitrary numbers
     if device.type == "cpu":
         own_memory(model)
+    _say_whether_tied(model)
+    return_logits(model)
     return model.eval().to(device)
+
+
+def _say_whether_tied(model: Any) -> None:
+    """Have the config say of the head what its weights are, so that whoever reads a saved config takes the right one.
+
+    Of a wrapper both configs say it: transformers goes by the outer one, other readers by the text part's.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embeddings is None:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        if hasattr(config, "tie_word_embeddings"):
+            config.tie_word_embeddings = head.weight is embeddings.weight
 
 
 def own_memory(model: Any) -> None:

@@ -7,6 +7,7 @@ as large as the gaps between neighbouring blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,14 @@ def next_token_losses(
     predicted = logits[:, :-1].float()
     losses = F.cross_entropy(predicted.reshape(-1, predicted.shape[-1]), targets.reshape(-1), reduction="none")
     return losses.view(targets.shape)
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of a mean loss (nats); infinite above 709, where fp64 ends and math.exp raises."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def document_targets(documents: Sequence[np.ndarray], length: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
+from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import module_tree
 from pipeline.run import RegrowError
 
@@ -124,7 +125,8 @@ def _run_block(
     try:
         model.eval()
         device = next(block.parameters()).device
-        model(torch.arange(4, device=device).unsqueeze(0), use_cache=False)
+        with logits_alone(model):
+            model(torch.arange(4, device=device).unsqueeze(0), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -13,27 +13,17 @@ import ctypes
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.model.headers import conversions, opened, read_headers, safetensors_files
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
-from pipeline.run import RegrowError, first_line, hash_json, read_json
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor of the checkpoint: where it stands, and the parameter that it becomes (or becomes part of)."""
-
-    file: Path
-    shape: tuple[int, ...]
-    target: str
-    converted: bool
+from pipeline.run import RegrowError, first_line, hash_json
 
 
 class StreamedModel:
@@ -66,7 +56,7 @@ class StreamedModel:
         require_separate_blocks(self.model, self.blocks)
         path = next(name for name, module in self.model.named_modules() if module is self.blocks)
         self._prefixes = [f"{path}.{index}." for index in range(len(self.blocks))]
-        self._entries = self._read_headers()
+        self._entries = read_headers(self.model, self._files())
         self._check_shapes()
         self._load_outside()
         self.loads = [0] * len(self.blocks)
@@ -104,44 +94,14 @@ class StreamedModel:
 
     def _files(self) -> list[Path]:
         """The safetensors files that a loader would read."""
-        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
-        if index.is_file():
-            files = [self.folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-            missing = [path.name for path in files if not path.is_file()]
-            if missing:
-                raise RegrowError(f"{index} names {', '.join(missing[:3])}: not there; fetch the model again")
-            return files
-        if single.is_file():
-            return [single]
-        raise RegrowError(
-            f"{self.folder}: no model.safetensors and no index of them; blocks can be read one by one from safetensors "
-            "alone. Save the model anew: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
-        )
-
-    def _read_headers(self) -> dict[str, _Entry]:
-        """Every tensor of the checkpoint by its key; only the files' headers are read."""
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        mapping = self._mapping()
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        prefix, own = self.model.base_model_prefix, self.model.state_dict()
-        entries = {}
-        for file in self._files():
-            with _opened(file) as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (it has no iterator)
-                    target, pattern = rename_source_key(key, renamings, converters, prefix, own)
-                    if target not in own and key in own:
-                        target, pattern = rename_source_key(key, [], [], prefix, own)
-                    shape = tuple(tensors.get_slice(key).get_shape())
-                    entries[key] = _Entry(file, shape, target, pattern is not None)
-        return entries
-
-    def _mapping(self) -> list[Any]:
-        """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-
-        return get_model_conversion_mapping(self.model)
+        files = safetensors_files(self.folder)
+        if not files:
+            raise RegrowError(
+                f"{self.folder}: no model.safetensors and no index of them; blocks can be read one by one from "
+                "safetensors alone. Save the model anew: "
+                "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            )
+        return files
 
     def _check_shapes(self) -> None:
         """Refuse now what would be found hours later, as far as headers tell."""
@@ -200,10 +160,10 @@ class StreamedModel:
                   if (entry.target.startswith(prefix) if prefix else not entry.target.startswith(blocks))}  # fmt: skip
         how = LoadStateDictConfig(
             device_map={"": str(self.device)}, dtype=self.dtype, dtype_plan=self.model._get_dtype_plan(self.dtype),
-            weight_mapping=self._mapping(),
+            weight_mapping=conversions(self.model),
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
-            files = {file: stack.enter_context(_opened(file)) for file in {entry.file for entry in wanted.values()}}
+            files = {file: stack.enter_context(opened(file)) for file in {entry.file for entry in wanted.values()}}
             slices = {key: files[entry.file].get_slice(key) for key, entry in wanted.items()}
             stack.enter_context(_in_this_thread())
             try:
@@ -227,18 +187,6 @@ class StreamedModel:
         if self.device.type == "cpu":
             own_memory(self.model)
         return info
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """A safetensors file, read and not mapped: pages of a mapping count as memory of the process until it ends."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt", device="cpu", backend="pread") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); fetch the model again") from error
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.outputs import logits_alone
 from pipeline.run import RegrowError
 
 #: Values of a config that tie blocks to each other, with what they stand for.
@@ -142,7 +143,8 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
     try:
         model.eval()
         device = next(blocks[0].parameters()).device
-        model(torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
+        with logits_alone(model):
+            model(torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,17 @@ def render_card(
     cost: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    loader: str = "AutoModelForCausalLM",
+    custom_code: Sequence[str] = (),
 ) -> str:
     """Return the text of the model card.
 
     `prune`, `results`, `scores`, `comparison` and `cost` are as for `render_page`; `recipe` is the configuration's
     `train` section as a plain dict, shown key by key without those that are None; `provenance` holds `model` (where the
     dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder), `model_note`,
-    `data` (each with `path` and `documents`), `data_note`, `language` and `license`. What is missing is said to be so;
-    front-matter fields that are unknown are left out, as the Hub wants it.
+    `data` (each with `path` and `documents`), `data_note`, `language` and `license`. `loader` is the class of
+    transformers that loads the folder, `custom_code` names the files of code that the model needs. What is missing is
+    said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
     results, cost = results or {}, cost or {}
     prune, provenance = with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
@@ -71,6 +74,9 @@ def render_card(
             versions=cost.get("versions") or {},
             recipe={key: value for key, value in (recipe or {}).items() if value is not None},
             provenance=provenance,
+            loader=loader,
+            trust=", trust_remote_code=True" if custom_code else "",
+            custom_code=custom_code,
             sources=[
                 {"name": public_name(source["path"]), "documents": source.get("documents")}
                 for source in provenance.get("data") or ()

@@ -7,7 +7,6 @@ maps), several processes share that; the surgery and its self-test are the first
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,13 @@ from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
 from pipeline.importance.uncertainty import stability
 from pipeline.launch import World
-from pipeline.model.blocks import block_parameters, check_indices, remove_blocks, skip_blocks
+from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
-from pipeline.model.equivalence import (
-    CACHE_TOLERANCE,
-    TOLERANCE,
-    cached_logits,
-    compare,
-    full_logits,
-    probe_ids,
-)
-from pipeline.model.load import load_model, resolve_model, save_model
-from pipeline.model.replacement import mapped_outputs, removed_runs, replace_blocks
+from pipeline.model.load import resolve_model
+from pipeline.model.replacement import removed_runs
+from pipeline.model.surgery import prune_folder
 from pipeline.plan import describe_dense
-from pipeline.run import RegrowError, Run, read_json, require_space, write_json
+from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
 
@@ -81,7 +73,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if comparison is not None:
         write_json(folder / "comparison.json", comparison)
 
-    record = _cut(config, dense, folder, removed, maps, say)
+    record = prune_folder(
+        dense, folder / "model", removed, maps, dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code, say=say,
+    )  # fmt: skip
     protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
     values = None
     if cut.blocks is None and cut.selection == "one-shot" and cut.criterion not in CONTROLS:
@@ -182,54 +177,4 @@ def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tenso
         "runs": [{"blocks": run, "folded_into": run[0] - 1} for run in runs],
         "tokens": tokens,
         "perplexity": {"without_map": chooser.perplexities(removed), "with_map": with_map},
-    }
-
-
-def _cut(
-    config: Config, dense: Path, folder: Path, removed: list[int], maps: Mapping[int, torch.Tensor],
-    say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """The surgery: prune/model, its parameters, and the self-test."""
-    model = load_model(dense, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)
-    dense_parameters = model.num_parameters()
-    # The values are those that will be saved, computed with in fp32: differences show mistakes, not rounding.
-    saved_dtype = model.dtype
-    model = model.float()
-    ids = probe_ids(model.config.get_text_config().vocab_size)
-    with skip_blocks(model, removed), mapped_outputs(model, maps):
-        skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
-    replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
-    pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
-    # A folded map multiplies in another order than one that acts on the output.
-    tolerance = CACHE_TOLERANCE if maps else TOLERANCE
-    checks = [
-        compare("blocks skipped and blocks removed", skipped, pruned, tolerance),
-        compare("blocks skipped and blocks removed, with cache", skipped_cached, pruned_cached, tolerance),
-    ]
-    if maps:
-        # Folded weights are new: rounded as they will be saved, they give other logits.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(saved_dtype).float()
-        pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
-    model = model.to(saved_dtype)
-    parameters = model.num_parameters()
-    require_space(folder, parameters * saved_dtype.itemsize, "the pruned model")
-    scratch = folder / "model.new"
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    scratch.rename(folder / "model")
-    del model
-    gc.collect()
-
-    reloaded = load_model(folder / "model", dtype=torch.float32)
-    checks += [
-        compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),
-        compare("removed in memory and reloaded, with cache", pruned_cached, cached_logits(reloaded, ids), 0),
-        compare("with and without cache", pruned, pruned_cached, CACHE_TOLERANCE),
-    ]
-    say(f"self-test: {len(checks)} comparisons hold; {dense_parameters:,} -> {parameters:,} parameters")
-    return {
-        "parameters": {"dense": dense_parameters, "pruned": parameters},
-        "self_test": {"dtype": "float32", "checks": checks},
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.launch import World
+from pipeline.model.architecture import auto_class, own_code, read_config
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
 from pipeline.run import Run, read_json, write_atomic
@@ -69,9 +71,18 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     card = render_card(
         name=title, prune=prune, results=results, scores=scores, comparison=comparison, cost=cost,
         provenance=provenance, recipe=config.train.model_dump(mode="json"),
+        **_loading(config, run.folder / trained["export"]),
     )  # fmt: skip
     write_atomic(folder / "README.md", card)
     write_atomic(run.folder / trained["export"] / "README.md", card)
     say(f"page: {page}")
     say(f"regrown model, with its card: {run.folder / trained['export']}")
     return {"page": page.relative_to(run.folder).as_posix()}
+
+
+def _loading(config: Config, export: Path) -> dict[str, Any]:
+    """How a folder is loaded, for its card: the class of transformers, and the code that the model is made of."""
+    loader = auto_class(read_config(export, config.model.trust_remote_code))
+    # Without leave the class is transformers' own, whatever the folder names beside it.
+    code = own_code(export) if config.model.trust_remote_code else []
+    return {"loader": loader.__name__, "custom_code": code}

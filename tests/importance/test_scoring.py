@@ -12,8 +12,10 @@ import pytest
 import torch
 from families import BLOCKS, VOCABULARY, build
 
+from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.linear import linear_entry
-from pipeline.importance.scoring import CRITERIA, score_blocks
+from pipeline.importance.ppl import perplexity_without
+from pipeline.importance.scoring import CRITERIA, add_uncertainty, score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.weights import magnitude_entry, taylor_entry
@@ -74,6 +76,59 @@ def test_what_cannot_be_scored_is_refused():
         score_blocks(model, [ids], ["linear"])
     assert len(score_blocks(model, criteria=["magnitude"])["magnitude"]["scores"]) == BLOCKS, "weights need no text"
     assert "interval" not in score_blocks(model, [ids[:1]])["ppl"], "one sequence has no interval"
+
+
+def test_what_stands_for_batches_and_criteria_is_taken_as_meant():
+    model, ids = build("llama"), text(4)
+    expected = score_blocks(model, [ids], ["ppl"])
+    assert score_blocks(model, ids, "ppl") == expected, "one tensor, one name"
+    assert score_blocks(model, (batch for batch in [ids]), iter(["ppl"])) == expected, "generators"
+    assert score_blocks(model, ids.int()) == expected, "ids of another integer"
+    half = score_blocks(build("llama").double(), ids, ["ppl", "angular_last"])
+    assert half["ppl"]["scores"] == pytest.approx(expected["ppl"]["scores"], rel=1e-5)
+    assert half["ppl"]["tie_tolerance"] == 1e-5, "token losses are fp32 in any model"
+    one_token = score_blocks(model, ids[:, :1], "block_influence")["block_influence"]
+    assert all(map(math.isfinite, one_token["scores"])), "a distance needs no target"
+
+
+@pytest.mark.parametrize(
+    ("batches", "criteria", "words"),
+    [
+        ([text(2).float()], "ppl", r"batch 0: ids .* are wanted, got \(2, 16\) of torch\.float32"),
+        ([text(2), text(2)[0]], "ppl", r"batch 1: ids .* are wanted, got \(16,\) of torch\.int64"),
+        (["some text"], "ppl", r"batch 0: ids .* are wanted, got str"),
+        ([text(2)[:, :1]], "ppl", r"batch 0: has 2 sequences of 1 tokens; one of 2 at least"),
+        ([text(2)[:, :1]], "taylor", r"batch 0: has 2 sequences of 1 tokens; one of 2 at least"),
+        ([text(2), text(2)[:0]], "ppl", r"batch 1: has 0 sequences of 16 tokens"),
+        ([text(2)[:, :0]], "euclidean", r"batch 0: has 2 sequences of 0 tokens; one of 1 at least"),
+        ([text(2) + VOCABULARY], "ppl", r"batch 0: ids from \d+ to \d+, and the model has embeddings for 0 to 199"),
+        ([text(2) - VOCABULARY], "ppl", r"batch 0: ids from -\d+ to -\d+, and the model has embeddings for 0 to 199"),
+    ],
+)
+def test_batches_that_are_no_ids_are_refused_before_any_work(batches, criteria, words):
+    model = build("llama")
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda *_: pytest.fail("a block ran"))
+    with pytest.raises(RegrowError, match=words) as error:
+        score_blocks(model, batches, criteria)
+    assert "\n" not in str(error.value)
+
+
+def test_perplexities_beyond_fp64_are_said_to_be_so():
+    """Logits so large that the mean loss is above 709 nats, where exp leaves fp64."""
+    model, ids = build("llama"), text(2)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    with pytest.raises(
+        RegrowError, match=r"ppl: without blocks \[.*6\] \(the dense model\) the mean loss is up to [\d,]+"
+    ):
+        score_blocks(model, ids)
+    with pytest.raises(RegrowError, match=r"greedy selection: without any further block .* beyond fp64"):
+        next(greedy_rounds(model, [ids], remove=1, protect_first=0, protect_last=0))
+    assert perplexity_without(model, [ids], [2]) == math.inf
+    entry = {"sequence_losses": [[1.0, 2.0], [700.0, 800.0]], "order": [0, 1]}
+    add_uncertainty(entry)
+    assert entry["interval"][1][1] == math.inf
 
 
 def test_one_two_and_four_processes_agree():

@@ -7,9 +7,12 @@ import shutil
 
 import pytest
 import torch
+from own_code import write_own_model
 from safetensors.torch import load_file, save_file
 
+from pipeline.model.architecture import own_code, read_config
 from pipeline.model.load import attention_kernel, load_model, model_files, resolve_model, save_model
+from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
 
 
@@ -117,3 +120,56 @@ def test_logits_do_not_depend_on_where_in_its_file_a_weight_stands(folder):
         with torch.no_grad():
             logits.append(model(ids).logits)
     assert logits[0].equal(logits[1]) and logits[0].equal(logits[2])
+
+
+def test_a_head_that_is_not_the_embeddings_is_saved_as_one(tiny_model, folder, tmp_path):
+    """The config says tied, and the file holds another head: transformers keeps both, and so must whoever reads it."""
+    change_config(folder, tie_word_embeddings=True)
+    model = load_model(folder)
+    assert model.lm_head.weight is not model.get_input_embeddings().weight and not model.config.tie_word_embeddings
+    save_model(model, tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["tie_word_embeddings"] is False, "a reader that trusts the config would drop the head"
+    assert load_file(tmp_path / "saved" / "model.safetensors")["lm_head.weight"].equal(
+        load_file(tiny_model / "model.safetensors")["lm_head.weight"]
+    )
+    ids = torch.arange(12).view(1, 12)
+    streamed = StreamedModel(folder).model
+    assert streamed.lm_head.weight.equal(model.lm_head.weight), "the block-major loader has another head"
+    # The same head twice is one that is tied.
+    change_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
+    tied = load_model(folder)
+    assert tied.lm_head.weight is tied.get_input_embeddings().weight and tied.config.tie_word_embeddings
+    change_weights(folder, lambda w: w.pop("lm_head.weight"))
+    with torch.no_grad():
+        assert load_model(folder)(ids).logits.equal(tied(ids).logits)
+
+
+def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, tmp_path):
+    own = write_own_model(tiny_model, tmp_path / "own")
+    assert own_code(own) == ["own_code.py"] and own_code(tiny_model) == []
+    for load in (load_model, StreamedModel, read_config):
+        with pytest.raises(RegrowError, match=r"code of its own \(own_code\.py\).*model\.trust_remote_code=true"):
+            load(own)
+    change_config(own, auto_map={"AutoModel": "owner/name--code_a.One", "AutoTokenizer": ["code_b.Slow", None]})
+    assert own_code(own) == ["code_a.py", "code_b.py"]
+
+
+def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, monkeypatch):
+    """transformers loads a model without running its constructor on a device, and fills buffers by _init_weights."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    more = "self.register_buffer('factor', self.lm_head.weight.new_full((9,), 7.0), persistent=False)"
+    own = write_own_model(tiny_model, tmp_path / "own", more=more)
+    with pytest.raises(RegrowError, match=r"OwnForCausalLM: its buffer factor is in no file"):
+        load_model(own, trust_remote_code=True)
+    assert load_model(write_own_model(tiny_model, tmp_path / "kept"), trust_remote_code=True).config.auto_map
+
+
+@pytest.mark.parametrize("values", [{"use_return_dict": False}, {"num_attention_heads": 0}, {"model_type": "no_such"}])
+def test_a_config_that_transformers_cannot_read_is_refused_in_a_line(folder, values):
+    change_config(folder, **values)
+    with pytest.raises(
+        RegrowError, match=r"config\.json: transformers cannot read this as a model's config: "
+    ) as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)

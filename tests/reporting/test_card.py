@@ -42,6 +42,18 @@ def test_front_matter_holds_what_the_hub_reads(made_up):
     assert result["task"]["type"] == "text-generation" and result["dataset"]["type"] == "held_out"
 
 
+def test_how_to_load_it_is_true_of_the_folder(made_up):
+    front, body = card_of(made_up)
+    assert front["pipeline_tag"] == "text-generation"
+    assert 'AutoModelForCausalLM.from_pretrained(".")' in body and "no custom code is needed" in body
+    _, body = card_of(made_up, custom_code=["configuration_own.py", "modeling_own.py"])
+    assert body.count('from_pretrained(".", trust_remote_code=True)') == 2, "model and tokenizer"
+    assert "code of its own (configuration\\_own.py, modeling\\_own.py)" in body and "no custom code" not in body
+    front, body = card_of(made_up, loader="AutoModelForImageTextToText")
+    assert front["pipeline_tag"] == "image-text-to-text"
+    assert "import AutoModelForImageTextToText, AutoTokenizer" in body and "AutoModelForCausalLM" not in body
+
+
 def test_unknown_fields_are_left_out(made_up):
     made_up["provenance"] |= {"license": None, "language": None, "model": "/somewhere/private/dense"}
     del made_up["results"]["models"]["regrown"]

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_code import write_own_model
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
 from pipeline.launch import Place, World
-from pipeline.model.equivalence import TOLERANCE, compare, full_logits, probe_ids
+from pipeline.model.equivalence import TOLERANCE, compare, difference, full_logits, probe_ids
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
-from pipeline.stages import prune
+from pipeline.stages import data, evaluate, prune
 
 ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
 
@@ -135,19 +136,43 @@ def save(model, tiny_model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_self_test_ends_the_stage_when_the_models_differ(pruned, tiny_model, tmp_path):
-    """MiniMax in bf16: the decay tables of its linear attention are rounded, so that a cache changes the logits."""
-    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+@pytest.fixture
+def own_modules(tmp_path, monkeypatch):
+    """Code of a model's own is copied to a folder of this test, and not to the user's."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
-    torch.manual_seed(0)
-    model = MiniMaxForCausalLM(MiniMaxConfig(
-        vocab_size=1000, hidden_size=32, intermediate_size=32, num_hidden_layers=8, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, num_local_experts=2, block_size=4, initializer_range=0.3,
-        bos_token_id=0, eos_token_id=1,
-    ))  # fmt: skip
-    with pytest.raises(RegrowError, match=r"self-test of pruning: .* differ"):
-        pruned(f"model.path={save(model, tiny_model, tmp_path / 'minimax')}", "prune.remove=3")
+
+def test_the_self_test_ends_the_stage_when_the_models_differ(pruned, tiny_model, tmp_path, own_modules):
+    """Code that scales each block by its number: renumbered blocks compute something else, and no attribute tells."""
+    own = write_own_model(tiny_model, tmp_path / "own", scale="(1 + module.layer_idx)")
+    with pytest.raises(RegrowError, match=r"self-test of pruning: blocks skipped and blocks removed differ by"):
+        pruned(f"model.path={own}", "model.trust_remote_code=true", "prune.remove=3")
     assert not (tmp_path / "runs" / "tiny" / "prune" / "prune.json").exists()
+
+
+def test_a_model_of_own_code_is_pruned_and_evaluated_where_the_config_allows_its_code(
+    pruned, tiny_model, tiny_config, tmp_path, own_modules
+):
+    own = write_own_model(tiny_model, tmp_path / "own")
+    allowed = [f"model.path={own}", "model.trust_remote_code=true"]
+    refusal = r"own/config\.json: this model is code of its own \(own_code\.py\).*set model\.trust_remote_code=true"
+    with pytest.raises(RegrowError, match=refusal):
+        pruned(allowed[0], "prune.remove=2")
+    record, run = pruned(*allowed, "prune.remove=2")
+    assert len(record["self_test"]["checks"]) == 5
+    folder = run.stage("prune") / "model"
+    with pytest.raises(RegrowError, match=r"set model\.trust_remote_code=true"):
+        load_model(folder)
+    ids = probe_ids(1000)
+    plain = full_logits(load_model(tiny_model), ids)
+    assert difference(plain, full_logits(load_model(own, trust_remote_code=True), ids)) > 1e-3, "the code did not run"
+
+    # Stage evaluate loads the pruned and the regrown folder, which hold the code too.
+    config = load_config(tiny_config, allowed)
+    data.work(config, run, World(Place()), lambda line: None)
+    write_json(run.stage("train") / "stage.json", {"result": {"export": "prune/model"}})
+    found = evaluate.work(config, run, World(Place()), lambda line: None)
+    assert found["regrown"] == found["pruned"] != found["dense"]
 
 
 def test_blocks_that_know_their_place_are_refused(pruned, tiny_model, tmp_path):

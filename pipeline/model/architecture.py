@@ -1,0 +1,71 @@
+"""Which class of transformers a model folder is loaded with, and which are refused before anything is loaded.
+
+A causal language model is what AutoModelForCausalLM makes of the config. Of some multimodal wrappers (a language model
+with a vision tower beside it) it makes nothing, or the text part without the tower. Named ones are loaded whole, under
+image-text-to-text, and pruned in their text part, which text alone runs through; the tower stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.run import RegrowError, first_line, read_json
+
+#: Model types that are loaded under image-text-to-text. What another wrapper's blocks are given with an image may
+#: depend on their place (Qwen3-VL adds image features behind its first blocks), which text does not show.
+WRAPPERS = ("llama4", "mistral3", "qwen3_5", "qwen3_5_moe")
+
+
+def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face config in a folder.
+
+    Raises RegrowError when there is none, when transformers cannot read it, and when it takes code of the folder's own
+    that may not be run.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    file = Path(folder) / "config.json"
+    own = own_code(folder)
+    if own and read_json(file).get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+        raise RegrowError(
+            f"{file}: this model is code of its own ({', '.join(own)}), which runs only where the config allows "
+            "it; read that code, then set model.trust_remote_code=true"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a class makes of values that it did not foresee
+        raise RegrowError(f"{file}: transformers cannot read this as a model's config: {first_line(error)}") from None
+
+
+def own_code(folder: str | Path) -> list[str]:
+    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub."""
+    plain = read_json(Path(folder) / "config.json")
+    names = plain.get("auto_map", {}).values() if isinstance(plain, dict) else ()
+    # A class is named as file.Class or as owner/name--file.Class; of tokenizers there may be two, or none.
+    classes = [name for entry in names for name in (entry if isinstance(entry, list | tuple) else [entry]) if name]
+    return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
+
+
+def auto_class(hf_config: Any) -> Any:
+    """The class whose ``from_config`` and ``from_pretrained`` make this config's model.
+
+    Raises RegrowError, in one line, when it is neither a causal language model nor one of ``WRAPPERS``.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    own = getattr(hf_config, "auto_map", None) or {}
+    if hf_config.model_type in WRAPPERS:
+        return AutoModelForImageTextToText
+    if "AutoModelForCausalLM" in own:
+        return AutoModelForCausalLM
+    kind = type(hf_config)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    # A class of another config is made for the text part alone, and would leave out the rest of a wrapper.
+    if causal is not None and (causal.config_class is kind or hf_config.get_text_config() is hf_config):
+        return AutoModelForCausalLM
+    raise RegrowError(
+        f"model type {hf_config.model_type}: transformers has no causal language model of it, or only of a part; of "
+        f"such multimodal models {', '.join(WRAPPERS)} can be pruned"
+    )

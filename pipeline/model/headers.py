@@ -1,0 +1,140 @@
+"""What the weight files of a model folder hold, read from their headers: names, shapes and dtypes, without the data.
+
+Names and layouts of a checkpoint are turned into those of the modules by transformers' own rules. So it can be told
+which tensors a model that was loaded in one dtype holds less precisely than its files do, and which it leaves out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.run import RegrowError, first_line, read_json
+
+#: safetensors' names of the dtypes that a narrower one may cut; tensors of others are integers, or quantised.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the checkpoint: where it stands, and the parameter that it becomes (or becomes part of).
+
+    ``dtype`` is None where it is none of ``FLOATS``.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    target: str
+    converted: bool
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """What a model has less of than its files: dtypes of the tensors that it narrowed, and those that it left out.
+
+    Both by the names that the tensors have in the files. ``held`` is the number of all tensors there.
+    """
+
+    narrowed: dict[str, torch.dtype]
+    left_out: list[str]
+    held: int
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The safetensors files that a loader would read; none where the folder has no such weights.
+
+    Raises RegrowError when the index names a file that is not there.
+    """
+    return _files(folder, "model.safetensors")
+
+
+def read_headers(model: Any, files: Sequence[Path]) -> dict[str, Entry]:
+    """Every tensor of a model's files by its key; ``model`` may be on the meta device.
+
+    Raises RegrowError when a file is damaged.
+    """
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = conversions(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, own = model.base_model_prefix, model.state_dict()
+    entries = {}
+    for file in files:
+        for key, shape, dtype in _header(file):
+            target, pattern = rename_source_key(key, renamings, converters, prefix, own)
+            if target not in own and key in own:
+                target, pattern = rename_source_key(key, [], [], prefix, own)
+            entries[key] = Entry(file, shape, dtype, target, pattern is not None)
+    return entries
+
+
+def conversions(model: Any) -> list[Any]:
+    """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return get_model_conversion_mapping(model)
+
+
+def shortfall(model: Any, folder: Path) -> Shortfall:
+    """What ``model``, loaded from ``folder``, has lost of its files.
+
+    A tensor is narrowed where its dtype in the model cannot hold every value of that in the file. Tables that models
+    compute now, and whose place old files still have (rotary frequencies), are not missed.
+    """
+    entries = read_headers(model, safetensors_files(folder) or _files(folder, "pytorch_model.bin"))
+    own = model.state_dict()
+    computed = {name.rpartition(".")[2] for name, _ in model.named_buffers() if name not in own}
+    narrowed, left_out = {}, []
+    for key, entry in entries.items():
+        held = own.get(entry.target)
+        if held is not None:
+            if entry.dtype is not None and torch.promote_types(entry.dtype, held.dtype) != held.dtype:
+                narrowed[key] = entry.dtype
+        elif not entry.converted and key.rpartition(".")[2] not in computed:
+            left_out.append(key)
+    return Shortfall(narrowed, left_out, len(entries))
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    index, single = folder / f"{name}.index.json", folder / name
+    if index.is_file():
+        files = [folder / part for part in sorted(set(read_json(index)["weight_map"].values()))]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise RegrowError(f"{index} names {', '.join(missing[:3])}: not there; fetch the model again")
+        return files
+    return [single] if single.is_file() else []
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | None]]:
+    """Key, shape and dtype (None: none of ``FLOATS``) of each tensor of a file."""
+    if file.suffix != ".safetensors":
+        # A pickle of tensors; its data stays in the file, where its format lets it.
+        weights = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        for key, value in weights.items():
+            yield key, tuple(value.shape), value.dtype if value.dtype in FLOATS.values() else None
+        return
+    with opened(file) as tensors:
+        for key in tensors.keys():  # noqa: SIM118 (it has no iterator)
+            part = tensors.get_slice(key)
+            yield key, tuple(part.get_shape()), FLOATS.get(part.get_dtype())
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, read and not mapped: pages of a mapping count as memory of the process until it ends."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt", device="cpu", backend="pread") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); fetch the model again") from error

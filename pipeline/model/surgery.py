@@ -1,0 +1,106 @@
+"""The surgery: a model's folder without some of its blocks, and the proof that it computes what the dense one does."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.model.blocks import remove_blocks, skip_blocks
+from pipeline.model.equivalence import (
+    CACHE_TOLERANCE,
+    TOLERANCE,
+    cache_tolerance,
+    cached_logits,
+    compare,
+    full_logits,
+    probe_ids,
+)
+from pipeline.model.headers import shortfall
+from pipeline.model.load import load_model, save_model
+from pipeline.model.precision import narrow, stored_dtypes, widen
+from pipeline.model.replacement import mapped_outputs, replace_blocks
+from pipeline.run import require_space
+
+#: How many of the tensors that the pruned model has less of than the dense files a line names; the record has all.
+NAMED = 3
+
+
+def prune_folder(
+    dense: Path,
+    target: Path,
+    removed: list[int],
+    maps: Mapping[int, torch.Tensor],
+    *,
+    dtype: str,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Write the model in ``dense`` without the blocks ``removed`` to ``target``, with its tokenizer, and test it.
+
+    ``maps`` as in ``replace_blocks``. ``dtype`` is that of the weights, but for those that transformers keeps in fp32.
+    Returns ``parameters`` (dense and pruned), ``narrowed`` and ``left_out`` (``Shortfall``) and ``self_test``. What
+    stood in ``target`` is replaced. Raises RegrowError when blocks cannot be removed or a comparison does not hold.
+    """
+    model = load_model(dense, dtype=dtype, trust_remote_code=trust_remote_code)
+    dense_parameters = model.num_parameters()
+    lost = _lost(model, dense, dtype, say)
+    # The values are those that will be saved, computed with in fp32: differences show mistakes, not rounding.
+    stored = stored_dtypes(model)
+    widen(model, dense, trust_remote_code)
+    ids = probe_ids(model.config.get_text_config().vocab_size)
+    with skip_blocks(model, removed), mapped_outputs(model, maps):
+        skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
+    by_cache = cache_tolerance(model, ids, skipped, skipped_cached)
+    replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
+    pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
+    # A folded map multiplies in another order than one that acts on the output.
+    tolerance = CACHE_TOLERANCE if maps else TOLERANCE
+    checks = [
+        compare("blocks skipped and blocks removed", skipped, pruned, tolerance),
+        compare("blocks skipped and blocks removed, with cache", skipped_cached, pruned_cached, tolerance),
+    ]
+    if maps:
+        # Folded weights are new: rounded as they will be saved, they give other logits.
+        narrow(stored)
+        model.float()
+        pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
+    narrow(stored)
+    parameters = model.num_parameters()
+    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
+    scratch = target.with_name(f"{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_model(model, scratch, companions_from=dense)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    del model
+    gc.collect()
+
+    reloaded = load_model(target, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    checks += [
+        compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),
+        compare("removed in memory and reloaded, with cache", pruned_cached, cached_logits(reloaded, ids), 0),
+        compare("with and without cache", pruned, pruned_cached, by_cache),
+    ]
+    say(f"self-test: {len(checks)} comparisons hold; {dense_parameters:,} -> {parameters:,} parameters")
+    return {
+        "parameters": {"dense": dense_parameters, "pruned": parameters},
+        **lost,
+        "self_test": {"dtype": "float32", "checks": checks},
+    }
+
+
+def _lost(model: Any, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """What prune.json says of tensors that the run holds less precisely than the dense model's files, or not at all."""
+    lost = shortfall(model, dense)
+    lines = {f"model.dtype {dtype} narrows": list(lost.narrowed), "the text model leaves out": lost.left_out}
+    for what, names in lines.items():
+        if names:
+            more = ", ..." if len(names) > NAMED else ""
+            say(f"{what} {len(names)} of the {lost.held} tensors in {dense.name}: {', '.join(names[:NAMED])}{more}")
+    narrowed = {name: str(stored).removeprefix("torch.") for name, stored in lost.narrowed.items()}
+    return {"narrowed": narrowed, "left_out": lost.left_out}
