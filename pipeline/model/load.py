@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.model.files import require_finite
 from pipeline.run import RegrowError, first_line
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings.
@@ -93,8 +94,8 @@ def load_model(
 ) -> Any:
     """A causal language model from a local folder, in evaluation mode.
 
-    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
-    a model that transformers would complete with random weights is refused.
+    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, left over or
+    not finite: a model that transformers would complete with random weights is refused.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -121,7 +122,9 @@ def load_model(
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
     if device.type == "cpu":
         own_memory(model)
-    return model.eval().to(device)
+    model = model.eval().to(device)
+    require_finite(model.named_parameters(), path)
+    return model
 
 
 def own_memory(model: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.files import require_finite
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
@@ -224,6 +225,7 @@ class StreamedModel:
             missing = {name for name in info.missing_keys if name.startswith(prefix)}
             if missing:
                 self._refuse_missing(missing)
+        require_finite(self.model.named_parameters(), self.folder)
         if self.device.type == "cpu":
             own_memory(self.model)
         return info

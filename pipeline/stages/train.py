@@ -26,7 +26,7 @@ from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
-from pipeline.run import RegrowError, Run, read_json, require_space
+from pipeline.run import Run, read_json, require_space
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
     clear_torn,
@@ -86,7 +86,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     )  # fmt: skip
     within = config.data.attention == "within"
     if within:
-        _on_first(world, lambda: require_document_attention(model))
+        world.on_first(lambda: require_document_attention(model))
     parameters = model.num_parameters()
     text_config = model.config.get_text_config()
     flops = flops_per_token(
@@ -97,8 +97,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     needed = checkpoint_bytes(parameters, recipe.zero_stage, model.dtype) + parameters * model.dtype.itemsize
     if world.rank == 0:
         clear_torn(folder / "checkpoints")
-    _on_first(world, lambda: require_space(folder, needed, "a checkpoint and the export"))
-    _on_first(world, lambda: _require_cache(config, run, world))
+    world.on_first(lambda: require_space(folder, needed, "a checkpoint and the export"))
+    world.on_first(lambda: _require_cache(config, run, world))
     rows = _held_out(config, run, world, encoder)
     engine = Engine(
         model, world, micro_batch=recipe.micro_batch, accumulation=split, zero_stage=recipe.zero_stage,
@@ -237,19 +237,6 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
         scratch.rename(target)
     world.barrier()
     return target
-
-
-def _on_first(world: World, check: Callable[[], None]) -> None:
-    """Run a check on rank 0 and raise what it raises on every process."""
-    problem = None
-    if world.rank == 0:
-        try:
-            check()
-        except RegrowError as error:
-            problem = str(error)
-    problem = world.from_first(problem)
-    if problem:
-        raise RegrowError(problem)
 
 
 def _has(path: Path, step: int) -> bool:
