@@ -146,6 +146,15 @@ def take_place(place: Place) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def name_accelerator() -> None:
+    """Tell DeepSpeed where there is no GPU: else it warns, in every process, that it had to find out. transformers
+    imports it, too, when a model is saved."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -161,10 +170,8 @@ class World:
         self.threads = max(1, cores() // place.local_world)
         torch.set_num_threads(self.threads)
         self.device = torch.device("cpu")
-        if not torch.cuda.is_available():
-            # Said to DeepSpeed, which otherwise warns in every process that it had to find out.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        elif use_gpu:
+        name_accelerator()
+        if use_gpu and torch.cuda.is_available():
             if place.local_rank >= torch.cuda.device_count():
                 raise RegrowError(
                     f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
@@ -289,8 +296,10 @@ def agent(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # The agent would meet its ranks by this machine's name, which need not resolve (in a container).
+    here = ["--standalone", "--local-addr", "127.0.0.1"]
     try:
-        run.main(["--standalone", "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
+        run.main([*here, "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.launch import name_accelerator
 from pipeline.model.files import require_finite
 from pipeline.run import RegrowError, first_line
 
@@ -103,6 +104,7 @@ def load_model(
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = torch.device(device)
     logging.disable_progress_bar()
+    name_accelerator()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             path,
@@ -143,6 +145,7 @@ def save_model(model: Any, folder: Path, companions_from: Path | None = None) ->
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    name_accelerator()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if companions_from is not None:
