@@ -170,8 +170,9 @@ def _report(message: str) -> None:
     """Leave the message where torchrun looks for it: its own report of the failure ends with it then."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
+        reason = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+            Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
 def _leave(status: int, place: Place) -> int:

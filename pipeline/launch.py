@@ -31,7 +31,7 @@ PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
 #: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
 #: Seconds for a launcher to end the others when one process has ended.
-END = 10
+END = 5
 #: How long a rank may wait while rank 0 alone does a stage's work.
 PATIENCE = timedelta(days=1)
 #: Seconds that an agent has for ending its ranks before it is ended itself.
