@@ -7,7 +7,6 @@ too large to be read, is given back as a line that says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -99,19 +98,21 @@ def _check_source(source: Source, on_damage: str, elsewhere: bool) -> str | None
     damage: DamagedShard | None = None
     for path, kind in shards[:TRIED]:
         try:
-            _read_one(path, kind, source.text_key)
-            return None
+            if _has_document(path, kind, source.text_key):
+                return None
         except DamagedShard as error:
             if on_damage == "raise":
                 raise
             damage = damage or error
     if damage is not None and len(shards) <= TRIED:
         raise damage
+    if damage is None and shards:
+        raise RegrowError(f"{shards[0][0]}: no document with text in it, by text_key {source.text_key!r}; set text_key")
     # That there is no shard at all is said by stage data at once, with what it looked for.
     return None
 
 
-def _read_one(path: Path, kind: str, text_key: str) -> Any:
+def _has_document(path: Path, kind: str, text_key: str) -> bool:
     if kind == "tokenised" or (kind == "tar" and is_tokenised(path)):
-        return about_tokenised(path)
-    return next(iter(read_documents(path, kind, text_key)), None)
+        return about_tokenised(path)["documents"] > 0
+    return next(iter(read_documents(path, kind, text_key)), None) is not None
