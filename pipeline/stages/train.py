@@ -69,7 +69,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "device": world.device.type,
     }
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
-    found = world.from_first(newest_checkpoint(folder / "checkpoints", layout) if world.rank == 0 else None)
+    found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
     encoder = row_encoder(config, run.stage("prune") / "model")
     identity = row_identity(config, run, encoder)
     if found:
