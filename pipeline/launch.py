@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 #: Our own launches tell the processes that they start who started them: the launching agent's pid.
 PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
-#: Exit status of a rank that we started and that has said what was wrong: nobody above it need say more.
+#: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
+#: Seconds for a launcher to end the others when one process has ended.
+END = 5
 #: How long a rank may wait while rank 0 alone does a stage's work.
 PATIENCE = timedelta(days=1)
 #: Seconds that an agent has for ending its ranks before it is ended itself.
 GRACE = 8
+
+
+class PlaceError(RegrowError):
+    """What a launcher left out; every process of the job meets it."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,23 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
         )
     # A batch script has SLURM_PROCID too, but no step: what runs in it without srun stands alone.
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        if "MASTER_ADDR" not in environment:
-            raise RegrowError("under srun set MASTER_ADDR and MASTER_PORT for all tasks (see launch/slurm.sbatch)")
-        per_node = int(environment.get("SLURM_NTASKS_PER_NODE", environment["SLURM_NTASKS"]))
         return Place(
             int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]), int(environment["SLURM_LOCALID"]),
-            per_node, "other",
+            _tasks_here(environment), "other",
         )  # fmt: skip
     return Place()
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Tasks that srun started on this node, from Slurm's list of them: ``8``, ``8(x2)``, ``4(x2),3``."""
+    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS")
+    stated = next(environment[name] for name in names if environment.get(name))
+    counts: list[int] = []
+    for part in stated.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    # One number may stand for all nodes.
+    return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -108,7 +123,8 @@ def _die_with_runner() -> None:
 def take_place(place: Place) -> None:
     """Settle this process: die with the launcher, and take cores / local processes threads under every launcher.
 
-    Called before torch is imported: its thread pools read the variables once.
+    Called before torch is imported: its thread pools read the variables once. Raises PlaceError where the processes
+    were not told where to meet.
     """
     if place.launcher is not None:
         # A rank that waits for its peers inside a collective runs no Python: signals must end it by themselves.
@@ -118,6 +134,8 @@ def take_place(place: Place) -> None:
         if place.launcher == "other":
             _die_with_runner()
     if place.launcher == "other":
+        if "MASTER_ADDR" not in os.environ:
+            raise PlaceError("set MASTER_ADDR and MASTER_PORT for all processes (for srun see launch/slurm.sbatch)")
         # srun says it in words of its own; DeepSpeed reads these.
         for name in ("rank", "world_size", "local_rank", "local_world_size"):
             os.environ.setdefault(name.upper(), str(getattr(place, name.removesuffix("_size"))))
@@ -126,6 +144,15 @@ def take_place(place: Place) -> None:
     # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def name_accelerator() -> None:
+    """Tell DeepSpeed where there is no GPU: else it warns, in every process, that it had to find out. transformers
+    imports it, too, when a model is saved."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def cores() -> int:
@@ -143,10 +170,8 @@ class World:
         self.threads = max(1, cores() // place.local_world)
         torch.set_num_threads(self.threads)
         self.device = torch.device("cpu")
-        if not torch.cuda.is_available():
-            # Said to DeepSpeed, which otherwise warns in every process that it had to find out.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        elif use_gpu:
+        name_accelerator()
+        if use_gpu and torch.cuda.is_available():
             if place.local_rank >= torch.cuda.device_count():
                 raise RegrowError(
                     f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
@@ -180,6 +205,24 @@ class World:
     def from_first(self, value: Any = None) -> Any:
         """Rank 0's value, on every process."""
         return self.gather(value)[0]
+
+    def on_first(self, call: Callable[[], Any]) -> Any:
+        """What ``call()`` gives on rank 0, on every process (small, picklable).
+
+        What it raises there is raised there alone, so that it is said once: the others end, with status TOLD.
+        """
+        if self.rank == 0:
+            try:
+                value = call()
+            except Exception:
+                self.gather((None, True))
+                raise
+            return self.gather((value, False))[0][0]
+        value, failed = self.gather(None)[0]
+        if failed:
+            time.sleep(END)
+            raise SystemExit(TOLD)
+        return value
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of a CPU tensor over the processes."""
@@ -253,8 +296,10 @@ def agent(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # The agent would meet its ranks by this machine's name, which need not resolve (in a container).
+    here = ["--standalone", "--local-addr", "127.0.0.1"]
     try:
-        run.main(["--standalone", "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
+        run.main([*here, "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

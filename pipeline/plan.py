@@ -1,7 +1,8 @@
 """What a config will cost, before anything is fetched or trained: blocks, parameters, steps, FLOPs, memory, hours.
 
-Neither a GPU nor weights nor a network are needed: the model's config.json is enough. Which blocks go is unknown
-before scoring, so the counts are exact where all blocks have one size, and a bound (which the plan says) elsewhere.
+Neither a GPU nor weights nor a network are needed: the model's config.json is enough. What else is on this machine is
+checked as at the start of a run. Which blocks go is unknown before scoring, so the counts are exact where all blocks
+have one size, and a bound (which the plan says) elsewhere.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
+from pipeline.checks import check_texts, check_tokenizer, check_weights, has_tokenizer, has_weights
 from pipeline.config import Config
 from pipeline.importance.block_major import ROOM, needs
 from pipeline.importance.distances import DISTANCES
+from pipeline.launch import count_processes
 from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import (
@@ -39,17 +42,17 @@ GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
 #: A careful run, a good one, and the highest bf16 figure that public codebases report.
 MFUS = (0.30, 0.43, 0.50)
 
-#: Processes that are planned for when the config leaves them to the machine and the machine has no GPU.
-ASSUMED_PROCESSES = 8
+#: A budget that is stretched by more than this, to whole steps, is said.
+STRETCHED = 1.1
 
 
 def plan(config: Config) -> dict[str, Any]:
-    """The plan as plain values (JSON-ready), with ``notes`` for the reader.
+    """The plan as plain values (JSON-ready), with ``notes`` for the reader and what was ``not_checked``.
 
-    Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, or when the
-    global batch does not divide.
+    Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, when the global
+    batch does not divide, or when weights, tokenizer or text that are here are not as they must be.
     """
-    notes: list[str] = []
+    notes = one_large_step(config)
     source = find_architecture(config)
     model = describe_dense(config, source.parent)
     hf_config = model.config.get_text_config()
@@ -69,7 +72,13 @@ def plan(config: Config) -> dict[str, Any]:
     if config.prune.perplexity is not None:
         notes.append("prune.perplexity decides how many blocks go when they are pruned: planned here as if none went")
     train, row = config.train, config.data.row_length
-    processes = _processes(train.processes, notes)
+    # A number is planned for wherever this is; auto is what a run takes here.
+    processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
+    if train.processes == "auto" and not torch.cuda.device_count():
+        notes.append(
+            "train.processes is auto and this machine has no GPU: planned for one process, as a run starts here; "
+            "train.processes=8 plans for 8 GPUs"
+        )
     per_step = train.global_batch * row
     steps = -(-train.tokens // per_step)
     per_token = flops_per_token(product_parameters(model) - sum(removed), blocks, attention_width(hf_config), row)
@@ -128,7 +137,39 @@ def plan(config: Config) -> dict[str, Any]:
             for share in MFUS
         ],
         "notes": notes,
+        "not_checked": _look(config, model, source.parent),
     }
+
+
+def one_large_step(config: Config) -> list[str]:
+    """A line where whole steps make much more of the token budget than it is."""
+    train = config.train
+    per_step = train.global_batch * config.data.row_length
+    steps = -(-train.tokens // per_step)
+    stretched = steps * per_step / train.tokens
+    if stretched <= STRETCHED:
+        return []
+    what = "one step is" if steps == 1 else f"{steps} steps are"
+    return [
+        f"{what} {stretched:.{0 if stretched >= 10 else 1}f} times the budget: train.tokens {train.tokens:,} becomes "
+        f"{steps * per_step:,}, by {train.global_batch} rows of {config.data.row_length} tokens a step; lower "
+        "train.global_batch or data.row_length"
+    ]
+
+
+def _look(config: Config, model: nn.Module, folder: Path) -> list[str]:
+    """Check what of weights, tokenizer and text is on this machine; returns what was not, a line each."""
+    own = folder != config.model.architecture
+    lines = []
+    if own and has_tokenizer(folder):
+        check_tokenizer(config, folder, model)
+    else:
+        lines.append(f"tokenizer of {config.model.path}: not on this machine")
+    if own and has_weights(folder):
+        lines += check_weights(folder, model)
+    else:
+        lines.append(f"weights of {config.model.path}: not on this machine")
+    return lines + check_texts(config, elsewhere=True)
 
 
 def find_architecture(config: Config) -> Path:
@@ -218,15 +259,6 @@ def _modules(model: nn.Module, sizes: list[int]) -> list[int]:
     return [*sizes, *(end.weight.numel() for end in ends if end is not None)]
 
 
-def _processes(stated: int | str, notes: list[str]) -> int:
-    if isinstance(stated, int):
-        return stated
-    here = torch.cuda.device_count()
-    if not here:
-        notes.append(f"train.processes is auto and this machine has no GPU: {ASSUMED_PROCESSES} are assumed")
-    return here or ASSUMED_PROCESSES
-
-
 def _untrained(parameters: dict[str, int]) -> list[str]:
     """A line on what text does not reach, where there is such a part."""
     apart = parameters["pruned"] - parameters["trained"]
@@ -268,6 +300,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     for row in plan["time"]:
         speed, hours, days = row["tokens_per_second_per_gpu"], row["gpu_hours"], row["days"]
         lines.append(f"{row['mfu']:>6.0%}{speed:>16,.0f}{hours:>14,.{0 if hours >= 10 else 2}f}{days:>14,.2f}")
-    if plan["notes"]:
+    if plan["notes"] or plan["not_checked"]:
         lines += ["", *(f"note: {note}" for note in plan["notes"])]
+        lines += [f"not checked: {line}" for line in plan["not_checked"]]
     return "\n".join(lines) + "\n"

@@ -15,10 +15,17 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+#: Of the inputs that differ so many are named: a corpus has 59,166.
+NAMED = 5
+#: Looks at a lock before it counts as held: ``regrow status`` holds it for a moment.
+LOOKS = 4
 
 
 class RegrowError(Exception):
@@ -87,6 +94,39 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
+def require_writable(folder: Path, key: str) -> None:
+    """RegrowError unless a file can be made in ``folder``, which need not be there yet; leaves nothing behind.
+
+    ``key`` is the config's key that names the folder.
+    """
+    place = folder.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        where = "" if place == folder.absolute() else f": {place}"
+        raise RegrowError(f"{folder}{where} cannot be written ({error.strerror}); set {key} to another place") from None
+
+
+def take_lock(file: IO[Any], lock: int, place: Path) -> bool:
+    """Lock the open ``file`` (``fcntl``'s flags); False where ``LOCK_NB`` was among them and another process holds it.
+
+    RegrowError where the file system of ``place`` has no locks, which does not mean that anybody works there.
+    """
+    try:
+        fcntl.flock(file, lock)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise RegrowError(
+            f"{place}: this file system has no file locks ({error.strerror}); take a place on one that has them, or "
+            "have it mounted with them (Lustre: -o flock)"
+        ) from None
+    return True
+
+
 class Run:
     """A run folder by name: paths, stage records, the log, and cached hashes of large inputs."""
 
@@ -104,7 +144,7 @@ class Run:
         return self.folder / name
 
     def log(self, line: str) -> None:
-        """Append one line, with the time, to log.txt."""
+        """Append a line (or several), with the time, to log.txt."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
@@ -175,34 +215,44 @@ class Run:
         return [target / folder.name for folder in present]
 
     def holder(self) -> str | None:
-        """Host and pid of the command that works in the folder now, or None."""
+        """Who works in the folder now (host and pid of the command), or None. RegrowError where that cannot be told."""
         path = self.folder / ".lock"
         if not path.exists():
             return None
         with path.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return f"in use by {file.read().strip()}"
-        return None
+            if take_lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB, self.folder):
+                return None
+            return file.read().strip() or "another process"
+
+    def require_free(self) -> None:
+        """RegrowError where another command works in the folder, or where nothing can be written; leaves no trace."""
+        require_writable(self.folder, "run.folder")
+        if (holder := self.holder()) is not None:
+            raise self._in_use(holder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder; RegrowError names host and pid of whoever holds it already."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / ".lock"
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with (self.folder / ".lock").open("a+", encoding="utf-8") as file:
+            if not self._take(file):
                 file.seek(0)
-                holder = file.read().strip() or "an unknown process"
-                raise RegrowError(f"run {self.name} is in use by {holder}; a run has one command at a time") from None
+                raise self._in_use(file.read().strip() or "another process")
             file.truncate(0)
             file.write(f"host {socket.gethostname()} pid {os.getpid()}")
             file.flush()
             yield
             file.truncate(0)
+
+    def _take(self, file: IO[str]) -> bool:
+        for _ in range(LOOKS):
+            if take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, self.folder):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _in_use(self, holder: str) -> RegrowError:
+        return RegrowError(f"run {self.name} is in use by {holder}; a run has one command at a time")
 
 
 #: Progress, checkpoints and logs: they serve a resume and are no part of a stage's result.
@@ -214,18 +264,39 @@ def _passing(relative: Path) -> bool:
 
 
 def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, one phrase each; empty when they are equal."""
+    """What differs between two fingerprints, one phrase each; empty when they are equal.
+
+    Every key of the config is named, and of the inputs the first few: of those that were moved, from where to where.
+    """
     differences = []
-    for part in ("config", "inputs", "upstream"):
-        before, after = old.get(part, {}), new.get(part, {})
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                if part == "config":
-                    was, now = (json.dumps(side.get(name), ensure_ascii=False) for side in (before, after))
-                    differences.append(f"{name}: was {was}, is {now}")
-                else:
-                    kind = {"inputs": "input", "upstream": "output of an earlier stage,"}[part]
-                    differences.append(f"{kind} {name} changed")
+    for name, before, after in _differing(old, new, "config"):
+        was, now = (json.dumps(value, ensure_ascii=False) for value in (before, after))
+        differences.append(f"{name}: was {was}, is {now}")
+    inputs = _differing(old, new, "inputs")
+    gone = {name: before for name, before, after in inputs if after is None}
+    come = {name: after for name, before, after in inputs if before is None}
+    if gone and Counter(gone.values()) == Counter(come.values()):
+        inputs = [each for each in inputs if None not in each]
+        differences.append(_moved(list(gone), list(come)))
+    differences += [f"input {name} changed" for name, _, _ in inputs[:NAMED]]
+    if len(inputs) > NAMED:
+        differences.append(f"and {len(inputs) - NAMED:,} more inputs")
+    differences += [f"output of an earlier stage, {name} changed" for name, _, _ in _differing(old, new, "upstream")]
     if old.get("format") != new.get("format"):
         differences.append(f"format of the stage: was {old.get('format')}, is {new.get('format')}")
     return differences
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:
+    """(name, value before, value after) of what differs in one part of two fingerprints; None where it is not there."""
+    before, after = old.get(part, {}), new.get(part, {})
+    names = sorted(before.keys() | after.keys())
+    return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
+
+
+def _moved(before: list[str], after: list[str]) -> str:
+    """Says that the inputs ``before`` are the inputs ``after``, by the paths that hold all of each."""
+    if len(before) == 1:
+        return f"input {before[0]} stands elsewhere: its content is {after[0]} now; a link at the old place will do"
+    old, new = (os.path.commonpath(names) or "." for names in (before, after))
+    return f"{len(before):,} inputs stand elsewhere: what was in {old} is in {new} now; a link at the old place will do"

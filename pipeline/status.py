@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pipeline.config import STAGES, load_config
@@ -12,9 +13,10 @@ from pipeline.training.metrics import pace, read_lines
 def status_text(folder: Path) -> str:
     """Lines for people. Raises RegrowError when ``folder`` is not a run's folder."""
     run = Run(folder)
-    if not (folder / "config.yaml").exists():
+    # Of a name that no file can have too, or of a folder that one may not look into.
+    if not os.path.isfile(folder / "config.yaml"):
         raise RegrowError(f"{folder}: not a run's folder (no config.yaml in it); runs live in {folder.parent}")
-    lines = [f"run {run.name} in {folder}", f"  {run.holder() or 'no command works in it now'}"]
+    lines = [f"run {run.name} in {folder}", f"  {_worker(run)}"]
     for stage in STAGES:
         record = run.record(stage)
         if record is not None:
@@ -26,9 +28,33 @@ def status_text(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def _worker(run: Run) -> str:
+    """Who works in the run, in words."""
+    try:
+        holder = run.holder()
+    except RegrowError as error:
+        return f"whether a command works in it cannot be told: {error}"
+    return f"in use by {holder}" if holder else "no command works in it now"
+
+
+def _swept(progress: Path) -> str:
+    """How far the sweep is: a file for each micro-batch that is done, or files named after the block they enter."""
+    by_block = list(progress.glob("states-*"))
+    if not by_block:
+        return f"{len(list(progress.glob('batch-*.json')))} micro-batches swept"
+    entering: dict[tuple[Path, str], int] = {}
+    for path in progress.glob("states-*/*-*.states"):
+        number, _, block = path.stem.partition("-")
+        entering[path.parent, number] = max(int(block), entering.get((path.parent, number), 0))
+    if entering:
+        return f"{min(entering.values())} blocks swept"
+    finished = any(path.stem.isdigit() for folder in by_block for path in folder.glob("*.json"))
+    return "all blocks swept" if finished else "0 blocks swept"
+
+
 def _progress(run: Run, stage: str) -> str:
     if stage == "score":
-        return f"{len(list((run.stage(stage) / 'progress').glob('batch-*.json')))} micro-batches swept"
+        return _swept(run.stage(stage) / "progress")
     if stage != "train":
         return ""
     recipe = load_config(run.folder / "config.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,8 @@ def reference(lengthen: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("reference")
     command = Regrow("run", lengthen(folder))
     assert command.wait() == 0, f"the reference run failed:\n{command.output}"
+    noise = [line for line in command.output.splitlines() if not re.match(r"\[[a-z]+\] ", line)]
+    assert not noise, f"lines that are not regrow's: {noise}"
     return folder / "runs" / "tiny"
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,14 @@ def test_every_command_explains_itself(call, command):
     assert what and what.split(". ")[0] in " ".join(out.split()), f"{command} --help does not say what it does"
 
 
+def test_the_version_names_regrow_and_what_it_stands_on(call):
+    status, out, _ = call("--version")
+    assert status == 0
+    for name in ("regrow", "torch", "transformers", "deepspeed"):
+        assert f"{name} {version(name)}" in out, out
+    assert out.count("\n") == 1, out
+
+
 def test_a_command_that_is_not_there_is_a_usage_error(call):
     status, _, message = call("prunee")
     assert status == 2
@@ -64,7 +72,7 @@ def test_a_command_that_is_not_there_is_a_usage_error(call):
 
 def test_help_config_schema_status_and_config_errors_do_not_import_torch(reference):
     """In one process, one command after another."""
-    commands = [["--help"], ["train", "--help"], ["config", "configs/demo.yaml"], ["schema"],
+    commands = [["--help"], ["--version"], ["train", "--help"], ["config", "configs/demo.yaml"], ["schema"],
                 ["status", str(reference)], ["run", "configs/demo.yaml", "prune.remov=9"],
                 ["run", "configs/absent.yaml"]]  # fmt: skip
     program = (
@@ -78,7 +86,7 @@ def test_help_config_schema_status_and_config_errors_do_not_import_torch(referen
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("DONE")]
-    expected = [0, 0, 0, 0, 0, 1, 1]
+    expected = [0, 0, 0, 0, 0, 0, 1, 1]
     assert lines == [f"DONE {a!r} {s} []" for a, s in zip(commands, expected, strict=True)], done.stderr
 
 

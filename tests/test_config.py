@@ -73,6 +73,37 @@ def test_token_counts_are_whole_numbers(file: Path, text: str, number: int) -> N
     assert tokens == number and type(tokens) is int
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "wanted"),
+    [
+        ("train.tokens", "10B", "10e9"), ("train.tokens", "2.5 M", "2.5e6"), ("train.tokens", "300k", "300e3"),
+        ("train.tokens", "1,000,000", "1000000"), ("train.tokens", "1 000 000", "1000000"),
+        ("train.tokens", "10 billion", "10e9"), ("train.tokens", "1.5T", "1.5e12"), ("train.clip", "1,000", "1000"),
+        ("evaluate.processes", "2k", "2e3"),
+    ],
+)  # fmt: skip
+def test_a_number_with_a_word_in_it_is_answered_with_what_to_write(
+    file: Path, key: str, text: str, wanted: str
+) -> None:
+    message = refused(file, f"{key}={text}")
+    assert f"write {wanted}; got {text!r}" in message, message
+    load_config(file, [f"{key}={wanted}"] if key != "evaluate.processes" else [])
+
+
+@pytest.mark.parametrize("text", ["many", "10e9 tokens", "1,5", "10X", "1,00"])
+def test_what_is_no_number_is_not_answered_with_one(file: Path, text: str) -> None:
+    assert "write" not in refused(file, f"train.tokens={text}")
+
+
+def test_a_quoted_number_is_a_number(file: Path) -> None:
+    assert load_config(file, ["train.global_batch='512'"]).train.global_batch == 512
+
+
+def test_folders_of_the_user_s_own_are_found(file: Path) -> None:
+    config = load_config(file, ["run.folder=~/runs", "data.cache=~/shards"])
+    assert (config.run.folder, config.data.cache) == (Path.home() / "runs", Path.home() / "shards")
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
 def test_small_rates_are_numbers(file: Path, text: str) -> None:
     assert load_config(file, [f"train.learning_rate={text}"]).train.learning_rate == 0.0001

@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.launch import AGENT, PARENT, Place, count_processes, find_place
-from pipeline.run import RegrowError
+from pipeline.launch import AGENT, PARENT, TOLD, Place, count_processes, find_place
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,15 +38,25 @@ def test_places_of_every_launcher():
     assert find_place(deepspeed) == Place(5, 8, 1, 4, "other")
     srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
             "SLURM_NTASKS_PER_NODE": "4"}  # fmt: skip
-    assert find_place({**srun, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 8, 1, 4, "other")
-    with pytest.raises(RegrowError, match="set MASTER_ADDR and MASTER_PORT"):
-        find_place(srun)
+    assert find_place(srun) == Place(5, 8, 1, 4, "other")
     alone = Place(0, 1, 0, 1, None)
     assert find_place({}) == alone, "a process on its own"
     one = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
     assert find_place(one) == alone, "one task of srun"
     batch = {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     assert find_place(batch) == alone, "a batch script without srun"
+
+
+@pytest.mark.parametrize(
+    ("listed", "node", "here"),
+    [("4(x2)", 1, 4), ("1(x2)", 0, 1), ("8", 0, 8), ("5,3", 0, 5), ("5,3", 1, 3), ("4(x3),2", 2, 4), ("4(x3),2", 3, 2)],
+)
+def test_tasks_of_a_node_are_read_from_slurm_s_list(listed, node, here):
+    """`srun -N2 -n8` sets no count for each node, only this list; the job's own list may be longer."""
+    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
+            "SLURM_NODEID": str(node), "SLURM_STEP_TASKS_PER_NODE": listed,
+            "SLURM_TASKS_PER_NODE": "16(x9)"}  # fmt: skip
+    assert find_place(srun) == Place(3, 8, 1, here, "other")
 
 
 def test_processes_are_as_asked():
@@ -106,6 +115,27 @@ def ranks(process: subprocess.Popen) -> list[psutil.Process]:
     return wait_for(both)
 
 
+def srun(*arguments: str, **environment: str) -> list[subprocess.Popen]:
+    """Three tasks of one node as srun starts them."""
+    job = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "3", **environment}
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER"))}
+    return [subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             env={**kept, **job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)})
+            for task in range(3)]  # fmt: skip
+
+
+def test_what_all_tasks_of_srun_meet_is_said_once(tiny_config):
+    """Nobody ends the others there: a mistyped key, and processes that were not told where to meet."""
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    jobs = {"unknown key 'train.seeed'": srun("run", str(tiny_config), "train.seeed=1", **there),
+            "set MASTER_ADDR and MASTER_PORT": srun("run", str(tiny_config))}  # fmt: skip
+    for what, tasks in jobs.items():
+        said = [task.communicate(timeout=60)[0] for task in tasks]
+        assert what in said[0] and said[0].count("\n") == 1 and said[1:] == ["", ""], said
+        assert [task.returncode for task in tasks] == [1, TOLD, TOLD]
+
+
 def test_the_agent_says_which_rank_was_killed_and_ends_the_others(tiny_config, tmp_path):
     process = agent(tiny_config, tmp_path)
     by_rank = {int(child.environ()["RANK"]): child for child in ranks(process)}
@@ -116,6 +146,28 @@ def test_the_agent_says_which_rank_was_killed_and_ends_the_others(tiny_config, t
     assert line in errors.splitlines(), f"the agent said:\n{errors}"
     assert "Traceback" not in errors
     assert gone(by_rank[0].pid), "the other rank is still there"
+
+
+def test_a_machine_whose_name_does_not_resolve_starts_its_ranks(tmp_path):
+    """As in some containers. The name is changed in a namespace of its own, which takes root's rights."""
+    if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode:
+        pytest.skip("this process may not make a namespace (unshare --uts)")
+    program = 'hostname no-such-host.invalid && exec "$@"'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # The agent stands below unshare, and ends with it.
+    launcher = "import os, sys; from pipeline import launch; os.environ[launch.PARENT] = str(os.getppid()); "
+    launcher += "sys.exit(launch.agent(2, ['train', '--help']))"
+    process = subprocess.Popen(
+        ["unshare", "--uts", "bash", "-c", program, "_", sys.executable, "-c", launcher], cwd=tmp_path, text=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        out, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.fail("no rank was started within a minute")
+    finally:
+        process.kill()
+    assert process.returncode == 0 and out.count("Usage: regrow train") == 2, out
 
 
 def test_the_ranks_end_with_a_killed_agent(tiny_config, tmp_path):

@@ -8,10 +8,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -199,6 +201,38 @@ def test_launchers_start_the_ranks(launcher: str, tmp_path: Path) -> None:
     assert result.stdout.count("Usage:") == 2, f"not two ranks printed train's help:\n{result.stdout}{result.stderr}"
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
+def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_path: Path) -> None:
+    """A program in the launcher's place, with a child: what it gets of signals is the shell's doing, and is real."""
+    launcher = tmp_path / "deepspeed"
+    launcher.write_text("#!/bin/sh\nsleep 60 &\necho started $$ $!\nwait\n")
+    launcher.chmod(0o755)
+    environment = dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GPUS": "2"}
+    script = subprocess.Popen(
+        [BASH, str(LAUNCH / "deepspeed.sh"), "config.yaml"], env=environment, text=True, stdout=subprocess.PIPE,
+        # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its start.
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGQUIT)],
+    )  # fmt: skip
+    started = [int(word) for word in script.stdout.readline().split()[1:]]
+    script.send_signal(getattr(signal, f"SIG{name}"))
+    script.communicate(timeout=20)
+    left = [pid for pid in started if psutil.pid_exists(pid)
+            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"the script ended on SIG{name}, and what it started went on"
+    assert script.returncode > 128, f"exit status {script.returncode} after SIG{name}"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_scripts_without_a_gpu_ask_for_a_number(launcher: str, tmp_path: Path) -> None:
+    environment = bare_machine(tmp_path / "bin", "env")
+    environment.pop("GPUS", None)
+    result = subprocess.run([BASH, str(LAUNCH / f"{launcher}.sh"), "config.yaml"], env=environment, text=True,
+                            capture_output=True, timeout=60)  # fmt: skip
+    assert result.returncode == 1 and "no GPU here; say how many CPU processes: GPUS=2" in result.stderr, result.stderr
+
+
 def test_kubernetes_job() -> None:
     from pipeline.config import load_config
 
@@ -243,12 +277,13 @@ def test_sbatch_script() -> None:
 
     text = "\n".join(lines).replace("\\\n", " ")
     (call,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    words = [word.replace("$SLURM_NNODES", "2") for word in shlex.split(call.removesuffix("&"))]
+    given = {"$SLURM_NNODES": "2", "${SLURM_GPUS_ON_NODE:-8}": "4"}
+    words = [given.get(word, word) for word in shlex.split(call.removesuffix("&"))]
     arguments = torchrun_arguments(words[words.index("torchrun") + 1 :])
     assert arguments.module and arguments.training_script == "pipeline"
     assert arguments.training_script_args == ["run", "$@"]
     assert arguments.rdzv_backend == "c10d" and arguments.nnodes == "2"
-    assert arguments.nproc_per_node == options["gpus-per-node"], "as many processes as GPUs"
+    assert arguments.nproc_per_node == "4", "not as many processes as the node gives GPUs"
     warning = int(options["signal"].partition("@")[2])
     # 30 seconds are torchrun's own patience with ranks that do not end.
     assert warning > 30, "Slurm ends the job before the batch script could requeue it"

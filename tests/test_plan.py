@@ -137,11 +137,47 @@ def test_impossible_plans_are_refused_with_the_numbers(override: str, named: lis
     assert all(part in str(refusal.value) for part in named), str(refusal.value)
 
 
-def test_processes_are_counted_or_assumed_and_said_so_without_a_gpu() -> None:
+def test_without_a_gpu_auto_is_planned_as_a_run_would_start_here():
     here = torch.cuda.device_count()
     made = preset("2.7b", "train.processes=auto")
-    assert made["training"]["processes"] == (here or 8)
-    assert any("no GPU" in note and "8" in note for note in made["notes"]) == (not here), made["notes"]
+    assert made["training"]["processes"] == (here or 1)
+    assert any("no GPU" in note and "train.processes=8" in note for note in made["notes"]) == (not here), made["notes"]
+    # A batch that a run takes here is no reason to refuse the plan.
+    assert here or preset("2.7b", "train.processes=auto", "train.global_batch=6")["training"]["accumulation"] == 3
+
+
+def test_whole_steps_that_stretch_the_budget_are_said():
+    made = preset("2.7b", "train.tokens=20000")
+    assert made["training"]["steps"] == 1
+    (note,) = [note for note in made["notes"] if "times the budget" in note]
+    for part in (
+        "one step is 52 times the budget",
+        "20,000 becomes 1,048,576",
+        "train.global_batch",
+        "data.row_length",
+    ):
+        assert part in note, note
+    assert any("2 steps are 1.3 times" in note for note in preset("2.7b", "train.tokens=1.6e6")["notes"])
+    assert not any("budget" in note for note in preset("2.7b", "train.tokens=3e6")["notes"])
+
+
+def test_what_is_not_here_is_said_and_what_is_here_is_checked(tiny_model, demo, tmp_path):
+    absent = preset("2.7b")["not_checked"]
+    for part in ("tokenizer of lmsys/vicuna-7b-v1.3", "weights of lmsys/vicuna-7b-v1.3", "text of cerebras/SlimPajama"):
+        assert any(line.startswith(part) for line in absent), absent
+    text = f"{demo}/text/train"
+    here = [f"model.path={tiny_model}", f"data.sources=[{{path: {text}}}]", f"data.held_out.path={text}",
+            "prune.remove=2"]  # fmt: skip
+    assert preset("2.7b", *here)["not_checked"] == []
+    elsewhere = preset("2.7b", *here, "data.sources.0.path=/nowhere/corpus")["not_checked"]
+    assert elsewhere == ["text of /nowhere/corpus: not on this machine; stage data reads it first"]
+    with pytest.raises(RegrowError, match="content"):
+        preset("2.7b", *here, "data.sources.0.text_key=content")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(RegrowError, match=r"model\.safetensors: .* cut off"):
+        preset("2.7b", *here, f"model.path={tmp_path}/model")
 
 
 def test_rows_longer_than_the_models_positions_are_noted() -> None:

@@ -51,7 +51,7 @@ def test_command(command: str, tmp_path_factory: pytest.TempPathFactory) -> None
 
 
 def check_script(arguments: list[str]) -> None:
-    # This test runs inside launch/test.sh, and CI runs .ci/run; the demo's stages are run by tests/test_spine.py.
+    # This test runs inside launch/test.sh, and CI runs .ci/run; the demo's stages are run by tests/test_demo_whole.py.
     assert (ROOT / arguments[0]).is_file(), f"README names {arguments[0]}, which is not there"
     assert arguments[1:] == [] or arguments[1] == "-m", f"README passes {arguments[1:]} to {arguments[0]}"
 
@@ -107,11 +107,30 @@ def check_pip(arguments: list[str]) -> None:
     assert (ROOT / "launch/constraints.txt").is_file() and (ROOT / "setup.cfg").is_file()
 
 
-def test_the_config_of_the_readme_loads(tmp_path: Path) -> None:
-    (block,) = blocks("yaml")
-    (tmp_path / "mine.yaml").write_text(block)
-    config = load_config(tmp_path / "mine.yaml")
+def test_the_configs_of_the_readme_load(tmp_path: Path) -> None:
+    mine, small = (tmp_path / f"{name}.yaml" for name in ("mine", "small"))
+    for path, block in zip((mine, small), blocks("yaml"), strict=True):
+        path.write_text(block)
+    config = load_config(mine)
     assert (config.prune.ratio, config.train.tokens, config.train.global_batch) == (0.45, 10**10, 512)
+    # The small one is 16 whole steps, and fits any machine.
+    config = load_config(small)
+    assert config.train.tokens == 16 * config.train.global_batch * config.data.row_length
+    assert config.train.processes == "auto" and config.data.lanes <= 8
+
+
+def test_the_small_config_of_the_readme_runs(tiny_model: Path, demo: Path, tmp_path: Path) -> None:
+    """With a model and texts in the places that it leaves open, up to the pruned model; training is planned."""
+    path = tmp_path / "small.yaml"
+    path.write_text(blocks("yaml")[1])
+    text = f"{demo}/text"
+    filled = [f"run.folder={tmp_path}/runs", f"model.path={tiny_model}", f"data.sources.0.path={text}/train",
+              f"data.held_out.path={text}/validation", "prune.ratio=0.25"]  # fmt: skip
+    made = plan(load_config(path, filled))
+    assert (made["training"]["steps"], made["not_checked"]) == (16, [])
+    assert not any("budget" in note for note in made["notes"]), made["notes"]
+    done = CliRunner().invoke(app, ["data", str(path), *filled])
+    assert done.exit_code == 0 and "[data] done in" in done.output, done.output
 
 
 def test_the_notebook_of_the_readme_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from pipeline.run import (
     hash_file,
     read_json,
     require_space,
+    require_writable,
     write_atomic,
     write_json,
 )
@@ -103,16 +104,79 @@ def test_a_second_holder_is_refused_by_host_and_pid_until_the_first_is_killed(ho
     name = f"host {socket.gethostname()} pid {holder.pid}"
     with pytest.raises(RegrowError, match=f"run demo is in use by {name};"), run.lock():
         pytest.fail("two processes hold one run")
-    assert run.holder() == f"in use by {name}"
+    assert run.holder() == name
     holder.kill()
     holder.wait()
     assert run.holder() is None, "the lock outlived a kill -9 of its holder"
     with run.lock():
-        assert run.holder() == f"in use by host {socket.gethostname()} pid {os.getpid()}"
+        assert run.holder() == f"host {socket.gethostname()} pid {os.getpid()}"
     assert run.holder() is None
     with pytest.raises(ZeroDivisionError), run.lock():
         raise ZeroDivisionError
     assert run.holder() is None, "the lock was kept after an error"
+
+
+#: Answers flock with an error of the kernel, as a file system without locks does, to this process alone: a filter of
+#: system calls (seccomp). In a child for each error, since it cannot be taken back.
+WITHOUT_LOCKS = """
+import ctypes, errno, os, pathlib, platform, struct, sys
+from pipeline.data.locks import locked
+from pipeline.data.tokenise import _alone
+from pipeline.run import RegrowError, Run
+from pipeline.status import status_text
+
+NUMBER = {"x86_64": 73, "aarch64": 32}[platform.machine()]
+folder = pathlib.Path(sys.argv[1])
+
+def refuse_flock(code):
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, NUMBER), (0x06, 0, 0, 0x00050000 | code), (0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    about = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, about) == 0, os.strerror(ctypes.get_errno())
+
+def told(call):
+    try:
+        return call()
+    except RegrowError as error:
+        return error
+
+for code in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+    if os.fork():
+        os.wait()
+        continue
+    refuse_flock(code)
+    run = Run(folder / "run")
+    (folder / "copy").touch()
+    for call in (run.lock().__enter__, run.require_free, _alone(folder / "ids").__enter__,
+                 lambda: locked(folder / "copy", "rb", 2)):
+        print("REFUSED", told(call), flush=True)
+    (run.folder / "config.yaml").touch()
+    print("STATUS", status_text(run.folder).splitlines()[1], flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_file_system_without_locks_is_not_a_run_in_use(tmp_path):
+    out, _ = python(WITHOUT_LOCKS, tmp_path).communicate(timeout=120)
+    lines = out.splitlines()
+    assert len(lines) == 15, out
+    assert all("this file system has no file locks (" in line for line in lines), out
+    assert "in use" not in out and "another command" not in out, out
+    assert sum(line.startswith("STATUS   whether a command works in it cannot be told: ") for line in lines) == 3, out
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").touch()
+    for folder, reason in (
+        (tmp_path / "file", "Not a directory"), (tmp_path / "file" / "run", f"{tmp_path}/file cannot be written"),
+        (tmp_path / ("n" * 300), "File name too long"), (Path("/sys/regrow"), "cannot be written"),
+    ):  # fmt: skip
+        with pytest.raises(RegrowError, match=r"cannot be written \(.*; set run\.folder to another place") as refusal:
+            require_writable(folder, "run.folder")
+        assert reason in str(refusal.value)
+    require_writable(tmp_path / "new" / "run", "run.folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "something was left behind"
 
 
 def test_a_stage_is_complete_with_its_record_and_is_named_when_it_is_missing(tmp_path):
@@ -176,6 +240,20 @@ def test_differences_are_named_by_key_input_and_upstream():
         "input model/config.json changed", "output of an earlier stage, data changed",
         "format of the stage: was 1, is 2",
     ]  # fmt: skip
+
+
+def test_a_corpus_of_many_files_is_told_of_in_few_lines():
+    before = {f"/data/slim/train/chunk{n % 10}/{n}.jsonl.zst": f"hash {n}" for n in range(59_166)}
+    after = {name.replace("/data/slim", "/mnt/corpora/slim"): value for name, value in before.items()}
+    (moved,) = compare_fingerprints({"inputs": before}, {"inputs": after})
+    for part in ("59,166 inputs stand elsewhere", "/data/slim/train", "/mnt/corpora/slim/train", "a link"):
+        assert part in moved, moved
+    one = [{"inputs": {name: "a", "/kept": "b"}} for name in ("/old/corpus.jsonl", "/new/corpus.jsonl")]
+    (moved,) = compare_fingerprints(*one)
+    assert "input /old/corpus.jsonl stands elsewhere: its content is /new/corpus.jsonl now" in moved
+    # Moved and changed is not moved.
+    changed = compare_fingerprints({"inputs": before}, {"inputs": dict.fromkeys(after, "other")})
+    assert len(changed) == 6 and changed[-1] == f"and {2 * 59_166 - 5:,} more inputs", changed
 
 
 def test_space_is_asked_for_before_it_is_needed(tmp_path):

@@ -37,6 +37,23 @@ def test_every_stage_is_done_begun_or_not(run):
         assert f"in use by host {socket.gethostname()} pid {os.getpid()}" in status_text(run.folder)
 
 
+def test_a_sweep_block_by_block_is_told_in_blocks(run):
+    progress = run.stage("score") / "progress"
+    write_json(progress / "started.json", {})
+    shelf = progress / "states-0-of-1"
+    shelf.mkdir()
+    assert "0 blocks swept" in line(run, "score")
+    # The first micro-batch enters block 4, the second block 3; dense states of earlier blocks are kept.
+    for name in ("000000-0003", "000000-0004", "000001-0002", "000001-0003"):
+        (shelf / f"{name}.states").touch()
+    assert "3 blocks swept" in line(run, "score")
+    for path in shelf.glob("*.states"):
+        path.unlink()
+    for number in range(2):
+        write_json(shelf / f"{number:06d}.json", {})
+    assert "all blocks swept" in line(run, "score")
+
+
 def test_training_s_place_speed_and_time_left(run):
     write_json(run.stage("train") / "progress" / "started.json", {})
     # 4,096 tokens are 8 steps of 8 rows of 64.
@@ -58,6 +75,8 @@ def test_training_s_place_speed_and_time_left(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RegrowError, match=r"not a run's folder \(no config\.yaml in it\)"):
         status_text(tmp_path)
+    with pytest.raises(RegrowError, match=r"not a run's folder"):
+        status_text(tmp_path / ("n" * 300))
 
 
 def test_a_damaged_line_is_named_and_a_torn_last_one_is_left_out(run):

@@ -7,10 +7,12 @@ is resumed (``free``), and where its default comes from.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.run import RegrowError
 
@@ -29,10 +31,24 @@ def key(default: Any, what: str, *, stages: str = "", free: bool = False, source
     return Field(default, description=what, json_schema_extra=extra, **limits)
 
 
+#: A number as people write it: in groups of three, with a word or a letter for its size.
+WRITTEN = re.compile(r"(\d{1,3}(?:[, _']\d{3})+|\d+)(\.\d+)?\s*([a-z]*)", re.IGNORECASE)
+SIZES = {"": 0, "k": 3, "thousand": 3, "m": 6, "mio": 6, "million": 6, "b": 9, "bn": 9, "g": 9, "billion": 9, "t": 12,
+         "tn": 12, "trillion": 12}  # fmt: skip
+
+
 def number(value: Any) -> Any:
-    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0."""
+    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0.
+
+    A number with a word in it is refused too, with what to write: what a B stands for is not guessed in silence.
+    """
     if isinstance(value, bool):
         raise ValueError("a number is wanted")
+    written = WRITTEN.fullmatch(value.strip()) if isinstance(value, str) else None
+    if written and (power := SIZES.get(written[3].lower())) is not None:
+        digits = re.sub(r"\D", "", written[1]) + (written[2] or "")
+        if digits != value.strip():
+            raise ValueError(f"write {digits}e{power}" if power else f"write {digits}")
     return value
 
 
@@ -45,6 +61,7 @@ def _whole(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number)]
 Real = Annotated[float, BeforeValidator(number)]
+Folder = Annotated[Path, AfterValidator(Path.expanduser)]
 Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 

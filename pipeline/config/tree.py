@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.keys import Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.keys import Folder, Processes, Real, Section, Whole, fields, key, number
 from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
@@ -17,7 +17,7 @@ class RunSection(Section):
     name: str = key(
         ..., "Name of the run: its folder's name.", source="required", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )
-    folder: Path = key(Path("runs"), "Folder that holds the run folders.")
+    folder: Folder = key(Path("runs"), "Folder that holds the run folders.")
 
 
 class ModelSection(Section):
@@ -103,7 +103,7 @@ class DataSection(Section):
         stages="data",
     )  # fmt: skip
     tokenise_processes: Processes = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
-    cache: Path = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
+    cache: Folder = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
     cache_size: Whole | None = key(
         None, "Bytes that copies of remote shards may take; null: what the disk has. Too little for all lanes is "
         "refused before training; a fetch that would go over it deletes copies that nobody reads, or is an error.",

@@ -25,7 +25,7 @@ from pipeline.data.room import TEMPORARY, copy_size, taken_room
 from pipeline.data.row_groups import NotParquet, fetch_row_group
 from pipeline.data.shards import Shard
 from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, take_lock
 
 
 class ShardCache:
@@ -124,9 +124,7 @@ class ShardCache:
                 self._held[copy] = (file, uses - 1)
                 return
         with contextlib.suppress(FileNotFoundError), file or copy.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, self.folder):
                 # Another process reads it and will delete it. A forked child may share the lock: give it up for both.
                 fcntl.flock(file, fcntl.LOCK_UN)
                 return

@@ -25,7 +25,7 @@ from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
 from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
-from pipeline.run import RegrowError, hash_file, hash_json, require_space
+from pipeline.run import RegrowError, hash_file, hash_json, require_space, take_lock
 
 #: Tokens for a byte of a file, for the estimate of the space: SlimPajama has 0.70 compressed and 0.28 as plain text.
 PER_COMPRESSED_BYTE, PER_PLAIN_BYTE = 0.75, 0.3
@@ -151,10 +151,8 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder: two commands would do the same work, and remove each other's unfinished files."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RegrowError(f"{folder}: another command is tokenising into it; wait for it to end") from None
+        if not take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
+            raise RegrowError(f"{folder}: another command is tokenising into it; wait for it to end")
         try:
             _sweep(folder)
             yield

@@ -35,7 +35,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # The compiled part raises this class itself.
         raise RegrowError(f"model {path}: no tokenizer could be loaded ({first_line(error)})") from error
 
 

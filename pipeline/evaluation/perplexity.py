@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
 
@@ -83,7 +84,7 @@ def row_losses(
         # Exactly one process holds a row's sum and the others hold zero, so that adding them is exact.
         dist.all_reduce(sums, group=group)
     sums = sums.cpu()
-    _require_finite(sums)
+    _require_finite(sums, model)
     return sums, torch.full((count,), length - 1, dtype=torch.int64)
 
 
@@ -136,11 +137,16 @@ def _check(rows: torch.Tensor, micro_batch: int, rank: int, world: int, group: d
         raise RegrowError(f"evaluation was told to be rank {rank} of 1; rank must be 0")
 
 
-def _require_finite(sums: torch.Tensor) -> None:
+def _require_finite(sums: torch.Tensor, model: nn.Module) -> None:
     bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
     if bad:
+        broken = not_finite(model.named_parameters())
+        cause = (
+            f"{broken} has values that are not finite; look into the checkpoint it came from"
+            if broken
+            else "the weights are finite, activations are not; evaluate in bfloat16 or float32 if it runs in float16"
+        )
         raise RegrowError(
             f"evaluation row {bad[0]} of {len(sums)} has a loss of {sums[bad[0]].item()} ({len(bad)} such rows in "
-            "all): weights or activations of the model are not finite; look into the checkpoint it came from, or "
-            "evaluate in bfloat16 or float32 if it runs in float16"
+            f"all): {cause}"
         )

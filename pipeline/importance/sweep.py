@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
+from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
 from pipeline.run import RegrowError
@@ -144,9 +145,11 @@ def summed_losses(
     losses = torch.cat(sums).view(len(names), len(input_ids)).roll(-1, dims=0)
     rows = losses.isnan().any(dim=1).nonzero().flatten().tolist()
     if rows:
+        broken = not_finite(model.named_parameters())
+        cause = f"{broken} has values that are not finite" if broken else "score again with score.dtype=float32"
         raise RegrowError(
             f"losses without blocks {[names[row] for row in rows]} are not numbers (block {names[-1]} stands for the "
-            "dense model); score again with score.dtype=float32"
+            f"dense model); {cause}"
         )
     return losses
 

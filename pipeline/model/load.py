@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config
+from pipeline.model.files import require_finite
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
 from pipeline.run import RegrowError, first_line
@@ -101,9 +103,9 @@ def load_model(
     config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
     where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
-    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, or left over:
-    a model that transformers would complete with random weights is refused. So is code of a model's own whose buffers
-    transformers would leave to chance.
+    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, left over or
+    not finite: a model that transformers would complete with random weights is refused. So is code of a model's own
+    whose buffers transformers would leave to chance.
     """
     from transformers.utils import logging
 
@@ -111,6 +113,7 @@ def load_model(
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     device = torch.device(device)
     logging.disable_progress_bar()
+    name_accelerator()
     loader = auto_class(read_config(path, trust_remote_code))
     try:
         model, loading = loader.from_pretrained(
@@ -135,7 +138,9 @@ def load_model(
         own_memory(model)
     _say_whether_tied(model)
     return_logits(model)
-    return model.eval().to(device)
+    model = model.eval().to(device)
+    require_finite(model.named_parameters(), path)
+    return model
 
 
 def _say_whether_tied(model: Any) -> None:
@@ -167,6 +172,7 @@ def save_model(model: Any, folder: Path, companions_from: Path | None = None) ->
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    name_accelerator()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if companions_from is not None:

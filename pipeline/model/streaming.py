@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.files import require_finite
 from pipeline.model.headers import conversions, opened, read_headers, safetensors_files
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
@@ -184,6 +185,7 @@ class StreamedModel:
             missing = {name for name in info.missing_keys if name.startswith(prefix)}
             if missing:
                 self._refuse_missing(missing)
+        require_finite(self.model.named_parameters(), self.folder)
         if self.device.type == "cpu":
             own_memory(self.model)
         return info

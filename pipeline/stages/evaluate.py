@@ -42,7 +42,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "pruned": run.stage("prune") / "model",
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
-    rows = world.from_first(_rows(config, run, dense) if world.rank == 0 else None)
+    rows = world.on_first(lambda: _rows(config, run, dense))
     models, weights = {}, []
     for name, folder in folders.items():
         entry, size = _judge(config, folder, rows, world)

@@ -1,6 +1,6 @@
 """What can be known before any stage starts: a run that must fail at a later stage does not begin an earlier one.
 
-Nothing here reads weights or text. The stages check again whatever depends on what they meet.
+It takes seconds and writes nothing. The stages check again whatever depends on what they meet.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks import check_texts, check_tokenizer, check_weights
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers
 from pipeline.importance.linear import TOKENS_PER_INPUT
@@ -18,27 +19,43 @@ from pipeline.launch import Place, count_processes
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import accumulation
 from pipeline.model.load import resolve_model
-from pipeline.plan import describe_dense, planned_removal
-from pipeline.run import RegrowError
+from pipeline.plan import describe_dense, one_large_step, planned_removal
+from pipeline.run import RegrowError, require_writable
 from pipeline.stages.prune import require_scored
 
+#: The stages that read the dense model's folder.
+READ_MODEL = {"data", "score", "prune", "evaluate"}
 
-def preflight(due: Collection[str], config: Config, place: Place) -> None:
-    """Check the stages that are ``due``. Raises RegrowError naming the key, what was found, and what to do."""
+
+def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
+    """Check the stages that are ``due``; returns what people should know of the run, a line each.
+
+    Raises RegrowError naming the key, what was found, and what to do.
+    """
+    notes = []
+    for stage in due:
+        require_writable(config.run.folder / config.run.name / stage, "run.folder")
     if "train" in due:
         _training(config, place.world if place.launcher else count_processes(config.train.processes))
+        notes += one_large_step(config)
     if "evaluate" in due and config.data.held_out is None:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
-    if {"score", "prune", "evaluate"} & set(due):
-        resolve_model(config.model.path, config.model.revision)
-    if {"score", "prune"} & set(due):
-        model = describe_dense(config, resolve_model(config.model.path, config.model.revision))
+    if READ_MODEL & set(due):
+        folder = resolve_model(config.model.path, config.model.revision)
+        model = describe_dense(config, folder)
         if "score" in due:
             _linear(config, model)
         if "prune" in due:
             if "score" in due:
                 require_scored(config, config.score.criteria)
             _cut(config, model)
+        check_tokenizer(config, folder, model)
+        notes += check_weights(folder, model)
+    if "data" in due:
+        notes += check_texts(config)
+        if config.data.tokenised is not None:
+            require_writable(config.data.tokenised, "data.tokenised")
+    return notes
 
 
 def _training(config: Config, processes: int) -> None:

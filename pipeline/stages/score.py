@@ -57,7 +57,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     """Write score/scores.json, scores.csv, calibration.json, block_order.csv (by the first criterion) and orders/."""
     folder = run.stage("score")
     dense = resolve_model(config.model.path, config.model.revision)
-    sequences, origins = world.from_first(draw_calibration(config, run, dense) if world.rank == 0 else None)
+    sequences, origins = world.on_first(lambda: draw_calibration(config, run, dense))
     meta = describe_dense(config, dense)
     by_block = _by_block(config, meta, world)
     if by_block:

@@ -11,7 +11,10 @@ import importlib
 import os
 import platform
 import time
-from contextlib import nullcontext
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,14 +48,12 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
         world.close()
     elif place.launcher == "other":
         world = World(place)
-        with run.lock() if world.rank == 0 else nullcontext():
-            if world.rank == 0:
-                _prepare(stages, config, run, place, redo)
+        with ExitStack() as held:
+            world.on_first(lambda: held.enter_context(_held(stages, config, run, place, redo)))
             _all_together(stages, config, run, world, place, config_path)
         world.close()
     else:
-        with interruptible(), run.lock():
-            _prepare(stages, config, run, place, redo)
+        with interruptible(), _held(stages, config, run, place, redo):
             for stage in stages:
                 _alone(stage, config, run, config_path)
 
@@ -63,7 +64,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
     if fingerprint is None:
         return
     if not module.launched(config):
-        _take_part(stage, config, run, World(Place(), use_gpu=False), fingerprint)
+        _by_itself(stage, config, run, Place(), fingerprint)
         return
     processes = count_processes(getattr(config, stage).processes)
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
@@ -79,19 +80,28 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
 
 def _all_together(stages: list[str], config: Config, run: Run, world: World, place: Place, config_path: str) -> None:
     for stage in stages:
-        fingerprint = world.from_first(_due(stage, config, run, config_path) if world.rank == 0 else None)
+        fingerprint = world.on_first(partial(_due, stage, config, run, config_path))
         if fingerprint is None:
             continue
-        shared = _module(stage).launched(config)
-        if shared or world.rank == 0:
-            # By itself, but with no more threads than its place has: the stages behind it compute with the same.
-            own = world if shared else World(Place(local_world=place.local_world), use_gpu=False)
-            _take_part(stage, config, run, own, fingerprint)
-        world.barrier()
+        if _module(stage).launched(config):
+            _take_part(stage, config, run, world, fingerprint)
+            world.barrier()
+        else:
+            world.on_first(partial(_by_itself, stage, config, run, place, fingerprint))
+
+
+def _by_itself(stage: str, config: Config, run: Run, place: Place, fingerprint: dict[str, Any]) -> None:
+    """A stage of one process, with no more threads than its place has: the stages behind it compute with the same."""
+    _take_part(stage, config, run, World(Place(local_world=place.local_world), use_gpu=False), fingerprint)
 
 
 def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
     """The fingerprint of a stage that is to be carried out, after noting the start; None when it is done already."""
+    with _told(stage, run):
+        return _begun(stage, config, run, config_path)
+
+
+def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
     module = _module(stage)
     # The last one first: the command that it names brings those before it too.
     for earlier in reversed(module.UPSTREAM):
@@ -147,18 +157,12 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
             _say(run, stage, line)
 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
-    try:
+    with _told(stage, run, world.rank):
         result = _module(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
             say(f"done in {time.time() - begin:.1f} s")
         world.barrier()
-    except Exception as error:
-        told = _told(error, stage, world)
-        run.log(f"{stage}: rank {world.rank}: {told or repr(error)}")
-        if told is None:
-            raise
-        raise told from error
 
 
 def _finish(
@@ -174,7 +178,25 @@ def _finish(
     })  # fmt: skip
 
 
-def _told(error: Exception, stage: str, world: World) -> RegrowError | None:
+@contextmanager
+def _told(stage: str, run: Run, rank: int = 0) -> Iterator[None]:
+    """Within the context an error becomes what a person should be told; log.txt keeps where it came from."""
+    try:
+        yield
+    except Exception as error:
+        told = _message(error, stage, run, rank)
+        # What explains itself needs no traceback.
+        known = isinstance(error, RegrowError) and error.__cause__ is None
+        whole = "" if known else "\n" + "".join(traceback.format_exception(error)).rstrip()
+        # The log itself may be what cannot be written.
+        with suppress(OSError):
+            run.log(f"{stage}: rank {rank}: {told or repr(error)}{whole}")
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError | None:
     """What a person should be told of an error, or None where only the traceback says it."""
     import torch
 
@@ -182,32 +204,42 @@ def _told(error: Exception, stage: str, world: World) -> RegrowError | None:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return RegrowError(
-            f"stage {stage}: rank {world.rank} ran out of GPU memory ({first_line(error)}); lower the stage's "
+            f"stage {stage}: rank {rank} ran out of GPU memory ({first_line(error)}); lower the stage's "
             "micro_batch, or for training raise train.zero_stage or set train.gradient_checkpointing"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in str(error) or "reset by peer" in str(error)):
         # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.
         time.sleep(5)
-        return RegrowError(f"stage {stage}: rank {world.rank} lost another rank, whose message says why")
+        return RegrowError(f"stage {stage}: rank {rank} lost another rank, whose message says why")
     if isinstance(error, OSError):
+        # The kernel's own name a file; a library's say in words what it missed.
+        named = error.strerror and error.filename
+        what = f"{error.strerror}: {error.filename}" if named else first_line(error)
         return RegrowError(
-            f"stage {stage}: {error.strerror or first_line(error)}: {error.filename or 'no file named'}; nothing "
-            "finished was lost, the same command goes on from there"
+            f"stage {stage}: {what} ({type(error).__name__}; {run.folder / 'log.txt'} says where it came from); what "
+            "was finished is kept: once that is mended, start the same command again"
         )
     return None
 
 
-def _prepare(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> None:
-    """Refuse what can be refused now, then move aside what is to be done again."""
+@contextmanager
+def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> Iterator[None]:
+    """Refuse what can be refused now, without a trace; then hold the run, with what is to be done again moved aside."""
+    # A second start is refused at once: it need not wait for torch.
+    run.require_free()
     again = STAGES[STAGES.index(redo) :] if redo else ()
     due = [stage for stage in stages if stage in again or run.record(stage) is None]
+    notes = []
     if due:
-        # Imported here: a second start, which the lock refuses, need not wait for torch.
         from pipeline.stages.preflight import preflight
 
-        preflight(due, config, place)
-    for folder in run.set_aside(list(again)):
-        _say(run, redo or "", f"redo: moved aside to {folder}")
+        notes = preflight(due, config, place)
+    with run.lock():
+        for folder in run.set_aside(list(again)):
+            _say(run, redo or "", f"redo: moved aside to {folder}")
+        for note in notes:
+            _say(run, due[0], note)
+        yield
 
 
 def _module(stage: str) -> Any:

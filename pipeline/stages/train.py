@@ -29,7 +29,7 @@ from pipeline.model.costs import accumulation, attention_width, flops_per_token,
 from pipeline.model.load import copy_companions, load_model
 from pipeline.model.loss import describe_router_loss, router_coefficient
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
-from pipeline.run import RegrowError, Run, read_json, require_space
+from pipeline.run import Run, read_json, require_space
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
     clear_torn,
@@ -73,7 +73,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "device": world.device.type,
     }
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
-    found = world.from_first(newest_checkpoint(folder / "checkpoints", layout) if world.rank == 0 else None)
+    found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
     encoder = row_encoder(config, run.stage("prune") / "model")
     identity = row_identity(config, run, encoder)
     if found:
@@ -90,7 +90,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     )  # fmt: skip
     within = config.data.attention == "within"
     if within:
-        _on_first(world, lambda: require_document_attention(model))
+        world.on_first(lambda: require_document_attention(model))
     parameters = model.num_parameters()
     text_config = model.config.get_text_config()
     flops = flops_per_token(
@@ -101,8 +101,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     needed = checkpoint_bytes(parameters, recipe.zero_stage, model.dtype) + parameters * model.dtype.itemsize
     if world.rank == 0:
         clear_torn(folder / "checkpoints")
-    _on_first(world, lambda: require_space(folder, needed, "a checkpoint and the export"))
-    _on_first(world, lambda: _require_cache(config, run, world))
+    world.on_first(lambda: require_space(folder, needed, "a checkpoint and the export"))
+    world.on_first(lambda: _require_cache(config, run, world))
     rows = _held_out(config, run, world, encoder)
     engine = Engine(
         model, world, micro_batch=recipe.micro_batch, accumulation=split, zero_stage=recipe.zero_stage,
@@ -244,19 +244,6 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
         scratch.rename(target)
     world.barrier()
     return target
-
-
-def _on_first(world: World, check: Callable[[], None]) -> None:
-    """Run a check on rank 0 and raise what it raises on every process."""
-    problem = None
-    if world.rank == 0:
-        try:
-            check()
-        except RegrowError as error:
-            problem = str(error)
-    problem = world.from_first(problem)
-    if problem:
-        raise RegrowError(problem)
 
 
 def told_of(model: nn.Module, left_alone: dict[str, nn.Parameter], coefficient: float | None) -> Iterator[str]:

@@ -129,8 +129,10 @@ def test_nan_weights_raise_and_name_the_row(model, rows):
     lonely = next(t for t in range(model.config.vocab_size) if counts[5, t] and counts[:, t].sum() == counts[5, t])
     with torch.no_grad():
         model.model.embed_tokens.weight[lonely] = float("nan")
-    with pytest.raises(RegrowError, match="row 5 of 7 has a loss of nan \\(1 such"):
+    with pytest.raises(RegrowError, match="row 5 of 7 has a loss of nan \\(1 such") as refusal:
         perplexity(model, rows, micro_batch=2, device="cpu")
+    assert "model.embed_tokens.weight has values that are not finite" in str(refusal.value)
+    assert "float32" not in str(refusal.value), "no precision mends broken weights"
     assert model.training, "the training flag is restored after an error too"
 
 

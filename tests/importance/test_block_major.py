@@ -110,13 +110,25 @@ def test_a_folder_of_another_sweep_and_a_disk_too_small_are_refused(tmp_path):
                        say=quiet)  # fmt: skip
 
 
-def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
+def test_a_weight_that_is_not_a_number_is_refused_when_its_block_is_loaded(tmp_path):
     model = build("llama")
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
     model.save_pretrained(tmp_path)
     streamed = StreamedModel(tmp_path, dtype="float32")
-    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers"):
+    with pytest.raises(RegrowError, match=r"model\.layers\.2\.mlp\.down_proj\.weight has values that are not finite"):
+        sweep_by_block(streamed, some_ids(1, 8), folder=None, micro_batch=1, say=quiet)
+    assert streamed.loads == [1, 1, 0, 0, 0, 0], "not at the block that holds it"
+
+
+def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
+    model = build("llama")
+    with torch.no_grad():
+        for part in (model.model.layers[2].mlp.up_proj, model.model.layers[2].mlp.down_proj):
+            part.weight.fill_(3e38)  # finite itself: what it makes is not
+    model.save_pretrained(tmp_path)
+    streamed = StreamedModel(tmp_path, dtype="float32")
+    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers.*float32"):
         sweep_by_block(streamed, some_ids(1, 8), folder=None, micro_batch=1, say=quiet)
 
 

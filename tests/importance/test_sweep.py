@@ -92,8 +92,9 @@ def test_losses_that_are_not_numbers_are_refused_and_nothing_is_left_behind():
     model = build("llama")
     with torch.no_grad():
         find_blocks(model)[2].mlp.down_proj.weight[0, 0] = math.nan
-    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers"):
+    with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers") as refusal:
         removal_losses(model, torch.ones(1, 8, dtype=torch.int64))
+    assert str(refusal.value).endswith("model.layers.2.mlp.down_proj.weight has values that are not finite")
     with pytest.raises(IndexError):  # a token that the model does not have
         removal_losses(model, torch.full((1, 8), VOCABULARY))
     assert not any(b._forward_hooks or b._forward_pre_hooks or "forward" in b.__dict__ for b in find_blocks(model))

@@ -47,14 +47,57 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("data.lanes=7", ["data.lanes 7 does not divide by 2 processes"]),
         ("data.held_out=null", ["data.held_out is not set", "evaluate"]),
         ("model.dtype=float16", ["model.dtype float16", "bfloat16"]),
+        ("data.sources.0.text_key=content", ["example_train_0.jsonl.zst", "content"]),
+        ("data.held_out.path=no/such/place/at/all", ["no/such/place/at/all", "no such file or folder"]),
+        ("data.separator=<end>", ["data.separator '<end>'", "not a token"]),
+        ("run.folder=/sys/regrow", ["/sys/regrow/tiny", "cannot be written", "set run.folder"]),
+        ("run.folder=tests/conftest.py", ["tests/conftest.py cannot be written (Not a directory)", "set run.folder"]),
+        (f"run.name={'n' * 300}", ["cannot be written (File name too long)"]),
+        ("run.name=a/b", ["run.name: only letters, digits"]),
+        ("run.name=", ["run.name"]),
     ],
 )
 def test_bad_input_is_refused_before_any_stage_starts(refused, lengthen, tmp_path, override, parts):
     message = refused("run", lengthen(tmp_path), override)
     for part in parts:
         assert part in message, f"{part!r} is not in: {message}"
-    begun = [path.name for path in tmp_path.glob("runs/tiny/*") if path.is_dir()]
-    assert not begun, f"{begun} began, though {override} cannot work"
+    left = [path.name for path in tmp_path.glob("runs/*")]
+    assert not left, f"{left} was made, though {override} cannot work"
+
+
+def test_what_stands_in_a_stage_s_place_is_refused_by_a_single_stage_too(refused, lengthen, copy_until, tmp_path):
+    config, run = lengthen(tmp_path), copy_until("prune", tmp_path)
+    (run / "train").write_text("not a folder")
+    before = sorted(path.name for path in run.iterdir())
+    message = refused("train", config)
+    assert f"{run}/train cannot be written (Not a directory)" in message
+    assert sorted(path.name for path in run.iterdir()) == before, "a refused command wrote into the run"
+
+
+def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_in_the_log(tmp_path):
+    from transformers import AutoConfig
+
+    from pipeline.run import RegrowError, Run
+    from pipeline.stages.sequence import _told
+
+    run = Run(tmp_path / "run")
+    causes = {
+        "Unrecognized model|config.json": lambda: AutoConfig.from_pretrained(tmp_path),
+        "No such file or directory: no-such-compiler": lambda: subprocess.run(["no-such-compiler"]),
+    }
+    for words, cause in causes.items():
+        with pytest.raises(RegrowError) as error, _told("score", run):
+            cause()
+        message = str(error.value)
+        assert any(word in message for word in words.split("|")) and f"{run.folder}/log.txt says where" in message
+        assert "\n" not in message, "more than a line for the screen"
+    log = (run.folder / "log.txt").read_text()
+    assert log.count("Traceback (most recent call last)") >= 2, log
+    for place in ("configuration_auto.py", "in _execute_child", "FileNotFoundError"):
+        assert place in log, f"{place} is not in the log:\n{log}"
+    with pytest.raises(RegrowError, match="as it is"), _told("score", run):
+        raise RegrowError("as it is")
+    assert (run.folder / "log.txt").read_text().removeprefix(log).count("\n") == 1, "what explains itself is one line"
 
 
 def test_what_is_done_need_not_be_possible_again(here, done):
@@ -195,6 +238,18 @@ def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def still_running(processes: list[psutil.Process], seconds: float = 5) -> list[psutil.Process]:
     return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def test_a_refusal_under_torchrun_is_said_once_and_is_what_its_report_ends_with(lengthen, tmp_path):
+    process = torchrun("run", lengthen(tmp_path), "train.micro_batch=3")
+    output, _ = process.communicate(timeout=120)
+    said = [line for line in output.splitlines() if line.startswith("regrow")]
+    assert process.returncode == 1 and len(said) == 1, output
+    assert "[rank" not in output and output.count("Traceback") == 1, f"more than torchrun's own:\n{output}"
+    reason = said[0].removeprefix("regrow: ")
+    assert "does not divide by a micro-batch of 3 x 2 processes" in reason
+    assert reason in output.splitlines()[-2], f"torchrun's report does not end with it:\n{output}"
+    assert not list(tmp_path.glob("runs/*")), "a refused command left a run"
 
 
 def test_torchrun_carries_out_all_stages_and_a_second_start_is_refused(

@@ -1,0 +1,118 @@
+"""What model, tokenizer and text must be for a run to end well: looked at in seconds, before anything starts.
+
+Headers are read and not weights (but small ones), one document of each source and not the corpus. What is not here, or
+too large to be read, is given back as a line that says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from pipeline.config import Config, Source
+from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import format_of, read_documents
+from pipeline.data.listing import local_files, may_be_remote, no_such_place
+from pipeline.data.shards import without_secrets
+from pipeline.data.tokenised import about_tokenised, is_tokenised
+from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.model.files import require_finite_files, require_whole
+from pipeline.run import RegrowError
+
+#: Bytes of weights that are read to see whether they are numbers: a second.
+FEW = 1 << 30
+#: Files of a source that are tried for one that can be read, where damaged ones are skipped.
+TRIED = 8
+#: Plain words, which any tokenizer has tokens for.
+WORDS = "The house stands near the river."
+
+
+def check_weights(folder: Path, model: nn.Module) -> list[str]:
+    """Look at the model's files of weights; ``model`` is on the meta device. Returns what was not looked at.
+
+    Raises RegrowError naming the file, or the tensor, that is not as it must be.
+    """
+    files = require_whole(folder, model)
+    size = sum(path.stat().st_size for path in files)
+    if size <= FEW and files[0].suffix == ".safetensors":
+        require_finite_files(files)
+        return []
+    return [f"weights of {folder}: {size / 1e9:.1f} GB; whether all are finite is seen when they are loaded"]
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds weights of any kind."""
+    return any(True for name in ("*.safetensors", "pytorch_model*.bin") for _ in folder.glob(name))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a file of a tokenizer."""
+    return any(True for name in ("tokenizer*", "*.model", "vocab.*") for _ in folder.glob(name))
+
+
+def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
+    """RegrowError where the model's tokenizer is missing, knows no words, lacks the separator, or has ids for which
+    the model's embedding has no row."""
+    if not has_tokenizer(folder):
+        raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
+    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
+    encoder = make_encoder(tokenizer, config.data.separator)
+    ids = set(tokenizer(WORDS, add_special_tokens=False, verbose=False)["input_ids"]) - {tokenizer.unk_token_id}
+    if not ids:
+        raise RegrowError(
+            f"model {folder}: its tokenizer has no tokens for {WORDS!r}; its vocabulary is not whole: fetch it again"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    beyond = sorted(number for number in {*by_id, *ids, encoder.bos or 0, encoder.separator} if number >= rows)
+    if beyond:
+        last = beyond[-1]
+        raise RegrowError(
+            f"model {folder}: its embedding has {rows} rows, and its tokenizer {last + 1} ids: {len(beyond)} have no "
+            f"row ({beyond[0]} {by_id.get(beyond[0], '')!r} to {last} {by_id.get(last, '')!r}). Take the tokenizer of "
+            f"these weights, or give them rows: model.resize_token_embeddings({last + 1}), and save both"
+        )
+
+
+def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
+    """Read one document of each local source, held-out text included. Returns what was not looked at.
+
+    Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), DamagedShard
+    where it holds no file that can be read.
+    """
+    held_out = [config.data.held_out] if config.data.held_out else []
+    lines = (_check_source(source, config.data.on_damage, elsewhere) for source in (*config.data.sources, *held_out))
+    return list(dict.fromkeys(line for line in lines if line is not None))
+
+
+def _check_source(source: Source, on_damage: str, elsewhere: bool) -> str | None:
+    here = None if "://" in source.path else local_files(source.path, source.files)
+    if here is None:
+        if not elsewhere and not may_be_remote(source.path):
+            raise no_such_place(source.path)
+        return f"text of {without_secrets(source.path)}: not on this machine; stage data reads it first"
+    base, names = here
+    kinds = {name: format_of(name) if source.format == "auto" else source.format for name in names}
+    shards = [(base / name, kind) for name, kind in kinds.items() if kind is not None]
+    damage: DamagedShard | None = None
+    for path, kind in shards[:TRIED]:
+        try:
+            if _has_document(path, kind, source.text_key):
+                return None
+        except DamagedShard as error:
+            if on_damage == "raise":
+                raise
+            damage = damage or error
+    if damage is not None and len(shards) <= TRIED:
+        raise damage
+    if damage is None and shards:
+        raise RegrowError(f"{shards[0][0]}: no document with text in it, by text_key {source.text_key!r}; set text_key")
+    # That there is no shard at all is said by stage data at once, with what it looked for.
+    return None
+
+
+def _has_document(path: Path, kind: str, text_key: str) -> bool:
+    if kind == "tokenised" or (kind == "tar" and is_tokenised(path)):
+        return about_tokenised(path)["documents"] > 0
+    return next(iter(read_documents(path, kind, text_key)), None) is not None

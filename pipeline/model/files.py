@@ -1,0 +1,146 @@
+"""A model folder's files of weights before they are loaded: are they whole, are they all there, are they numbers?
+
+Headers and sizes are read, which takes no time whatever the weights' size: a download that was cut off, a pointer in
+the place of a file, a shard that is missing. Values are read where they are few.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.run import RegrowError, read_json
+
+#: How a file begins that Git LFS has not fetched.
+POINTER = b"version https://git-lfs"
+#: A header larger than this is none; the format's own limit.
+LARGEST_HEADER = 100_000_000
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would load: safetensors before torch's .bin, a single file before an index.
+
+    Raises RegrowError when there are none, or when an index names a file that is not there.
+    """
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return [folder / single]
+        if index.is_file():
+            return [folder / name for name in sorted(set(_weight_map(index).values()))]
+    parts = sorted(path.name for path in [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    if parts:
+        raise RegrowError(
+            f"{folder}: neither a single file of weights nor an index (model.safetensors.index.json) of {parts[0]}"
+            f"{', ...' if parts[1:] else ''}; fetch the model again, whole"
+        )
+    raise RegrowError(f"{folder}: no weights (model.safetensors, or its parts and their index)")
+
+
+def require_whole(folder: Path, model: nn.Module) -> list[Path]:
+    """The files of weights in ``folder``, after a look at their headers and sizes.
+
+    ``model`` is the folder's model on the meta device. Raises RegrowError naming a file that is missing, cut off or a
+    pointer, a tensor that the index has elsewhere, or when the files hold fewer values than the model.
+    """
+    files = weight_files(folder)
+    for path in files:
+        if not path.is_file():
+            raise RegrowError(f"{path}: named by the index and not there; fetch the model again")
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise RegrowError(f"{path}: a pointer of Git LFS and not the weights; fetch them: git lfs pull")
+    if files[0].suffix == ".bin":
+        for path in files:
+            _require_whole_archive(path)
+        return files
+    headers = {path.name: read_header(path) for path in files}
+    index = folder / "model.safetensors.index.json"
+    if files[0].name != "model.safetensors":
+        for name, file in _weight_map(index).items():
+            if name not in headers[file]:
+                raise RegrowError(f"{index}: says that {name} is in {file}, which does not hold it; fetch both again")
+    held = sum(math.prod(entry["shape"]) for header in headers.values() for entry in header.values())
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    if held < needed and getattr(model.config, "quantization_config", None) is None:
+        raise RegrowError(
+            f"{folder}: its weights are {held:,} values, and the model of its config.json has {needed:,}: some are "
+            "missing; fetch the model again, whole"
+        )
+    return files
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A safetensors file's tensors by name: dtype, shape, offsets. Raises RegrowError where the file is not as long as
+    its header says, or has none.
+
+    The format: 8 bytes with the header's length, the header as JSON, the tensors' bytes
+    (https://huggingface.co/docs/safetensors).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 0 < length <= min(size, LARGEST_HEADER) else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise RegrowError(f"{path}: not a safetensors file, or cut off ({size:,} bytes); fetch it again")
+    header.pop("__metadata__", None)
+    whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != whole:
+        raise RegrowError(f"{path}: {size:,} bytes, and its header says {whole:,}: cut off or damaged; fetch it again")
+    return header
+
+
+def require_finite_files(files: Iterable[Path]) -> None:
+    """RegrowError naming a tensor of these safetensors files that is not made of numbers; all values are read."""
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            require_finite(((name, tensors.get_tensor(name)) for name in tensors.keys()), path)  # noqa: SIM118
+
+
+def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], where: Path | str) -> None:
+    """RegrowError naming the first of the (name, tensor) of the model in ``where`` that is not made of numbers."""
+    name = not_finite(tensors)
+    if name is not None:
+        raise RegrowError(
+            f"model {where}: {name} has values that are not finite (NaN or infinite): the file is damaged, or the "
+            "training that wrote it diverged; fetch it again, or take another checkpoint"
+        )
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Name of the first tensor with a value that is not finite; None where there is none. Those without memory pass."""
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            continue
+        # Floats of eight bits do not know the question.
+        values = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+        if not torch.isfinite(values).all():
+            return name
+    return None
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise RegrowError(f"{index}: no weight_map in it; fetch the model again")
+    return names
+
+
+def _require_whole_archive(path: Path) -> None:
+    """torch's format is a zip, whose list of contents stands at its end; older files are pickles, which do not tell."""
+    with path.open("rb") as file:
+        begins_as_zip = file.read(2) == b"PK"
+    if begins_as_zip and not zipfile.is_zipfile(path):
+        raise RegrowError(f"{path}: cut off ({path.stat().st_size:,} bytes); fetch it again")

@@ -1,0 +1,131 @@
+"""Files of weights that are not whole, not there, or no numbers: refused by name before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.model.costs import meta_model
+from pipeline.model.files import not_finite, read_header, require_finite_files, require_whole
+from pipeline.model.load import load_model
+from pipeline.run import RegrowError
+
+
+@pytest.fixture
+def single(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model: one file of weights."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "single"))
+
+
+@pytest.fixture
+def parts(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model in several files with an index."""
+    folder = tmp_path / "parts"
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def meta(tiny_model: Path) -> Any:
+    return meta_model(AutoConfig.from_pretrained(tiny_model))
+
+
+def refusal(folder: Path, meta: Any) -> str:
+    with pytest.raises(RegrowError) as error:
+        require_whole(folder, meta)
+    return str(error.value)
+
+
+def change_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def test_whole_files_pass_and_their_headers_name_every_tensor(single, parts, meta):
+    assert [path.name for path in require_whole(single, meta)] == ["model.safetensors"]
+    whole = require_whole(parts, meta)
+    assert whole == sorted(parts.glob("*.safetensors"))
+    names = {name for path in whole for name in read_header(path)}
+    assert names == set(load_file(single / "model.safetensors"))
+    require_finite_files(whole)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 900, -1])
+def test_a_file_that_was_cut_off_is_named(single, meta, kept):
+    path = single / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path}: " in refusal(single, meta) and "cut off" in refusal(single, meta)
+
+
+def test_bytes_behind_the_end_and_another_format_are_named(single, meta):
+    path = single / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"more")
+    assert "cut off or damaged" in refusal(single, meta)
+    path.write_bytes(struct.pack("<Q", 9) + b"not json!" + b"0" * 99)
+    assert "not a safetensors file" in refusal(single, meta)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "a pointer of Git LFS" in refusal(single, meta) and "git lfs pull" in refusal(single, meta)
+    path.unlink()
+    assert "no weights" in refusal(single, meta)
+
+
+def test_parts_and_their_index_must_agree(parts, meta):
+    first, second = sorted(path.name for path in parts.glob("*.safetensors"))[:2]
+    name = next(iter(read_header(parts / first)))
+    change_index(parts, lambda names: names.update({name: second}))
+    assert f"says that {name} is in {second}, which does not hold it" in refusal(parts, meta)
+    change_index(parts, lambda names: names.update({name: first}))
+    require_whole(parts, meta)
+    (parts / second).rename(parts / "kept")
+    assert f"{parts / second}: named by the index and not there" in refusal(parts, meta)
+    # An index of fewer files, all of which are whole: counted by their values.
+    change_index(parts, lambda names: [names.pop(key) for key in [k for k, file in names.items() if file == second]])
+    assert "some are missing" in refusal(parts, meta)
+    (parts / "model.safetensors.index.json").unlink()
+    assert "neither a single file of weights nor an index" in refusal(parts, meta)
+
+
+def test_a_cut_off_bin_is_named_and_an_old_one_passes(single, meta):
+    weights = load_file(single / "model.safetensors")
+    (single / "model.safetensors").unlink()
+    path = single / "pytorch_model.bin"
+    torch.save(weights, path)
+    assert require_whole(single, meta) == [path]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert f"{path}: cut off" in refusal(single, meta)
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    assert require_whole(single, meta) == [path]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_no_number_names_its_tensor(single, value):
+    path, name = single / "model.safetensors", "model.layers.5.mlp.up_proj.weight"
+    weights = load_file(path)
+    weights[name][3, 7] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    for look in (lambda: require_finite_files([path]), lambda: load_model(single)):
+        with pytest.raises(RegrowError, match=r"not finite") as error:
+            look()
+        assert name in str(error.value)
+        # No precision mends it.
+        assert "float" not in str(error.value)
+
+
+def test_floats_of_eight_bits_and_whole_numbers_are_looked_at_too():
+    eight = torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn)
+    broken = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
+    there = [("a", eight), ("b", torch.tensor([1, 2])), ("c", torch.empty(2, device="meta"))]
+    assert not_finite(there) is None
+    assert not_finite([*there, ("d", broken)]) == "d"

@@ -1,0 +1,131 @@
+"""What is looked at before a run: a tokenizer that fits its model, and text that can be read as the config says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from pipeline import checks
+from pipeline.checks import check_texts, check_tokenizer, check_weights
+from pipeline.config import Config, load_config
+from pipeline.model.costs import meta_model
+from pipeline.run import RegrowError
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def look(tiny_config: Path, model: Path) -> Callable[..., None]:
+    """``look(override, ...)``: at the copy's tokenizer."""
+
+    def call(*overrides: str) -> None:
+        meta = meta_model(AutoConfig.from_pretrained(model))
+        check_tokenizer(load_config(tiny_config, overrides), model, meta)
+
+    return call
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def test_a_tokenizer_that_fits_passes(look):
+    look()
+    look("data.separator=<s>")
+
+
+def test_ids_without_a_row_are_named_with_both_numbers(look, model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"<extra{number}>" for number in range(10)])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(RegrowError) as error:
+        look()
+    for part in ("1000 rows", "1010 ids", "10 have no row", "1000 '<extra0>' to 1009 '<extra9>'", "(1010)"):
+        assert part in str(error.value), str(error.value)
+    # A gap in the numbers is none: it is the largest id that counts.
+    edit(model / "config.json", lambda tree: tree.update(vocab_size=1010))
+    look()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no tokenizer in it"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer could be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
+        (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")), "could be loaded"),
+        (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree["model"].update(vocab={}, merges=[])),
+         "no tokens for"),
+        (lambda folder: edit(folder / "tokenizer_config.json", lambda tree: tree.pop("eos_token")), "no EOS token"),
+    ],
+    ids=["none", "a part", "cut", "no model", "no words", "no EOS"],
+)  # fmt: skip
+def test_a_tokenizer_that_is_not_whole_is_refused(look, model, damage, said):
+    damage(model)
+    with pytest.raises(RegrowError, match=said):
+        look()
+
+
+def test_a_separator_that_is_no_token_is_refused(look):
+    with pytest.raises(RegrowError, match=r"data\.separator '<end>' is not a token"):
+        look("data.separator=<end>")
+
+
+def test_weights_that_are_many_are_said_and_not_read(model, monkeypatch):
+    meta = meta_model(AutoConfig.from_pretrained(model))
+    assert check_weights(model, meta) == []
+    monkeypatch.setattr(checks, "FEW", 1000)
+    (line,) = check_weights(model, meta)
+    assert "0.0 GB" in line and "seen when they are loaded" in line
+
+
+def with_source(config: Path, folder: Path, *more: str) -> Config:
+    return load_config(config, [f"data.sources.0.path={folder}", "data.held_out=null", *more])
+
+
+def write(path: Path, *records: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_source_is_read_once_and_remote_ones_are_said(tiny_config, tmp_path):
+    write(tmp_path / "text" / "a.jsonl", {"text": "One."})
+    # Only the first document: what stands behind it is for stage data.
+    (tmp_path / "text" / "a.jsonl").open("a").write("no json\n")
+    assert check_texts(with_source(tiny_config, tmp_path / "text")) == []
+    for place in ("owner/name", "https://example.invalid/{000..002}.jsonl?key=secret"):
+        (line,) = check_texts(with_source(tiny_config, place))
+        assert "not on this machine; stage data reads it first" in line and "secret" not in line
+
+
+def test_text_that_cannot_be_read_is_refused(tiny_config, tmp_path):
+    write(tmp_path / "text" / "a.jsonl", {"content": "One."})
+    with pytest.raises(RegrowError, match=r"a\.jsonl"):
+        check_texts(with_source(tiny_config, tmp_path / "text"))
+    with pytest.raises(RegrowError, match=r"a\.jsonl"):
+        check_texts(load_config(tiny_config, [f"data.held_out.path={tmp_path}/text"]))
+    assert check_texts(with_source(tiny_config, tmp_path / "text", "data.sources.0.text_key=content")) == []
+    with pytest.raises(RegrowError, match="no such file or folder"):
+        check_texts(with_source(tiny_config, tmp_path / "nowhere"))
+    assert len(check_texts(with_source(tiny_config, tmp_path / "nowhere"), elsewhere=True)) == 1
+
+
+def test_where_damage_is_skipped_one_file_that_can_be_read_is_enough(tiny_config, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jsonl.gz").write_bytes(b"no gzip")
+    skip = "data.on_damage=skip"
+    with pytest.raises(RegrowError, match=r"a\.jsonl\.gz"):
+        check_texts(with_source(tiny_config, tmp_path / "text", skip))
+    write(tmp_path / "text" / "b.jsonl", {"text": "One."})
+    assert check_texts(with_source(tiny_config, tmp_path / "text", skip)) == []
