@@ -34,7 +34,11 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if index.is_file():
-            return [folder / name for name in sorted(set(_weight_map(index).values()))]
+            files = [folder / name for name in sorted(set(_weight_map(index).values()))]
+            missing = [path for path in files if not path.is_file()]
+            if missing:
+                raise RegrowError(f"{missing[0]}: named by {index.name} and not there; fetch the model again")
+            return files
     parts = sorted(path.name for path in [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if parts:
         raise RegrowError(
@@ -52,8 +56,6 @@ def require_whole(folder: Path, model: nn.Module) -> list[Path]:
     """
     files = weight_files(folder)
     for path in files:
-        if not path.is_file():
-            raise RegrowError(f"{path}: named by the index and not there; fetch the model again")
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise RegrowError(f"{path}: a pointer of Git LFS and not the weights; fetch them: git lfs pull")

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.run import RegrowError, first_line, read_json
+from pipeline.model.files import weight_files
+from pipeline.run import RegrowError, first_line
 
 #: safetensors' names of the dtypes that a narrower one may cut; tensors of others are integers, or quantised.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -45,14 +46,6 @@ class Shortfall:
     narrowed: dict[str, torch.dtype]
     left_out: list[str]
     held: int
-
-
-def safetensors_files(folder: Path) -> list[Path]:
-    """The safetensors files that a loader would read; none where the folder has no such weights.
-
-    Raises RegrowError when the index names a file that is not there.
-    """
-    return _files(folder, "model.safetensors")
 
 
 def read_headers(model: Any, files: Sequence[Path]) -> dict[str, Entry]:
@@ -89,7 +82,7 @@ def shortfall(model: Any, folder: Path) -> Shortfall:
     A tensor is narrowed where its dtype in the model cannot hold every value of that in the file. Tables that models
     compute now, and whose place old files still have (rotary frequencies), are not missed.
     """
-    entries = read_headers(model, safetensors_files(folder) or _files(folder, "pytorch_model.bin"))
+    entries = read_headers(model, weight_files(folder))
     own = model.state_dict()
     computed = {name.rpartition(".")[2] for name, _ in model.named_buffers() if name not in own}
     narrowed, left_out = {}, []
@@ -101,17 +94,6 @@ def shortfall(model: Any, folder: Path) -> Shortfall:
         elif not entry.converted and key.rpartition(".")[2] not in computed:
             left_out.append(key)
     return Shortfall(narrowed, left_out, len(entries))
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    index, single = folder / f"{name}.index.json", folder / name
-    if index.is_file():
-        files = [folder / part for part in sorted(set(read_json(index)["weight_map"].values()))]
-        missing = [path.name for path in files if not path.is_file()]
-        if missing:
-            raise RegrowError(f"{index} names {', '.join(missing[:3])}: not there; fetch the model again")
-        return files
-    return [single] if single.is_file() else []
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | None]]:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.model.files import require_finite
-from pipeline.model.headers import conversions, opened, read_headers, safetensors_files
+from pipeline.model.files import require_finite, weight_files
+from pipeline.model.headers import conversions, opened, read_headers
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
@@ -95,8 +95,8 @@ class StreamedModel:
 
     def _files(self) -> list[Path]:
         """The safetensors files that a loader would read."""
-        files = safetensors_files(self.folder)
-        if not files:
+        files = weight_files(self.folder)
+        if files[0].suffix != ".safetensors":
             raise RegrowError(
                 f"{self.folder}: no model.safetensors and no index of them; blocks can be read one by one from "
                 "safetensors alone. Save the model anew: "

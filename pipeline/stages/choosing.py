@@ -42,7 +42,7 @@ class Chooser:
         self.config, self.run, self.dense, self.world, self.say = config, run, dense, world, say
         self.progress = run.stage("prune") / "progress"
         self.protect = {"protect_first": config.prune.protect_first, "protect_last": config.prune.protect_last}
-        texts = world.from_first(self._texts() if world.rank == 0 else None)
+        texts = world.on_first(self._texts)
         self.model = load_model(
             dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
             trust_remote_code=config.model.trust_remote_code,
@@ -91,9 +91,8 @@ class Chooser:
     def maps(self, removed: list[int]) -> tuple[dict[int, torch.Tensor], int]:
         """A linear map for every run of removed blocks but one that begins at block 0, and the tokens fitted on."""
         width = self.model.config.get_text_config().hidden_size
-        drawn = draw_for_maps(self.config, self.run, self.dense, width) if self.world.rank == 0 else None
-        fit, _ = split_for_maps(self.world.from_first(drawn), self.config.score.micro_batch, self.world.rank,
-                                self.world.size)  # fmt: skip
+        drawn = self.world.on_first(lambda: draw_for_maps(self.config, self.run, self.dense, width))
+        fit, _ = split_for_maps(drawn, self.config.score.micro_batch, self.world.rank, self.world.size)
         windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
         maps = fit_maps(self.model, fit, windows, ridge=self.config.score.linear_ridge, group=self.world.control)
         tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))

@@ -129,7 +129,7 @@ def _score_by_batch(
 
     def linear() -> dict[str, Any]:
         width = model.config.get_text_config().hidden_size
-        drawn = world.from_first(draw_for_maps(config, run, dense, width) if world.rank == 0 else None)
+        drawn = world.on_first(lambda: draw_for_maps(config, run, dense, width))
         fit, judge = split_for_maps(drawn, config.score.micro_batch, world.rank, world.size)
         say(f"linear: {len(drawn)} sequences, every fourth to judge the maps by")
         return linear_entry(model, fit, judge, lengths=_windows(config, meta), ridge=config.score.linear_ridge,

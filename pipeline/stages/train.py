@@ -218,13 +218,16 @@ def _held_out(config: Config, run: Run, world: World, encoder: Encoder) -> torch
     _, shards = read_manifest(read_json(run.stage("data") / "manifest.json"))
     if not shards:
         return None
-    rows = None
-    if world.rank == 0:
-        rows = held_out_rows(
-            shards, encoder, length=config.data.row_length, bos="document", rows=config.train.evaluate_rows,
+    return world.on_first(
+        lambda: held_out_rows(
+            shards,
+            encoder,
+            length=config.data.row_length,
+            bos="document",
+            rows=config.train.evaluate_rows,
             cache=shard_cache(config),
-        )  # fmt: skip
-    return world.from_first(rows)
+        )
+    )
 
 
 def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -> Path:

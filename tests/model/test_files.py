@@ -89,7 +89,7 @@ def test_parts_and_their_index_must_agree(parts, meta):
     change_index(parts, lambda names: names.update({name: first}))
     require_whole(parts, meta)
     (parts / second).rename(parts / "kept")
-    assert f"{parts / second}: named by the index and not there" in refusal(parts, meta)
+    assert f"{parts / second}: named by model.safetensors.index.json and not there" in refusal(parts, meta)
     # An index of fewer files, all of which are whole: counted by their values.
     change_index(parts, lambda names: [names.pop(key) for key in [k for k, file in names.items() if file == second]])
     assert "some are missing" in refusal(parts, meta)
