@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from machine import peak_memory, show, wait_for
 from scoring_processes import one_and_two_processes
-from transformers import AutoModelForCausalLM, LlamaConfig
+from shapes import random_model, vicuna
 
 from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
@@ -40,8 +40,8 @@ from pipeline.model.costs import meta_model
 from pipeline.model.load import load_model
 from pipeline.model.loss import next_token_losses
 
-SHAPE_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32,
-            "vocab_size": 32000}  # fmt: skip
+#: Blocks and width of what has random weights.
+SHAPES = {"7b": (32, 4096), "tiny": (4, 128)}
 #: (b) / (a) and (a) / (d) at most, one process / two processes at least.
 BARS = {"distances": 1.5, "sweep": 0.75, "processes": 1.6}
 #: Tokens in one forward of (d) where many sequences go together: the logits of more would not fit beside a 7B.
@@ -134,7 +134,7 @@ def measure_linear(model: Any, sequences: torch.Tensor) -> dict[str, Any]:
 def draw(arguments: argparse.Namespace, sequences: int, length: int) -> torch.Tensor:
     """Sequences (sequences, length) int64 of the text, or of random tokens where there is no tokenizer."""
     if arguments.shape:
-        return torch.randint(SHAPE_7B["vocab_size"], (sequences, length))
+        return torch.randint(vicuna().vocab_size, (sequences, length))
     encode = make_encoder(load_tokenizer(arguments.model))
     shards = list_source(str(arguments.text)).shards
     return calibration_sequences(shards, encode, sequences=sequences, length=length, bos="document", seed=1234,
@@ -146,11 +146,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What scoring all blocks costs, against skipping one at a time.")
     parser.add_argument("--model", type=Path, default=Path(".cache/demo/model"), help="a Hugging Face folder")
     parser.add_argument("--text", type=Path, default=Path(".cache/demo/text/train"), help="shards to draw from")
-    parser.add_argument("--shape", choices=["7b"], help="random weights of this shape and random tokens instead")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this shape, random tokens")
     parser.add_argument("--sequences", type=int, help="default: 10; with --shape 7b also 64")
     parser.add_argument("--length", type=int, help="tokens in a sequence; default: 128; with --shape 7b also 2048")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--linear", action=argparse.BooleanOptionalAction, default=True, help="linear replacement too")
     parser.add_argument("--quick", action="store_true", help="3 sequences of 32 tokens, once: to see that it runs")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -163,21 +164,21 @@ def main() -> None:
     if arguments.sequences or arguments.length:
         sizes = [(arguments.sequences or 10, arguments.length or 128)]
     if arguments.shape:
-        with device:
-            model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE_7B), dtype=dtype).eval()
+        model = random_model(vicuna(*SHAPES[arguments.shape]), device, dtype).eval()
     else:
         model = load_model(arguments.model, dtype=dtype, attention="sdpa", device=device)
 
     name = arguments.shape or arguments.model.name
     expected = prediction_for(model)
-    expected_7b = prediction_for(meta_model(LlamaConfig(**SHAPE_7B)))
+    expected_7b = prediction_for(meta_model(vicuna()))
     print(f"expected from operations: {expected:.2f} for this model, {expected_7b:.2f} for a model of 7B")
     for sequences, length in sizes:
         batch = draw(arguments, sequences, length).to(device)
         figures = measure(model, batch, arguments.repeats)
-        linear = measure_linear(
-            model, draw(arguments, sequences_for_maps(model.config.hidden_size, length), length).to(device)
-        )
+        linear = None
+        if arguments.linear:
+            needed = sequences_for_maps(model.config.hidden_size, length)
+            linear = measure_linear(model, draw(arguments, needed, length).to(device))
         processes = None
         if device.type == "cpu" and not arguments.shape:
             processes = one_and_two_processes(arguments.model, arguments.dtype, batch, arguments.repeats)
@@ -201,7 +202,8 @@ def report(device: torch.device, figures: dict[str, Any]) -> None:
         "Sequences": f"{figures['sequences']} x {figures['length']}",
         "Sweep": f"{times['sweep']:.2f} s",
         "With all distances": f"{distances['seconds']:.2f} s ({distances['ratio']:.2f} x)",
-        "Linear replacement": f"{linear['seconds']:.2f} s for {linear['tokens']:,} tokens",
+        "Linear replacement": "not measured" if linear is None
+        else f"{linear['seconds']:.2f} s for {linear['tokens']:,} tokens",
         "One block, one sequence at a time": f"{times['one_sequence']:.2f} s",
         "One block at a time, many sequences": f"{times['all_sequences']:.2f} s",
         "Ratio": f"{figures['ratio']:.2f}",

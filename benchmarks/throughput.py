@@ -3,9 +3,9 @@
     python benchmarks/throughput.py --blocks 6    # 1.5B, as pruned from Vicuna-7B; 12: 2.7B; 17: 3.7B
     torchrun --nproc-per-node 8 benchmarks/throughput.py --blocks 17
 
-Weights and tokens are random: speed does not depend on them. Blocks are Llama's, ``--width`` wide, with heads of 128
-and an MLP of 11008/4096 of the width. The first step is not timed; the figures are those of the median step. Memory
-is the most that tensors took on the GPU (on a CPU: the most that the process took).
+Weights and tokens are random: speed does not depend on them. Blocks are Vicuna-7B's, in its proportions where another
+``--width`` is asked for. The first step is not timed; the figures are those of the median step. Memory is the most that
+tensors took on the GPU (on a CPU: the most that the process took).
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from statistics import median
 
 import torch
 from machine import one_world, peak_memory, show
-from transformers import AutoModelForCausalLM, LlamaConfig
+from shapes import random_model, vicuna
 
 from pipeline.data.packing import Row
 from pipeline.data.position import LaneCursor
@@ -28,23 +27,13 @@ from pipeline.model.costs import attention_width, flops_per_token, memory_per_gp
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, train_steps
 
-VOCABULARY = 32000
 
-
-def shape(blocks: int, width: int, row_length: int) -> LlamaConfig:
-    """Llama's config with 7B's proportions at another depth and width."""
-    return LlamaConfig(
-        hidden_size=width, intermediate_size=width * 11008 // 4096, num_attention_heads=max(1, width // 128),
-        num_hidden_layers=blocks, vocab_size=VOCABULARY, max_position_embeddings=row_length,
-    )  # fmt: skip
-
-
-def random_rows(row_length: int, rank: int) -> Iterator[Row]:
+def random_rows(vocabulary: int, row_length: int, rank: int) -> Iterator[Row]:
     """Rows of random tokens, without end."""
     generator = torch.Generator().manual_seed(rank)
-    first = Row(0, torch.randint(VOCABULARY, (row_length,), generator=generator).numpy(), rank, LaneCursor())
     while True:
-        yield replace(first, input_ids=torch.randint(VOCABULARY, (row_length,), generator=generator).numpy())
+        ids = torch.randint(vocabulary, (row_length,), generator=generator).numpy()
+        yield Row(0, ids, rank, LaneCursor())
 
 
 def main() -> None:
@@ -59,14 +48,14 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, default=1, choices=[0, 1, 2, 3])
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--attention", default="sdpa", help="attention implementation of transformers")
+    parser.add_argument("--ceiling", type=float, metavar="FLOP/S", help="of this device, by benchmarks/ceiling.py")
     arguments = parser.parse_args()
     take_place(find_place())
     world = one_world()
 
-    config = shape(arguments.blocks, arguments.width, arguments.row_length)
+    config = vicuna(arguments.blocks, arguments.width)
     torch.manual_seed(0)
-    with world.device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=arguments.attention)
+    model = random_model(config, world.device, torch.bfloat16, arguments.attention)
     parameters, products, block = model.num_parameters(), product_parameters(model), block_parameters(model)[0]
     flops = flops_per_token(products, arguments.blocks, attention_width(config), arguments.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
@@ -74,6 +63,7 @@ def main() -> None:
         parameters, block, arguments.zero_stage, world.size, arguments.micro_batch, arguments.row_length, config,
         gradient_checkpointing=arguments.gradient_checkpointing,
     )["total"]  # fmt: skip
+    rows = random_rows(config.vocab_size, arguments.row_length, world.rank)
     try:
         engine = Engine(
             model, world, micro_batch=arguments.micro_batch, accumulation=arguments.accumulation,
@@ -81,8 +71,8 @@ def main() -> None:
             no_decay=("bias", "norm"), clip=1.0, gradient_checkpointing=arguments.gradient_checkpointing,
         )  # fmt: skip
         steps = list(train_steps(
-            engine, random_rows(arguments.row_length, world.rank), world, Position(), steps=1 + arguments.steps,
-            micro_batch=arguments.micro_batch, rate=lambda step: 1e-4,
+            engine, rows, world, Position(), steps=1 + arguments.steps, micro_batch=arguments.micro_batch,
+            rate=lambda step: 1e-4,
             mfu=lambda speed: mfu(speed / world.size, flops, peak),
         ))  # fmt: skip
     except torch.OutOfMemoryError as error:
@@ -92,7 +82,7 @@ def main() -> None:
         )
 
     speed = median(step.tokens_per_second for step in steps[1:])
-    used = mfu(speed / world.size, flops, peak)
+    used, share = (mfu(speed / world.size, flops, most) for most in (peak, arguments.ceiling))
     figures = {
         "blocks": arguments.blocks, "width": arguments.width, "parameters": parameters, "processes": world.size,
         "micro_batch": arguments.micro_batch, "accumulation": arguments.accumulation,
@@ -100,7 +90,8 @@ def main() -> None:
         "gradient_checkpointing": arguments.gradient_checkpointing, "attention": arguments.attention,
         "timed_steps": arguments.steps, "tokens_per_second": speed,
         "seconds_per_step": median(step.seconds for step in steps[1:]), "flops_per_token": flops,
-        "peak_flops": peak, "mfu": used, "peak_memory": peak_memory(world.device), "estimated_memory": estimate,
+        "peak_flops": peak, "mfu": used, "ceiling": arguments.ceiling, "of_ceiling": share,
+        "peak_memory": peak_memory(world.device), "estimated_memory": estimate,
         "losses": [step.loss for step in steps],
     }  # fmt: skip
     if world.rank == 0:
@@ -116,6 +107,7 @@ def main() -> None:
             "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
             "Tokens/s": f"{speed:,.0f}",
             "MFU": "unknown peak" if used is None else f"{used:.1%}",
+            "Of the ceiling": "not measured" if share is None else f"{share:.1%}",
             "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
             "Estimated": f"{estimate / 1e9:.2f} GB",
         })  # fmt: skip

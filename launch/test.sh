@@ -10,8 +10,9 @@ source launch/setup.sh
 python -m pipeline.demo
 
 choice=(-m "not slow and not gpu")
-# Two processes share the tests, file by file: many wait for processes that they start. (-n 0 runs them in one.)
-share=(-n 2 --dist loadfile)
+# Two processes share the tests, file by file, in the order that tests/conftest.py gives them: many wait for processes
+# that they start. (-n 0 runs them in one.)
+share=(-n 2 --dist loadfile --no-loadscope-reorder)
 for argument in "$@"; do
     # The caller's own choice of markers stands alone; the slow ones measure, and have the machine to themselves.
     if [[ $argument == -m* ]]; then choice=() share=(); fi

@@ -15,9 +15,54 @@ from typing import Any
 
 import psutil
 import pytest
+from budget import Meter
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / ".cache" / "demo"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers and the processes that they start have more threads than there are cores. A thread that waits for another
+    # at full speed, as OpenMP's do by default, keeps it from its work: a third of the CPU time is enough without. Sums
+    # are the same. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", choices=["say", "fail"], default="say",
+                     help="what to do when a folder's tests cost more CPU than tests/budget.py gives them")  # fmt: skip
+
+
+#: Folders whose tests start whole runs: they go first, so that the processes that share the tests end together.
+FIRST = ("tests/stages", "tests/training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The sort keeps the order within each part.
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Meter(config.getoption("budget") == "fail"), "meter")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[..., Path]:
+    """``once(name, make)``: the folder ``name`` as ``make(folder)`` left it; of the workers that share the tests, the
+    first to ask makes it, and the others wait for it. Not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if hasattr(request.config, "workerinput") else base
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +83,17 @@ def texts(demo: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(texts: list[str], once: Callable[..., Path]) -> Path:
     """A Hugging Face folder: Llama of 8 small blocks, seeded random weights in bf16, a tokenizer of 1,000 tokens."""
+    return once("tiny", lambda folder: write_tiny_model(folder / "model", texts)) / "model"
+
+
+def write_tiny_model(folder: Path, texts: list[str]) -> None:
+    """That model, into ``folder``."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -59,7 +108,6 @@ def tiny_model(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, initializer_range=0.05,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -130,14 +178,16 @@ def lengthen(configure: Callable[[Path], Path]) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def reference(lengthen: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(lengthen: Callable[[Path], Path], once: Callable[..., Path]) -> Path:
     """The folder of a run of the longer config that nothing interrupted. Not to be changed."""
-    folder = tmp_path_factory.mktemp("reference")
-    command = Regrow("run", lengthen(folder))
-    assert command.wait() == 0, f"the reference run failed:\n{command.output}"
-    noise = [line for line in command.output.splitlines() if not re.match(r"\[[a-z]+\] ", line)]
-    assert not noise, f"lines that are not regrow's: {noise}"
-    return folder / "runs" / "tiny"
+
+    def make(folder: Path) -> None:
+        command = Regrow("run", lengthen(folder))
+        assert command.wait() == 0, f"the reference run failed:\n{command.output}"
+        noise = [line for line in command.output.splitlines() if not re.match(r"\[[a-z]+\] ", line)]
+        assert not noise, f"lines that are not regrow's: {noise}"
+
+    return once("reference", make) / "runs" / "tiny"
 
 
 #: Eight steps of rows that hold several documents, each alone; every row's hash and all checkpoints are kept.
@@ -148,19 +198,21 @@ train: {tokens: 16384, checkpoint_every: 3, evaluate_every: 4, keep_checkpoints:
 
 
 @pytest.fixture(scope="session")
-def logged(lengthen: Callable[[Path], Path], reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def logged(lengthen: Callable[[Path], Path], reference: Path, once: Callable[..., Path]) -> Path:
     """The config of a run, in runs/tiny beside it, that trained on from the reference's pruned model with attention
     within documents and logged its samples. Not to be changed."""
-    folder = tmp_path_factory.mktemp("logged")
-    config = lengthen(folder).with_name("logged.yaml")
-    config.write_text(LOGGED)
-    run = folder / "runs" / "tiny"
-    for stage in ("data", "score", "prune"):
-        shutil.copytree(reference / stage, run / stage)
-    shutil.copy(reference / "hashes.json", run)
-    command = Regrow("train", config)
-    assert command.wait() == 0, f"the logged run failed:\n{command.output}"
-    return config
+
+    def make(folder: Path) -> None:
+        config = lengthen(folder).with_name("logged.yaml")
+        config.write_text(LOGGED)
+        run = folder / "runs" / "tiny"
+        for stage in ("data", "score", "prune"):
+            shutil.copytree(reference / stage, run / stage)
+        shutil.copy(reference / "hashes.json", run)
+        command = Regrow("train", config)
+        assert command.wait() == 0, f"the logged run failed:\n{command.output}"
+
+    return once("logged", make) / "logged.yaml"
 
 
 class Regrow:

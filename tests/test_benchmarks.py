@@ -97,6 +97,16 @@ def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None
     assert figures["mfu"] is None and figures["peak_memory"] > 1e8, f"a CPU has no known peak: {figures}"
 
 
+def test_the_ceiling_is_all_operations_over_all_seconds() -> None:
+    figures, before = run_benchmark("ceiling", "--quick")
+    operations = {name: 2 * math.prod(map(int, name.split(" x "))) for name in figures["products"]}
+    assert len(before) == len(operations) == 6 and max(operations) == "512 x 512 x 512", figures
+    seconds = sum(operations[name] / speed for name, speed in figures["products"].items())
+    assert figures["ceiling"] == pytest.approx(sum(operations.values()) / seconds), figures
+    assert figures["copied_bytes"] == 2**24 and figures["copy_bytes_per_second"] > 0, figures
+    assert figures["peak_flops"] is None and figures["of_peak"] is None, f"a CPU has no known peak: {figures}"
+
+
 @pytest.mark.slow
 def test_data_compares_the_same_rows(tiny_model: Path, demo: Path) -> None:
     figures, before = run_benchmark(

@@ -127,6 +127,7 @@ def test_folders_that_cannot_be_streamed_are_refused_with_the_remedy(saved, tmp_
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(RegrowError, match=r"damaged"), streamed.block(5):
         pass
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {DOWN: "two.safetensors"}}))
     with pytest.raises(RegrowError, match=r"two\.safetensors: named by .* and not there"):
         StreamedModel(tmp_path)

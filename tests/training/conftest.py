@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ def _start(processes: int, folder: Path, *cases: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
-def _measure(processes: int, folder: Path) -> dict[str, Any]:
+def _measure(processes: int, folder: Path) -> None:
     done = _start(processes, folder, *CASES[processes])
     assert done.returncode == 0, f"parity.py with {processes} processes ended with {done.returncode}:\n{done.stderr}"
-    return {case: json.loads((folder / f"{case}.json").read_text()) for case in CASES[processes]}
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +54,12 @@ def start() -> Any:
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def measured(once: Any) -> Any:
     """``measured(processes)``: results by case; started once, when first asked for."""
-    known: dict[int, dict[str, Any]] = {}
 
+    @cache
     def results(processes: int) -> dict[str, Any]:
-        if processes not in known:
-            known[processes] = _measure(processes, tmp_path_factory.mktemp(f"parity{processes}"))
-        return known[processes]
+        folder = once(f"parity-{processes}", lambda folder: _measure(processes, folder))
+        return {case: json.loads((folder / f"{case}.json").read_text()) for case in CASES[processes]}
 
     return results

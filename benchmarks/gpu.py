@@ -1,0 +1,206 @@
+"""Measurements for one GPU, one after the other, within a number of minutes: what benchmarks/gpu.sh runs.
+
+Each item is a process of its own. It is started only if it would end in time, by what it is known to take; it is
+stopped at twice that, or when the minutes are over; and whatever becomes of it, the next one gets its turn. Items
+print their figures as a line of JSON and a row for benchmarks/RESULTS.md, which are printed once more at the end.
+To add a measurement: a script that prints with ``machine.show``, and a row of ``ITEMS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import torch
+from commands import carry_out
+
+from pipeline.launch import interruptible
+
+ROOT = Path(__file__).parent.parent
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+Figures = dict[str, Any]
+
+
+class Call(NamedTuple):
+    """A script's options, and the seconds that it takes with them: on an H100, or on two cores for a quick run."""
+
+    seconds: float
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A measurement: its script, how it is called in full and in small, and what its figures come to in words.
+
+    ``takes`` are options whose value is a figure of an earlier item (option, item, figure): without it, the option is
+    not given. ``needs`` is a path without which there is nothing to measure.
+    """
+
+    name: str
+    script: str
+    figure: Callable[[Figures], str]
+    full: Call
+    quick: Call
+    takes: tuple[tuple[str, str, str], ...] = ()
+    needs: str | None = None
+
+
+def _speed(figures: Figures) -> str:
+    shares = [f"{figures[key]:.1%} {words}" for key, words in (("mfu", "MFU"), ("of_ceiling", "of the ceiling"))
+              if figures[key] is not None]  # fmt: skip
+    return ", ".join([f"{figures['tokens_per_second']:,.0f} tokens/s", *shares])
+
+
+def _ceiling(figures: Figures) -> str:
+    return f"{figures['ceiling'] / 1e12:.3g} TFLOP/s, copy {figures['copy_bytes_per_second'] / 1e12:.3g} TB/s"
+
+
+def _scoring(figures: Figures) -> str:
+    taken, memory = figures["with_distances"]["seconds"], figures["peak_memory"]["with_distances"]
+    return f"PPL and all distances {taken:.2f} s, {memory / 1e9:.1f} GB"
+
+
+def _demo(figures: Figures) -> str:
+    return f"killed after step {figures['killed_after']}: {'same bytes' if figures['same'] else 'OTHER BYTES'}"
+
+
+def _tests(figures: Figures) -> str:
+    return f"{figures['passed']} passed, {figures['failed']} failed, {figures['skipped']} skipped"
+
+
+_SMALL = ("--width", "64", "--row-length", "64", "--accumulation", "2", "--steps", "2")
+_TAKES = (("--ceiling", "ceiling", "ceiling"),)
+_SEQUENCES = ("--sequences", "10", "--length", "128", "--repeats", "1", "--no-linear")
+#: Most worth first: what no other machine can show, then what has been measured before.
+ITEMS = (
+    Item("ceiling", "ceiling.py", _ceiling, Call(20), Call(10, ("--quick",))),
+    Item("1.5b", "throughput.py", _speed, Call(45, ("--blocks", "6")), Call(15, ("--blocks", "2", *_SMALL)), _TAKES),
+    Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), needs=".cache/demo/assets.json"),
+    Item("tests", "gpu_tests.py", _tests, Call(40), Call(15)),
+    Item("2.7b", "throughput.py", _speed, Call(60, ("--blocks", "12")), Call(15, ("--blocks", "4", *_SMALL)), _TAKES),
+    Item("scoring", "scoring.py", _scoring, Call(45, ("--shape", "7b", *_SEQUENCES)),
+         Call(15, ("--shape", "tiny", "--quick", "--no-linear"))),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: ``ok``, or why there is no figure; its seconds, figures, and row (heading, rule, row)."""
+
+    item: Item
+    call: Call
+    status: str
+    seconds: float = 0.0
+    figures: Figures | None = None
+    row: tuple[str, ...] = ()
+    late: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ran and did not end well."""
+        return self.seconds > 0 and self.status != "ok"
+
+
+def measure(items: Sequence[Item], minutes: float, quick: bool = False, root: Path = ROOT) -> Iterator[Outcome]:
+    """Carry out the items in their order and yield what became of each; none is running after ``minutes``.
+
+    A time-out is twice an item's seconds (ten times for a quick run: it shares its CPU with others), and never more
+    than the time that is left.
+    """
+    end, known = monotonic() + 60 * minutes, {}
+    for item in items:
+        call, left = item.quick if quick else item.full, end - monotonic()
+        if item.needs and not (root / item.needs).exists():
+            yield Outcome(item, call, f"left out: there is no {item.needs}")
+        elif call.seconds > left:
+            wanting = f"left out: about {call.seconds:.0f} s, {max(0.0, left):.0f} s were left"
+            yield Outcome(item, call, wanting, late=True)
+        else:
+            taken = [(option, str(known[name][key])) for option, name, key in item.takes if name in known]
+            outcome = attempt(item, call, list(chain(*taken)), min(left, call.seconds * (10 if quick else 2)), root)
+            if outcome.figures:
+                known[item.name] = outcome.figures
+            yield outcome
+
+
+def attempt(item: Item, call: Call, more: list[str], limit: float, root: Path) -> Outcome:
+    """Carry out one item, with ``more`` options, in at most ``limit`` seconds."""
+    print(f"\ngpu: {item.name}: about {call.seconds:.0f} s, at most {limit:.0f} s", flush=True)
+    ended = carry_out([sys.executable, str(root / "benchmarks" / item.script), *call.options, *more], root, limit)
+    figures, row = shown(ended.lines)
+    if ended.status is None:
+        status = f"FAILED: stopped after {ended.seconds:.0f} s"
+    elif ended.status:
+        status = f"FAILED: exit status {ended.status}"
+    else:
+        status = "ok" if figures else "FAILED: printed no figures"
+    return Outcome(item, call, status, ended.seconds, figures, row)
+
+
+def shown(lines: Sequence[str]) -> tuple[Figures | None, tuple[str, ...]]:
+    """The figures and the three lines of table that ``machine.show`` printed last; None and nothing without them."""
+    for place in reversed(range(len(lines))):
+        if lines[place].startswith("{") and '"hardware"' in lines[place]:
+            return json.loads(lines[place]), tuple(lines[place + 1 : place + 4])
+    return None, ()
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """Every row once more, a table of what became of each item, and what was left out for time."""
+    lines = []
+    for outcome in outcomes:
+        if outcome.row:
+            lines += [f"{outcome.item.name}:", *outcome.row, ""]
+    lines += ["| Item | Status | Seconds | Figure |", "| --- | --- | --- | --- |"]
+    for outcome in outcomes:
+        figure = outcome.item.figure(outcome.figures) if outcome.figures else ""
+        seconds = f"{outcome.seconds:.0f}" if outcome.seconds else ""
+        lines.append(f"| {outcome.item.name} | {outcome.status} | {seconds} | {figure} |")
+    late = [outcome for outcome in outcomes if outcome.late]
+    if late:
+        seconds = sum(outcome.call.seconds for outcome in late)
+        names = " ".join(outcome.item.name for outcome in late)
+        lines.append(f"left out for want of time; about {seconds:.0f} s more:  "
+                     f"bash benchmarks/gpu.sh --minutes {math.ceil(seconds / 60)} {names}")  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Measure what was asked for, and print the summary, also of what a Ctrl-C cut short; exit 1 if an item failed."""
+    names = [item.name for item in ITEMS]
+    parser = argparse.ArgumentParser(prog="gpu.sh", description="Measurements for one GPU, in minutes.")
+    parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(names)}; default: all, in this order")
+    parser.add_argument("--minutes", type=float, default=6, help="start nothing that would not end by then; default 6")
+    parser.add_argument("--quick", action="store_true", help="all of it with small shapes, on a CPU as well")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.items if name not in names]
+    if unknown:
+        parser.error(f"no item {unknown[0]!r}; there are {', '.join(names)}")
+    if arguments.minutes <= 0:
+        parser.error("--minutes must be above 0")
+    if not arguments.quick and not torch.cuda.is_available():
+        sys.exit("gpu: torch sees no NVIDIA GPU here; --quick runs all of it in small on a CPU")
+    chosen = [item for item in ITEMS if item.name in (arguments.items or names)]
+    outcomes, status = [], 0
+    try:
+        with interruptible():
+            for outcome in measure(chosen, arguments.minutes, arguments.quick):
+                outcomes.append(outcome)
+                status = int(status or outcome.failed)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    print("", *summary(outcomes), sep="\n", flush=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

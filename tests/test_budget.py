@@ -1,0 +1,61 @@
+"""tests/budget.py: what tests cost reaches the table, and a folder that costs too much fails the run, where asked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from budget import BUDGETS, CORES, MINUTES
+
+HERE = Path(__file__).parent
+CONFTEST = """
+import sys
+sys.path.append({here!r})
+import budget
+budget.BUDGETS = {{"tests/dear": 0.3, "tests/cheap": 0.3}}
+
+def pytest_configure(config):
+    config.pluginmanager.register(budget.Meter(fail={fail}))
+"""
+#: The work is done by a child, as by the processes that the suite's tests start.
+DEAR = """
+import subprocess, sys
+def test_that_is_dear():
+    subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.6: pass"], check=True)
+"""
+CHEAP = """
+def test_that_is_cheap():
+    pass
+"""
+
+
+def suite(folder: Path, fail: bool, *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest on a project of two folders of tests, one of which overdraws its budget."""
+    for name, text in (("dear/test_dear.py", DEAR), ("cheap/test_cheap.py", CHEAP)):
+        (folder / "tests" / name).parent.mkdir(parents=True)
+        (folder / "tests" / name).write_text(text)
+    (folder / "conftest.py").write_text(CONFTEST.format(here=str(HERE), fail=fail))
+    command = [sys.executable, "-m", "pytest", "tests", *options]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True)
+
+
+def test_a_folder_over_its_budget_fails_the_run(tmp_path: Path) -> None:
+    """Also where workers report what the tests cost."""
+    done = suite(tmp_path, True, "-n", "2")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED and "2 passed" in done.stdout, done.stdout + done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("tests/") and " of " in line}
+    assert "OVER ITS BUDGET" in lines["tests/dear"] and "OVER" not in lines["tests/cheap"], done.stdout
+    assert int(lines["tests/dear"].split()[1]) >= 1, f"0.6 s of a child's CPU time were to be counted: {lines}"
+
+
+def test_it_only_says_so_unless_asked_to_fail(tmp_path: Path) -> None:
+    done = suite(tmp_path, False)
+    assert done.returncode == 0 and "OVER ITS BUDGET" in done.stdout, done.stdout + done.stderr
+
+
+def test_every_folder_of_tests_has_a_budget() -> None:
+    assert sum(BUDGETS.values()) <= CORES * MINUTES * 60, "together the budgets would take longer than is promised"
+    folders = {"tests", *(f"tests/{path.parent.name}" for path in HERE.glob("*/test_*.py"))}
+    assert set(BUDGETS) == folders, f"folders without a budget, or budgets without a folder: {set(BUDGETS) ^ folders}"
