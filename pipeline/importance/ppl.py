@@ -14,31 +14,46 @@ import torch
 from torch import distributed, nn
 
 from pipeline.importance.selection import near_ties, order_blocks
-from pipeline.importance.sweep import removal_losses
+from pipeline.importance.sweep import Window, removal_losses
 from pipeline.run import RegrowError
 
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision.
 TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5}
 
 
-def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
-    """The PPL criterion's entry of scores.json from summed losses (blocks + 1, sequences) fp64, dense last.
+def windows_of(total: int, lengths: Iterable[int]) -> list[Window]:
+    """Every window of each length in a model of ``total`` blocks: by length, then by start."""
+    return [(start, length) for length in lengths for start in range(total - length + 1)]
 
-    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order.
+
+def summarise(losses: torch.Tensor, targets: int, tie: float, windows: Sequence[Window] = ()) -> dict[str, Any]:
+    """The PPL criterion's entry of scores.json from summed losses (blocks + windows + 1, sequences) fp64, dense last.
+
+    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order. Of ``windows``, as
+    ``windows_of`` lists them, ``windows`` has for each length, as a string, ``scores`` by start and ``best_start``,
+    the start of the lowest.
     """
     means = [math.fsum(row) / (targets * len(row)) for row in losses.tolist()]
-    scores = [math.exp(mean) for mean in means]
-    order = order_blocks(scores[:-1])
+    *alone, dense = [math.exp(mean) for mean in means]
+    blocks = len(alone) - len(windows)
+    by_length: dict[str, list[float]] = {}
+    for (_, length), score in zip(windows, alone[blocks:], strict=True):
+        by_length.setdefault(str(length), []).append(score)
+    order = order_blocks(alone[:blocks])
     return {
-        "scores": scores[:-1],
+        "scores": alone[:blocks],
         "order": order,
         "higher_is": "more important",
-        "dense": scores[-1],
-        "near_ties": near_ties(means[:-1], order, tie),
+        "dense": dense,
+        "near_ties": near_ties(means[:blocks], order, tie),
         "tie_tolerance": tie,
-        "sequence_losses": (losses[:-1] / targets).tolist(),
+        "sequence_losses": (losses[:blocks] / targets).tolist(),
         "dense_sequence_losses": (losses[-1] / targets).tolist(),
-    }
+    } | (
+        {"windows": {n: {"scores": scores, "best_start": scores.index(min(scores))} for n, scores in by_length.items()}}
+        if by_length
+        else {}
+    )
 
 
 def perplexity_without(

@@ -12,8 +12,9 @@ import pytest
 import torch
 from families import BLOCKS, VOCABULARY, build
 
+from pipeline.criteria import CRITERIA
 from pipeline.importance.linear import linear_entry
-from pipeline.importance.scoring import CRITERIA, score_blocks
+from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.weights import magnitude_entry, taylor_entry
