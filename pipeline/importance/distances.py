@@ -45,6 +45,10 @@ class Pair:
         """Angles over pi, 0 to 1."""
         return 2 * torch.asin((self.chords / 2).clamp_max(1)) / torch.pi
 
+    def ratios(self) -> torch.Tensor:
+        """|y| / |x|; 1 where x is a state of zeros (a padding token's embedding), which nothing is longer than."""
+        return torch.where(self.before > torch.finfo(torch.float32).tiny, self.after / self.before, 1)
+
 
 #: What is measured of a pair, (starts, T), by criterion; the mean over tokens is taken of it ...
 MEASURES: dict[str, Callable[[Pair], torch.Tensor]] = {
@@ -54,7 +58,7 @@ MEASURES: dict[str, Callable[[Pair], torch.Tensor]] = {
     "relative_magnitude": lambda pair: pair.lengths / pair.after,
     "euclidean": lambda pair: pair.lengths,
     "euclidean_last": lambda pair: pair.lengths,
-    "norm_ratio": lambda pair: pair.after / pair.before,
+    "norm_ratio": Pair.ratios,
     "normalised_mse": lambda pair: (pair.lengths / pair.after).square(),
 }
 #: ... but for these, which look at one token.

@@ -191,3 +191,4 @@ def test_a_state_of_zeros_has_no_direction():
     measured = distances_between(states)
     assert measured["block_influence"][1, 2].item() == pytest.approx(1) and measured["block_influence"][0, 1] == 0
     assert measured["angular_last"][0, 2].item() == pytest.approx(0.5) and measured["angular_last"][0, 1] == 0
+    assert measured["norm_ratio"][0, 2] == measured["norm_ratio"][0, 1] == 1, "nothing is so many times as long"

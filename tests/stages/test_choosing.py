@@ -228,7 +228,7 @@ def test_what_was_not_scored_is_refused(scored, tmp_path):
         prune.require_scored(load_config(path, ["prune.criterion=taylor"]), ["ppl"])
     prune.require_scored(load_config(path, ["prune.criterion=tail"]), ["ppl"])
     for wrong, message in (
-        (["prune.selection=contiguous"], "contiguous needs a criterion of windows"),
+        (["prune.selection=contiguous", "prune.criterion=taylor"], "contiguous needs a criterion of windows"),
         (["prune.selection=greedy", "prune.criterion=taylor"], "greedy scores by ppl in every round"),
         (["prune.selection=greedy", "prune.blocks=[3]"], "blocks names what goes"),
     ):
