@@ -19,6 +19,7 @@ from pipeline.checks import check_texts, check_tokenizer, check_weights, has_tok
 from pipeline.config import Config
 from pipeline.importance.block_major import ROOM, needs
 from pipeline.importance.distances import DISTANCES
+from pipeline.importance.ppl import windows_of
 from pipeline.launch import count_processes
 from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters, check_indices
@@ -234,7 +235,7 @@ def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int, plann
         len(sizes), score.sequences, score.length, hf_config.hidden_size, size, max(sizes) * size,
         (dense - sum(sizes)) * size, micro_batch=score.micro_batch, vocabulary=hf_config.vocab_size,
         intermediate=getattr(hf_config, "intermediate_size", None), losses="ppl" in score.criteria,
-        distances=bool(set(score.criteria) & set(DISTANCES)),
+        windows=len(windows_of(len(sizes), score.ppl_n)), distances=bool(set(score.criteria) & set(DISTANCES)),
     )  # fmt: skip
     weights = dense * size
     extra = 0

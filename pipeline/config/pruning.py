@@ -8,17 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.keys import Processes, Real, Section, Whole, key
+from pipeline.criteria import CONTROLS, CRITERIA
 
 #: The ways of saying how much to prune; exactly one of them holds.
 CUTS = ("remove", "ratio", "parameters", "perplexity", "blocks")
 
-#: Criteria that one pass between the blocks gives; those of them that look at windows choose contiguous blocks too.
-Criterion = Literal[
-    "ppl", "block_influence", "angular_last", "angular_mean", "relative_magnitude", "euclidean", "euclidean_last",
-    "linear", "magnitude", "taylor",
-]  # fmt: skip
-Control = Literal["tail", "random", "uniform"]
-WITHOUT_WINDOWS = ("ppl", "magnitude", "taylor", "tail", "random", "uniform")
+Criterion = Literal[tuple(CRITERIA)]  # type: ignore[valid-type]
+Control = Literal[tuple(CONTROLS)]  # type: ignore[valid-type]
 
 
 class ScoreSection(Section):
@@ -41,6 +37,12 @@ class ScoreSection(Section):
         -1, "Token that angular_last and euclidean_last look at, counted as in a list.", stages="score",
         source="short-transformers",
     )  # fmt: skip
+    ppl_n: tuple[Annotated[Whole, Field(ge=2)], ...] = key(
+        (),
+        "Lengths of the windows that ppl is measured for, beside single blocks, in the same sweep: each adds as many "
+        "variants as it has starts.",
+        stages="score",
+    )
     linear_n: tuple[Annotated[Whole, Field(ge=1)], ...] | None = key(
         None, "Lengths of the windows that linear is fitted for, beside single blocks; null: the planned cut.",
         stages="score",
@@ -145,10 +147,11 @@ class PruneSection(Section):
             raise ValueError(f"selection {self.selection} chooses by itself, and blocks names what goes: set one")
         if self.selection == "greedy" and self.criterion != "ppl":
             raise ValueError(f"selection greedy scores by ppl in every round, criterion is {self.criterion}")
-        if self.selection == "contiguous" and self.criterion in WITHOUT_WINDOWS:
+        of_windows = [name for name, criterion in CRITERIA.items() if criterion.windows]
+        if self.selection == "contiguous" and self.criterion not in of_windows:
             raise ValueError(
-                f"selection contiguous needs a criterion of windows (angular_last, block_influence, linear, ...); "
-                f"{self.criterion} scores single blocks"
+                f"selection contiguous needs a criterion of windows ({', '.join(of_windows)}); {self.criterion} scores "
+                "single blocks"
             )
         if self.selection == "contiguous" and self.perplexity is not None:
             raise ValueError("perplexity goes with one-shot and greedy; say remove, ratio or parameters for contiguous")

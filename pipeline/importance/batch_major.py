@@ -7,7 +7,7 @@ who computed what. Memory does not grow with the number of sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.importance.distances import StateDistances
-from pipeline.importance.sweep import dense_states, removal_losses
+from pipeline.importance.sweep import Window, dense_states, removal_losses
 from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.run import read_json, write_json
@@ -28,13 +28,14 @@ def sweep_by_batch(
     folder: Path,
     micro_batch: int,
     losses: bool,
+    windows: Sequence[Window] = (),
     position: int | None,
     world: World,
     say: Callable[[str], None],
 ) -> tuple[torch.Tensor | None, StateDistances | None]:
     """What removing each block costs, and how far the blocks carry their states, over ``sequences`` (S, T) int64.
 
-    Returns, in every process, summed losses (L + 1, S) fp64 as ``removal_losses`` gives them, or None without
+    Returns, in every process, summed losses (L + windows + 1, S) fp64 as ``removal_losses`` gives them, or None without
     ``losses``; and the distances, or None where ``position``, the token that some of them look at, is None. Every
     micro-batch is computed in the same shapes by whichever process has it, so that the number of processes changes no
     bit. ``folder`` must be the same for all processes; what it holds of an earlier start is taken as done.
@@ -49,7 +50,7 @@ def sweep_by_batch(
         distances = None if position is None else StateDistances(blocks, position)
         found: dict[str, Any] = {}
         if losses:
-            found["losses"] = removal_losses(model, groups[number], watch=distances).tolist()
+            found["losses"] = removal_losses(model, groups[number], windows=windows, watch=distances).tolist()
         elif distances is not None:
             dense_states(model, groups[number], distances)
         if distances is not None:

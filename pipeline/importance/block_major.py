@@ -106,9 +106,12 @@ def needs(
     vocabulary: int,
     intermediate: int | None = None,
     losses: bool = True,
+    windows: int = 0,
     distances: bool = True,
 ) -> dict[str, int]:
     """Bytes that one process's sweep by block takes for its ``sequences`` of ``length`` tokens.
+
+    ``windows`` of neighbours that are left out too (batch-major alone) are so many variants more.
 
     ``states``: the states at their peak, in files or in host memory; exact. It is reached when the last micro-batch
     enters the last block: each sequence then has its blocks' variants and, for the distances, the dense states before.
@@ -126,7 +129,7 @@ def needs(
             sequences * blocks if blocks == 2 else 0)  # fmt: skip
     else:
         states = sequences * (blocks - 1)
-    rows = micro_batch * (blocks + 1 if losses else 1)
+    rows = micro_batch * (blocks + 1 + windows if losses else 1)
     items = {
         "block": block_bytes,
         "outside": outside_bytes,

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.criteria import CONTROLS
 from pipeline.importance.batch_major import own_share
-from pipeline.importance.controls import CONTROLS, control_blocks
+from pipeline.importance.controls import control_blocks
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window, protected_blocks
 from pipeline.launch import World
@@ -25,7 +26,7 @@ from pipeline.model.replacement import mapped_outputs
 from pipeline.run import RegrowError, read_json, write_json
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
-BY_WINDOW = ("block_influence", "angular_last", "angular_mean", "linear")
+BY_WINDOW = ("ppl", "block_influence", "angular_last", "angular_mean", "linear")
 
 #: A run of removed blocks by its first one -> the map that stands in for it.
 Maps = Mapping[int, torch.Tensor]
@@ -77,7 +78,7 @@ def compared_sets(
     """The sets of every criterion (entries of scores.json), best window and control, for each count of blocks.
 
     Each has ``by``, ``selection``, ``linear_map`` (false), ``remove`` and ``blocks``. A count that the protect rule
-    does not allow is left out, and so are windows that linear was not fitted for.
+    does not allow is left out, and so are windows of ppl and linear whose length was not scored.
     """
     protect = {"protect_first": protect_first, "protect_last": protect_last}
     free = total - len(protected_blocks(total, protect_first, protect_last))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import random
 
+from pipeline.criteria import CONTROLS
 from pipeline.importance.selection import choose_blocks, protected_blocks
 from pipeline.run import RegrowError
-
-CONTROLS = ("tail", "random", "uniform")
 
 
 def tail_order(total: int) -> list[int]:

@@ -8,17 +8,14 @@ alone is the window n = 1.
 The states of one batch are held, never those of two; what is kept of a sequence is one number for each block, and the
 sums over sequences of one number for each window.
 
-- ``block_influence``: 1 - cos, mean over tokens. Block Influence of ShortGPT (arXiv 2403.03853, section 2.2).
-- ``angular_last``: arccos(cos) / pi at one token, by default the last. Gromov et al. (arXiv 2403.17887, section 3.2).
-- ``angular_mean``: the same, mean over all tokens. short-transformers' ``angular_distance_all_tokens``.
-- ``relative_magnitude``: |y - x| / |y|, mean over tokens: the share of the output that the blocks added. Samragh et
-  al. (arXiv 2312.09299), a baseline of ShortGPT. (short-transformers puts y for y - x; that is not the paper's.)
-- ``euclidean``: |y - x|, mean over tokens; ``euclidean_last``: the same at one token, as in short-transformers.
+Every measure is one function of such a pair and one row of ``MEASURES``; its formula and its paper stand in
+``pipeline.criteria``. (short-transformers' relative magnitude puts y for y - x; that is not the paper's.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,13 +23,47 @@ import torch
 from pipeline.importance.selection import order_blocks
 from pipeline.run import RegrowError
 
-#: The criteria that one pass over the dense states gives.
-DISTANCES = ("block_influence", "angular_last", "angular_mean", "relative_magnitude", "euclidean", "euclidean_last")
-#: Those of one token.
-AT_A_TOKEN = ("angular_last", "euclidean_last")
-
 #: So many values of the states are taken to fp32 at a time.
 CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The states x that windows begin with and the one y that they all end with, as far as measures need them; fp32.
+
+    ``chords`` |x/|x| - y/|y|| and ``lengths`` |y - x| are (starts, T), the norms ``before`` |x| too; ``after`` |y| is
+    (T,). Angles come from the chord c: cos = 1 - c²/2 and arccos(cos) = 2 arcsin(c/2). Unlike a rounded cosine this is
+    exact also where x and y hardly differ.
+    """
+
+    chords: torch.Tensor
+    lengths: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+    def angles(self) -> torch.Tensor:
+        """Angles over pi, 0 to 1."""
+        return 2 * torch.asin((self.chords / 2).clamp_max(1)) / torch.pi
+
+    def ratios(self) -> torch.Tensor:
+        """|y| / |x|; 1 where x is a state of zeros (a padding token's embedding), which nothing is longer than."""
+        return torch.where(self.before > torch.finfo(torch.float32).tiny, self.after / self.before, 1)
+
+
+#: What is measured of a pair, (starts, T), by criterion; the mean over tokens is taken of it ...
+MEASURES: dict[str, Callable[[Pair], torch.Tensor]] = {
+    "block_influence": lambda pair: pair.chords.square() / 2,
+    "angular_last": Pair.angles,
+    "angular_mean": Pair.angles,
+    "relative_magnitude": lambda pair: pair.lengths / pair.after,
+    "euclidean": lambda pair: pair.lengths,
+    "euclidean_last": lambda pair: pair.lengths,
+    "norm_ratio": Pair.ratios,
+    "normalised_mse": lambda pair: (pair.lengths / pair.after).square(),
+}
+#: ... but for these, which look at one token.
+AT_A_TOKEN = ("angular_last", "euclidean_last")
+DISTANCES = tuple(MEASURES)
 
 
 class StateDistances:
@@ -117,31 +148,24 @@ def distances_between(states: torch.Tensor, position: int = -1) -> dict[str, tor
     """Every distance between the states (L + 1, T, d) of one sequence: criterion -> (L + 1, L + 1) fp64 on the CPU.
 
     Entry [start, end] with start < end is filled, the others are zero. Norms are taken in fp32, means over tokens in
-    fp64. Angles come from the chord between unit vectors, c = |x/|x| - y/|y||: cos = 1 - c²/2 and
-    arccos(cos) = 2 arcsin(c/2). Unlike a rounded cosine this is exact also where x and y hardly differ.
+    fp64.
     """
     total, tokens, width = states.shape
     sums = {name: torch.zeros(total, total, dtype=torch.float64, device=states.device) for name in DISTANCES}
     for chunk in states.split(max(1, CHUNK // (total * width)), dim=1):
-        for end, (chords, lengths, norms) in enumerate(_pairs(chunk.float()), start=1):
-            measured = {
-                "block_influence": chords.square() / 2,
-                "angular_mean": _angle(chords),
-                "relative_magnitude": lengths / norms,
-                "euclidean": lengths,
-            }
-            for name, values in measured.items():
-                sums[name][:end, end] += values.double().sum(dim=1)
+        for end, pair in enumerate(_pairs(chunk.float()), start=1):
+            for name in DISTANCES:
+                if name not in AT_A_TOKEN:
+                    sums[name][:end, end] += MEASURES[name](pair).double().sum(dim=1)
     distances = {name: values / tokens for name, values in sums.items()}
-    at_token = states[:, position, None].float()
-    for end, (chords, lengths, _) in enumerate(_pairs(at_token), start=1):
-        distances["angular_last"][:end, end] = _angle(chords)[:, 0].double()
-        distances["euclidean_last"][:end, end] = lengths[:, 0].double()
+    for end, pair in enumerate(_pairs(states[:, position, None].float()), start=1):
+        for name in AT_A_TOKEN:
+            distances[name][:end, end] = MEASURES[name](pair)[:, 0].double()
     return {name: values.cpu() for name, values in distances.items()}
 
 
-def _pairs(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """For each end 1 ... L, over all starts before it: chords and lengths (end, T), and the end's norms (T,)."""
+def _pairs(states: torch.Tensor) -> Iterator[Pair]:
+    """For each end 1 ... L, the pairs with all starts before it."""
     norms = torch.linalg.vector_norm(states, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     units = states / norms[..., None]
     empty = ~states.any(dim=-1)
@@ -150,9 +174,4 @@ def _pairs(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, t
         # A state of zeros (a padding token's embedding) has no direction: cos 0 to any other.
         chords = chords.masked_fill(empty[:end] ^ empty[end], 2**0.5)
         lengths = torch.linalg.vector_norm(states[:end] - states[end], dim=-1)
-        yield chords, lengths, norms[end]
-
-
-def _angle(chords: torch.Tensor) -> torch.Tensor:
-    """Angles over pi, 0 to 1."""
-    return 2 * torch.asin((chords / 2).clamp_max(1)) / torch.pi
+        yield Pair(chords, lengths, norms[:end], norms[end])

@@ -32,7 +32,7 @@ import torch
 from torch import distributed, nn
 
 from pipeline.importance.selection import order_blocks
-from pipeline.importance.sweep import dense_states
+from pipeline.importance.sweep import Window, dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import output_projection
 from pipeline.run import RegrowError
@@ -42,9 +42,6 @@ TOKENS_PER_INPUT = 8
 #: The ridge, relative to the mean of the diagonal of G. Of 1e-8 ... 0.1 the largest was best on unseen text for each
 #: of four windows of SmolLM2-135M fitted on 5,120 tokens (1 and 9 blocks), by 2 to 5%.
 RIDGE = 0.1
-
-#: A window of blocks: its first block, and how many there are.
-Window = tuple[int, int]
 
 
 @dataclass(frozen=True)

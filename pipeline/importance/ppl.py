@@ -14,7 +14,7 @@ import torch
 from torch import distributed, nn
 
 from pipeline.importance.selection import near_ties, order_blocks
-from pipeline.importance.sweep import removal_losses
+from pipeline.importance.sweep import Window, removal_losses
 from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
 
@@ -23,32 +23,47 @@ from pipeline.run import RegrowError
 TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5, "float64": 1e-5}
 
 
-def summarise(losses: torch.Tensor, targets: int, tie: float) -> dict[str, Any]:
-    """The PPL criterion's entry of scores.json from summed losses (blocks + 1, sequences) fp64, dense last.
+def windows_of(total: int, lengths: Iterable[int]) -> list[Window]:
+    """Every window of each length in a model of ``total`` blocks: by length, then by start."""
+    return [(start, length) for length in lengths for start in range(total - length + 1)]
 
-    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order. Raises RegrowError where a
-    perplexity is beyond fp64.
+
+def summarise(losses: torch.Tensor, targets: int, tie: float, windows: Sequence[Window] = ()) -> dict[str, Any]:
+    """The PPL criterion's entry of scores.json from summed losses (blocks + windows + 1, sequences) fp64, dense last.
+
+    ``targets`` is the number of target tokens of one sequence. Sums run in sequence order. Of ``windows``, as
+    ``windows_of`` lists them, ``windows`` has for each length, as a string, ``scores`` by start and ``best_start``,
+    the start of the lowest. Raises RegrowError where a perplexity is beyond fp64.
     """
     means = [math.fsum(row) / (targets * len(row)) for row in losses.tolist()]
     scores = [perplexity_of(mean) for mean in means]
-    beyond = [block for block, score in enumerate(scores) if math.isinf(score)]
+    blocks = len(scores) - 1 - len(windows)
+    names = [*range(blocks), *(f"{start} to {start + length - 1}" for start, length in windows), "none"]
+    beyond = [name for name, score in zip(names, scores, strict=True) if math.isinf(score)]
     if beyond:
-        dense = " (the dense model)" if beyond[-1] == len(scores) - 1 else ""
         raise RegrowError(
-            f"ppl: without blocks {beyond}{dense} the mean loss is up to {max(means):,.0f} nats, and the perplexity "
-            "beyond fp64; the weights or the text are not what they should be, or score by a distance instead"
+            f"ppl: without blocks {beyond} the mean loss is up to {max(means):,.0f} nats, and the perplexity beyond "
+            "fp64; the weights or the text are not what they should be, or score by a distance instead"
         )
-    order = order_blocks(scores[:-1])
+    *alone, dense = scores
+    by_length: dict[str, list[float]] = {}
+    for (_, length), score in zip(windows, alone[blocks:], strict=True):
+        by_length.setdefault(str(length), []).append(score)
+    order = order_blocks(alone[:blocks])
     return {
-        "scores": scores[:-1],
+        "scores": alone[:blocks],
         "order": order,
         "higher_is": "more important",
-        "dense": scores[-1],
-        "near_ties": near_ties(means[:-1], order, tie),
+        "dense": dense,
+        "near_ties": near_ties(means[:blocks], order, tie),
         "tie_tolerance": tie,
-        "sequence_losses": (losses[:-1] / targets).tolist(),
+        "sequence_losses": (losses[:blocks] / targets).tolist(),
         "dense_sequence_losses": (losses[-1] / targets).tolist(),
-    }
+    } | (
+        {"windows": {n: {"scores": scores, "best_start": scores.index(min(scores))} for n, scores in by_length.items()}}
+        if by_length
+        else {}
+    )
 
 
 def perplexity_without(

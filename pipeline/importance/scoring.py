@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from pipeline.criteria import CRITERIA
 from pipeline.importance.distances import DISTANCES, StateDistances
 from pipeline.importance.linear import RIDGE, TOKENS_PER_INPUT, linear_entry
-from pipeline.importance.ppl import TIE, summarise
-from pipeline.importance.sweep import dense_states, removal_losses
+from pipeline.importance.ppl import TIE, summarise, windows_of
+from pipeline.importance.sweep import Window, dense_states, removal_losses
 from pipeline.importance.uncertainty import intervals, near_noise
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.model.blocks import find_blocks
@@ -26,8 +27,6 @@ from pipeline.model.loss import perplexity_of
 from pipeline.model.structure import require_separate_blocks
 from pipeline.run import RegrowError
 
-#: Every criterion. Shortened LLM's Mag+ and Taylor+ are magnitude and taylor under the protect rule of selection.
-CRITERIA = ("ppl", *DISTANCES, "linear", "magnitude", "taylor")
 #: Those that need no text.
 WITHOUT_TEXT = {"magnitude"}
 #: Those that need the loss of a token, and so one before it.
@@ -42,6 +41,7 @@ def score_blocks(
     criteria: Iterable[str] | str = ("ppl",),
     *,
     position: int = -1,
+    ppl_lengths: Sequence[int] = (),
     linear_lengths: Sequence[int] = (),
     ridge: float = RIDGE,
     norm_power: float = 1,
@@ -58,10 +58,10 @@ def score_blocks(
     ``magnitude`` needs none. One criterion may be named alone.
     The model is left in evaluation mode, and without hooks.
 
-    ``position`` is the token of the criteria that look at one; ``linear_lengths`` are the windows of ``linear`` beside
-    single blocks, ``ridge`` its ridge; it is fitted on three of four sequences and judged on the fourth. The
-    reductions are those of weights.py. With a ``group``, ``batches`` are those of this process, and every process gets
-    the entries of all, the sequences in rank order.
+    ``position`` is the token of the criteria that look at one; ``ppl_lengths`` and ``linear_lengths`` are those of the
+    windows of ``ppl`` and ``linear`` beside single blocks. ``ridge`` is that of ``linear``, which is fitted on three of
+    four sequences and judged on the fourth. The reductions are those of weights.py. With a ``group``, ``batches`` are
+    those of this process, and every process gets the entries of all, the sequences in rank order.
 
     Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths or of
     what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
@@ -78,7 +78,7 @@ def score_blocks(
 
     made: dict[str, dict[str, Any]] = {}
     if "ppl" in asked or set(asked) & set(DISTANCES):
-        made |= _swept(model, batches, asked, position, TIE[_precision(model)], group)
+        made |= _swept(model, batches, asked, position, ppl_lengths, TIE[_precision(model)], group)
     if "linear" in asked:
         fit, held_out = split_for_maps(torch.cat(batches), len(batches[0]))
         made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, group=group)
@@ -140,13 +140,19 @@ def split_for_maps(
 
 
 def sweep_entries(
-    asked: Iterable[str], losses: torch.Tensor | None, distances: StateDistances | None, targets: int, tie: float
+    asked: Iterable[str],
+    losses: torch.Tensor | None,
+    distances: StateDistances | None,
+    targets: int,
+    tie: float,
+    windows: Sequence[Window] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Entries of what a sweep gave, of those asked for: ``losses`` (L + 1, S) fp64 summed over ``targets`` tokens.
+    """Entries of what a sweep gave, of those asked for: ``losses`` (L + windows + 1, S) fp64, in sums over ``targets``
+    tokens.
 
     ``tie`` is the difference of mean losses (nats) below which the order of two blocks is rounding.
     """
-    made = {} if losses is None else {"ppl": summarise(losses, targets, tie)}
+    made = {} if losses is None else {"ppl": summarise(losses, targets, tie, windows)}
     made |= {} if distances is None else distances.entries()
     return {name: made[name] for name in asked if name in made}
 
@@ -177,14 +183,22 @@ def _precision(model: nn.Module) -> str:
 
 
 def _swept(
-    model: nn.Module, batches: list[torch.Tensor], asked: list[str], position: int, tie: float, group: Any
+    model: nn.Module,
+    batches: list[torch.Tensor],
+    asked: list[str],
+    position: int,
+    lengths: Sequence[int],
+    tie: float,
+    group: Any,
 ) -> dict[str, dict[str, Any]]:
     """The entries of PPL and of the distances that are asked for, from one pass."""
-    distances = StateDistances(len(find_blocks(model)), position) if set(asked) & set(DISTANCES) else None
+    total = len(find_blocks(model))
+    windows = windows_of(total, lengths)
+    distances = StateDistances(total, position) if set(asked) & set(DISTANCES) else None
     losses = []
     for batch in batches:
         if "ppl" in asked:
-            losses.append(removal_losses(model, batch, watch=distances))
+            losses.append(removal_losses(model, batch, windows=windows, watch=distances))
         else:
             dense_states(model, batch, distances)
     if group is not None:
@@ -194,4 +208,5 @@ def _swept(
         distances = shares[0][1]
         for _, other in shares[1:] if distances is not None else ():
             distances.add(other)
-    return sweep_entries(asked, torch.cat(losses, dim=1) if losses else None, distances, batches[0].shape[1] - 1, tie)
+    whole = torch.cat(losses, dim=1) if losses else None
+    return sweep_entries(asked, whole, distances, batches[0].shape[1] - 1, tie, windows)

@@ -110,13 +110,13 @@ def choose_window(
     """The window of ``remove`` neighbouring blocks that carries its input least far (contiguous removal).
 
     ``windows`` is that of an entry of scores.json: a distance's, where entry n - 1 of list s is the distance of the n
-    blocks from s, or linear's, by n. Equal windows by start. Raises RegrowError when no window lies between the
-    protected blocks, or when linear was not fitted for windows of this length.
+    blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError when no window lies between
+    the protected blocks, or when windows of this length were not scored.
     """
     if isinstance(windows, Mapping):
         if str(remove) not in windows:
             raise RegrowError(
-                f"linear maps were fitted for windows of {', '.join(windows)} blocks, not of {remove}; add it to "
+                f"windows of {', '.join(windows)} blocks were scored, not of {remove}; add it to score.ppl_n or "
                 "score.linear_n"
             )
         by_start = windows[str(remove)]["scores"]

@@ -3,8 +3,10 @@
 Leaving out one block at a time costs L forwards of L - 1 blocks. Here a growing batch goes through the model once:
 what enters block j is the dense state together with the states of the variants whose removed block came before j;
 block j runs on all of them at once; the variant without block j is the dense state, unchanged. Every block's weights
-are touched once and half of the work is gone. The model's own forward does everything around the blocks (embeddings,
-masks, rotary embeddings, final norm, head), so that any decoder whose blocks can be found is scored as it computes.
+are touched once and half of the work is gone. A window of n neighbours is one more such variant: it leaves the dense
+states before its first block and comes back behind its last. The model's own forward does everything around the
+blocks (embeddings, masks, rotary embeddings, final norm, head), so that any decoder whose blocks can be found is
+scored as it computes.
 
 What a model gives its blocks beside the hidden state (masks, positions, biases) has to grow with the batch, and no
 shape says which of it does: a first axis as long as the batch may be that of the heads, and Bloom's bias has batch x
@@ -33,6 +35,9 @@ HEAD_ROWS = 8
 #: the final norm. The state is a view of a larger tensor: whoever keeps it takes a copy.
 Watch = Callable[[int, torch.Tensor], None]
 
+#: A window of neighbours: its first block, and how many there are. A block alone is (block, 1).
+Window = tuple[int, int]
+
 
 @torch.no_grad()
 def removal_losses(
@@ -40,6 +45,7 @@ def removal_losses(
     input_ids: torch.Tensor,
     *,
     blocks: Sequence[int] | None = None,
+    windows: Sequence[Window] = (),
     without: Sequence[int] = (),
     watch: Watch | None = None,
 ) -> torch.Tensor:
@@ -49,11 +55,15 @@ def removal_losses(
     over the T - 1 targets: row j is the model without block j, the last row the dense model. Losses are fp32 for each
     token, summed in fp64 for each sequence. The peak is (L + 1) x B sequences in one block.
 
+    ``windows`` of neighbours that go together have a row each, in their order, before the dense one; they add as many
+    sequences to the peak.
+
     ``without`` are blocks that are gone already: the dense model is then the one without them. ``blocks`` are those
     to leave out in turn, in rising order, default all that are left; the result has one row for each, and the last.
     ``watch`` sees the dense state between the blocks as they are computed.
 
-    Raises RegrowError when a loss is not a number, or when ``blocks`` names one that is gone or is not there.
+    Raises RegrowError when a loss is not a number, when ``blocks`` names one that is gone or is not there, and on
+    windows that do not lie in the model or come together with ``without``.
 
     Source: the PPL criterion of Shortened LLM (arXiv 2402.02834, section 3.2): exp of the mean loss without a block.
     """
@@ -63,10 +73,18 @@ def removal_losses(
     tried = list(running) if blocks is None else list(blocks)
     if tried != sorted(set(tried) & running.keys()):
         raise RegrowError(f"blocks {tried} to leave out: wanted are some of {list(running)}, in rising order")
+    check_windows(windows, len(every))
+    if windows and without:
+        raise RegrowError(f"windows are left out of the whole model, and blocks {list(without)} are gone from it")
     input_ids = input_ids.to(next(model.parameters()).device)
+    asked = [*((block, 1) for block in tried), *windows]
+    # In the order in which they come back among the dense states: by their last block.
+    returning = sorted(range(len(asked)), key=lambda number: (sum(asked[number]), number))
+    names = [*(_name(*asked[number]) for number in returning), len(every)]
     with logits_alone(model), skip_blocks(model, without):
-        states, as_tuple = _final_states(model, running, tried, input_ids, watch)
-        return summed_losses(model, running.values(), states, input_ids, as_tuple, [*tried, len(every)])
+        states, as_tuple = _final_states(model, running, [asked[number] for number in returning], input_ids, watch)
+        losses = summed_losses(model, running.values(), states, input_ids, as_tuple, names)
+    return losses[[*sorted(range(len(asked)), key=returning.__getitem__), len(asked)]]
 
 
 @torch.no_grad()
@@ -78,17 +96,35 @@ def dense_states(model: nn.Module, input_ids: torch.Tensor, watch: Watch) -> Non
         _final_states(model, running, [], input_ids.to(next(model.parameters()).device), watch)
 
 
+def check_windows(windows: Sequence[Window], total: int) -> None:
+    """RegrowError unless every window lies in a model of ``total`` blocks and leaves one of them."""
+    for start, length in windows:
+        if not (start >= 0 and 1 <= length < total and start + length <= total):
+            raise RegrowError(
+                f"window of {length} blocks from {start}: the model has blocks 0 to {total - 1}, and one must stay"
+            )
+
+
+def _name(start: int, length: int) -> int | str:
+    return start if length == 1 else f"{start} to {start + length - 1}"
+
+
 def _final_states(
-    model: nn.Module, running: dict[int, nn.Module], tried: Sequence[int], input_ids: torch.Tensor, watch: Watch | None
+    model: nn.Module,
+    running: dict[int, nn.Module],
+    tried: Sequence[Window],
+    input_ids: torch.Tensor,
+    watch: Watch | None,
 ) -> tuple[torch.Tensor, bool]:
     """States behind the last block, before the final norm, and whether the blocks of this model return tuples.
 
-    States: ((1 + variants) x B, T, d); the dense one first, then those of ``tried`` in turn.
+    States: ((1 + variants) x B, T, d); the dense one first, then those of ``tried``, which rise by their last block.
     """
     batch = len(input_ids)
     index_of = {block: index for index, block in running.items()}
     last, behind_all = max(running), len(find_blocks(model))
     twice = _arguments_for_twice(model, running, input_ids) if len(tried) else {}
+    longer = {start for start, length in tried if length > 1}
     variants: list[torch.Tensor] = []
 
     def widen(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -99,7 +135,8 @@ def _final_states(
         if watch is not None:
             watch(index_of[block], hidden)
         times = 1 + len(variants)
-        entering.append(hidden)
+        # A view of the whole batch: what is held for longer than this block is a copy.
+        entering[index_of[block]] = hidden.clone() if index_of[block] in longer else hidden
         if not variants:
             return (hidden, *args), kwargs
         doubled_args, doubled_kwargs = twice[block]
@@ -108,11 +145,14 @@ def _final_states(
         return (wide, *_repeat(args, doubled_args, times, name)), _repeat(kwargs, doubled_kwargs, times, name)
 
     def narrow(block: nn.Module, args: tuple, output: Any) -> Any:
-        """Keep the variants, add the one without this block, and hand the dense state back to the model."""
+        """Keep the variants, add those whose window ends here, and hand the dense state back to the model."""
         hidden = output[0] if isinstance(output, tuple) else output
         dense, *moved = hidden.split(batch)
-        skipping = entering.pop()
-        variants[:] = [*moved, skipping] if index_of[block] in tried else moved
+        behind = index_of[block] + 1
+        variants[:] = [*moved, *(entering[start] for start, length in tried if start + length == behind)]
+        wanted = {start for start, length in tried if start + length > behind}
+        for start in entering.keys() - wanted:
+            del entering[start]
         if index_of[block] == last:
             if watch is not None:
                 watch(behind_all, dense)
@@ -120,7 +160,7 @@ def _final_states(
             tuples.append(isinstance(output, tuple))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
 
-    entering: list[torch.Tensor] = []
+    entering: dict[int, torch.Tensor] = {}
     leaving: list[torch.Tensor] = []
     tuples: list[bool] = []
     with _hooks(running.values(), before=widen, after=narrow):
@@ -130,12 +170,12 @@ def _final_states(
 
 def summed_losses(
     model: nn.Module, blocks: Iterable[nn.Module], states: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool,
-    names: Sequence[int],
+    names: Sequence[int | str],
 ) -> torch.Tensor:  # fmt: skip
     """The losses of final states, the dense ones first: (``names``, B) fp64 on the CPU, the dense row last.
 
-    ``names`` are the blocks that are left out, and last the number of blocks, for the dense model. Raises RegrowError
-    with them when a loss is not a number.
+    ``names`` are the blocks that are left out, or words for windows of them, and last the number of blocks, for the
+    dense model. Raises RegrowError with them when a loss is not a number.
     """
     sums = []
     for state in states.split(max(1, HEAD_ROWS // len(input_ids)) * len(input_ids)):

@@ -3,17 +3,18 @@
 Each function takes parsed records and returns None or an empty list where what it needs was not recorded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import TEXTS, counts_of, measured_texts, points_of, ways_of
 from pipeline.reporting.curves import perplexity_lines
 from pipeline.reporting.drawing import finite, for_page, save_png, to_svg
-from pipeline.reporting.heat_maps import best_start, draw_heat_map, draw_linear_windows
+from pipeline.reporting.heat_maps import best_start, draw_heat_map, draw_linear_windows, draw_ppl_windows
 from pipeline.reporting.layer_bars import block_importance, small_bars
 
 _MOST_PAIRS = 3  # unsettled pairs that are named; the rest is counted
@@ -103,15 +104,27 @@ def heat_maps(
 
 def linear_windows(scores: Mapping[str, Any] | None, planned: int) -> dict[str, Any] | None:
     """The lines of the linear replacement by start, for the planned n or the longest that was measured."""
-    entry = ((scores or {}).get("criteria") or {}).get("linear") or {}
+    label = "Error of {n} blocks left out, and replaced by a linear map, by start."
+    return _lines_by_start(scores, "linear", planned, draw_linear_windows, label)
+
+
+def ppl_windows(scores: Mapping[str, Any] | None, planned: int) -> dict[str, Any] | None:
+    """The line of the perplexity without each window by start, for the planned n or the longest that was measured."""
+    label = "Perplexity without {n} neighbouring blocks, by start."
+    return _lines_by_start(scores, "ppl", planned, draw_ppl_windows, label)
+
+
+def _lines_by_start(
+    scores: Mapping[str, Any] | None, criterion: str, planned: int, draw: Callable[..., Figure], label: str
+) -> dict[str, Any] | None:
+    entry = ((scores or {}).get("criteria") or {}).get(criterion) or {}
     windows = entry.get("windows") or {}
     lengths = sorted(int(n) for n in windows)
     if not lengths:
         return None
     n = planned if planned in lengths else lengths[-1]
     best = windows[str(n)].get("best_start")
-    label = f"Error of {n} blocks left out, and replaced by a linear map, by start."
-    svg = Markup(to_svg(draw_linear_windows(entry, n, mark=best), "linear-windows", label))
+    svg = Markup(to_svg(draw(entry, n, mark=best), f"{criterion}-windows", label.format(n=n)))
     return {"n": n, "planned": n == planned, "best": None if best is None else _window(best, n), "svg": svg}
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, title
 from pipeline.run import RegrowError
@@ -104,22 +105,6 @@ def _draw_held_out(axes: Axes, points: list[tuple[int, float]], references: Mapp
     title(axes, "held-out perplexity")
 
 
-# Colour by family, marker by member: the distances of one family often lie close together.
-_LINES = {
-    "ppl": ("family-ppl", "o"),
-    "block_influence": ("family-angle", "o"),
-    "angular_last": ("family-angle", "s"),
-    "angular_mean": ("family-angle", "^"),
-    "relative_magnitude": ("family-length", "o"),
-    "euclidean": ("family-length", "s"),
-    "euclidean_last": ("family-length", "^"),
-    "linear": ("family-linear", "o"),
-    "magnitude": ("family-weights", "o"),
-    "taylor": ("family-weights", "s"),
-}
-_CONTROLS = {"tail": "v", "random": "x", "uniform": "+"}
-
-
 def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: float | None = None) -> list[Figure]:
     """Draw perplexity after pruning, without training, against the number of removed blocks.
 
@@ -182,10 +167,17 @@ def _short(way: Mapping[str, Any]) -> str:
     return words + (" + linear map" if way.get("linear_map") else "") + (" (this run)" if way.get("chosen") else "")
 
 
+def _colour_and_marker(by: str) -> tuple[str, str]:
+    """Colour by family, marker by member: the criteria of one family often lie close together."""
+    if by in CONTROLS:
+        return "muted", CONTROLS[by].marker
+    return (f"family-{CRITERIA[by].family}", CRITERIA[by].marker) if by in CRITERIA else ("ink", "d")
+
+
 def _draw_way(axes: Axes, way: Mapping[str, Any], top: float) -> None:
     """One line; dashed for greedy, dash-dotted with a linear map, dotted for a control, thick for the chosen way."""
     control = way["selection"] == "control"
-    colour, marker = ("muted", _CONTROLS.get(way["by"], ".")) if control else _LINES.get(way["by"], ("ink", "d"))
+    colour, marker = _colour_and_marker(way["by"])
     style: Any = "-"
     if control:
         style = (0, (1, 1.6))

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend
+from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
 from pipeline.run import RegrowError
 
@@ -135,6 +135,32 @@ def draw_linear_windows(entry: Mapping[str, Any], n: int, *, mark: int | None = 
     axes.set_ylabel("error: share of the state")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 5, 10]))
     legend(figure, axes.get_legend_handles_labels()[0], 2)
+    return figure
+
+
+def draw_ppl_windows(entry: Mapping[str, Any], n: int, *, mark: int | None = None) -> Figure:
+    """Draw the perplexity without each window of n blocks, by its start, beside that of the dense model.
+
+    ``entry`` is the ``ppl`` entry of ``score_blocks`` or scores.json; ``mark`` is a start to draw a line at. Raises
+    RegrowError where windows of n blocks were not measured.
+    """
+    measured = (entry.get("windows") or {}).get(str(n))
+    if measured is None:
+        raise RegrowError(f"ppl: windows of {n} blocks were not measured; put {n} among score.ppl_n")
+    figure, (axes,) = canvas(1, 1, (NARROW * 1.25, 2.4))
+    values = [value if finite(value) else math.nan for value in measured["scores"]]
+    axes.plot(range(len(values)), values, color=COLOURS["kept"], marker="o", markersize=3, linewidth=1.4,
+              gid="ppl-windows")  # fmt: skip
+    known = [value for value in [*values, entry.get("dense")] if finite(value)]
+    if known:
+        log_scale(axes, min(known) * 0.9, max(known) * 1.1)
+    if finite(entry.get("dense")):
+        axes.axhline(entry["dense"], color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)), gid="dense-reference")
+    if mark is not None:
+        axes.axvline(mark, color=COLOURS["muted"], linewidth=1, linestyle=(0, (1, 2)), gid="mark")
+    axes.set_xlabel(f"first of the {n} blocks")
+    axes.set_ylabel("perplexity without them")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 

@@ -130,6 +130,7 @@ def _criteria(
         "certainty": criteria.certainty(scores, prune, shown),
         "others": criteria.other_bars(scores, prune, planned, shown),
         "maps": criteria.heat_maps(scores, prune, planned, out),
+        "ppl_windows": criteria.ppl_windows(scores, planned),
         "linear_windows": criteria.linear_windows(scores, planned),
         "linear": criteria.linear_rows(prune),
         "protected": (comparison or {}).get("protected") or prune["protected"] or [],

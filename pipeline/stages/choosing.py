@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
+from pipeline.criteria import CONTROLS
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.comparison import Maps, Perplexities, compare, compared_sets
-from pipeline.importance.controls import CONTROLS, control_blocks
+from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import Round, greedy_rounds
 from pipeline.importance.linear import find_projections, fit_maps
 from pipeline.importance.scoring import split_for_maps

@@ -44,6 +44,7 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
         folder = resolve_model(config.model.path, config.model.revision)
         model = describe_dense(config, folder)
         if "score" in due:
+            _windows(config, model)
             _linear(config, model)
         if "prune" in due:
             if "score" in due:
@@ -65,6 +66,20 @@ def _training(config: Config, processes: int) -> None:
     if config.model.dtype == "float16":
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
+        )
+
+
+def _windows(config: Config, model: Any) -> None:
+    """Whether the windows of ppl fit into the model, and hold the one that is to be removed."""
+    total, cut = len(block_parameters(model)), config.prune
+    long = [count for count in config.score.ppl_n if count >= total]
+    if long:
+        raise RegrowError(f"score.ppl_n {long[0]}: the model has {total} blocks, a window holds fewer")
+    planned = len(planned_removal(config, model))
+    if cut.criterion == "ppl" and cut.selection == "contiguous" and planned not in config.score.ppl_n:
+        raise RegrowError(
+            f"score.ppl_n {list(config.score.ppl_n)}: prune removes a window of {planned} blocks by ppl; add {planned} "
+            "to it"
         )
 
 

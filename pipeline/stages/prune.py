@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.importance.controls import CONTROLS, random_order, tail_order
+from pipeline.criteria import CONTROLS
+from pipeline.importance.controls import random_order, tail_order
 from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
 from pipeline.importance.uncertainty import stability

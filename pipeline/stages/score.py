@@ -24,7 +24,7 @@ from pipeline.importance.batch_major import own_share, sweep_by_batch
 from pipeline.importance.block_major import ROOM, sweep_by_block
 from pipeline.importance.distances import DISTANCES, StateDistances
 from pipeline.importance.linear import find_projections, linear_entry
-from pipeline.importance.ppl import TIE
+from pipeline.importance.ppl import TIE, windows_of
 from pipeline.importance.scoring import add_uncertainty, split_for_maps, sweep_entries
 from pipeline.importance.selection import write_block_order
 from pipeline.importance.weights import magnitude_entry, magnitude_of, taylor_entry
@@ -118,12 +118,13 @@ def _score_by_batch(
         # Refused now, not after hours of the sweep.
         find_projections(model, [(start, 1) for start in range(len(find_blocks(model)))])
     entries = {}
+    windows = windows_of(len(find_blocks(model)), config.score.ppl_n)
     if "ppl" in asked or wanted:
         losses, distances = sweep_by_batch(
             model, sequences, folder=progress, micro_batch=config.score.micro_batch, losses="ppl" in asked,
-            position=config.score.position if wanted else None, world=world, say=say,
+            windows=windows, position=config.score.position if wanted else None, world=world, say=say,
         )  # fmt: skip
-        entries = sweep_entries(asked, losses, distances, config.score.length - 1, TIE[config.score.dtype])
+        entries = sweep_entries(asked, losses, distances, config.score.length - 1, TIE[config.score.dtype], windows)
     reductions = _reductions(config)
     own = own_share(sequences, config.score.micro_batch, world)
 
@@ -151,11 +152,12 @@ def _score_by_block(
 ) -> dict[str, dict[str, Any]]:
     """The same, with one block on the device at a time."""
     asked = config.score.criteria
-    whole = sorted(set(asked) & {"linear", "taylor"})
+    whole = [f"score.criteria {name}" for name in sorted(set(asked) & {"linear", "taylor"})]
+    whole += ["score.ppl_n"] * bool(config.score.ppl_n)
     if whole:
         raise RegrowError(
-            f"score.criteria {', '.join(whole)}: needs the whole model on the device, and block-major order holds one "
-            "block; leave it out, or set score.loop=batch-major on a device that is large enough"
+            f"{' and '.join(whole)}: needs the whole model on the device, and block-major order holds one block; leave "
+            "it out, or set score.loop=batch-major on a device that is large enough"
         )
     streamed = StreamedModel(
         dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from families import VOCABULARY, build
 
+from pipeline.criteria import CRITERIA
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import perplexity_without
-from pipeline.importance.scoring import CRITERIA, score_blocks
+from pipeline.importance.scoring import score_blocks
 
 #: Built before the forks: transformers imports much of itself for that.
 MODEL = build("llama")

@@ -50,6 +50,8 @@ def straightforward(x, y, position):
         "relative_magnitude": (lengths / y.pow(2).sum(dim=-1).sqrt()).mean().item(),
         "euclidean": lengths.mean().item(),
         "euclidean_last": lengths[:, position].mean().item(),
+        "norm_ratio": (y.norm(dim=-1) / x.norm(dim=-1)).mean().item(),
+        "normalised_mse": ((y - x).pow(2).mean(dim=-1) / y.pow(2).mean(dim=-1)).mean().item(),
     }
 
 
@@ -66,6 +68,7 @@ def test_every_window_equals_brute_force_with_hooks(family, position):
         for n in range(1, BLOCKS - start + 1):
             # The window's output is what its last block returned: nothing of the next block, and no final norm.
             expected = straightforward(entered[start], left[start + n - 1], position)
+            assert expected.keys() == entries.keys()
             for name, value in expected.items():
                 found = entries[name]["windows"][start][n - 1]
                 assert found == pytest.approx(value, rel=1e-4), f"{family}: {name} of {n} blocks from {start}"
@@ -165,7 +168,9 @@ def test_nearly_equal_states_keep_their_angle():
     assert rounded != pytest.approx(expected["angular_mean"], rel=1e-2)
     same = StateDistances(1)
     same(0, x), same(1, x.clone())
-    assert all(entry["scores"] == [0.0] for entry in same.entries().values()), "equal states are apart"
+    scores = {name: entry["scores"] for name, entry in same.entries().items()}
+    assert scores.pop("norm_ratio") == [1.0]
+    assert all(score == [0.0] for score in scores.values()), "equal states are apart"
 
 
 def test_memory_does_not_grow_with_the_sequences():
@@ -186,3 +191,4 @@ def test_a_state_of_zeros_has_no_direction():
     measured = distances_between(states)
     assert measured["block_influence"][1, 2].item() == pytest.approx(1) and measured["block_influence"][0, 1] == 0
     assert measured["angular_last"][0, 2].item() == pytest.approx(0.5) and measured["angular_last"][0, 1] == 0
+    assert measured["norm_ratio"][0, 2] == measured["norm_ratio"][0, 1] == 1, "nothing is so many times as long"

@@ -14,9 +14,10 @@ import pytest
 import torch
 from families import VOCABULARY, build
 
-from pipeline.importance.controls import CONTROLS, control_blocks
+from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import greedy_rounds
-from pipeline.importance.scoring import CRITERIA, score_blocks
+from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window, order_blocks, read_block_order
 from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.costs import meta_model
@@ -138,7 +139,7 @@ def test_26_of_32_is_one_model_by_every_criterion_every_selection_and_every_cont
     """The protect rule leaves six blocks, so that comparing criteria there compares nothing."""
     model = build("llama", num_hidden_layers=32)
     ids = torch.randint(0, VOCABULARY, (24, 16), generator=torch.Generator().manual_seed(0))
-    entries = score_blocks(model, [ids], CRITERIA, linear_lengths=[26])
+    entries = score_blocks(model, [ids], CRITERIA, ppl_lengths=[26], linear_lengths=[26])
     assert len({tuple(entry["order"]) for entry in entries.values()}) > 3, "the criteria order alike: nothing is shown"
     one_shot = {name: choose_blocks(entry["order"], 26) for name, entry in entries.items()}
     by_ratio = {f"{name}, 26/32": choose_blocks(entry["order"], ratio=26 / 32) for name, entry in entries.items()}
@@ -147,6 +148,6 @@ def test_26_of_32_is_one_model_by_every_criterion_every_selection_and_every_cont
     greedy = {"greedy": sorted(one.removed for one in greedy_rounds(model, [ids[:1, :4]], remove=26))}
     controls = {name: control_blocks(name, 32, 26, seed=5) for name in CONTROLS}
     chosen = {**one_shot, **by_ratio, **windows, **greedy, **controls}
-    assert len(windows) == 6 and len(chosen) == 10 + 10 + 6 + 1 + 3
+    assert len(windows) == 9 and len(chosen) == 2 * len(CRITERIA) + 9 + 1 + 3
     assert {name: blocks for name, blocks in chosen.items() if blocks != list(range(4, 30))} == {}
     assert order_blocks(entries["ppl"]["scores"]) == entries["ppl"]["order"]

@@ -56,6 +56,30 @@ def test_one_pass_equals_skipping_and_removing_each_block(family):
     )
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "bloom", "mixtral"])
+def test_windows_of_neighbours_equal_skipping_them_and_leave_the_blocks_rows_alone(family):
+    model = build(family)
+    ids = torch.randint(0, VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(2))
+    windows = [(start, n) for n in (4, 2) for start in range(BLOCKS - n + 1)]
+    swept = removal_losses(model, ids, windows=windows)
+    assert swept.shape == (BLOCKS + len(windows) + 1, 3)
+    alone = removal_losses(model, ids)
+    worst = ((swept[[*range(BLOCKS), -1]] - alone) / 23).abs().max().item()
+    assert worst < 1e-5, f"{family}: windows beside them moved the blocks' losses by {worst:.1e} nats"
+    for (start, n), losses in zip(windows, swept[BLOCKS:], strict=False):
+        with skip_blocks(model, range(start, start + n)):
+            worst = ((losses - summed(model, ids)) / 23).abs().max().item()
+        assert worst < 1e-5, f"{family}: {worst:.1e} nats from the model without {n} blocks from {start}"
+    # Windows alone, in an order of the caller's own.
+    mixed = removal_losses(model, ids, blocks=[], windows=[windows[-1], windows[0]])
+    assert torch.allclose(mixed, swept[[-2, BLOCKS, -1]], rtol=1e-5)
+    for wrong in ([(0, BLOCKS)], [(-1, 2)], [(BLOCKS - 1, 2)], [(0, 0)]):
+        with pytest.raises(RegrowError, match="the model has blocks 0 to"):
+            removal_losses(model, ids, windows=wrong)
+    with pytest.raises(RegrowError, match="windows are left out of the whole model"):
+        removal_losses(model, ids, windows=[(0, 2)], without=[4])
+
+
 def test_a_trained_kind_of_model_in_bf16(tiny_model):
     """In bf16 a wider batch may take other kernels: equal to the rounding that the ties' tolerance stands for."""
     model = load_model(tiny_model, dtype="bfloat16")

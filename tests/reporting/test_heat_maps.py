@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.reporting import draw_heat_map, draw_linear_windows, drawing
+from pipeline.reporting import draw_heat_map, draw_linear_windows, draw_ppl_windows, drawing
 from pipeline.reporting.heat_maps import best_start, window_table
 from pipeline.run import RegrowError
 
@@ -96,6 +96,17 @@ def test_what_cannot_be_drawn_is_refused():
         draw_heat_map(ENTRY, mark=(4, 4))
     with pytest.raises(RegrowError, match=r"windows of 9 blocks were not measured.*score\.linear_n"):
         draw_linear_windows({"windows": {"1": {}}}, 9)
+
+
+def test_ppl_windows_show_the_perplexity_by_start_beside_the_dense_one():
+    entry = {"dense": 16.0, "windows": {"3": {"scores": [70.0, None, 60.0], "best_start": 2}}}
+    figure = draw_ppl_windows(entry, 3, mark=2)
+    drawn = list(line_of(figure, "ppl-windows").get_ydata())
+    assert drawn[::2] == [70.0, 60.0] and math.isnan(drawn[1])
+    assert line_of(figure, "dense-reference").get_ydata()[0] == 16.0
+    assert line_of(figure, "mark").get_xdata()[0] == 2
+    with pytest.raises(RegrowError, match=r"windows of 9 blocks were not measured.*score\.ppl_n"):
+        draw_ppl_windows(entry, 9)
 
 
 def test_linear_windows_show_both_errors():

@@ -11,10 +11,10 @@ import torch
 
 from pipeline.config import STAGES, load_config
 from pipeline.config.pruning import Control, Criterion
-from pipeline.importance.controls import CONTROLS, control_blocks
+from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
-from pipeline.importance.scoring import CRITERIA
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.launch import Place, World
 from pipeline.model.load import load_model
@@ -24,7 +24,7 @@ from pipeline.stages.preflight import preflight
 
 SCORING = [
     "score.sequences=4", "score.length=32", "score.dtype=float32", f"score.criteria=[{', '.join(CRITERIA)}]",
-    "score.linear_n=[2, 3]",
+    "score.linear_n=[2, 3]", "score.ppl_n=[2, 3]",
 ]  # fmt: skip
 PROTECT = {"protect_first": 2, "protect_last": 1}
 
@@ -65,7 +65,7 @@ def calibration(scored) -> torch.Tensor:
 
 def test_windows_and_controls_choose_what_the_library_chooses(prune_by, scored):
     criteria = read_json(scored[1].stage("score") / "scores.json")["criteria"]
-    for criterion in ("angular_last", "linear"):
+    for criterion in ("angular_last", "linear", "ppl"):
         record, run, _ = prune_by(f"prune.criterion={criterion}", "prune.selection=contiguous", "prune.remove=3")
         assert record["removed"] == choose_window(criteria[criterion]["windows"], 3, **PROTECT)
         assert (record["selection"], record["criterion"], record["stability"]) == ("contiguous", criterion, None)
@@ -73,7 +73,7 @@ def test_windows_and_controls_choose_what_the_library_chooses(prune_by, scored):
     for control in CONTROLS:
         record, _, _ = prune_by(f"prune.criterion={control}", "prune.seed=5")
         assert record["removed"] == control_blocks(control, 8, 2, seed=5, **PROTECT)
-    with pytest.raises(RegrowError, match=r"fitted for windows of 1, 2, 3 blocks, not of 4; add it to score\.linear_n"):
+    with pytest.raises(RegrowError, match=r"windows of 1, 2, 3 blocks were scored, not of 4; add it to score"):
         prune_by("prune.criterion=linear", "prune.selection=contiguous", "prune.remove=4")
 
 
@@ -148,7 +148,7 @@ def test_the_comparison_measures_every_way(prune_by, tiny_model, calibration):
     assert len(found) == len(comparison["sets"]), "a set stands twice"
     for count in (2, 3):
         names = [(name, "one-shot", False, count) for name in CRITERIA]
-        names += [(name, "contiguous", False, count) for name in ("angular_last", "angular_mean", "linear")]
+        names += [(name, "contiguous", False, count) for name in ("angular_last", "angular_mean", "linear", "ppl")]
         names += [(name, "control", False, count) for name in CONTROLS]
         assert set(names) <= set(found), f"missing at {count}: {set(names) - set(found)}"
     assert not [name for name in found if name[3] == 7], "the protect rule lets five blocks go"
@@ -197,6 +197,8 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
     (["score.criteria=[ppl, linear]", "score.linear_sequences=8"], r"leaves 6 of 32 tokens .* 16 are needed"),
     (["score.criteria=[linear]", "score.linear_n=[3]", "prune.criterion=linear", "prune.selection=contiguous"],
      r"prune removes a window of 2 blocks by linear; add it"),
+    (["score.ppl_n=[8]"], r"score\.ppl_n 8: the model has 8 blocks"),
+    (["score.ppl_n=[3]", "prune.selection=contiguous"], r"prune removes a window of 2 blocks by ppl; add 2 to it"),
     (["prune.criterion=taylor"], r"prune\.criterion taylor: score\.criteria are ppl"),
 ])  # fmt: skip
 def test_what_must_fail_later_fails_before_any_stage(scored, overrides, message):
@@ -226,7 +228,7 @@ def test_what_was_not_scored_is_refused(scored, tmp_path):
         prune.require_scored(load_config(path, ["prune.criterion=taylor"]), ["ppl"])
     prune.require_scored(load_config(path, ["prune.criterion=tail"]), ["ppl"])
     for wrong, message in (
-        (["prune.selection=contiguous"], "contiguous needs a criterion of windows"),
+        (["prune.selection=contiguous", "prune.criterion=taylor"], "contiguous needs a criterion of windows"),
         (["prune.selection=greedy", "prune.criterion=taylor"], "greedy scores by ppl in every round"),
         (["prune.selection=greedy", "prune.blocks=[3]"], "blocks names what goes"),
     ):

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from pipeline.config import Config, load_config
+from pipeline.criteria import CRITERIA
 from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
-from pipeline.importance.scoring import CRITERIA
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import Place, World
@@ -28,7 +28,7 @@ from pipeline.stages import data, score
 
 ROOT = Path(__file__).parent.parent.parent
 OVERRIDES = ["score.sequences=6", "score.length=32", "score.dtype=float32"]
-EVERY = [*OVERRIDES, f"score.criteria=[{', '.join(CRITERIA)}]", "score.linear_n=[1, 2]"]
+EVERY = [*OVERRIDES, f"score.criteria=[{', '.join(CRITERIA)}]", "score.linear_n=[1, 2]", "score.ppl_n=[3, 2]"]
 
 
 def silent(line: str) -> None:
@@ -107,6 +107,8 @@ def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
                         for one, other in zip(entry["scores"], alone[name]["scores"], strict=True))  # fmt: skip
             assert worst < 1e-5, f"{world} processes: {name} differs by {worst} of a score"
             assert entry["order"] == alone[name]["order"], f"{world} processes give another order by {name}"
+            if name == "ppl":
+                assert entry == alone[name] and [len(entry["windows"][n]["scores"]) for n in ("3", "2")] == [6, 7]
             for key in ("sequence_losses", "sequence_scores"):
                 if key in entry:
                     mine, theirs = torch.tensor(entry[key]), torch.tensor(alone[name][key])
@@ -122,9 +124,9 @@ def test_block_major_gives_the_same_scores(tiny_config, tmp_path):
     whole = score_here(load_config(tiny_config, overrides), Run(tmp_path / "batch"))
     streamed = score_here(load_config(tiny_config, [*overrides, "score.loop=block-major"]), Run(tmp_path / "block"))
     assert streamed["criteria"] == whole["criteria"], "streaming the blocks changed a score"
-    with pytest.raises(RegrowError, match=r"score\.criteria taylor: needs the whole model on the device"):
-        score_here(load_config(tiny_config, [*OVERRIDES, "score.loop=block-major", "score.criteria=[ppl, taylor]"]),
-                   Run(tmp_path / "taylor"))  # fmt: skip
+    with pytest.raises(RegrowError, match=r"score\.criteria taylor and score\.ppl_n: needs the whole model on the"):
+        score_here(load_config(tiny_config, [*OVERRIDES, "score.loop=block-major", "score.criteria=[ppl, taylor]",
+                                             "score.ppl_n=[2]"]), Run(tmp_path / "taylor"))  # fmt: skip
 
 
 def test_a_finished_criterion_is_not_computed_again(tiny_config, tmp_path):

@@ -1,0 +1,38 @@
+"""The table of criteria: the same names wherever a criterion is offered, computed, described and drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pipeline.criteria import CONTROLS, CRITERIA, criteria_table
+from pipeline.importance.distances import DISTANCES
+from pipeline.reporting.drawing import COLOURS
+
+PROJECT = Path(__file__).parent.parent
+
+
+def test_the_page_of_scoring_holds_the_table():
+    page = (PROJECT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    assert criteria_table() in page, (
+        "docs/scoring.md lags behind pipeline/criteria.py; its table is: "
+        "python -c 'from pipeline.criteria import criteria_table; print(criteria_table())'"
+    )
+
+
+def test_every_row_can_be_drawn_and_told_apart():
+    assert {f"family-{row.family}" for row in CRITERIA.values()} <= COLOURS.keys()
+    looks = [(row.family, row.marker) for row in CRITERIA.values()] + [
+        ("control", row.marker) for row in CONTROLS.values()
+    ]
+    assert len(set(looks)) == len(looks), "two lines of one drawing look alike"
+
+
+def test_windows_are_promised_where_they_are_made():
+    assert {name for name, row in CRITERIA.items() if row.windows == "all"} == set(DISTANCES)
+
+
+def test_the_table_needs_no_torch():
+    code = "import sys, pipeline.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0, "the config imports torch"
