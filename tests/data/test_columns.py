@@ -68,13 +68,19 @@ def refused(path, text_key="text") -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("values", "type"), [
-    ([b"a"], "binary"), ([1], "int64"), ([["a"]], "list<element: string>"), ([{"a": "b"}], "struct<a: string>"),
-    (pyarrow.nulls(1), "null"),
-])  # fmt: skip
-def test_a_column_of_another_type_names_it_and_what_is_read(tmp_path, values, type):
+TYPES = {
+    "binary": [b"a"],
+    "int64": [1],
+    "list<element: string>": [["a"]],
+    "struct<a: string>": [{"a": "b"}],
+    "null": pyarrow.nulls(1),
+}
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_a_column_of_another_type_names_it_and_what_is_read(tmp_path, type):
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": values, "body": ["x"]}), path)
+    pyarrow.parquet.write_table(pyarrow.table({"text": TYPES[type], "body": ["x"]}), path)
     told = refused(path)
     assert f"a.parquet: the column 'text' is of type {type}, and texts are read from string, " in told, told
     assert "set text_key of its source to such a column" in told and "body" in told, told

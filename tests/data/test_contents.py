@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pipeline.data.contents import read_contents
@@ -21,3 +23,16 @@ def test_whoever_reads_contents_sees_only_documents_with_text(shard_of, texts, c
     (strict,) = list_source(f"{server.address}/a.{ending}", on_no_text="raise").shards
     with pytest.raises(RegrowError, match=r"a record without text \(null\), at record 1; .*data\.on_no_text: skip"):
         list(read_contents(strict, cache))
+
+
+def test_a_text_inside_a_struct_is_fetched_by_row_groups(texts, cache, server, tmp_path):
+    records = [{"id": 7, "doc": {"text": text, "noise": "x"}} for text in texts[:9]]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=4)
+    server.files["/a.parquet"] = path.read_bytes()
+    (shard,) = list_source(f"{server.address}/a.parquet", text_key="doc.text").shards
+    assert shard.groups == (4, 4, 1)
+    assert list(read_contents(shard, cache)) == list(enumerate(texts[:9]))
+    assert list(read_contents(shard, cache, 1)) == list(enumerate(texts[:9]))[4:8]
+    with pytest.raises(RegrowError, match=rf"{server.address}/a\.parquet: the column 'id' is of type int64"):
+        list_source(f"{server.address}/a.parquet", text_key="id")

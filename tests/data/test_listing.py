@@ -163,6 +163,12 @@ def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp
         ):
             list_source(str(tmp_path / "corpus"), on_no_text="raise")
     assert len(said) == 1, f"files were decoded again: {said}"
+    entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    for entry in entries:
+        del entry["census"]["without_text"]
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with Progress(tmp_path / "progress.jsonl") as done:
+        assert list_source(str(tmp_path / "corpus"), done=done) == listing, "what an earlier release counted was taken"
     pinned = json.loads(json.dumps(build_manifest(listing.shards, [])))
     assert [entry.get("without_text") for entry in pinned["shards"]] == [None, kinds, {"null": 1}]
     assert read_manifest(pinned)[0] == listing.shards
