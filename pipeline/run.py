@@ -103,8 +103,11 @@ def require_writable(folder: Path, key: str) -> None:
     try:
         while not place.exists():
             place = place.parent
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        with tempfile.TemporaryDirectory(dir=place, prefix=".trial-") as trial:
+            # Its own names: one may be longer than the file system takes.
+            there = trial / folder.absolute().relative_to(place)
+            there.mkdir(parents=True, exist_ok=True)
+            (there / "file").touch()
     except OSError as error:
         where = "" if place == folder.absolute() else f": {place}"
         raise RegrowError(f"{folder}{where} cannot be written ({error.strerror}); set {key} to another place") from None

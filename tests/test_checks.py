@@ -65,12 +65,14 @@ def test_ids_without_a_row_are_named_with_both_numbers(look, model):
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer could be loaded"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
         (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")), "could be loaded"),
-        (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree["model"].update(vocab={}, merges=[])),
-         "no tokens for"),
+        (
+            lambda folder: edit(folder / "tokenizer.json", lambda tree: tree["model"].update(vocab={}, merges=[])),
+            "no tokens for",
+        ),
         (lambda folder: edit(folder / "tokenizer_config.json", lambda tree: tree.pop("eos_token")), "no EOS token"),
     ],
     ids=["none", "a part", "cut", "no model", "no words", "no EOS"],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_is_not_whole_is_refused(look, model, damage, said):
     damage(model)
     with pytest.raises(RegrowError, match=said):

@@ -76,12 +76,17 @@ def test_token_counts_are_whole_numbers(file: Path, text: str, number: int) -> N
 @pytest.mark.parametrize(
     ("key", "text", "wanted"),
     [
-        ("train.tokens", "10B", "10e9"), ("train.tokens", "2.5 M", "2.5e6"), ("train.tokens", "300k", "300e3"),
-        ("train.tokens", "1,000,000", "1000000"), ("train.tokens", "1 000 000", "1000000"),
-        ("train.tokens", "10 billion", "10e9"), ("train.tokens", "1.5T", "1.5e12"), ("train.clip", "1,000", "1000"),
+        ("train.tokens", "10B", "10e9"),
+        ("train.tokens", "2.5 M", "2.5e6"),
+        ("train.tokens", "300k", "300e3"),
+        ("train.tokens", "1,000,000", "1000000"),
+        ("train.tokens", "1 000 000", "1000000"),
+        ("train.tokens", "10 billion", "10e9"),
+        ("train.tokens", "1.5T", "1.5e12"),
+        ("train.clip", "1,000", "1000"),
         ("evaluate.processes", "2k", "2e3"),
     ],
-)  # fmt: skip
+)
 def test_a_number_with_a_word_in_it_is_answered_with_what_to_write(
     file: Path, key: str, text: str, wanted: str
 ) -> None:

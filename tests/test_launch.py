@@ -53,9 +53,15 @@ def test_places_of_every_launcher():
 )
 def test_tasks_of_a_node_are_read_from_slurm_s_list(listed, node, here):
     """`srun -N2 -n8` sets no count for each node, only this list; the job's own list may be longer."""
-    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
-            "SLURM_NODEID": str(node), "SLURM_STEP_TASKS_PER_NODE": listed,
-            "SLURM_TASKS_PER_NODE": "16(x9)"}  # fmt: skip
+    srun = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": str(node),
+        "SLURM_STEP_TASKS_PER_NODE": listed,
+        "SLURM_TASKS_PER_NODE": "16(x9)",
+    }
     assert find_place(srun) == Place(3, 8, 1, here, "other")
 
 
@@ -120,16 +126,26 @@ def srun(*arguments: str, **environment: str) -> list[subprocess.Popen]:
     job = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "3", **environment}
     command = [sys.executable, "-m", "pipeline", *arguments]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "MASTER"))}
-    return [subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             env={**kept, **job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)})
-            for task in range(3)]  # fmt: skip
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**kept, **job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(3)
+    ]
 
 
 def test_what_all_tasks_of_srun_meet_is_said_once(tiny_config):
     """Nobody ends the others there: a mistyped key, and processes that were not told where to meet."""
     there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    jobs = {"unknown key 'train.seeed'": srun("run", str(tiny_config), "train.seeed=1", **there),
-            "set MASTER_ADDR and MASTER_PORT": srun("run", str(tiny_config))}  # fmt: skip
+    jobs = {
+        "unknown key 'train.seeed'": srun("run", str(tiny_config), "train.seeed=1", **there),
+        "set MASTER_ADDR and MASTER_PORT": srun("run", str(tiny_config)),
+    }
     for what, tasks in jobs.items():
         said = [task.communicate(timeout=60)[0] for task in tasks]
         assert what in said[0] and said[0].count("\n") == 1 and said[1:] == ["", ""], said
@@ -158,9 +174,13 @@ def test_a_machine_whose_name_does_not_resolve_starts_its_ranks(tmp_path):
     launcher = "import os, sys; from pipeline import launch; os.environ[launch.PARENT] = str(os.getppid()); "
     launcher += "sys.exit(launch.agent(2, ['train', '--help']))"
     process = subprocess.Popen(
-        ["unshare", "--uts", "bash", "-c", program, "_", sys.executable, "-c", launcher], cwd=tmp_path, text=True,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        ["unshare", "--uts", "bash", "-c", program, "_", sys.executable, "-c", launcher],
+        cwd=tmp_path,
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         out, _ = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:

@@ -209,15 +209,17 @@ def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_pa
     launcher.chmod(0o755)
     environment = dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GPUS": "2"}
     script = subprocess.Popen(
-        [BASH, str(LAUNCH / "deepspeed.sh"), "config.yaml"], env=environment, text=True, stdout=subprocess.PIPE,
+        [BASH, str(LAUNCH / "deepspeed.sh"), "config.yaml"],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its start.
         preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGQUIT)],
-    )  # fmt: skip
+    )
     started = [int(word) for word in script.stdout.readline().split()[1:]]
     script.send_signal(getattr(signal, f"SIG{name}"))
     script.communicate(timeout=20)
-    left = [pid for pid in started if psutil.pid_exists(pid)
-            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]  # fmt: skip
+    left = [pid for pid in started if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, f"the script ended on SIG{name}, and what it started went on"
@@ -228,8 +230,13 @@ def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_pa
 def test_scripts_without_a_gpu_ask_for_a_number(launcher: str, tmp_path: Path) -> None:
     environment = bare_machine(tmp_path / "bin", "env")
     environment.pop("GPUS", None)
-    result = subprocess.run([BASH, str(LAUNCH / f"{launcher}.sh"), "config.yaml"], env=environment, text=True,
-                            capture_output=True, timeout=60)  # fmt: skip
+    result = subprocess.run(
+        [BASH, str(LAUNCH / f"{launcher}.sh"), "config.yaml"],
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert result.returncode == 1 and "no GPU here; say how many CPU processes: GPUS=2" in result.stderr, result.stderr
 
 

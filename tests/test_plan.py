@@ -166,8 +166,12 @@ def test_what_is_not_here_is_said_and_what_is_here_is_checked(tiny_model, demo, 
     for part in ("tokenizer of lmsys/vicuna-7b-v1.3", "weights of lmsys/vicuna-7b-v1.3", "text of cerebras/SlimPajama"):
         assert any(line.startswith(part) for line in absent), absent
     text = f"{demo}/text/train"
-    here = [f"model.path={tiny_model}", f"data.sources=[{{path: {text}}}]", f"data.held_out.path={text}",
-            "prune.remove=2"]  # fmt: skip
+    here = [
+        f"model.path={tiny_model}",
+        f"data.sources=[{{path: {text}}}]",
+        f"data.held_out.path={text}",
+        "prune.remove=2",
+    ]
     assert preset("2.7b", *here)["not_checked"] == []
     elsewhere = preset("2.7b", *here, "data.sources.0.path=/nowhere/corpus")["not_checked"]
     assert elsewhere == ["text of /nowhere/corpus: not on this machine; stage data reads it first"]

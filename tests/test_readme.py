@@ -124,8 +124,13 @@ def test_the_small_config_of_the_readme_runs(tiny_model: Path, demo: Path, tmp_p
     path = tmp_path / "small.yaml"
     path.write_text(blocks("yaml")[1])
     text = f"{demo}/text"
-    filled = [f"run.folder={tmp_path}/runs", f"model.path={tiny_model}", f"data.sources.0.path={text}/train",
-              f"data.held_out.path={text}/validation", "prune.ratio=0.25"]  # fmt: skip
+    filled = [
+        f"run.folder={tmp_path}/runs",
+        f"model.path={tiny_model}",
+        f"data.sources.0.path={text}/train",
+        f"data.held_out.path={text}/validation",
+        "prune.ratio=0.25",
+    ]
     made = plan(load_config(path, filled))
     assert (made["training"]["steps"], made["not_checked"]) == (16, [])
     assert not any("budget" in note for note in made["notes"]), made["notes"]

@@ -168,10 +168,14 @@ def test_a_file_system_without_locks_is_not_a_run_in_use(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said_and_nothing_is_left(tmp_path):
     (tmp_path / "file").touch()
+    long = "n" * 300
     for folder, reason in (
-        (tmp_path / "file", "Not a directory"), (tmp_path / "file" / "run", f"{tmp_path}/file cannot be written"),
-        (tmp_path / ("n" * 300), "File name too long"), (Path("/sys/regrow"), "cannot be written"),
-    ):  # fmt: skip
+        (tmp_path / "file", "Not a directory"),
+        (tmp_path / "file" / "run", f"{tmp_path}/file cannot be written"),
+        (tmp_path / long, "File name too long"),
+        (tmp_path / "new" / long, "File name too long"),
+        (Path("/sys/regrow"), "cannot be written"),
+    ):
         with pytest.raises(RegrowError, match=r"cannot be written \(.*; set run\.folder to another place") as refusal:
             require_writable(folder, "run.folder")
         assert reason in str(refusal.value)

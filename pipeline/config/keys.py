@@ -33,8 +33,8 @@ def key(default: Any, what: str, *, stages: str = "", free: bool = False, source
 
 #: A number as people write it: in groups of three, with a word or a letter for its size.
 WRITTEN = re.compile(r"(\d{1,3}(?:[, _']\d{3})+|\d+)(\.\d+)?\s*([a-z]*)", re.IGNORECASE)
-SIZES = {"": 0, "k": 3, "thousand": 3, "m": 6, "mio": 6, "million": 6, "b": 9, "bn": 9, "g": 9, "billion": 9, "t": 12,
-         "tn": 12, "trillion": 12}  # fmt: skip
+WORDS = {0: ("",), 3: ("k", "thousand"), 6: ("m", "million"), 9: ("b", "bn", "g", "billion"), 12: ("t", "trillion")}
+POWERS = {word: power for power, words in WORDS.items() for word in words}
 
 
 def number(value: Any) -> Any:
@@ -45,7 +45,7 @@ def number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a number is wanted")
     written = WRITTEN.fullmatch(value.strip()) if isinstance(value, str) else None
-    if written and (power := SIZES.get(written[3].lower())) is not None:
+    if written and (power := POWERS.get(written[3].lower())) is not None:
         digits = re.sub(r"\D", "", written[1]) + (written[2] or "")
         if digits != value.strip():
             raise ValueError(f"write {digits}e{power}" if power else f"write {digits}")
