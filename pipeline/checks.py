@@ -6,15 +6,17 @@ too large to be read, is given back as a line that says so.
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 from torch import nn
 
 from pipeline.config import Config, Source
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import format_of, read_documents
+from pipeline.data.documents import format_of, read_records
 from pipeline.data.listing import local_files, may_be_remote, no_such_place
 from pipeline.data.shards import without_secrets
+from pipeline.data.texts import NO_SUCH_KEY, NoText
 from pipeline.data.tokenised import about_tokenised, is_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.model.files import require_finite_files, require_whole
@@ -24,6 +26,8 @@ from pipeline.run import RegrowError
 FEW = 1 << 30
 #: Files of a source that are tried for one that can be read, where damaged ones are skipped.
 TRIED = 8
+#: Records of a file that are read to see whether the text's key is there.
+FIRST = 1000
 #: Plain words, which any tokenizer has tokens for.
 WORDS = "The house stands near the river."
 
@@ -76,7 +80,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
 
 
 def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
-    """Read one document of each local source, held-out text included. Returns what was not looked at.
+    """Read the first records of each local source, held-out text included. Returns what was not looked at.
 
     Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), DamagedShard
     where it holds no file that can be read.
@@ -107,12 +111,19 @@ def _check_source(source: Source, on_damage: str, elsewhere: bool) -> str | None
     if damage is not None and len(shards) <= TRIED:
         raise damage
     if damage is None and shards:
-        raise RegrowError(f"{shards[0][0]}: no document with text in it, by text_key {source.text_key!r}; set text_key")
+        return f"text of {source.path}: none in the first records of its first files; stage data reads them whole"
     # That there is no shard at all is said by stage data at once, with what it looked for.
     return None
 
 
 def _has_document(path: Path, kind: str, text_key: str) -> bool:
+    """Whether there is one among the first records. RegrowError where none of them has the key."""
     if kind == "tokenised" or (kind == "tar" and is_tokenised(path)):
         return about_tokenised(path)["documents"] > 0
-    return next(iter(read_documents(path, kind, text_key)), None) is not None
+    texts = [text for _, text, _ in islice(read_records(path, kind, text_key), FIRST)]
+    if texts and all(isinstance(text, NoText) and text.kind == NO_SUCH_KEY for text in texts):
+        raise RegrowError(
+            f"shard {path}: none of its first {len(texts):,} records has the key {text_key!r}; set text_key of its "
+            f"source to one of the keys that are there ({', '.join(texts[0].keys) or 'none'})"
+        )
+    return any(isinstance(text, str) for text in texts)

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
-from pipeline.checks import check_texts, check_tokenizer, check_weights
+from pipeline.checks import FIRST, check_texts, check_tokenizer, check_weights
 from pipeline.config import Config, load_config
 from pipeline.model.costs import meta_model
 from pipeline.run import RegrowError
@@ -103,8 +103,8 @@ def write(path: Path, *records: Any) -> None:
 
 def test_a_source_is_read_once_and_remote_ones_are_said(tiny_config, tmp_path):
     write(tmp_path / "text" / "a.jsonl", {"text": "One."})
-    # Only the first document: what stands behind it is for stage data.
-    (tmp_path / "text" / "a.jsonl").open("a").write("no json\n")
+    # Only the first records: what stands behind them is for stage data.
+    (tmp_path / "text" / "a.jsonl").open("a").write('{"text": null}\n' * FIRST + "no json\n")
     assert check_texts(with_source(tiny_config, tmp_path / "text")) == []
     for place in ("owner/name", "https://example.invalid/{000..002}.jsonl?key=secret"):
         (line,) = check_texts(with_source(tiny_config, place))
@@ -113,7 +113,10 @@ def test_a_source_is_read_once_and_remote_ones_are_said(tiny_config, tmp_path):
 
 def test_text_that_cannot_be_read_is_refused(tiny_config, tmp_path):
     write(tmp_path / "text" / "a.jsonl", {"content": "One."})
-    with pytest.raises(RegrowError, match=r"a\.jsonl"):
+    # Also where the wrong key's file is long: it is not read to its end.
+    with (tmp_path / "text" / "a.jsonl").open("a") as file:
+        file.write('{"content": "More."}\n' * FIRST + "no json\n")
+    with pytest.raises(RegrowError, match=r"none of its first 1,000 records has the key .text.; .*\(content\)"):
         check_texts(with_source(tiny_config, tmp_path / "text"))
     with pytest.raises(RegrowError, match=r"a\.jsonl"):
         check_texts(load_config(tiny_config, [f"data.held_out.path={tmp_path}/text"]))
@@ -121,6 +124,12 @@ def test_text_that_cannot_be_read_is_refused(tiny_config, tmp_path):
     with pytest.raises(RegrowError, match="no such file or folder"):
         check_texts(with_source(tiny_config, tmp_path / "nowhere"))
     assert len(check_texts(with_source(tiny_config, tmp_path / "nowhere"), elsewhere=True)) == 1
+
+
+def test_text_that_may_come_later_is_left_to_stage_data(tiny_config, tmp_path):
+    write(tmp_path / "text" / "a.jsonl", *[{"text": None}] * (FIRST + 1), {"text": "One."})
+    (line,) = check_texts(with_source(tiny_config, tmp_path / "text"))
+    assert "stage data reads them whole" in line
 
 
 def test_where_damage_is_skipped_one_file_that_can_be_read_is_enough(tiny_config, tmp_path):

@@ -21,6 +21,7 @@ KINDS = {
     list: "a list",
     dict: "an object",
 }
+NO_SUCH_KEY = "no such key"
 #: Kinds of a text that is there and says nothing.
 BLANK = ("empty", "white space alone")
 #: So many keys of a record are named.
@@ -45,7 +46,7 @@ def text_of(record: Any, text_key: str) -> str | NoText:
     if text is None and text_key not in record:
         text = _behind_dots(record, text_key)
     if not isinstance(text, str):
-        return NoText("no such key" if text is _MISSING else KINDS[type(text)], tuple(_keys(record))[:NAMED])
+        return NoText(NO_SUCH_KEY if text is _MISSING else KINDS[type(text)], tuple(_keys(record))[:NAMED])
     if not text.isascii():
         text.encode()  # JSON may hold half of a surrogate pair, on which tokenizers fail
     return text

@@ -87,7 +87,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         for states in (folder / "progress").glob("states-*"):
             shutil.rmtree(states)
         held_out = calibration["overlap"]["held_out"]
-        say(f"{'an unknown number' if held_out is None else held_out} of {len(origins)} calibration documents held out")
+        known = "an unknown number" if held_out is None else held_out
+        say(f"{len(origins)} calibration documents, {known} of them held out too")
         for name, entry in entries.items():
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")

@@ -191,7 +191,7 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
     run, said = Run(tmp_path / "one"), []
     scores = score_here(config, run, said)
     assert scores["calibration"]["overlap"] == {"held_out": 0}
-    assert "0 of 6 calibration documents held out" in said
+    assert "6 calibration documents, 0 of them held out too" in said
     origins = read_json(run.stage("score") / "calibration.json")["origins"]
     drawn = [next(text for index, text in read_documents(Path(origin["shard"]), "jsonl") if index == origin["document"])
              for origin in origins[:2]]  # fmt: skip
@@ -208,5 +208,5 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
     assert score_against("kept") == {"held_out": 2}
     write_tokenised(tmp_path / "ids" / "a.tar", [[5, 6, 1]], about={"vocabulary": 1000})
     assert score_against("ids") == {"held_out": None}, "ids cannot be compared with texts"
-    assert "an unknown number of 6 calibration documents held out" in said
+    assert "6 calibration documents, an unknown number of them held out too" in said
     assert not any("trained on" in line for line in said), "nobody has measured what will be trained on"
