@@ -20,14 +20,14 @@ import pytest
 MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
-    "tests": 300,
-    "tests/data": 130,
-    "tests/evaluation": 40,
-    "tests/importance": 100,
-    "tests/model": 120,
-    "tests/reporting": 40,
-    "tests/stages": 450,
-    "tests/training": 250,
+    "tests": 160,
+    "tests/data": 100,
+    "tests/evaluation": 60,
+    "tests/importance": 80,
+    "tests/model": 50,
+    "tests/reporting": 20,
+    "tests/stages": 550,
+    "tests/training": 200,
 }
 SPENT = "cpu_seconds"
 
