@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pipeline.launch import World, find_place
+from pipeline.launch import find_place
+from pipeline.world import World
 
 
 def one_world() -> World:
@@ -21,7 +22,7 @@ def one_world() -> World:
     if "RANK" not in os.environ:
         # Port 0: the system picks a free one.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="0")
-    return World(find_place())
+    return World.join(find_place())
 
 
 def here(device: torch.device) -> dict[str, str]:

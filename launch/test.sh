@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 python -m pipeline.demo
 
-choice=(-m "not slow and not gpu")
+choice=(-m "not slow and not gpu and not gpus")
 # Two processes share the tests, file by file, in the order that tests/conftest.py gives them: many wait for processes
 # that they start. (-n 0 runs them in one.)
 share=(-n 2 --dist loadfile --no-loadscope-reorder)
@@ -18,7 +18,7 @@ for argument in "$@"; do
     if [[ $argument == -m* ]]; then choice=() share=(); fi
 done
 if ((${#choice[@]})); then
-    echo "test: left out: the tests marked slow (minutes each) and gpu (they need an NVIDIA GPU)"
-    echo "test: run them:  bash launch/test.sh -m slow    bash launch/test.sh -m gpu    all: -m ''"
+    echo "test: left out: the tests marked slow (minutes each), gpu (an NVIDIA GPU) and gpus (two of them)"
+    echo "test: run them:  bash launch/test.sh -m slow    -m gpu    -m gpus    all: -m ''"
 fi
 exec python -m pytest ${share[@]+"${share[@]}"} ${choice[@]+"${choice[@]}"} "$@"

@@ -15,25 +15,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.run import RegrowError
-
-if TYPE_CHECKING:
-    import torch
 
 PR_SET_PDEATHSIG = 1
 #: Our own launches tell the processes that they start who started them: the launching agent's pid.
 PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
 #: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
-#: Seconds for a launcher to end the others when one process has ended.
-END = 5
-#: How long a rank may wait while rank 0 alone does a stage's work.
-PATIENCE = timedelta(days=1)
 #: Seconds that an agent has for ending its ranks before it is ended itself.
 GRACE = 8
 
@@ -158,86 +150,6 @@ def name_accelerator() -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-class World:
-    """The processes of a stage and how they talk: control messages over gloo, tensors over the device's backend."""
-
-    def __init__(self, place: Place, use_gpu: bool = True):
-        import torch
-
-        self.rank, self.size, self.on_this_machine = place.rank, place.world, place.local_world
-        self.threads = max(1, cores() // place.local_world)
-        torch.set_num_threads(self.threads)
-        self.device = torch.device("cpu")
-        name_accelerator()
-        if use_gpu and torch.cuda.is_available():
-            if place.local_rank >= torch.cuda.device_count():
-                raise RegrowError(
-                    f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
-                    f"{place.local_world} processes were started on it; start one for each GPU"
-                )
-            self.device = torch.device("cuda", place.local_rank)
-            torch.cuda.set_device(self.device)
-        self.control = None
-        if place.launcher is not None:
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
-            self.control = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.control is not None:
-            import torch
-
-            torch.distributed.barrier(group=self.control)
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value (small, picklable), in rank order, on every process."""
-        if self.control is None:
-            return [value]
-        import torch
-
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value, group=self.control)
-        return values
-
-    def from_first(self, value: Any = None) -> Any:
-        """Rank 0's value, on every process."""
-        return self.gather(value)[0]
-
-    def on_first(self, call: Callable[[], Any]) -> Any:
-        """What ``call()`` gives on rank 0, on every process (small, picklable).
-
-        What it raises there is raised there alone, so that it is said once: the others end, with status TOLD.
-        """
-        if self.rank == 0:
-            try:
-                value = call()
-            except Exception:
-                self.gather((None, True))
-                raise
-            return self.gather((value, False))[0][0]
-        value, failed = self.gather(None)[0]
-        if failed:
-            time.sleep(END)
-            raise SystemExit(TOLD)
-        return value
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a CPU tensor over the processes."""
-        if self.control is not None:
-            import torch
-
-            torch.distributed.all_reduce(tensor, group=self.control)
-        return tensor
-
-    def close(self) -> None:
-        """Leave the process group."""
-        if self.control is not None:
-            import torch
-
-            torch.distributed.destroy_process_group()
 
 
 def count_processes(asked: int | str) -> int:

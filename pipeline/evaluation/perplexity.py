@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 
 @contextlib.contextmanager
@@ -43,9 +43,7 @@ def row_losses(
     *,
     micro_batch: int,
     device: torch.device | str,
-    rank: int = 0,
-    world: int = 1,
-    group: dist.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, in nats summed over its targets, and the number of its targets.
 
@@ -55,23 +53,22 @@ def row_losses(
     as its first token is never one.
 
     Forward k takes rows k x micro_batch onwards, always micro_batch of them: the last row is repeated where too few
-    are left. Process ``rank`` of ``world`` (of ``group``, None for all) runs forwards rank, rank + world, ...; where
-    their number does not divide, the processes left over repeat the last forward and drop it, because under ZeRO-3 a
-    forward is a collective and all must run as many.
+    are left. The processes of ``world`` take forwards in turn; where their number does not divide, the processes left
+    over repeat the last forward and drop it, because under ZeRO-3 a forward is a collective and all must run as many.
 
     Promise: a forward holds the same rows whatever ``world`` is, so with the same micro_batch, threads, device and
     versions the bytes are the same on any number of processes. Another micro_batch changes rounding only.
 
-    RegrowError: rows of the wrong shape or dtype, a process group that does not fit, a loss that is not finite (on
-    every process alike, with the row's index).
+    RegrowError: rows of the wrong shape or dtype, a loss that is not finite (on every process alike, with the row's
+    index).
     """
-    _check(rows, micro_batch, rank, world, group)
+    _check(rows, micro_batch)
     count, length = rows.shape
     forwards = math.ceil(count / micro_batch)
     sums = torch.zeros(count, dtype=torch.float64, device=device)
     with evaluating(model):
-        for turn in range(math.ceil(forwards / world)):
-            forward = turn * world + rank
+        for turn in range(math.ceil(forwards / world.size)):
+            forward = turn * world.size + world.rank
             mine = forward < forwards
             start = min(forward, forwards - 1) * micro_batch
             chosen = torch.arange(start, start + micro_batch).clamp(max=count - 1)
@@ -80,10 +77,8 @@ def row_losses(
             if mine:
                 kept = min(micro_batch, count - start)
                 sums[start : start + kept] = losses[:kept].double().sum(dim=1)
-    if world > 1:
-        # Exactly one process holds a row's sum and the others hold zero, so that adding them is exact.
-        dist.all_reduce(sums, group=group)
-    sums = sums.cpu()
+    # Exactly one process holds a row's sum and the others hold zero, so that adding them is exact.
+    sums = world.sum(sums.cpu())
     _require_finite(sums, model)
     return sums, torch.full((count,), length - 1, dtype=torch.int64)
 
@@ -94,16 +89,14 @@ def perplexity(
     *,
     micro_batch: int,
     device: torch.device | str,
-    rank: int = 0,
-    world: int = 1,
-    group: dist.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> dict[str, float | int]:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
     Returns ``value`` (the perplexity), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and
     ``length`` (tokens in a row, of which length - 1 are targets).
     """
-    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, rank=rank, world=world, group=group)
+    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, world=world)
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens
     return {
@@ -116,7 +109,7 @@ def perplexity(
     }
 
 
-def _check(rows: torch.Tensor, micro_batch: int, rank: int, world: int, group: dist.ProcessGroup | None) -> None:
+def _check(rows: torch.Tensor, micro_batch: int) -> None:
     if rows.dim() != 2 or rows.dtype != torch.int64 or rows.shape[0] < 1 or rows.shape[1] < 2:
         raise RegrowError(
             f"evaluation rows have shape {tuple(rows.shape)} and dtype {rows.dtype}; they must be (rows, tokens) of "
@@ -124,17 +117,6 @@ def _check(rows: torch.Tensor, micro_batch: int, rank: int, world: int, group: d
         )
     if micro_batch < 1:
         raise RegrowError(f"evaluation micro-batch is {micro_batch}; it must be 1 or more")
-    if world > 1:
-        ready = dist.is_available() and dist.is_initialized()
-        place = (dist.get_rank(group), dist.get_world_size(group)) if ready else None
-        if place != (rank, world):
-            found = f"rank {place[0]} of {place[1]}" if place else "not initialised"
-            raise RegrowError(
-                f"evaluation was told to be rank {rank} of {world}, but torch.distributed is {found}; "
-                "initialise the process group first, or evaluate on one process"
-            )
-    elif rank != 0:
-        raise RegrowError(f"evaluation was told to be rank {rank} of 1; rank must be 0")
 
 
 def _require_finite(sums: torch.Tensor, model: nn.Module) -> None:

@@ -16,9 +16,9 @@ from torch import nn
 
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.sweep import Window, dense_states, removal_losses
-from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.run import read_json, write_json
+from pipeline.world import World
 
 
 def sweep_by_batch(
@@ -41,7 +41,7 @@ def sweep_by_batch(
     bit. ``folder`` must be the same for all processes; what it holds of an earlier start is taken as done.
     """
     groups = sequences.split(micro_batch)
-    done = set(world.from_first(_finished(folder) if world.rank == 0 else None))
+    done = set(world.broadcast(_finished(folder) if world.rank == 0 else None))
     todo = [number for number in range(len(groups)) if number not in done]
     if done:
         say(f"{min(len(done) * micro_batch, len(sequences))} of {len(sequences)} sequences were scored before")

@@ -21,9 +21,9 @@ from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window, protected_blocks
-from pipeline.launch import World
 from pipeline.model.replacement import mapped_outputs
 from pipeline.run import RegrowError, read_json, write_json
+from pipeline.world import World
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
 BY_WINDOW = ("ppl", "block_influence", "angular_last", "angular_mean", "linear")
@@ -43,7 +43,7 @@ class Perplexities:
         self, model: nn.Module, texts: Mapping[str, torch.Tensor | None], micro_batch: int, world: World, file: Path
     ):
         self.model, self.world, self.file = model, world, file
-        self.known = world.from_first(read_json(file) if world.rank == 0 and file.exists() else {})
+        self.known = world.broadcast(read_json(file) if world.rank == 0 and file.exists() else {})
         self.shares = {
             name: None if rows is None else own_share(rows, micro_batch, world) for name, rows in texts.items()
         }
@@ -62,7 +62,7 @@ class Perplexities:
     def _measure(self, share: list[torch.Tensor] | None, removed: Sequence[int]) -> float | None:
         if share is None:
             return None
-        value = perplexity_without(self.model, share, removed, self.world.control)
+        value = perplexity_without(self.model, share, removed, self.world)
         return value if math.isfinite(value) else None
 
 

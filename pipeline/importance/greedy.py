@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from pipeline.importance.selection import protected_blocks
 from pipeline.importance.sweep import removal_losses
@@ -21,6 +20,7 @@ from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
 from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def greedy_rounds(
     protect_first: int = 4,
     protect_last: int = 2,
     done: Sequence[int] = (),
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> Iterator[Round]:
     """Rounds of greedy removal, each as soon as it is known; nothing of the model is changed.
 
@@ -59,7 +59,7 @@ def greedy_rounds(
     perplexity on ``batches`` above ``budget``; one of the four must be given. ``done`` are blocks that earlier rounds
     removed: they count, and the rounds go on from there. Equal losses by index.
 
-    With a ``group`` (whose backend must know CPU tensors) the batches are those of this process; every process gets
+    The batches are those of this process; every process gets
     the same rounds. Raises RegrowError when the cut is impossible, or ``done`` holds a protected block.
     """
     sizes = block_parameters(model)
@@ -77,7 +77,7 @@ def greedy_rounds(
     gone = list(done)
     while len(gone) < rounds:
         free = [block for block in range(total) if block not in kept and block not in gone]
-        means = _mean_losses(model, batches, free, gone, group)
+        means = _mean_losses(model, batches, free, gone, world)
         best = min(free, key=lambda block: (means[block], block))
         perplexities = {block: perplexity_of(mean) for block, mean in means.items()}
         if budget is not None and not perplexities[best] <= budget:
@@ -92,15 +92,14 @@ def greedy_rounds(
 
 
 def _mean_losses(
-    model: nn.Module, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], group: Any
+    model: nn.Module, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], world: World
 ) -> dict[int, float]:
     """Mean token loss (nats) without each free block; under the number of blocks, that of the model as it is."""
     sums = torch.zeros(len(free) + 2, dtype=torch.float64)
     for batch in batches:
         sums[:-1] += removal_losses(model, batch, blocks=free, without=gone).sum(dim=1)
         sums[-1] += batch[:, 1:].numel()
-    if group is not None:
-        distributed.all_reduce(sums, group=group)
+    world.sum(sums)
     if not sums[-1]:
         raise RegrowError("no batch: greedy selection needs one sequence at least")
     means = (sums[:-1] / sums[-1]).tolist()

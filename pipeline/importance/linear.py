@@ -29,13 +29,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from pipeline.importance.selection import order_blocks
 from pipeline.importance.sweep import Window, dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import output_projection
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 #: Tokens to fit on, for each entry of the hidden state.
 TOKENS_PER_INPUT = 8
@@ -69,11 +70,11 @@ def fit_maps(
     *,
     projections: Mapping[int, nn.Module] | None = None,
     ridge: float = RIDGE,
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> dict[Window, torch.Tensor]:
     """The map M of each window that does not begin at block 0: (d, d) fp32 on the CPU, acting as M @ m.
 
-    ``batches`` are ids (B, T) int64 to fit on; with a ``group``, those of this process, and all get the same maps.
+    ``batches`` are ids (B, T) int64 to fit on; those of this process, and all get the same maps.
     ``projections`` are those of ``find_projections``, which is asked where they are not given. One dense forward is
     made of each batch. In memory stand two (d, d) fp64 matrices for each window, on the model's device; ask for fewer
     windows where that is too much.
@@ -83,7 +84,7 @@ def fit_maps(
     """
     total = len(find_blocks(model))
     _check_windows(windows, total)
-    _require_tokens(batches, model.config.get_text_config().hidden_size, group)
+    _require_tokens(batches, model.config.get_text_config().hidden_size, world)
     fitted = [window for window in windows if window[0] > 0]
     projections = find_projections(model, windows) if projections is None else projections
     grams: dict[Window, torch.Tensor] = {}
@@ -97,9 +98,8 @@ def fit_maps(
                 weights = 1 / reached.square().sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
                 _accumulate(grams, window, (weights * moved).T @ moved)
                 _accumulate(crosses, window, (reached - states[start].double()).T @ (weights * moved))
-    if group is not None:
-        for sums in (*grams.values(), *crosses.values()):
-            distributed.all_reduce(sums, group=group)
+    for sums in (*grams.values(), *crosses.values()):
+        world.sum(sums)
     return {window: _solve(grams[window], crosses[window], ridge, window) for window in fitted}
 
 
@@ -142,7 +142,7 @@ def linear_entry(
     *,
     lengths: Sequence[int] = (),
     ridge: float = RIDGE,
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """The entry of scores.json of ``linear``: what is lost when a map replaces each block, or each window.
 
@@ -156,10 +156,10 @@ def linear_entry(
     total = len(find_blocks(model))
     counts = sorted({1, *lengths})
     windows = [(start, count) for count in counts for start in range(total - count + 1)]
-    _require_tokens(fit, model.config.get_text_config().hidden_size, group)
+    _require_tokens(fit, model.config.get_text_config().hidden_size, world)
     projections = find_projections(model, windows)
-    maps = fit_maps(model, fit, windows, projections=projections, ridge=ridge, group=group)
-    errors = _gather(replacement_errors(model, held_out, windows, maps, projections=projections), group)
+    maps = fit_maps(model, fit, windows, projections=projections, ridge=ridge, world=world)
+    errors = _gather(replacement_errors(model, held_out, windows, maps, projections=projections), world)
     if not errors[windows[0]].mapped:
         raise RegrowError("no sequence is held out: a linear map must be judged on text that it was not fitted on")
     by_length = {}
@@ -181,10 +181,9 @@ def linear_entry(
     }
 
 
-def _require_tokens(batches: Sequence[torch.Tensor], width: int, group: Any) -> None:
+def _require_tokens(batches: Sequence[torch.Tensor], width: int, world: World) -> None:
     tokens = torch.tensor([sum(batch.numel() for batch in batches)])
-    if group is not None:
-        distributed.all_reduce(tokens, group=group)
+    world.sum(tokens)
     needed = TOKENS_PER_INPUT * width
     if tokens.item() < needed:
         length = batches[0].shape[1] if batches else 1
@@ -240,12 +239,9 @@ def _check_windows(windows: Sequence[Window], total: int) -> None:
         raise RegrowError(f"window of {wrong[0][1]} blocks from {wrong[0][0]}: the model has blocks 0 to {total - 1}")
 
 
-def _gather(errors: dict[Window, Errors], group: Any) -> dict[Window, Errors]:
+def _gather(errors: dict[Window, Errors], world: World) -> dict[Window, Errors]:
     """The sequences of all processes, in rank order."""
-    if group is None:
-        return errors
-    shares: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(shares, errors, group=group)
+    shares = world.gather(errors)
     return {
         window: Errors(
             [value for share in shares for value in share[window].mapped],

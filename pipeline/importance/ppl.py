@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from pipeline.importance.selection import near_ties, order_blocks
 from pipeline.importance.sweep import Window, removal_losses
 from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision, and of token losses,
 #: which are fp32 for blocks in fp64 too.
@@ -70,20 +71,18 @@ def perplexity_without(
     model: nn.Module,
     batches: Iterable[torch.Tensor],
     removed: Sequence[int],
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> float:
     """Perplexity, over all tokens of ``batches`` (ids (B, T) int64), of the model without the removed blocks.
 
-    Infinite where it is beyond fp64. With a ``group`` the batches are those of this process, and the perplexity that of
-    all. Raises RegrowError when
-    there is no batch.
+    Infinite where it is beyond fp64. The batches are those of this process, the perplexity is that of all processes'.
+    Raises RegrowError when there is no batch.
     """
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         losses = removal_losses(model, batch, blocks=[], without=removed)
         sums += torch.tensor([losses.sum(), batch[:, 1:].numel()])
-    if group is not None:
-        distributed.all_reduce(sums, group=group)
+    world.sum(sums)
     if not sums[1]:
         raise RegrowError("no batch: a perplexity needs one sequence at least")
     return perplexity_of(float(sums[0] / sums[1]))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from pipeline.criteria import CRITERIA
 from pipeline.importance.distances import DISTANCES, StateDistances
@@ -26,6 +26,7 @@ from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import perplexity_of
 from pipeline.model.structure import require_separate_blocks
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 #: Those that need no text.
 WITHOUT_TEXT = {"magnitude"}
@@ -47,7 +48,7 @@ def score_blocks(
     norm_power: float = 1,
     weight_reduction: str = "sum",
     block_reduction: str = "sum",
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> dict[str, dict[str, Any]]:
     """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
 
@@ -60,8 +61,8 @@ def score_blocks(
 
     ``position`` is the token of the criteria that look at one; ``ppl_lengths`` and ``linear_lengths`` are those of the
     windows of ``ppl`` and ``linear`` beside single blocks. ``ridge`` is that of ``linear``, which is fitted on three of
-    four sequences and judged on the fourth. The reductions are those of weights.py. With a ``group``, ``batches`` are
-    those of this process, and every process gets the entries of all, the sequences in rank order.
+    four sequences and judged on the fourth. The reductions are those of weights.py. ``batches`` are those of this
+    process, and every process of ``world`` gets the entries of all, the sequences in rank order.
 
     Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths or of
     what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
@@ -78,15 +79,15 @@ def score_blocks(
 
     made: dict[str, dict[str, Any]] = {}
     if "ppl" in asked or set(asked) & set(DISTANCES):
-        made |= _swept(model, batches, asked, position, ppl_lengths, TIE[_precision(model)], group)
+        made |= _swept(model, batches, asked, position, ppl_lengths, TIE[_precision(model)], world)
     if "linear" in asked:
         fit, held_out = split_for_maps(torch.cat(batches), len(batches[0]))
-        made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, group=group)
+        made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, world=world)
     reductions = {"norm_power": norm_power, "weight_reduction": weight_reduction, "block_reduction": block_reduction}
     if "magnitude" in asked:
         made["magnitude"] = magnitude_entry(model, **reductions)
     if "taylor" in asked:
-        made["taylor"] = taylor_entry(model, batches, **reductions, group=group)
+        made["taylor"] = taylor_entry(model, batches, **reductions, world=world)
     for entry in made.values():
         add_uncertainty(entry)
     return {name: made[name] for name in asked}
@@ -189,7 +190,7 @@ def _swept(
     position: int,
     lengths: Sequence[int],
     tie: float,
-    group: Any,
+    world: World,
 ) -> dict[str, dict[str, Any]]:
     """The entries of PPL and of the distances that are asked for, from one pass."""
     total = len(find_blocks(model))
@@ -201,12 +202,10 @@ def _swept(
             losses.append(removal_losses(model, batch, windows=windows, watch=distances))
         else:
             dense_states(model, batch, distances)
-    if group is not None:
-        shares: list[Any] = [None] * distributed.get_world_size(group)
-        distributed.all_gather_object(shares, (losses, distances), group=group)
-        losses = [batch for share, _ in shares for batch in share]
-        distances = shares[0][1]
-        for _, other in shares[1:] if distances is not None else ():
-            distances.add(other)
+    shares = world.gather((losses, distances))
+    losses = [batch for share, _ in shares for batch in share]
+    distances = shares[0][1]
+    for _, other in shares[1:] if distances is not None else ():
+        distances.add(other)
     whole = torch.cat(losses, dim=1) if losses else None
     return sweep_entries(asked, whole, distances, batches[0].shape[1] - 1, tie, windows)

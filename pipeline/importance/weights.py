@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from pipeline.importance.selection import order_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
 from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sum": torch.sum, "mean": torch.mean, "max": torch.max, "prod": torch.prod,
@@ -61,16 +62,16 @@ def taylor_entry(
     norm_power: float = 1,
     weight_reduction: str = "sum",
     block_reduction: str = "sum",
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """The entry of scores.json of ``taylor``, from one forward and one backward pass over ``batches``.
 
-    ``batches`` are ids (B, T) int64 without padding; with a ``group``, those of this process. The peak is the model,
+    ``batches`` are ids (B, T) int64 without padding, those of this process. The peak is the model,
     one batch's activations, its gradients, and their sum in fp32. Raises RegrowError as ``magnitude_entry`` does, and
     on a model in fp16, whose gradients would vanish.
     """
     weights = [block_weights(block) for block in find_blocks(model)]
-    gradients = iter(mean_gradients(model, [weight for block in weights for weight in block.values()], batches, group))
+    gradients = iter(mean_gradients(model, [weight for block in weights for weight in block.values()], batches, world))
     # In the gradients' place: beside them there is no room for as much again.
     products = ({name: next(gradients).mul_(weight.detach()) for name, weight in block.items()} for block in weights)
     return _entry(products, norm_power, weight_reduction, block_reduction)
@@ -85,11 +86,11 @@ def mean_gradients(
     model: nn.Module,
     weights: list[nn.Parameter],
     batches: Iterable[torch.Tensor],
-    group: distributed.ProcessGroup | None = None,
+    world: World = ALONE,
 ) -> list[torch.Tensor]:
     """The gradient of the mean token loss over all batches of all processes, fp32, one tensor for each weight.
 
-    Every process of ``group`` gets the same sums; its backend must know the device. Nothing is left in ``.grad``.
+    Every process gets the same sums. Nothing is left in ``.grad``.
     Raises RegrowError on a model in fp16.
     """
     if any(weight.dtype == torch.float16 for weight in weights):
@@ -108,8 +109,7 @@ def mean_gradients(
                 if gradient is not None:
                     total += gradient
     for total in (*sums, targets):
-        if group is not None:
-            distributed.all_reduce(total, group=group)
+        world.sum(total)
     if not targets:
         raise RegrowError("no batch: gradients need one sequence at least")
     for total in sums:

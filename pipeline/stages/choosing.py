@@ -22,12 +22,12 @@ from pipeline.importance.greedy import Round, greedy_rounds
 from pipeline.importance.linear import find_projections, fit_maps
 from pipeline.importance.scoring import split_for_maps
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within, protected_blocks
-from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
 from pipeline.model.replacement import removed_runs
 from pipeline.run import Run, read_json, write_json
 from pipeline.stages.texts import draw_for_maps, draw_held_out
+from pipeline.world import World
 
 
 def runs_model(config: Config) -> bool:
@@ -64,14 +64,14 @@ class Chooser:
         """The first rounds of greedy removal: so many, or as many as a budget allows; earlier ones are not repeated."""
         file = self.progress / "greedy.json"
         kept = read_json(file) if self.world.rank == 0 and file.exists() else []
-        rounds = [_round(one) for one in self.world.from_first(kept)]
+        rounds = [_round(one) for one in self.world.broadcast(kept)]
         if budget is not None:
             rounds = rounds[: next((n for n, one in enumerate(rounds) if not one.perplexity <= budget), len(rounds))]
         if remove is not None and len(rounds) >= remove:
             return rounds[:remove]
         for one in greedy_rounds(
             self.model, self.share, remove=remove, budget=budget, done=[one.removed for one in rounds],
-            group=self.world.control, **self.protect,
+            world=self.world, **self.protect,
         ):  # fmt: skip
             rounds.append(one)
             if self.world.rank == 0 and len(rounds) > len(kept):
@@ -95,7 +95,7 @@ class Chooser:
         drawn = self.world.on_first(lambda: draw_for_maps(self.config, self.run, self.dense, width))
         fit, _ = split_for_maps(drawn, self.config.score.micro_batch, self.world.rank, self.world.size)
         windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
-        maps = fit_maps(self.model, fit, windows, ridge=self.config.score.linear_ridge, group=self.world.control)
+        maps = fit_maps(self.model, fit, windows, ridge=self.config.score.linear_ridge, world=self.world)
         tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))
         self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")
         return {start: matrix for (start, _), matrix in maps.items()}, tokens

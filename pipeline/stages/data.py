@@ -23,10 +23,11 @@ from pipeline.data.texts import counted
 from pipeline.data.tokenise import about_encoder, tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder, encoder_hash
-from pipeline.launch import World, die_with_parent
+from pipeline.launch import die_with_parent
 from pipeline.model.load import resolve_model
 from pipeline.rows import HELD_OUT, row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, write_json
+from pipeline.world import World
 
 FORMAT = 3
 UPSTREAM: tuple[str, ...] = ()

@@ -18,12 +18,12 @@ from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
 from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
+from pipeline.world import World
 
 FORMAT = 2
 UPSTREAM = ("data", "prune", "train")
@@ -72,10 +72,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     """What one model is and predicts, with the first process's samples, and the bytes of its weights. Nothing holds the
     model afterwards."""
     model = _load(config, folder, world)
-    held_out = perplexity(
-        model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, rank=world.rank, world=world.size,
-        group=world.control,
-    )  # fmt: skip
+    held_out = perplexity(model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, world=world)
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation

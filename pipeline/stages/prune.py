@@ -19,7 +19,6 @@ from pipeline.importance.controls import random_order, tail_order
 from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
 from pipeline.importance.uncertainty import stability
-from pipeline.launch import World
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
 from pipeline.model.load import resolve_model
@@ -29,6 +28,7 @@ from pipeline.plan import describe_dense
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
+from pipeline.world import World
 
 FORMAT = 3
 UPSTREAM = ("data", "score")

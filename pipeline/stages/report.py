@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
-from pipeline.launch import World
 from pipeline.model.architecture import auto_class, own_code, read_config
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
 from pipeline.run import Run, read_json, write_atomic
 from pipeline.training.metrics import read_lines
+from pipeline.world import World
 
 FORMAT = 1
 UPSTREAM = ("data", "score", "prune", "train", "evaluate")

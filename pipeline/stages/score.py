@@ -28,7 +28,6 @@ from pipeline.importance.ppl import TIE, windows_of
 from pipeline.importance.scoring import add_uncertainty, split_for_maps, sweep_entries
 from pipeline.importance.selection import write_block_order
 from pipeline.importance.weights import magnitude_entry, magnitude_of, taylor_entry
-from pipeline.launch import World
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
@@ -37,6 +36,7 @@ from pipeline.plan import describe_dense, planned_removal
 from pipeline.rows import shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
 from pipeline.stages.texts import draw_calibration, draw_for_maps
+from pipeline.world import World
 
 FORMAT = 3
 UPSTREAM = ("data",)
@@ -135,12 +135,12 @@ def _score_by_batch(
         fit, judge = split_for_maps(drawn, config.score.micro_batch, world.rank, world.size)
         say(f"linear: {len(drawn)} sequences, every fourth to judge the maps by")
         return linear_entry(model, fit, judge, lengths=_windows(config, meta), ridge=config.score.linear_ridge,
-                            group=world.control)  # fmt: skip
+                            world=world)  # fmt: skip
 
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "linear": linear,
         "magnitude": lambda: magnitude_entry(model, **reductions),
-        "taylor": lambda: taylor_entry(model, own, **reductions, group=world.control),
+        "taylor": lambda: taylor_entry(model, own, **reductions, world=world),
     }  # fmt: skip
     for name in (name for name in asked if name in makers):
         entries[name] = _kept(progress / f"{name}.json", world, makers[name])
@@ -208,7 +208,7 @@ def _windows(config: Config, meta: nn.Module) -> tuple[int, ...]:
 
 def _kept(path: Path, world: World, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What an earlier start wrote, or what ``make`` gives, on every process; the first one writes it."""
-    entry = world.from_first(read_json(path) if world.rank == 0 and path.exists() else None)
+    entry = world.broadcast(read_json(path) if world.rank == 0 and path.exists() else None)
     if entry is None:
         entry = make()
         if world.rank == 0:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
-from pipeline.launch import TOLD, Place, World, count_processes, interruptible, launch
+from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
 from pipeline.run import (
     RegrowError,
     Run,
@@ -31,6 +31,7 @@ from pipeline.run import (
     write_atomic,
     write_json,
 )
+from pipeline.world import World
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
 
@@ -43,11 +44,11 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
     run = Run(config.run.folder / config.run.name)
     if place.launcher == "regrow":
         # The command that started us holds the lock and has checked this one stage.
-        world = World(place)
+        world = World.join(place)
         _take_part(stages[0], config, run, world)
         world.close()
     elif place.launcher == "other":
-        world = World(place)
+        world = World.join(place)
         with ExitStack() as held:
             world.on_first(lambda: held.enter_context(_held(stages, config, run, place, redo)))
             _all_together(stages, config, run, world, place, config_path)
@@ -92,7 +93,7 @@ def _all_together(stages: list[str], config: Config, run: Run, world: World, pla
 
 def _by_itself(stage: str, config: Config, run: Run, place: Place, fingerprint: dict[str, Any]) -> None:
     """A stage of one process, with no more threads than its place has: the stages behind it compute with the same."""
-    _take_part(stage, config, run, World(Place(local_world=place.local_world), use_gpu=False), fingerprint)
+    _take_part(stage, config, run, World.join(Place(local_world=place.local_world), use_gpu=False), fingerprint)
 
 
 def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from pipeline.data.room import require_cache_space
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.launch import World, die_with_parent
+from pipeline.launch import die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
@@ -43,6 +43,7 @@ from pipeline.training.loop import Position, Sample, Step, train_steps
 from pipeline.training.metrics import WINDOW, append_line, cut_after, pace, read_lines
 from pipeline.training.reach import describe_unreached
 from pipeline.training.schedule import learning_rate
+from pipeline.world import World
 
 FORMAT = 3
 UPSTREAM = ("data", "prune")
@@ -130,13 +131,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     def evaluate() -> None:
         """Held-out loss of the weights as they are, into held_out.jsonl."""
         known = rows is None or (world.rank == 0 and _has(folder / "held_out.jsonl", position.step))
-        if world.from_first(known):
+        if world.broadcast(known):
             return
         with engine.precision():
-            result = perplexity(
-                engine.engine, rows, micro_batch=recipe.micro_batch, device=world.device, rank=world.rank,
-                world=world.size, group=world.control,
-            )  # fmt: skip
+            result = perplexity(engine.engine, rows, micro_batch=recipe.micro_batch, device=world.device, world=world)
         if world.rank == 0:
             append_line(folder / "held_out.jsonl", {
                 "step": position.step, "tokens": position.tokens, "held_out_loss": result["loss"],

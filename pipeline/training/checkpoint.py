@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from pipeline.launch import World
 from pipeline.run import RegrowError, hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
+from pipeline.world import World
 
 #: Parts of a layout that must agree for a resume: with any other the bytes could not be the same.
 LAYOUT = ("processes", "micro_batch", "zero_stage", "threads", "dtype", "device")

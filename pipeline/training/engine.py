@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.launch import World
 from pipeline.model.attention import attention_of, document_arguments
 from pipeline.model.loss import document_targets, next_token_losses, router_coefficient
 from pipeline.training.reach import probe, unreached
+from pipeline.world import World
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
 BUCKET = 500_000_000

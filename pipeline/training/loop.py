@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.launch import World
 from pipeline.model.loss import document_targets
 from pipeline.run import RegrowError
 from pipeline.training.engine import Engine
+from pipeline.world import World
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.scoring import score_blocks
+from pipeline.world import World
 
 #: Built before the forks: transformers imports much of itself for that.
 MODEL = build("llama")
@@ -31,17 +32,17 @@ MODEL = build("llama")
 def work(rank: int, world: int, meeting: str) -> dict:
     """What one of ``world`` processes finds for its share of the sequences."""
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    group = distributed.group.WORLD
+    all_of_them = World(rank, world, control=distributed.group.WORLD)
     ids = torch.randint(0, VOCABULARY, (32, 16), generator=torch.Generator().manual_seed(0))
     share = ids.chunk(world)[rank].split(2)
-    entries = score_blocks(MODEL, share, [name for name in CRITERIA if name != "linear"], group=group)
+    entries = score_blocks(MODEL, share, [name for name in CRITERIA if name != "linear"], world=all_of_them)
     fit, held_out = ids[:24].chunk(world)[rank], ids[24:].chunk(world)[rank]
-    entries["linear"] = linear_entry(MODEL, [fit], [held_out], lengths=[2], group=group)
-    rounds = greedy_rounds(MODEL, share, remove=2, protect_first=1, protect_last=1, group=group)
+    entries["linear"] = linear_entry(MODEL, [fit], [held_out], lengths=[2], world=all_of_them)
+    rounds = greedy_rounds(MODEL, share, remove=2, protect_first=1, protect_last=1, world=all_of_them)
     found = {
         "entries": entries,
         "greedy": [one.removed for one in rounds],
-        "without": perplexity_without(MODEL, share, [2, 3], group),
+        "without": perplexity_without(MODEL, share, [2, 3], all_of_them),
     }
     distributed.destroy_process_group()
     return found

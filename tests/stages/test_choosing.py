@@ -16,11 +16,12 @@ from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window
-from pipeline.launch import Place, World
+from pipeline.launch import Place
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, prune, score
 from pipeline.stages.preflight import preflight
+from pipeline.world import World
 
 SCORING = [
     "score.sequences=4", "score.length=32", "score.dtype=float32", f"score.criteria=[{', '.join(CRITERIA)}]",
@@ -39,7 +40,7 @@ def scored(configure, tmp_path_factory) -> tuple[Path, Run]:
     folder = tmp_path_factory.mktemp("scored")
     path, run = configure(folder), Run(folder / "run")
     for stage in (data, score):
-        stage.work(load_config(path, SCORING), run, World(Place()), silent)
+        stage.work(load_config(path, SCORING), run, World.join(Place()), silent)
     return path, run
 
 
@@ -52,7 +53,7 @@ def prune_by(scored, tmp_path):
         run, said = Run(tmp_path / "run"), []
         shutil.rmtree(run.folder, ignore_errors=True)
         shutil.copytree(source.folder, run.folder)
-        prune.work(load_config(path, [*SCORING, *overrides]), run, World(Place()), said.append)
+        prune.work(load_config(path, [*SCORING, *overrides]), run, World.join(Place()), said.append)
         return read_json(run.stage("prune") / "prune.json"), run, said
 
     return carry_out
@@ -100,7 +101,7 @@ def test_greedy_removal_goes_on_from_its_rounds(prune_by, scored, tiny_model, ca
     write_json(kept, read_json(kept)[:2])
     config = load_config(scored[0], [*SCORING, "prune.selection=greedy", "prune.remove=3"])
     again: list[str] = []
-    prune.work(config, run, World(Place()), again.append)
+    prune.work(config, run, World.join(Place()), again.append)
     assert read_json(run.stage("prune") / "prune.json") == record
     assert sum("greedy round" in line for line in again) == 1
 
@@ -189,7 +190,7 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
     shutil.copytree(source.folder, run.folder)
     write_json(run.stage("score") / "stage.json", {"result": {"loop": "block"}})
     with pytest.raises(RegrowError, match=r"streamed it block by block; set prune\.compare\.enabled=false"):
-        prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World(Place()), silent)
+        prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World.join(Place()), silent)
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

@@ -9,10 +9,11 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.evaluation import memory
-from pipeline.launch import Place, World
+from pipeline.launch import Place
 from pipeline.model.load import load_model
 from pipeline.run import Run, read_json, write_json
 from pipeline.stages import data, evaluate
+from pipeline.world import World
 
 #: A process as one of many: a thread is enough for a tiny model.
 ONE_THREAD = Place(local_world=64)
@@ -28,7 +29,7 @@ def config(tiny_config):
 def run(config, tmp_path, tiny_model) -> Run:
     """A run whose stages before this one are done: the same weights stand for all three models."""
     run = Run(tmp_path / "run")
-    data.work(config, run, World(ONE_THREAD), lambda line: None)
+    data.work(config, run, World.join(ONE_THREAD), lambda line: None)
     shutil.copytree(tiny_model, run.stage("prune") / "model")
     shutil.copytree(tiny_model, run.stage("train") / "exports" / "last")
     write_json(run.stage("train") / "stage.json", {"result": {"export": "train/exports/last"}})
@@ -53,7 +54,7 @@ def loads(monkeypatch) -> list[tuple[str, int]]:
 
 def test_models_are_judged_one_at_a_time_and_timed_side_by_side(config, run, loads):
     said = []
-    evaluate.work(config, run, World(ONE_THREAD), said.append)
+    evaluate.work(config, run, World.join(ONE_THREAD), said.append)
     assert [alive for _, alive in loads[:3]] == [0, 0, 0], f"a model was held while the next was loaded: {loads}"
     assert [alive for _, alive in loads[3:]] == [0, 1, 2], f"not all were loaded to be timed side by side: {loads}"
     models = read_json(run.stage("evaluate") / "results.json")["models"]
@@ -72,7 +73,7 @@ def test_models_are_judged_one_at_a_time_and_timed_side_by_side(config, run, loa
 def test_models_that_do_not_fit_together_are_loaded_again_for_each_round(config, run, loads, monkeypatch):
     monkeypatch.setattr(memory, "SHARE", 0.0)
     said = []
-    evaluate.work(config, run, World(ONE_THREAD), said.append)
+    evaluate.work(config, run, World.join(ONE_THREAD), said.append)
     assert len(loads) == 3 + 9 and {alive for _, alive in loads} == {0}, f"two models stood in memory: {loads}"
     for name, entry in read_json(run.stage("evaluate") / "results.json")["models"].items():
         assert (entry["generation"]["loaded"], entry["generation"]["rounds"]) == ("in turn", 3), name

@@ -14,11 +14,12 @@ from own_code import write_own_model
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
-from pipeline.launch import Place, World
+from pipeline.launch import Place
 from pipeline.model.equivalence import TOLERANCE, compare, difference, full_logits, probe_ids
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, evaluate, prune
+from pipeline.world import World
 
 ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
 
@@ -31,7 +32,7 @@ def pruned(tiny_config, tmp_path):
         config = load_config(tiny_config, overrides)
         run = Run(tmp_path / "runs" / "tiny")
         write_json(run.stage("score") / "scores.json", {"criteria": {"ppl": {"order": ORDER}}})
-        prune.work(config, run, World(Place()), lambda line: None)
+        prune.work(config, run, World.join(Place()), lambda line: None)
         return read_json(run.stage("prune") / "prune.json"), run
 
     return carry_out
@@ -169,9 +170,9 @@ def test_a_model_of_own_code_is_pruned_and_evaluated_where_the_config_allows_its
 
     # Stage evaluate loads the pruned and the regrown folder, which hold the code too.
     config = load_config(tiny_config, allowed)
-    data.work(config, run, World(Place()), lambda line: None)
+    data.work(config, run, World.join(Place()), lambda line: None)
     write_json(run.stage("train") / "stage.json", {"result": {"export": "prune/model"}})
-    found = evaluate.work(config, run, World(Place()), lambda line: None)
+    found = evaluate.work(config, run, World.join(Place()), lambda line: None)
     assert found["regrown"] == found["pruned"] != found["dense"]
 
 

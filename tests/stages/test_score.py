@@ -21,10 +21,11 @@ from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
-from pipeline.launch import Place, World
+from pipeline.launch import Place
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, score
+from pipeline.world import World
 
 ROOT = Path(__file__).parent.parent.parent
 OVERRIDES = ["score.sequences=6", "score.length=32", "score.dtype=float32"]
@@ -36,8 +37,8 @@ def silent(line: str) -> None:
 
 
 def score_here(config: Config, run: Run, said: list[str] | None = None) -> dict:
-    data.work(config, run, World(Place()), silent)
-    score.work(config, run, World(Place()), silent if said is None else said.append)
+    data.work(config, run, World.join(Place()), silent)
+    score.work(config, run, World.join(Place()), silent if said is None else said.append)
     return read_json(run.stage("score") / "scores.json")
 
 
@@ -68,13 +69,14 @@ RANK = """
 import copy, sys
 from pathlib import Path
 from pipeline.config import load_config
-from pipeline.launch import World, find_place, take_place
+from pipeline.launch import find_place, take_place
+from pipeline.world import World
 place = find_place()
 take_place(place)
 from pipeline.run import Run
 from pipeline.stages import score
 import torch
-four = World(place)
+four = World.join(place)
 two = copy.copy(four)
 two.size, two.control = 2, torch.distributed.new_group([0, 1], backend="gloo")
 for world in (four, two):
@@ -90,7 +92,7 @@ def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
     config = load_config(tiny_config, EVERY)
     alone = score_here(config, Run(tmp_path / "1"))["criteria"]
     for world in (2, 4):
-        data.work(config, Run(tmp_path / str(world)), World(Place()), silent)
+        data.work(config, Run(tmp_path / str(world)), World.join(Place()), silent)
     (tmp_path / "rank.py").write_text(RANK)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", tmp_path / "rank.py",
@@ -201,7 +203,7 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
         kept = list_source(str(tmp_path / name)).shards
         write_json(run.stage("data") / "manifest.json", build_manifest(corpus, kept))
         (run.stage("score") / "scores.json").unlink()
-        score.work(config, run, World(Place()), said.append)
+        score.work(config, run, World.join(Place()), said.append)
         return read_json(run.stage("score") / "scores.json")["calibration"]["overlap"]
 
     write_jsonl_zst(tmp_path / "kept" / "a.jsonl.zst", [{"text": text} for text in ["another", *drawn]])

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.launch import World, find_place, take_place
+from pipeline.launch import find_place, take_place
+from pipeline.world import World
 
 place = find_place()
 take_place(place)

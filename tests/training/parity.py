@@ -271,7 +271,7 @@ def run_case(case: str, world: World, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, world = Path(sys.argv[1]), World(place)
+    folder, world = Path(sys.argv[1]), World.join(place)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     for case in sys.argv[2:]:

@@ -1,0 +1,143 @@
+"""The processes that share a stage's work, and how they talk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pipeline.launch import TOLD, Place, cores, name_accelerator
+from pipeline.run import RegrowError
+
+if TYPE_CHECKING:
+    import torch
+
+#: How long a rank may wait while rank 0 alone does a stage's work.
+PATIENCE = timedelta(days=1)
+#: Seconds for a launcher to end the others when one process has ended.
+END = 5
+
+
+class World:
+    """``size`` processes, of which this is number ``rank``; ``on_this_machine`` of them are on its machine.
+
+    ``World()`` is a process alone, in a notebook say: there every call gives back what it was given, at once. Values
+    (small, picklable) and tensors on the CPU go over gloo, tensors on a GPU over NCCL. Every process must make the same
+    calls in the same order.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        on_this_machine: int = 1,
+        device: torch.device | None = None,
+        control: torch.distributed.ProcessGroup | None = None,
+    ):
+        self.rank, self.size, self.on_this_machine = rank, size, on_this_machine
+        self.threads = max(1, cores() // on_this_machine)
+        self.control, self._device = control, device
+
+    @classmethod
+    def join(cls, place: Place, use_gpu: bool = True) -> World:
+        """Take a place among the processes that a launcher started: set threads and the GPU, and find the others.
+
+        Raises RegrowError where there is no GPU for this process on a machine that has some.
+        """
+        import torch
+
+        device = torch.device("cpu")
+        name_accelerator()
+        if use_gpu and torch.cuda.is_available():
+            if place.local_rank >= torch.cuda.device_count():
+                raise RegrowError(
+                    f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
+                    f"{place.local_world} processes were started on it; start one for each GPU"
+                )
+            device = torch.device("cuda", place.local_rank)
+            torch.cuda.set_device(device)
+        control = None
+        if place.launcher is not None:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
+            control = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        world = cls(place.rank, place.world, on_this_machine=place.local_world, device=device, control=control)
+        torch.set_num_threads(world.threads)
+        return world
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        import torch
+
+        return self._device or torch.device("cpu")
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.barrier(group=self.control)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in rank order, on every process."""
+        if self.control is None:
+            return [value]
+        import torch
+
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value, on every process; what the others hand in is not looked at."""
+        if self.control is None:
+            return value
+        import torch
+
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def on_first(self, call: Callable[[], Any]) -> Any:
+        """What ``call()`` gives on rank 0, on every process.
+
+        What it raises there is raised there alone, so that it is said once: the others end, with status TOLD.
+        """
+        outcome = None
+        if self.rank == 0:
+            try:
+                outcome = (call(), False)
+            except Exception:
+                self.broadcast((None, True))
+                self.barrier()
+                raise
+        value, failed = self.broadcast(outcome)
+        if failed:
+            self.barrier()
+            time.sleep(END)
+            raise SystemExit(TOLD)
+        return value
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, now the sum of every process's: (any shape), of one dtype and kind of device on all of them."""
+        if self.control is not None:
+            import torch
+
+            # The default group knows each device's backend; the control group is gloo, which has more patience.
+            group = self.control if tensor.device.type == "cpu" else None
+            torch.distributed.all_reduce(tensor, group=group)
+        return tensor
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+
+#: A process alone.
+ALONE = World()

@@ -1,0 +1,115 @@
+"""What processes tell each other: a process alone, real processes over gloo, and tensors on GPUs over NCCL.
+
+Run as a script, this file is one of the processes: ``test_world.py FOLDER RANK SIZE DEVICE``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.launch import TOLD, Place
+from pipeline.run import RegrowError
+from pipeline.world import ALONE, World
+
+
+def one_process(folder: Path, rank: int, size: int, device: str) -> None:
+    """Makes every call and writes what it gave; then rank 0 meets an error."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
+    world = World.join(Place(rank, size, rank, size, "other"), use_gpu=device == "cuda")
+    fine, whole = torch.tensor([1 + 2.0**-40, float(rank)], dtype=torch.float64), torch.arange(3) + rank
+    found = {
+        "place": [world.rank, world.size, world.on_this_machine, world.device.type],
+        "gather": world.gather({"rank": rank}),
+        "broadcast": world.broadcast([1, "two"] if rank == 0 else "not looked at"),
+        "tensor": world.broadcast(torch.arange(4) if rank == 0 else None).tolist(),
+        "on_first": world.on_first(lambda: f"made by {rank}"),
+        "fine": world.sum(fine.clone()).tolist(),
+        "whole": world.sum(whole.clone()).tolist(),
+        "on_device": world.sum(fine.to(world.device, torch.float32)).tolist(),
+        "half": world.sum(torch.full((2,), 0.5, dtype=torch.bfloat16, device=world.device)).tolist(),
+    }
+    world.barrier()
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+    def refuse() -> None:
+        raise RegrowError("said once")
+
+    try:
+        world.on_first(refuse)
+    except RegrowError as error:
+        (folder / "said").write_text(f"{rank}: {error}")
+    world.close()
+
+
+def together(folder: Path, size: int, device: str = "cpu") -> list[dict]:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (folder / "port").write_text(str(free.getsockname()[1]))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([sys.executable, __file__, str(folder), str(rank), str(size), device], env=environment)
+        for rank in range(size)
+    ]
+    statuses = [process.wait(120) for process in started]
+    assert statuses == [0] + [TOLD] * (size - 1), f"the others end with status {TOLD}, found {statuses}"
+    assert (folder / "said").read_text() == "0: said once"
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(size)]
+
+
+def check(found: list[dict], device: str) -> None:
+    size = len(found)
+    for rank, one in enumerate(found):
+        assert one.pop("place") == [rank, size, size, device]
+        assert one == {
+            "gather": [{"rank": each} for each in range(size)],
+            "broadcast": [1, "two"],
+            "tensor": [0, 1, 2, 3],
+            "on_first": "made by 0",
+            # fp64 stays fp64 on the way: the low bits of each are in the sum.
+            "fine": [size * (1 + 2.0**-40), sum(range(size))],
+            "whole": [size * entry + sum(range(size)) for entry in range(3)],
+            "on_device": [float(size), float(sum(range(size)))],
+            "half": [size / 2] * 2,
+        }, f"rank {rank} of {size} was told otherwise"
+
+
+def test_a_process_alone_gets_back_what_it_gave():
+    values = torch.tensor([1.0, 2.0])
+    assert (ALONE.rank, ALONE.size, ALONE.on_this_machine, ALONE.device) == (0, 1, 1, torch.device("cpu"))
+    assert ALONE.gather("value") == ["value"] and ALONE.broadcast("value") == "value"
+    assert ALONE.on_first(lambda: 3) == 3 and ALONE.sum(values) is values
+    ALONE.barrier()
+    ALONE.close()
+
+    def refuse() -> None:
+        raise RegrowError("said once")
+
+    with pytest.raises(RegrowError, match="said once"):
+        ALONE.on_first(refuse)
+
+
+def test_three_processes_tell_each_other(tmp_path):
+    check(together(tmp_path, 3), "cpu")
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_in_a_world_of_one(tmp_path):
+    check(together(tmp_path, 1, "cuda"), "cuda")
+
+
+@pytest.mark.gpus
+def test_tensors_on_two_gpus(tmp_path):
+    check(together(tmp_path, 2, "cuda"), "cuda")
+
+
+if __name__ == "__main__":
+    one_process(Path(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4])
