@@ -236,7 +236,7 @@ def below(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def still_running(processes: list[psutil.Process], seconds: float = 5) -> list[psutil.Process]:
+def still_running(processes: list[psutil.Process], seconds: float = 20) -> list[psutil.Process]:
     return psutil.wait_procs(processes, timeout=seconds)[1]
 
 
@@ -294,7 +294,7 @@ def test_deepspeed_and_torchrun_train_to_the_same_bytes_and_leave_nothing_when_k
         left = still_running(family)
         process.kill()
         process.communicate()
-        assert not left, f"5 s after a kill -9 of {what} there still run: {left}"
+        assert not left, f"20 s after a kill -9 of {what} there still run: {left}"
         assert not (run / "train" / "stage.json").exists(), f"{what}: the kill came too late, training was done"
     last = deepspeed("train", config, "run.name=b")
     output, _ = last.communicate(timeout=200)
