@@ -207,9 +207,13 @@ def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_pa
     launcher = tmp_path / "deepspeed"
     launcher.write_text("#!/bin/sh\nsleep 60 &\necho started $$ $!\nwait\n")
     launcher.chmod(0o755)
+    # A copy of the script: beside the real one may stand a .venv, whose launcher it would take.
+    copy = tmp_path / "launch" / "deepspeed.sh"
+    copy.parent.mkdir()
+    shutil.copy(LAUNCH / "deepspeed.sh", copy)
     environment = dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GPUS": "2"}
     script = subprocess.Popen(
-        [BASH, str(LAUNCH / "deepspeed.sh"), "config.yaml"],
+        [BASH, str(copy), "config.yaml"],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
