@@ -20,14 +20,14 @@ import pytest
 MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
-    "tests": 160,
-    "tests/data": 100,
+    "tests": 180,
+    "tests/data": 140,
     "tests/evaluation": 60,
-    "tests/importance": 80,
-    "tests/model": 50,
+    "tests/importance": 110,
+    "tests/model": 80,
     "tests/reporting": 20,
-    "tests/stages": 550,
-    "tests/training": 200,
+    "tests/stages": 560,
+    "tests/training": 230,
 }
 SPENT = "cpu_seconds"
 
