@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ TIES = {
     "hidden_size_per_layer_input": "its table of per-layer embeddings has a part for each block",
     "altup_num_inputs": "several streams run through its blocks, and each block predicts and corrects them all",
 }
+#: What one token showed of a model's list of blocks: which blocks these were, and how long the tuples are.
+_WATCHED: WeakKeyDictionary[nn.ModuleList, tuple[tuple[int, ...], int | None]] = WeakKeyDictionary()
 #: A module tree in an error message is cut to so many levels and characters.
 TREE_DEPTH, TREE_LENGTH = 4, 1200
 
@@ -82,7 +85,8 @@ def require_separate_blocks(model: nn.Module, blocks: nn.ModuleList) -> int | No
     """Check that each block takes the hidden state of the one before it and nothing else that a block made.
 
     Looks at the config and at shared parameters, then sends one token through the model, in evaluation mode and
-    without a cache, and watches what each block is given; a model on the meta device is not run. Returns how long
+    without a cache, and watches what each block is given: once for the same blocks, since on a GPU one token costs as
+    much as a batch. A model on the meta device is not run. Returns how long
     the tuple is that these blocks return, or None where they return the hidden state alone.
 
     Raises RegrowError with the tie where blocks cannot be left out one by one.
@@ -103,7 +107,10 @@ def require_separate_blocks(model: nn.Module, blocks: nn.ModuleList) -> int | No
                 )
     if any(parameter.is_meta for parameter in model.parameters()):
         return None
-    return _watch_one_token(model, blocks)
+    chain = tuple(map(id, blocks))
+    if blocks not in _WATCHED or _WATCHED[blocks][0] != chain:
+        _WATCHED[blocks] = chain, _watch_one_token(model, blocks)
+    return _WATCHED[blocks][1]
 
 
 @torch.no_grad()

@@ -114,3 +114,16 @@ def test_the_watch_draws_no_random_numbers_and_keeps_the_modes():
     assert require_separate_blocks(model, find_blocks(model)) is None
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(noise, torch.get_rng_state()), "watching one token drew random numbers of the run's"
+
+
+def test_a_model_is_watched_once_and_again_when_its_blocks_have_changed():
+    model, forwards = build("llama"), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    for _ in range(3):
+        with skip_blocks(model, [2]):
+            pass
+    assert len(forwards) == 1, "every entry sends a token through the model"
+    remove_blocks(model, [2])
+    with skip_blocks(model, [2]):
+        pass
+    assert len(forwards) == 2, "after a removal the blocks are others"
