@@ -32,8 +32,7 @@ from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.distances import StateDistances
-from pipeline.importance.linear import linear_entry
-from pipeline.importance.scoring import sequences_for_maps, split_for_maps
+from pipeline.importance.linear import linear_entry, sequences_for_maps, split_for_maps
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, skip_blocks
 from pipeline.model.costs import meta_model

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline.criteria import CONTROLS, CRITERIA, criteria_table
+from pipeline.importance.criteria import MAKERS, NEEDS, SWEPT
 from pipeline.importance.distances import DISTANCES
 from pipeline.reporting.drawing import COLOURS
 
@@ -27,6 +28,11 @@ def test_every_row_can_be_drawn_and_told_apart():
         ("control", row.marker) for row in CONTROLS.values()
     ]
     assert len(set(looks)) == len(looks), "two lines of one drawing look alike"
+
+
+def test_every_row_is_made_and_nothing_else():
+    assert list(NEEDS) == list(CRITERIA), "pipeline/criteria.py and pipeline/importance/criteria.py name others"
+    assert {name for name, need in NEEDS.items() if need not in SWEPT} == set(MAKERS)
 
 
 def test_windows_are_promised_where_they_are_made():

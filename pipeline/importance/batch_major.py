@@ -8,16 +8,15 @@ who computed what. Memory does not grow with the number of sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.importance.distances import StateDistances
+from pipeline.importance.kept import Kept
 from pipeline.importance.sweep import Window, dense_states, removal_losses
 from pipeline.model.blocks import find_blocks
-from pipeline.run import read_json, write_json
 from pipeline.world import World
 
 
@@ -25,7 +24,7 @@ def sweep_by_batch(
     model: nn.Module,
     sequences: torch.Tensor,
     *,
-    folder: Path,
+    kept: Kept,
     micro_batch: int,
     losses: bool,
     windows: Sequence[Window] = (),
@@ -38,11 +37,11 @@ def sweep_by_batch(
     Returns, in every process, summed losses (L + windows + 1, S) fp64 as ``removal_losses`` gives them, or None without
     ``losses``; and the distances, or None where ``position``, the token that some of them look at, is None. Every
     micro-batch is computed in the same shapes by whichever process has it, so that the number of processes changes no
-    bit. ``folder`` must be the same for all processes; what it holds of an earlier start is taken as done.
+    bit. What ``kept`` holds of an earlier start is taken as done.
     """
     groups = sequences.split(micro_batch)
-    done = set(world.broadcast(_finished(folder) if world.rank == 0 else None))
-    todo = [number for number in range(len(groups)) if number not in done]
+    done = kept.names("batch-")
+    todo = [number for number in range(len(groups)) if _name(number) not in done]
     if done:
         say(f"{min(len(done) * micro_batch, len(sequences))} of {len(sequences)} sequences were scored before")
     blocks = len(find_blocks(model))
@@ -55,11 +54,11 @@ def sweep_by_batch(
             dense_states(model, groups[number], distances)
         if distances is not None:
             found["distances"] = distances.to_json()
-        write_json(_file(folder, number), found)
+        kept.put(_name(number), found)
         say(f"sequence {min(count * world.size * micro_batch, len(todo) * micro_batch, len(sequences))} of "
             f"{min(len(todo) * micro_batch, len(sequences))}")  # fmt: skip
-    world.barrier()
-    return _read_back(folder, len(groups), blocks, losses, position)
+    kept.meet()
+    return _read_back(kept, len(groups), blocks, losses, position)
 
 
 def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[torch.Tensor]:
@@ -73,13 +72,13 @@ def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[t
 
 
 def _read_back(
-    folder: Path, groups: int, blocks: int, losses: bool, position: int | None
+    kept: Kept, groups: int, blocks: int, losses: bool, position: int | None
 ) -> tuple[torch.Tensor | None, StateDistances | None]:
     """All micro-batches in order, one in memory at a time."""
     columns = []
     distances = None if position is None else StateDistances(blocks, position)
     for number in range(groups):
-        found = read_json(_file(folder, number))
+        found = kept.get(_name(number))
         if losses:
             columns.append(torch.tensor(found["losses"], dtype=torch.float64))
         if distances is not None:
@@ -87,9 +86,5 @@ def _read_back(
     return torch.cat(columns, dim=1) if losses else None, distances
 
 
-def _finished(folder: Path) -> list[int]:
-    return [int(path.stem.split("-")[1]) for path in folder.glob("batch-*.json")]
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"batch-{number:05d}.json"
+def _name(number: int) -> str:
+    return f"batch-{number:05d}"

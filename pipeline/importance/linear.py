@@ -40,6 +40,8 @@ from pipeline.world import ALONE, World
 
 #: Tokens to fit on, for each entry of the hidden state.
 TOKENS_PER_INPUT = 8
+#: Maps are judged on one sequence of so many, and fitted on the others.
+HELD_OUT = 4
 #: The ridge, relative to the mean of the diagonal of G. Of 1e-8 ... 0.1 the largest was best on unseen text for each
 #: of four windows of SmolLM2-135M fitted on 5,120 tokens (1 and 9 blocks), by 2 to 5%.
 RIDGE = 0.1
@@ -179,6 +181,25 @@ def linear_entry(
         "sequence_scores": [errors[start, 1].mapped for start in range(total)],
         "ridge": ridge,
     }
+
+
+def sequences_for_maps(width: int, length: int) -> int:
+    """Sequences of ``length`` tokens that linear maps of ``width`` x ``width`` take, those that judge them included."""
+    fit = math.ceil(TOKENS_PER_INPUT * width / length)
+    return math.ceil(fit * HELD_OUT / (HELD_OUT - 1))
+
+
+def split_for_maps(
+    sequences: torch.Tensor, micro_batch: int, rank: int = 0, world: int = 1
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Batches to fit linear maps on, and those to judge them by, every fourth of ``sequences`` (N, T).
+
+    Of both this process's share: a run of neighbours, so that in rank order they are the sequences in their order.
+    """
+    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
+    shares = (rows.tensor_split(world)[rank] for rows in (sequences[~judged], sequences[judged]))
+    fit, judge = ([batch for batch in share.split(micro_batch) if len(batch)] for share in shares)
+    return fit, judge
 
 
 def _require_tokens(batches: Sequence[torch.Tensor], width: int, world: World) -> None:

@@ -1,96 +1,177 @@
-"""Every criterion behind one call: the library face of scoring.
+"""Every criterion behind one call: the library face of scoring, which stage score uses too.
 
-The criteria, each with its formula and its paper, are described in the module that computes it: ``ppl`` in ppl.py,
-those between the states in distances.py, ``linear`` in linear.py, ``magnitude`` and ``taylor`` in weights.py. PPL and
-all distances come out of one sweep; distances without PPL cost one dense forward; ``linear`` runs the dense model
-once more, ``taylor`` once forward and backward, and ``magnitude`` reads the weights.
+What a criterion needs and how it is made stands in criteria.py, its formula in the module that computes it. All that
+the sweep gives comes out of one pass; the rest is made one after the other.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.criteria import CRITERIA
-from pipeline.importance.distances import DISTANCES, StateDistances
-from pipeline.importance.linear import RIDGE, TOKENS_PER_INPUT, linear_entry
+from pipeline.importance.batch_major import own_share, sweep_by_batch
+from pipeline.importance.block_major import sweep_by_block
+from pipeline.importance.criteria import DEFAULTS, MAKERS, NEEDS, SWEPT, Settings, Text
+from pipeline.importance.distances import StateDistances
+from pipeline.importance.kept import Kept
+from pipeline.importance.linear import find_projections
 from pipeline.importance.ppl import TIE, summarise, windows_of
-from pipeline.importance.sweep import Window, dense_states, removal_losses
-from pipeline.importance.uncertainty import intervals, near_noise
-from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.importance.sweep import Window
+from pipeline.importance.uncertainty import add_uncertainty
+from pipeline.importance.weights import magnitude_of
 from pipeline.model.blocks import find_blocks
-from pipeline.model.loss import perplexity_of
+from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
 from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
-#: Those that need no text.
-WITHOUT_TEXT = {"magnitude"}
-#: Those that need the loss of a token, and so one before it.
-WITH_TARGETS = {"ppl", "taylor"}
-#: ``linear`` is judged on one sequence of so many, and fitted on the others.
-HELD_OUT = 4
+
+def silent(line: str) -> None:
+    """What scoring says goes nowhere."""
 
 
 def score_blocks(
     model: nn.Module,
     batches: Iterable[torch.Tensor] | torch.Tensor = (),
     criteria: Iterable[str] | str = ("ppl",),
+    settings: Settings = DEFAULTS,
     *,
-    position: int = -1,
-    ppl_lengths: Sequence[int] = (),
-    linear_lengths: Sequence[int] = (),
-    ridge: float = RIDGE,
-    norm_power: float = 1,
-    weight_reduction: str = "sum",
-    block_reduction: str = "sum",
+    maps: Callable[[], torch.Tensor] | None = None,
     world: World = ALONE,
+    folder: Path | None = None,
+    say: Callable[[str], None] = silent,
 ) -> dict[str, dict[str, Any]]:
     """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
 
     Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
     values for each sequence also ``interval``, the 95% bootstrap interval of each score, and ``noise_pairs``,
     neighbours in the order that the sequences do not tell apart, when there are two sequences or more; the rest stands
-    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all, or one such tensor;
-    ``magnitude`` needs none. One criterion may be named alone.
+    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all, or one such tensor; a
+    forward takes as many sequences as the first has. ``magnitude`` needs none. One criterion may be named alone.
+    ``linear`` is fitted on three of four sequences and judged on the fourth, of ``batches`` or of what ``maps`` gives.
     The model is left in evaluation mode, and without hooks.
 
-    ``position`` is the token of the criteria that look at one; ``ppl_lengths`` and ``linear_lengths`` are those of the
-    windows of ``ppl`` and ``linear`` beside single blocks. ``ridge`` is that of ``linear``, which is fitted on three of
-    four sequences and judged on the fourth. The reductions are those of weights.py. ``batches`` are those of this
-    process, and every process of ``world`` gets the entries of all, the sequences in rank order.
+    Every process of ``world`` is given the same, does its share, and gets the same entries. What is known is kept in
+    ``folder``, from where the same call goes on after a kill; None keeps nothing.
 
     Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths or of
     what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
     """
+    asked = _asked(criteria)
+    text = None
+    if {NEEDS[name] for name in asked} - {"weights"}:
+        _precision(model)
+        text = _text(model, batches, asked, maps)
+    blocks = find_blocks(model)
+    require_separate_blocks(model, blocks)
+    if "linear" in asked:
+        # Refused now, not after hours of the sweep.
+        find_projections(model, [(start, 1) for start in range(len(blocks))])
+    kept = Kept(folder, world)
+    entries: dict[str, dict[str, Any]] = {}
+    if {NEEDS[name] for name in asked} & set(SWEPT):
+        windows = windows_of(len(blocks), settings.ppl_lengths)
+        losses, distances = sweep_by_batch(
+            model, text.sequences, kept=kept, micro_batch=text.micro_batch, losses="ppl" in asked, windows=windows,
+            position=settings.position if _wants_states(asked) else None, world=world, say=say,
+        )  # fmt: skip
+        targets = text.sequences.shape[1] - 1
+        entries = sweep_entries(asked, losses, distances, targets, TIE[_precision(model)], windows)
+    for name in (name for name in asked if name in MAKERS):
+        entries[name] = kept.once(name, lambda name=name: MAKERS[name](model, text, settings, world))
+        say(f"{name}: scored")
+    return _finished(asked, entries)
+
+
+def score_streamed(
+    streamed: StreamedModel,
+    sequences: torch.Tensor,
+    criteria: Iterable[str] | str = ("ppl",),
+    settings: Settings = DEFAULTS,
+    *,
+    micro_batch: int = 1,
+    world: World = ALONE,
+    folder: Path,
+    say: Callable[[str], None] = silent,
+) -> dict[str, dict[str, Any]]:
+    """The same, to the bit on a CPU, with one block on the device at a time: for models larger than the device.
+
+    ``sequences`` (S, T) int64. ``folder`` holds the states between the blocks, in states-*, until the caller deletes
+    them. Raises RegrowError on what needs the whole model on the device: ``linear``, ``taylor`` and windows of ``ppl``.
+    """
+    asked = _asked(criteria)
+    whole = [f"score.criteria {name}" for name in sorted(asked) if NEEDS[name] in ("maps", "gradients")]
+    whole += ["score.ppl_n"] * bool(settings.ppl_lengths)
+    if whole:
+        raise RegrowError(
+            f"{' and '.join(whole)}: needs the whole model on the device, and block-major order holds one block; leave "
+            "it out, or set score.loop=batch-major on a device that is large enough"
+        )
+    entries: dict[str, dict[str, Any]] = {}
+    if {NEEDS[name] for name in asked} & set(SWEPT):
+        own = own_share(sequences, micro_batch, world)
+        share = torch.cat(own) if own else sequences[:0]
+        distances = StateDistances(len(streamed.blocks), settings.position) if _wants_states(asked) else None
+        losses = None
+        if len(share):
+            losses = sweep_by_block(
+                streamed, share, folder=folder / f"states-{world.rank}-of-{world.size}", micro_batch=micro_batch,
+                losses="ppl" in asked, distances=distances, say=say,
+            )  # fmt: skip
+        found = [item for item in world.gather((losses, distances, len(share))) if item[2]]
+        losses = torch.cat([item[0] for item in found], dim=1) if "ppl" in asked else None
+        distances = found[0][1]
+        for _, other, _ in found[1:] if distances is not None else ():
+            distances.add(other)
+        tie = TIE[str(streamed.dtype).removeprefix("torch.")]
+        entries = sweep_entries(asked, losses, distances, sequences.shape[1] - 1, tie)
+    if "magnitude" in asked:
+        made = Kept(folder, world)
+        entries["magnitude"] = made.once("magnitude", lambda: magnitude_of(_loaded(streamed), **settings.reductions))
+    return _finished(asked, entries)
+
+
+def _loaded(streamed: StreamedModel) -> Iterator[nn.Module]:
+    for index in range(len(streamed.blocks)):
+        with streamed.block(index) as block:
+            yield block
+
+
+def _asked(criteria: Iterable[str] | str) -> list[str]:
     asked = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     unknown = sorted(set(asked) - set(CRITERIA))
     if unknown:
         raise RegrowError(f"criteria {unknown}: not known; known are: {', '.join(CRITERIA)}")
-    batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
-    if set(asked) - WITHOUT_TEXT:
-        _precision(model)
-        batches = checked_batches(model, batches, shortest=2 if set(asked) & WITH_TARGETS else 1)
-    require_separate_blocks(model, find_blocks(model))
+    return asked
 
-    made: dict[str, dict[str, Any]] = {}
-    if "ppl" in asked or set(asked) & set(DISTANCES):
-        made |= _swept(model, batches, asked, position, ppl_lengths, TIE[_precision(model)], world)
-    if "linear" in asked:
-        fit, held_out = split_for_maps(torch.cat(batches), len(batches[0]))
-        made["linear"] = linear_entry(model, fit, held_out, lengths=linear_lengths, ridge=ridge, world=world)
-    reductions = {"norm_power": norm_power, "weight_reduction": weight_reduction, "block_reduction": block_reduction}
-    if "magnitude" in asked:
-        made["magnitude"] = magnitude_entry(model, **reductions)
-    if "taylor" in asked:
-        made["taylor"] = taylor_entry(model, batches, **reductions, world=world)
-    for entry in made.values():
+
+def _wants_states(asked: Sequence[str]) -> bool:
+    return any(NEEDS[name] == "states" for name in asked)
+
+
+def _text(
+    model: nn.Module,
+    batches: Iterable[torch.Tensor] | torch.Tensor,
+    asked: Sequence[str],
+    maps: Callable[[], torch.Tensor] | None,
+) -> Text:
+    # The loss of a token needs one before it.
+    losses = any(NEEDS[name] in ("variants", "gradients") for name in asked)
+    batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
+    batches = checked_batches(model, batches, shortest=2 if losses else 1)
+    return Text(torch.cat(batches), len(batches[0]), maps)
+
+
+def _finished(asked: Sequence[str], entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The entries in the order asked for, with what the sequences say of their uncertainty."""
+    for entry in entries.values():
         add_uncertainty(entry)
-    return {name: made[name] for name in asked}
+    return {name: entries[name] for name in asked}
 
 
 def checked_batches(model: nn.Module, batches: Sequence[torch.Tensor], shortest: int = 2) -> list[torch.Tensor]:
@@ -121,25 +202,6 @@ def checked_batches(model: nn.Module, batches: Sequence[torch.Tensor], shortest:
     return [batch.long() for batch in batches]
 
 
-def sequences_for_maps(width: int, length: int) -> int:
-    """Sequences of ``length`` tokens that linear maps of ``width`` x ``width`` take, those that judge them included."""
-    fit = math.ceil(TOKENS_PER_INPUT * width / length)
-    return math.ceil(fit * HELD_OUT / (HELD_OUT - 1))
-
-
-def split_for_maps(
-    sequences: torch.Tensor, micro_batch: int, rank: int = 0, world: int = 1
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Batches to fit linear maps on, and those to judge them by, every fourth of ``sequences`` (N, T).
-
-    Of both this process's share: a run of neighbours, so that in rank order they are the sequences in their order.
-    """
-    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
-    shares = (rows.tensor_split(world)[rank] for rows in (sequences[~judged], sequences[judged]))
-    fit, judge = ([batch for batch in share.split(micro_batch) if len(batch)] for share in shares)
-    return fit, judge
-
-
 def sweep_entries(
     asked: Iterable[str],
     losses: torch.Tensor | None,
@@ -158,54 +220,9 @@ def sweep_entries(
     return {name: made[name] for name in asked if name in made}
 
 
-def add_uncertainty(entry: dict[str, Any]) -> None:
-    """Add ``interval`` and ``noise_pairs`` to an entry that has values for two sequences or more."""
-    values = sequence_values(entry)
-    if values is None:
-        return
-    # Perplexities are exp of a mean loss, and so are the ends of their intervals.
-    transform = perplexity_of if "sequence_losses" in entry else float
-    entry["interval"] = intervals(values, transform=transform)
-    entry["noise_pairs"] = near_noise(values, entry["order"])
-
-
-def sequence_values(entry: Mapping[str, Any]) -> list[list[float]] | None:
-    """What an entry has for each block and each of at least two sequences (blocks, S), or None."""
-    values = entry.get("sequence_losses") or entry.get("sequence_scores")
-    return values if values and len(values[0]) > 1 else None
-
-
 def _precision(model: nn.Module) -> str:
     """The dtype of the model's weights; RegrowError where they are of none that losses are computed in."""
     name = str(next(model.parameters()).dtype).removeprefix("torch.")
     if name not in TIE:
         raise RegrowError(f"the model's weights are {name}; it is scored in one of {', '.join(TIE)}")
     return name
-
-
-def _swept(
-    model: nn.Module,
-    batches: list[torch.Tensor],
-    asked: list[str],
-    position: int,
-    lengths: Sequence[int],
-    tie: float,
-    world: World,
-) -> dict[str, dict[str, Any]]:
-    """The entries of PPL and of the distances that are asked for, from one pass."""
-    total = len(find_blocks(model))
-    windows = windows_of(total, lengths)
-    distances = StateDistances(total, position) if set(asked) & set(DISTANCES) else None
-    losses = []
-    for batch in batches:
-        if "ppl" in asked:
-            losses.append(removal_losses(model, batch, windows=windows, watch=distances))
-        else:
-            dense_states(model, batch, distances)
-    shares = world.gather((losses, distances))
-    losses = [batch for share, _ in shares for batch in share]
-    distances = shares[0][1]
-    for _, other in shares[1:] if distances is not None else ():
-        distances.add(other)
-    whole = torch.cat(losses, dim=1) if losses else None
-    return sweep_entries(asked, whole, distances, batches[0].shape[1] - 1, tie, windows)

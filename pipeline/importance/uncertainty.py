@@ -8,7 +8,7 @@ What comes out is what these sequences can tell of others like them; it says not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.importance.selection import choose_blocks, order_blocks, protected_blocks
+from pipeline.model.loss import perplexity_of
 from pipeline.run import RegrowError
 
 RESAMPLES = 1000
@@ -129,3 +130,20 @@ def near_noise(values: Sequence[Sequence[float]], order: Sequence[int], *, level
         if abs(difference.mean().item()) <= z * difference.std().item() / math.sqrt(sequences):
             noisy.append([first, second])
     return noisy
+
+
+def add_uncertainty(entry: dict[str, Any]) -> None:
+    """Add ``interval`` and ``noise_pairs`` to an entry that has values for two sequences or more."""
+    values = sequence_values(entry)
+    if values is None:
+        return
+    # Perplexities are exp of a mean loss, and so are the ends of their intervals.
+    transform = perplexity_of if "sequence_losses" in entry else float
+    entry["interval"] = intervals(values, transform=transform)
+    entry["noise_pairs"] = near_noise(values, entry["order"])
+
+
+def sequence_values(entry: Mapping[str, Any]) -> list[list[float]] | None:
+    """What an entry has for each block and each of at least two sequences (blocks, S), or None."""
+    values = entry.get("sequence_losses") or entry.get("sequence_scores")
+    return values if values and len(values[0]) > 1 else None

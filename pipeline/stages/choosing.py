@@ -19,8 +19,7 @@ from pipeline.importance.batch_major import own_share
 from pipeline.importance.comparison import Maps, Perplexities, compare, compared_sets
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import Round, greedy_rounds
-from pipeline.importance.linear import find_projections, fit_maps
-from pipeline.importance.scoring import split_for_maps
+from pipeline.importance.linear import find_projections, fit_maps, split_for_maps
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within, protected_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model

@@ -12,8 +12,7 @@ from typing import Any
 from pipeline.checks import check_texts, check_tokenizer, check_weights
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers
-from pipeline.importance.linear import TOKENS_PER_INPUT
-from pipeline.importance.scoring import HELD_OUT
+from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
 from pipeline.importance.selection import read_block_order
 from pipeline.launch import Place, count_processes
 from pipeline.model.blocks import block_parameters

@@ -16,9 +16,8 @@ import torch
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
 from pipeline.importance.controls import random_order, tail_order
-from pipeline.importance.scoring import sequence_values
 from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
-from pipeline.importance.uncertainty import stability
+from pipeline.importance.uncertainty import sequence_values, stability
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.costs import count_removals
 from pipeline.model.load import resolve_model

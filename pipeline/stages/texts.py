@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.data.held_out import held_out_rows
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import read_manifest
-from pipeline.importance.scoring import sequences_for_maps
+from pipeline.importance.linear import sequences_for_maps
 from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import Run, read_json
 

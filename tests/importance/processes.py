@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from families import VOCABULARY, build
 
 from pipeline.criteria import CRITERIA
+from pipeline.importance.criteria import Settings
 from pipeline.importance.greedy import greedy_rounds
-from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.scoring import score_blocks
 from pipeline.world import World
@@ -35,9 +35,7 @@ def work(rank: int, world: int, meeting: str) -> dict:
     all_of_them = World(rank, world, control=distributed.group.WORLD)
     ids = torch.randint(0, VOCABULARY, (32, 16), generator=torch.Generator().manual_seed(0))
     share = ids.chunk(world)[rank].split(2)
-    entries = score_blocks(MODEL, share, [name for name in CRITERIA if name != "linear"], world=all_of_them)
-    fit, held_out = ids[:24].chunk(world)[rank], ids[24:].chunk(world)[rank]
-    entries["linear"] = linear_entry(MODEL, [fit], [held_out], lengths=[2], world=all_of_them)
+    entries = score_blocks(MODEL, ids.split(2), CRITERIA, Settings(linear_lengths=(2,)), world=all_of_them)
     rounds = greedy_rounds(MODEL, share, remove=2, protect_first=1, protect_last=1, world=all_of_them)
     found = {
         "entries": entries,

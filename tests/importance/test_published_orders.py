@@ -16,6 +16,7 @@ from families import VOCABULARY, build
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.importance.controls import control_blocks
+from pipeline.importance.criteria import Settings
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window, order_blocks, read_block_order
@@ -139,7 +140,7 @@ def test_26_of_32_is_one_model_by_every_criterion_every_selection_and_every_cont
     """The protect rule leaves six blocks, so that comparing criteria there compares nothing."""
     model = build("llama", num_hidden_layers=32)
     ids = torch.randint(0, VOCABULARY, (24, 16), generator=torch.Generator().manual_seed(0))
-    entries = score_blocks(model, [ids], CRITERIA, ppl_lengths=[26], linear_lengths=[26])
+    entries = score_blocks(model, [ids], CRITERIA, Settings(ppl_lengths=(26,), linear_lengths=(26,)))
     assert len({tuple(entry["order"]) for entry in entries.values()}) > 3, "the criteria order alike: nothing is shown"
     one_shot = {name: choose_blocks(entry["order"], 26) for name, entry in entries.items()}
     by_ratio = {f"{name}, 26/32": choose_blocks(entry["order"], ratio=26 / 32) for name, entry in entries.items()}

@@ -13,12 +13,14 @@ import torch
 from families import BLOCKS, VOCABULARY, build
 
 from pipeline.criteria import CRITERIA
+from pipeline.importance.criteria import Settings
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import perplexity_without
-from pipeline.importance.scoring import add_uncertainty, score_blocks
+from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
+from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.run import RegrowError
 
@@ -32,7 +34,7 @@ def text(rows: int, length: int = 16) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "neox"])
 def test_every_criterion_has_its_entry_and_nothing_is_left_behind(family):
     model, batches = build(family), text(24).split(5)
-    entries = score_blocks(model, batches, CRITERIA, position=3, linear_lengths=[2])
+    entries = score_blocks(model, batches, CRITERIA, Settings(position=3, linear_lengths=(2,)))
     assert list(entries) == list(CRITERIA)
     for name, entry in entries.items():
         assert len(entry["scores"]) == BLOCKS and all(map(math.isfinite, entry["scores"])), name

@@ -1,0 +1,90 @@
+"""How each criterion of ``pipeline.criteria`` is made, under the same names: what it needs, and its entry.
+
+One sweep gives all that need the ``variants`` without a block or a window, and the ``states`` between the blocks;
+states alone cost one dense forward. ``maps`` take one more dense pass, ``gradients`` one forward and backward,
+``weights`` are read. Formulas stand in the module that computes them: ppl.py, distances.py, linear.py, weights.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.importance.batch_major import own_share
+from pipeline.importance.distances import DISTANCES
+from pipeline.importance.linear import RIDGE, linear_entry, split_for_maps
+from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.world import World
+
+#: What each criterion is made of.
+NEEDS = {
+    "ppl": "variants",
+    **dict.fromkeys(DISTANCES, "states"),
+    "linear": "maps",
+    "magnitude": "weights",
+    "taylor": "gradients",
+}
+#: Those that the sweep meets.
+SWEPT = ("variants", "states")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What criteria are told. ``position`` is the token that some look at; ``ppl_lengths`` and ``linear_lengths`` are
+    those of the windows that ``ppl`` and ``linear`` are asked for beside single blocks, ``ridge`` that of ``linear``;
+    the rest are the reductions of weights.py."""
+
+    position: int = -1
+    ppl_lengths: tuple[int, ...] = ()
+    linear_lengths: tuple[int, ...] = ()
+    ridge: float = RIDGE
+    norm_power: float = 1
+    weight_reduction: str = "sum"
+    block_reduction: str = "sum"
+
+    @property
+    def reductions(self) -> dict[str, Any]:
+        """The arguments of ``magnitude_entry`` and ``taylor_entry``."""
+        names = ("norm_power", "weight_reduction", "block_reduction")
+        return {name: getattr(self, name) for name in names}
+
+
+#: What they are told where nothing is said.
+DEFAULTS = Settings()
+
+
+@dataclass(frozen=True)
+class Text:
+    """What blocks are scored on, the same in every process: ids ``sequences`` (S, T) int64, ``micro_batch`` in a
+    forward, and ``maps``, which gives the sequences (N, T) of linear maps; None takes ``sequences``."""
+
+    sequences: torch.Tensor
+    micro_batch: int
+    maps: Callable[[], torch.Tensor] | None = None
+
+
+def _linear(model: nn.Module, text: Text, settings: Settings, world: World) -> dict[str, Any]:
+    sequences = text.sequences if text.maps is None else text.maps()
+    fit, judge = split_for_maps(sequences, text.micro_batch, world.rank, world.size)
+    return linear_entry(model, fit, judge, lengths=settings.linear_lengths, ridge=settings.ridge, world=world)
+
+
+def _magnitude(model: nn.Module, text: Text | None, settings: Settings, world: World) -> dict[str, Any]:
+    return magnitude_entry(model, **settings.reductions)
+
+
+def _taylor(model: nn.Module, text: Text, settings: Settings, world: World) -> dict[str, Any]:
+    own = own_share(text.sequences, text.micro_batch, world)
+    return taylor_entry(model, own, **settings.reductions, world=world)
+
+
+#: The entry of scores.json of those that the sweep does not give. Every process makes it.
+MAKERS: dict[str, Callable[[nn.Module, Any, Settings, World], dict[str, Any]]] = {
+    "linear": _linear,
+    "magnitude": _magnitude,
+    "taylor": _taylor,
+}
