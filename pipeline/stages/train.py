@@ -27,7 +27,7 @@ from pipeline.launch import die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
-from pipeline.model.loss import describe_router_loss, router_coefficient
+from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
 from pipeline.run import Run, read_json, require_space
 from pipeline.training.checkpoint import (
@@ -250,8 +250,8 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
 
 
 def load_trained(model: nn.Module, weights: Mapping[str, torch.Tensor], left_alone: Collection[str]) -> None:
-    """Give the pruned ``model`` an engine's ``weights``, all but buffers and ``left_alone``: it keeps these bit for bit,
-    which an engine may have rounded."""
+    """Give the pruned ``model`` an engine's ``weights``, all but buffers and ``left_alone``: it keeps these bit for
+    bit, which an engine may have rounded."""
     own = {*left_alone, *(name for name, _ in model.named_buffers())}
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in own}
     model.load_state_dict({**weights, **kept})
@@ -266,12 +266,12 @@ def told_of(
     if narrowed:
         more = ", ..." if len(narrowed) > NAMED else ""
         yield (
-            f"{len(narrowed)} tensors that the pruned model keeps in float32 are trained in bfloat16, and exported with "
-            f"its precision: {', '.join(narrowed[:NAMED])}{more}; train.zero_stage=0 trains them in float32"
+            f"{len(narrowed)} tensors that the pruned model keeps in float32 are trained in bfloat16, and exported "
+            f"with its precision: {', '.join(narrowed[:NAMED])}{more}; train.zero_stage=0 trains them in float32"
         )
-    if router_coefficient(model.config) is not None and coefficient is None:
-        yield f"{type(model).__name__} computes no auxiliary loss for its router, though its config asks for one"
-    elif sentence := describe_router_loss(model.config):
+    asked = router_coefficient(model.config) is not None
+    computed = coefficient is not None if asked else computes_router_loss(model)
+    if sentence := describe_router_loss(model, computed):
         yield sentence
 
 
