@@ -61,7 +61,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
     if not has_tokenizer(folder):
         raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
     tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    encoder = make_encoder(tokenizer, config.data.separator)
+    encoder = make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
     ids = set(tokenizer(WORDS, add_special_tokens=False, verbose=False)["input_ids"]) - {tokenizer.unk_token_id}
     if not ids:
         raise RegrowError(

@@ -34,7 +34,7 @@ from pipeline.model.costs import (
     product_parameters,
     text_parameters,
 )
-from pipeline.model.loss import describe_router_loss
+from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.run import RegrowError
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
@@ -68,7 +68,8 @@ def plan(config: Config) -> dict[str, Any]:
             f"blocks differ in size ({min(sizes):,} to {max(sizes):,} parameters): the pruned model's counts are upper "
             "bounds, as if the smallest went"
         )
-    if sentence := describe_router_loss(hf_config):
+    named = config.prune.blocks if isinstance(config.prune.blocks, tuple) else ()
+    if sentence := describe_router_loss(model, computes_router_loss(model), named):
         notes.append(sentence)
     if config.prune.perplexity is not None:
         notes.append("prune.perplexity decides how many blocks go when they are pruned: planned here as if none went")

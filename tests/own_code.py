@@ -1,4 +1,5 @@
-"""A model that is code of its own: the tiny Llama under a model type that transformers does not know."""
+"""A model and a tokenizer that are code of their own: the tiny Llama and its BPE under names that transformers does not
+know."""
 
 from __future__ import annotations
 
@@ -36,3 +37,25 @@ def write_own_model(tiny_model: Path, folder: Path, scale: str = "1.5", more: st
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own_code.py").write_text(CODE.format(scale=scale) + f"        {more}\n")
     return folder
+
+
+#: A tokenizer that makes special tokens of their strings whatever it is told, with a file beside it that it imports.
+TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+from .own_setting import SPLIT
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    def __call__(self, *texts, **more):
+        return super().__call__(*texts, **{**more, "split_special_tokens": SPLIT})
+"""
+
+
+def write_own_tokenizer(folder: Path) -> None:
+    """Have the tokenizer in ``folder`` need code, which is written beside it."""
+    file = folder / "tokenizer_config.json"
+    names = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own_tokens.OwnTokenizer"]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | names))
+    (folder / "own_tokens.py").write_text(TOKENIZER)
+    (folder / "own_setting.py").write_text("SPLIT = False\n")

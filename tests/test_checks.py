@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_code import write_own_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
@@ -77,6 +78,16 @@ def test_a_tokenizer_that_is_not_whole_is_refused(look, model, damage, said):
     damage(model)
     with pytest.raises(RegrowError, match=said):
         look()
+
+
+def test_the_tokenizer_is_asked_what_data_special_tokens_says(look, model, tmp_path, monkeypatch):
+    """One that cannot take special tokens' strings as text is right where they are to be parsed."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write_own_tokenizer(model)
+    allowed = "model.trust_remote_code=true"
+    with pytest.raises(RegrowError, match=r"data\.special_tokens is plain, but .* set data\.special_tokens: parse"):
+        look(allowed)
+    look(allowed, "data.special_tokens=parse")
 
 
 def test_a_separator_that_is_no_token_is_refused(look):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build
 from transformers import LlamaConfig, MixtralConfig
 
 from pipeline.config import load_config
@@ -284,3 +285,20 @@ def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_pat
     assert ("added, with coefficient 0.5" in notes[0]) is asked
     assert ("is off: the model's config.json has output_router_logits false" in notes[0]) is not asked
     assert f"note: {notes[0]}" in plan_text(made)
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "blocks", "said"),
+    [
+        ("llama4", True, None, "Llama4ForCausalLM computes no auxiliary loss"),
+        ("llama4", False, None, None),
+        ("qwen3_moe", True, [0, 2, 3, 5], "no block with a router is left"),
+        ("qwen3_moe", True, [0, 2, 3, 4], "auxiliary loss is added"),
+    ],
+)
+def test_a_plan_promises_no_loss_that_nothing_computes(tiny_config, tmp_path, family, asked, blocks, said):
+    build(family, output_router_logits=asked).config.save_pretrained(tmp_path)
+    named = [f"prune.blocks={blocks}", "prune.remove=null"] if blocks else ["prune.remove=1"]
+    made = plan(load_config(tiny_config, [f"model.path={tmp_path}", *named]))
+    notes = [note for note in made["notes"] if "auxiliary loss" in note]
+    assert [said in note for note in notes] == [True] if said else notes == [], notes

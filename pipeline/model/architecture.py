@@ -40,7 +40,17 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
 
 def own_code(folder: str | Path) -> list[str]:
     """The files of code that a folder's config.json takes its classes from, in the folder or on the hub."""
-    plain = read_json(Path(folder) / "config.json")
+    return _named_code(Path(folder) / "config.json")
+
+
+def tokenizer_code(folder: str | Path) -> list[str]:
+    """The files of code that a folder's tokenizer_config.json takes its tokenizer from, in the folder or on the hub."""
+    file = Path(folder) / "tokenizer_config.json"
+    return _named_code(file) if file.is_file() else []
+
+
+def _named_code(file: Path) -> list[str]:
+    plain = read_json(file)
     names = plain.get("auto_map", {}).values() if isinstance(plain, dict) else ()
     # A class is named as file.Class or as owner/name--file.Class; of tokenizers there may be two, or none.
     classes = [name for entry in names for name in (entry if isinstance(entry, list | tuple) else [entry]) if name]

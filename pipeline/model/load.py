@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.launch import name_accelerator
-from pipeline.model.architecture import auto_class, own_code, read_config
+from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.model.files import require_finite
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
@@ -21,9 +21,10 @@ from pipeline.run import RegrowError, first_line
 COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
     "chat_template*", "generation_config.json", "*processor_config.json", "tekken.json",
+    "*.tiktoken",
 )  # fmt: skip
 
-WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".py"}
+WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".py"}
 
 
 def resolve_model(path: str, revision: str | None = None) -> Path:
@@ -48,7 +49,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
             if any(name.endswith(".safetensors") for name in list_repo_files(path, revision=revision)):
                 weights = ["*.safetensors"]
         try:
-            wanted = ["*.json", *weights, "*.model", "*.txt", "*.jinja", "*.py"]
+            wanted = ["*.json", *weights, "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py"]
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
         except Exception as error:
             raise RegrowError(
@@ -180,7 +181,15 @@ def save_model(model: Any, folder: Path, companions_from: Path | None = None) ->
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template and generation settings from one model folder to another."""
+    """Copy tokenizer, chat template and generation settings from one model folder to another; of a tokenizer that is
+    code of its own, that code and what it imports from beside it."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
     for pattern in COMPANIONS:
         for path in source.glob(pattern):
             shutil.copyfile(path, folder / path.name)
+    for path in (source / name for name in tokenizer_code(source)):
+        if path.is_file():  # else it is on the hub
+            for file in (path, *map(Path, get_relative_import_files(path))):
+                (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, folder / file.relative_to(source))

@@ -7,16 +7,25 @@ as large as the gaps between neighbouring blocks.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from pipeline.model.structure import find_blocks
 
 #: The target that cross_entropy leaves out: no loss, no gradient.
 NO_TARGET = -100
+#: What is said where pruning takes all that could be balanced.
+NO_ROUTER = (
+    "no block with a router is left, so that there is no auxiliary loss: the pruned config.json has "
+    "output_router_logits false, though the dense one asks for it"
+)
 
 
 def next_token_losses(
@@ -66,17 +75,47 @@ def router_coefficient(hf_config: Any) -> float | None:
     return _stated_coefficient(text) if getattr(text, "output_router_logits", False) else None
 
 
-def describe_router_loss(hf_config: Any) -> str | None:
-    """A sentence for people on the router's auxiliary loss; None where the config has no coefficient for one."""
-    stated = _stated_coefficient(hf_config.get_text_config())
+def computes_router_loss(model: nn.Module) -> bool:
+    """Whether the model's class makes an auxiliary loss in its forward: some families have the key in their config,
+    and no such loss. ``model`` may be on the meta device."""
+    return "aux_loss" in inspect.unwrap(type(model).forward).__code__.co_varnames
+
+
+def has_router(model: nn.Module, removed: Collection[int] = ()) -> bool:
+    """Whether a router is left in the model without the blocks ``removed``; true where its class does not say which
+    modules are routers. ``model`` may be on the meta device."""
+    kinds = tuple(_router_kinds(model))
+    blocks = find_blocks(model) if removed else []
+    gone = {part for number in removed for part in blocks[number].modules()}
+    return not kinds or any(isinstance(module, kinds) for module in model.modules() if module not in gone)
+
+
+def describe_router_loss(model: nn.Module, computed: bool, removed: Collection[int] = ()) -> str | None:
+    """A sentence for people on the router's auxiliary loss of the model without the blocks ``removed``, which
+    ``computed`` says whether its class makes; None where there is nothing to ask for."""
+    stated = _stated_coefficient(model.config.get_text_config())
     if stated is None:
         return None
-    if router_coefficient(hf_config) is None:
+    asked = router_coefficient(model.config) is not None
+    if not has_router(model, removed):
+        return NO_ROUTER if asked else None
+    if not computed:
+        name = type(model).__name__
+        return f"{name} computes no auxiliary loss for its router, though its config asks for one" if asked else None
+    if not asked:
         return (
             f"the router's auxiliary loss (coefficient {stated:g}) is off: the model's config.json has "
             "output_router_logits false; set it to true there to train with it"
         )
     return f"the router's auxiliary loss is added, with coefficient {stated:g}: the model's config.json asks for it"
+
+
+def _router_kinds(model: nn.Module) -> Iterator[type[nn.Module]]:
+    """The classes of modules whose outputs transformers takes for router logits: a part of the model names them."""
+    for module in model.modules():
+        named = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits", [])
+        for kind in named if isinstance(named, list | tuple) else [named]:
+            yield getattr(kind, "target_class", kind)
 
 
 def _stated_coefficient(text_config: Any) -> float | None:

@@ -2,7 +2,8 @@
 
 Hidden states, attentions and plain tuples are wishes of whoever saved the config; nothing here could read them, and a
 config that asks for attentions cannot even be saved under the kernels of today. Router logits are more: they ask for
-the loss that balances experts in training. That wish stays, and is put aside where blocks are left out or stood in for.
+the loss that balances experts in training. That wish stays while a router does, and is put aside where
+blocks are left out or stood in for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ def return_logits(model: nn.Module) -> None:
     """Have the model's forward, and those of its parts, return logits in an output class; router logits if asked."""
     for config, name, plain in _asked(model, WISHES):
         setattr(config, name, plain)
+
+
+def ask_no_routers(model: nn.Module) -> bool:
+    """Have the configs ask for no router logits, as where no router is left, and a forward that looks for them would
+    fail. Returns whether they did ask."""
+    asked = _asked(model, ROUTERS)
+    for config, name, plain in asked:
+        setattr(config, name, plain)
+    return bool(asked)
 
 
 @contextlib.contextmanager

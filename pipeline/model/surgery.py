@@ -22,6 +22,8 @@ from pipeline.model.equivalence import (
 )
 from pipeline.model.headers import shortfall
 from pipeline.model.load import load_model, save_model
+from pipeline.model.loss import NO_ROUTER, has_router
+from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.replacement import mapped_outputs, replace_blocks
 from pipeline.run import require_space
@@ -53,10 +55,13 @@ def prune_folder(
     stored = stored_dtypes(model)
     widen(model, dense, trust_remote_code)
     ids = probe_ids(model.config.get_text_config().vocab_size)
-    with skip_blocks(model, removed), mapped_outputs(model, maps):
+    # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
+    with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
         skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
     by_cache = cache_tolerance(model, ids, skipped, skipped_cached)
     replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
+    if not has_router(model) and ask_no_routers(model):
+        say(NO_ROUTER)
     pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     # A folded map multiplies in another order than one that acts on the output.
     tolerance = CACHE_TOLERANCE if maps else TOLERANCE

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
-from pipeline.model.architecture import auto_class, own_code, read_config
+from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
 from pipeline.run import Run, read_json, write_atomic
@@ -81,8 +81,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
 
 def _loading(config: Config, export: Path) -> dict[str, Any]:
-    """How a folder is loaded, for its card: the class of transformers, and the code that the model is made of."""
+    """How a folder is loaded, for its card: the class of transformers, and the code of model and tokenizer."""
     loader = auto_class(read_config(export, config.model.trust_remote_code))
     # Without leave the class is transformers' own, whatever the folder names beside it.
-    code = own_code(export) if config.model.trust_remote_code else []
+    code = sorted({*own_code(export), *tokenizer_code(export)}) if config.model.trust_remote_code else []
     return {"loader": loader.__name__, "custom_code": code}

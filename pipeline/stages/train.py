@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.launch import die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
-from pipeline.model.loss import describe_router_loss, router_coefficient
+from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
 from pipeline.run import Run, read_json, require_space
 from pipeline.training.checkpoint import (
@@ -45,6 +45,8 @@ from pipeline.training.reach import describe_unreached
 from pipeline.training.schedule import learning_rate
 from pipeline.world import World
 
+#: How many of the tensors that are trained in less precision a line names.
+NAMED = 3
 FORMAT = 3
 UPSTREAM = ("data", "prune")
 
@@ -111,7 +113,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         no_decay=recipe.no_decay, clip=recipe.clip, gradient_checkpointing=recipe.gradient_checkpointing,
     )  # fmt: skip
 
-    for line in told_of(engine.model, engine.unreached, engine.router_coefficient):
+    for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient):
         say(line)
     position = Position()
     if found:
@@ -238,7 +240,7 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
         require_space(target.parent, sum(value.nbytes for value in weights.values()), f"export {step}")
         model = load_model(run.stage("prune") / "model", dtype=config.model.dtype,
                            trust_remote_code=config.model.trust_remote_code)  # fmt: skip
-        model.load_state_dict(weights)
+        load_trained(model, weights, engine.unreached)
         model.save_pretrained(scratch)
         copy_companions(run.stage("prune") / "model", scratch)
         shutil.rmtree(target, ignore_errors=True)
@@ -247,13 +249,29 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
     return target
 
 
-def told_of(model: nn.Module, left_alone: dict[str, nn.Parameter], coefficient: float | None) -> Iterator[str]:
-    """What a person should know of what is trained, and on which loss; the last two as an Engine has them."""
+def load_trained(model: nn.Module, weights: Mapping[str, torch.Tensor], left_alone: Collection[str]) -> None:
+    """Give the pruned ``model`` an engine's ``weights``, all but buffers and ``left_alone``: it keeps these bit for
+    bit, which an engine may have rounded."""
+    own = {*left_alone, *(name for name, _ in model.named_buffers())}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in own}
+    model.load_state_dict({**weights, **kept})
+
+
+def told_of(
+    model: nn.Module, left_alone: dict[str, nn.Parameter], narrowed: Sequence[str], coefficient: float | None
+) -> Iterator[str]:
+    """What a person should know of what is trained, and on which loss; the last three as an Engine has them."""
     if left_alone:
         yield describe_unreached(left_alone)
-    if router_coefficient(model.config) is not None and coefficient is None:
-        yield f"{type(model).__name__} computes no auxiliary loss for its router, though its config asks for one"
-    elif sentence := describe_router_loss(model.config):
+    if narrowed:
+        more = ", ..." if len(narrowed) > NAMED else ""
+        yield (
+            f"{len(narrowed)} tensors that the pruned model keeps in float32 are trained in bfloat16, and exported "
+            f"with its precision: {', '.join(narrowed[:NAMED])}{more}; train.zero_stage=0 trains them in float32"
+        )
+    asked = router_coefficient(model.config) is not None
+    computed = coefficient is not None if asked else computes_router_loss(model)
+    if sentence := describe_router_loss(model, computed):
         yield sentence
 
 

@@ -64,8 +64,10 @@ class Engine:
 
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
-    Parameters that text does not reach (``unreached``, by name) are left as they are. ``router_coefficient`` is the
-    factor of the router's auxiliary loss, None where the config does not ask for it or the model computes none.
+    Parameters that text does not reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model
+    in bf16 keeps in fp32 and that are trained in bf16 all the same: ZeRO 1 to 3 cast every parameter.
+    ``router_coefficient`` is the factor of the router's auxiliary loss, None where the config does not ask for it or
+    the model computes none.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Engine:
         self.world = world
         self.accumulation = accumulation
         self.dtype = next(model.parameters()).dtype
+        self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
         if self.autocast:
@@ -97,6 +100,8 @@ class Engine:
         self.unreached = unreached(model, output)
         for parameter in self.unreached.values():
             parameter.requires_grad_(False)
+        trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.narrowed = [name for name in trained if bf16 and self._dtypes[name] == torch.float32]
         computed = getattr(output, "aux_loss", None) is not None
         self.router_coefficient = router_coefficient(model.config) if computed else None
         del output
@@ -211,13 +216,18 @@ class Engine:
         return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights, in its own dtype, on rank 0's CPU (None elsewhere); every process must call it."""
+        """The whole model's weights on rank 0's CPU (None elsewhere); every process must call it.
+
+        Each has the dtype that it came with; ZeRO 3 gives parameters in the model's. Under ZeRO 1 to 3 the values of
+        parameters are rounded to the model's dtype, also of those that are not trained.
+        """
         if self.zero_stage == 3:
             gathered = self.engine._zero3_consolidated_16bit_state_dict()
             return gathered if self.world.rank == 0 else None
         if self.world.rank != 0:
             return None
-        return {name: value.detach().to("cpu", self.dtype) for name, value in self.model.state_dict().items()}
+        held = self.model.state_dict()
+        return {name: value.detach().to("cpu", self._dtypes[name]) for name, value in held.items()}
 
 
 def _deepspeed() -> Any:

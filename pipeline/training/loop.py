@@ -166,10 +166,13 @@ def _stacked(micro: list[Any], device: torch.device) -> torch.Tensor:
 
 
 def _require_finite(what: str, value: float, step: int, taken: list[list[Any]]) -> None:
-    """RegrowError where a sum over all processes, hence on all of them, is not finite in the step behind ``step``."""
+    """RegrowError where a sum over all processes, hence on all of them, is not finite in the step behind ``step``.
+
+    Whether it was NaN or infinite is not said: ZeRO 1 to 3 report the norm of either as infinite.
+    """
     if not math.isfinite(value):
         raise RegrowError(
-            f"training step {step + 1}: the {what} is {value}; the update was not made, and the weights are as step "
+            f"training step {step + 1}: the {what} is not finite; the update was not made, and the weights are as step "
             f"{step} left them. Look at rows {taken[0][0].index} to {taken[-1][-1].index} of this process. The same "
             "command goes on from the last checkpoint; where it ends here again, train anew with a lower "
             "train.learning_rate and --redo train"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from own_code import write_own_model
+from own_code import write_own_model, write_own_tokenizer
 from safetensors.torch import load_file, save_file
 
-from pipeline.model.architecture import own_code, read_config
-from pipeline.model.load import attention_kernel, load_model, model_files, resolve_model, save_model
+from pipeline.data.tokens import load_tokenizer
+from pipeline.model.architecture import own_code, read_config, tokenizer_code
+from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
 
@@ -153,6 +155,23 @@ def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, 
             load(own)
     change_config(own, auto_map={"AutoModel": "owner/name--code_a.One", "AutoTokenizer": ["code_b.Slow", None]})
     assert own_code(own) == ["code_a.py", "code_b.py"]
+
+
+def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    dense = Path(shutil.copytree(tiny_model, tmp_path / "dense"))
+    write_own_tokenizer(dense)
+    (dense / "words.tiktoken").write_text("YQ== 0\n")
+    assert tokenizer_code(dense) == ["own_tokens.py"] and own_code(dense) == tokenizer_code(tiny_model) == []
+    assert dense / "words.tiktoken" in model_files(dense), "a changed vocabulary would go unnoticed"
+    for source, target in (("dense", "pruned"), ("pruned", "export")):
+        (tmp_path / target).mkdir()
+        copy_companions(tmp_path / source, tmp_path / target)
+        names = {path.name for path in (tmp_path / target).iterdir()}
+        assert {"own_tokens.py", "own_setting.py", "words.tiktoken", "tokenizer.json"} <= names, names
+        shutil.copy(dense / "config.json", tmp_path / target)
+        tokenizer = load_tokenizer(tmp_path / target, trust_remote_code=True)
+        assert type(tokenizer).__name__ == "OwnTokenizer" and tokenizer("river")["input_ids"]
 
 
 def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, monkeypatch):

@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import build
+from families import build, build_multimodal
 from transformers import DbrxConfig, JetMoeConfig, LlamaConfig, MixtralConfig, Qwen3VLMoeConfig
 
-from pipeline.model.loss import describe_router_loss, document_targets, next_token_losses, router_coefficient
+from pipeline.model.loss import (
+    NO_ROUTER,
+    computes_router_loss,
+    describe_router_loss,
+    document_targets,
+    has_router,
+    next_token_losses,
+    router_coefficient,
+)
+from pipeline.training.reach import probe
 
 
 def test_losses_are_the_negative_log_probabilities_of_the_next_tokens():
@@ -61,21 +70,33 @@ def test_the_first_token_of_a_document_is_no_target():
 
 
 @pytest.mark.parametrize(
-    ("made", "coefficient", "said"),
+    ("made", "coefficient", "computed", "said"),
     [
-        (MixtralConfig(router_aux_loss_coef=0.5, output_router_logits=True), 0.5, "is added, with coefficient 0.5"),
-        (MixtralConfig(router_aux_loss_coef=0.02), None, "(coefficient 0.02) is off: "),
-        (MixtralConfig(router_aux_loss_coef=0.0, output_router_logits=True), None, None),
-        (JetMoeConfig(aux_loss_coef=0.03, output_router_logits=True), 0.03, "coefficient 0.03"),
-        (DbrxConfig(ffn_config={"moe_loss_weight": 0.04}, output_router_logits=True), 0.04, "coefficient 0.04"),
-        (Qwen3VLMoeConfig(text_config={"router_aux_loss_coef": 0.06, "output_router_logits": True}), 0.06, "0.06"),
-        (LlamaConfig(), None, None),
+        (
+            MixtralConfig(router_aux_loss_coef=0.5, output_router_logits=True),
+            0.5,
+            True,
+            "is added, with coefficient 0.5",
+        ),
+        (MixtralConfig(router_aux_loss_coef=0.02), None, True, "(coefficient 0.02) is off: "),
+        (MixtralConfig(router_aux_loss_coef=0.0, output_router_logits=True), None, True, None),
+        (JetMoeConfig(aux_loss_coef=0.03, output_router_logits=True), 0.03, True, "coefficient 0.03"),
+        (DbrxConfig(ffn_config={"moe_loss_weight": 0.04}, output_router_logits=True), 0.04, True, "coefficient 0.04"),
+        (
+            Qwen3VLMoeConfig(text_config={"router_aux_loss_coef": 0.06, "output_router_logits": True}),
+            0.06,
+            False,
+            "computes no",
+        ),
+        (LlamaConfig(), None, False, None),
     ],
     ids=["asked for", "not asked for", "zero", "JetMoE's name", "DBRX's name", "in a wrapper", "no experts"],
 )
-def test_the_routers_loss_is_what_the_config_states_and_asks_for(made, coefficient, said):
+def test_the_routers_loss_is_what_the_config_states_and_asks_for(made, coefficient, computed, said):
     assert router_coefficient(made) == coefficient
-    sentence = describe_router_loss(made)
+    model = torch.nn.Module()
+    model.config = made
+    sentence = describe_router_loss(model, computed)
     assert sentence is None if said is None else said in sentence, sentence
 
 
@@ -90,3 +111,34 @@ def test_families_own_loss_agrees(asked):
     added = (router_coefficient(model.config) or 0.0) * (output.aux_loss if asked else torch.zeros(()))
     assert (router_coefficient(model.config) is None) is not asked
     torch.testing.assert_close(output.loss, tokens + added, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "computed"),
+    [("mixtral", True), ("qwen2_moe", True), ("jamba", True), ("minimax", True), ("llama4", False),
+     ("qwen3_5_moe wrapper", True), ("llama4 wrapper", False)],
+)  # fmt: skip
+def test_whether_a_class_computes_the_loss_is_what_its_forward_does(family, computed):
+    """Known without a forward, and right: the plan has no weights to run one with."""
+    name = family.removesuffix(" wrapper")
+    model = build_multimodal(name) if family.endswith("wrapper") else build(name)
+    text = model.config.get_text_config()
+    text.output_router_logits = True
+    assert (getattr(probe(model), "aux_loss", None) is not None) is computed
+    assert computes_router_loss(model) is computed
+    sentence = describe_router_loss(model, computed)
+    assert ("is added" if computed else "computes no auxiliary loss") in sentence
+    text.output_router_logits = False
+    sentence = describe_router_loss(model, computed)
+    assert "set it to true" in sentence if computed else sentence is None, sentence
+
+
+def test_a_router_is_looked_for_in_the_blocks_that_stay():
+    """Of six blocks all but 1 and 4 are sparse. A class that names no routers is not judged."""
+    model = build("qwen3_moe", output_router_logits=True)
+    assert has_router(model) and has_router(model, [0, 2, 3]) and not has_router(model, [0, 2, 3, 5])
+    assert describe_router_loss(model, True, [0, 2, 3, 5]) == NO_ROUTER
+    assert "is added" in describe_router_loss(model, True, [0, 2, 3])
+    model.config.output_router_logits = False
+    assert describe_router_loss(model, True, [0, 2, 3, 5]) is None, "to set it to true would be no advice"
+    assert has_router(build("llama"))

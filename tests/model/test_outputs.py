@@ -14,9 +14,11 @@ from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.scoring import score_blocks
 from pipeline.model.attention import require_document_attention
 from pipeline.model.load import load_model
+from pipeline.model.loss import NO_ROUTER
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
+from pipeline.training.reach import probe
 
 WISHES = {"output_router_logits": True, "output_hidden_states": True, "output_attentions": True, "return_dict": False,
           "use_cache": False}  # fmt: skip
@@ -50,6 +52,22 @@ def test_a_config_that_asks_for_more_is_measured_and_pruned_as_one_that_does_not
     saved = json.loads((tmp_path / "pruned" / "config.json").read_text())
     assert saved["output_router_logits"] is True, "training would no longer know that experts are to be balanced"
     assert not saved.get("output_attentions") and saved.get("return_dict", True)
+
+
+@pytest.mark.parametrize(
+    ("family", "removed", "left"), [("qwen3_moe", [0, 2, 3, 5], 0), ("qwen2_moe", [1, 5], 0), ("qwen3_moe", [0, 2], 2)]
+)
+def test_router_logits_are_asked_for_no_longer_where_no_router_is_left(family, removed, left, tmp_path):
+    """The family's own forward would fail where it finds none, in training and wherever else the folder is loaded."""
+    build(family, output_router_logits=True).save_pretrained(tmp_path / "dense")
+    said: list[str] = []
+    prune_folder(tmp_path / "dense", tmp_path / "pruned", removed, {}, dtype="float32", say=said.append)
+    model = load_model(tmp_path / "pruned", dtype="float32")
+    assert len([name for name, _ in model.named_modules() if name.endswith("mlp.gate")]) == left
+    assert model.config.output_router_logits is bool(left)
+    assert (NO_ROUTER in said) is (left == 0), said
+    output = probe(model)
+    assert torch.isfinite(output.logits).all() and (output.aux_loss is not None) is bool(left)
 
 
 def test_a_model_of_the_caller_s_is_scored_whatever_it_returns_and_left_as_it_was():

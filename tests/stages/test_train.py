@@ -77,7 +77,7 @@ def test_what_is_trained_and_on_which_loss_is_told(family, changes, said):
     model.spare = torch.nn.Linear(3, 4)
     output = probe(model)
     coefficient = router_coefficient(model.config) if getattr(output, "aux_loss", None) is not None else None
-    told = list(told_of(model, unreached(model, output), coefficient))
+    told = list(told_of(model, unreached(model, output), [], coefficient))
     expected = ["16 parameters that text does not reach stay as they are: spare", *said]
     assert len(told) == len(expected) and all(part in line for part, line in zip(expected, told, strict=True)), told
 

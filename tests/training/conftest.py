@@ -27,6 +27,7 @@ CASES = {
         *(f"stopped_gradient-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
         *(f"stopped_loss-{stage}-bf16" for stage in range(4)),
         *(f"unreached-{stage}-bf16" for stage in range(4)),
+        *(f"kept-{stage}-bf16" for stage in range(4)),
         *(f"passed_over-{stage}-fp32" for stage in (0, 1)),
         *(f"routed-{stage}-fp32" for stage in (0, 3)),
     ],

@@ -27,10 +27,17 @@ from kit import (
 # isort: split
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Ernie4_5_MoeConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
+from pipeline.stages.train import load_trained
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine, decay_groups
 from pipeline.training.loop import Position
@@ -198,6 +205,53 @@ def unreached(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -
     }
 
 
+def balanced(family: str) -> Any:
+    """A mixture of experts in bf16 whose router is kept in fp32, with a bias that balances experts and has no gradient:
+    a parameter of Ernie, a buffer of DeepSeek. Both are no bf16 numbers."""
+    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "moe_intermediate_size": 16}  # fmt: skip
+    configs = {
+        "ernie": Ernie4_5_MoeConfig(**shape, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1,
+                                    moe_layer_start_index=0),
+        "deepseek": DeepseekV3Config(**shape, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
+                                     first_k_dense_replace=0, kv_lora_rank=16, q_lora_rank=16, v_head_dim=8,
+                                     qk_rope_head_dim=4, qk_nope_head_dim=8),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configs[family]).bfloat16()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if name == "weight" and "Router" in type(module).__name__:
+                parameter.data = torch.randn(parameter.shape)
+            if name == "e_score_correction_bias":
+                parameter.data = torch.linspace(0.1, 0.9, parameter.numel()).view_as(parameter)
+        for name, buffer in module._buffers.items():
+            if name == "e_score_correction_bias":
+                module._buffers[name] = torch.linspace(0.1, 0.9, buffer.numel()).view_as(buffer)
+    return model
+
+
+def kept(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What an export has of a router in fp32 and its bias, after updates of the rest in bf16."""
+    found: dict[str, Any] = {}
+    for family in ("ernie", "deepseek"):
+        engine = new_engine(world, zero_stage, dtype, 2, model=balanced(family))
+        train(engine, text(BATCH * STEPS), world, 2, STEPS)
+        trained, pruned, export = engine.weights(), balanced(family).state_dict(), balanced(family)
+        if world.rank != 0:
+            continue
+        load_trained(export, trained, engine.unreached)
+        after = export.state_dict()
+        found[family] = {
+            "narrowed": engine.narrowed,
+            "biases": {name: after[name].equal(pruned[name]) for name in after if name.endswith("correction_bias")},
+            "dtypes": [name for name in after if after[name].dtype != pruned[name].dtype],
+            "moved": [name for name in after if not after[name].equal(pruned[name])],
+            "rounded": [name for name in after if after[name].equal(after[name].to(dtype).to(after[name].dtype))],
+        }
+    return found
+
+
 def passed_over(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     """An expert that the probe's row is sent to and the batch is not, on a process that reduces nothing (as alone)."""
     model = new_model(dtype)
@@ -253,5 +307,6 @@ CASES: dict[str, Callable[[World, int, torch.dtype], dict[str, Any]]] = {
     "stopped_gradient": partial(stopped, spoil=Spoil.apply),
     "stopped_loss": partial(stopped, spoil=lambda states: states * float("nan")),
     "passed_over": passed_over,
+    "kept": kept,
     "routed": routed,
 }

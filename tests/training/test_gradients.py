@@ -26,6 +26,20 @@ def test_what_text_does_not_reach_is_left_as_it_is(measured, stage):
     assert found["lost"] == [], f"ZeRO {stage}: a checkpoint brings back other weights: {found['lost']}"
 
 
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("family", ["ernie", "deepseek"])
+def test_an_export_keeps_what_has_no_gradient_bit_for_bit(measured, family, stage):
+    """A bias in fp32 whose values are no bf16 numbers: a parameter, or a buffer; and the router beside it."""
+    found = measured(2)[f"kept-{stage}-bf16"][family]
+    assert len(found["biases"]) == 2 and all(found["biases"].values()), f"ZeRO {stage}: a bias is another"
+    assert found["dtypes"] == [], f"ZeRO {stage}: of another dtype than in the pruned model: {found['dtypes']}"
+    routers = [f"model.layers.{block}.mlp.gate.weight" for block in (0, 1)]
+    assert set(routers) <= set(found["moved"]), "the routers were not trained, so that nothing is shown"
+    narrowed = routers if stage else []
+    assert found["narrowed"] == narrowed, f"ZeRO {stage}: told of as trained in bf16: {found['narrowed']}"
+    assert [name for name in routers if name in found["rounded"]] == narrowed, f"ZeRO {stage}: what is told is untrue"
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_an_expert_that_a_batch_passes_over_is_decayed_on_every_stage(measured, stage):
     """It is trained, so that AdamW shrinks it by the rate times the decay of 1, gradient or not."""

@@ -45,7 +45,7 @@ def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measure
     """Rank 1 alone goes wrong in step 2: weights, fp32 masters, moments and the position are those of step 1."""
     found = measured(2)[case]
     for rank, message in enumerate(found["messages"]):
-        assert re.match(rf"training step 2: the {what} is (nan|inf); the update was not made", message), (
+        assert re.match(rf"training step 2: the {what} is not finite; the update was not made", message), (
             f"{case}: rank {rank} went on, or says something else: {message!r}"
         )
         assert "the weights are as step 1 left them" in message
