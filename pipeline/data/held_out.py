@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
 
-#: Multiples of it, modulo 1, are spread evenly however many there are.
-GOLDEN = (5**0.5 - 1) / 2
+#: From a text, or ids, to the ids of a document.
+Encode = Callable[[str | np.ndarray], list[int]]
 
 
 def held_out_rows(
@@ -33,10 +33,12 @@ def held_out_rows(
 ) -> torch.Tensor:
     """Held-out documents end to end, cut to rows: ids (at most ``rows``, ``length``) int64, in file order.
 
-    With ``rows`` they are spread evenly over the whole set, by the bytes of its files and the documents in each. A row
-    begins somewhere in the document at its place and goes on through the documents behind it, as training rows do. No
-    file is read that has no row; one whose documents the manifest does not count is counted. A set of too little text
-    for that is packed whole, and an even choice made of its rows; ``rows`` None takes them all.
+    With ``rows`` they stand at even places over the whole set, by the bytes of its files and the text in each. A row
+    begins at its place inside a document and goes on through the documents behind it, as training rows do. Only files
+    that hold a row are read; each is fetched once, and streamed twice, first to measure its text. The rows of a file
+    that turns out to have no text are spread over those that have not been read. Where all have been, they are read
+    again, with places by their text alone. A set of too little text for that is packed whole, and an even choice made
+    of its rows; ``rows`` None takes them all.
 
     ``bos``: ``document`` is the training policy (BOS where documents begin, if the tokenizer has that habit),
     ``every`` begins each row with a BOS and has none elsewhere, ``none`` has none at all. The incomplete row at the
@@ -45,123 +47,166 @@ def held_out_rows(
     cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
     leading = leading_ids(encoder, bos, "evaluate.perplexity.bos")
     room = length - len(leading)
-    pieces = _pieces(shards)
 
     def encode(content: str | np.ndarray) -> list[int]:
         return encoded(content, encoder, bos)
 
-    packed = None if rows is None else _spread_rows(pieces, cache, rows, room, encode)
+    packed = None if rows is None else _spread_rows(_pieces(shards), cache, rows, room, encode)
     if packed is None:
-        with closing(_Reading(pieces, cache)) as reading:
-            packed = _even_choice((row for row, _, _ in pack(_documents(reading, encode), room)), rows)
+        packed = _even_choice((row for row, _, _ in pack(_all_documents(shards, cache, encode), room)), rows)
     if not packed:
-        with closing(_Reading(pieces, cache)) as reading:
-            tokens = sum(len(ids) for _, _, ids in _documents(reading, encode))
+        tokens = sum(len(ids) for _, _, ids in _all_documents(shards, cache, encode))
         raise RegrowError(f"held-out documents: {tokens} tokens in all, not one row of {length}")
     return torch.from_numpy(np.stack([np.concatenate([np.array(leading, dtype=np.int64), row]) for row in packed]))
 
 
+def _all_documents(
+    shards: Sequence[Shard], cache: ShardCache, encode: Encode
+) -> Iterator[tuple[tuple[int, int, int], int, list[int]]]:
+    """Every document of the set, for ``pack``."""
+    for number, shard in enumerate(shards):
+        with closing(read_contents(shard, cache)) as contents:
+            for index, content in contents:
+                yield (0, number, index), 0, encode(content)
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """What is fetched and read at a time: a file, or a row group of a remote parquet file. ``first``: the index of its
-    first document; ``documents`` is None where unknown."""
+    """What is fetched and read at a time: a file, or a row group of a remote parquet file. ``size``: what its share of
+    the rows goes by."""
 
+    number: int
     shard: Shard
     group: int | None
-    bytes: float
-    first: int
-    documents: int | None
+    size: float
 
 
 def _pieces(shards: Sequence[Shard]) -> list[_Piece]:
-    pieces = []
+    parts: list[tuple[Shard, int | None, float]] = []
     for shard in shards:
         if shard.kind == "local" or shard.groups is None:
-            pieces.append(_Piece(shard, None, shard.bytes, 0, shard.documents))
+            parts.append((shard, None, shard.bytes))
         else:
-            before = accumulate(shard.groups, initial=0)
             share = shard.bytes / max(1, sum(shard.groups))
-            pieces += [_Piece(shard, group, share * documents, first, documents)
-                       for (group, documents), first in zip(enumerate(shard.groups), before, strict=False)]  # fmt: skip
-    return pieces
+            parts += [(shard, group, share * documents) for group, documents in enumerate(shard.groups)]
+    return [_Piece(number, *part) for number, part in enumerate(parts) if part[2] > 0]
 
 
 class _Reading:
-    """The documents of pieces, forward: ((piece, index), content), from wherever one goes to. What is passed over whole
-    is not opened; a remote piece's copy is given back when it has been read or the reading is closed."""
+    """The documents of pieces, forward, from wherever one goes to. What is passed over whole is not opened; a remote
+    piece's copy is given back when it has been read or the reading is closed.
 
-    def __init__(self, pieces: Sequence[_Piece], cache: ShardCache):
-        self._pieces, self._cache = pieces, cache
-        self._number, self._contents = -1, None
-        self._count = 0
-        self._last, self._next = -1, 0  # Indices of documents: the last that was read, the next to give.
+    ``text`` has, by the piece's number, the length of every piece that was opened: characters, or tokens where it holds
+    those.
+    """
 
-    def go_to(self, number: int, part: float) -> bool:
-        """Go on at the document that stands at ``part`` (0 to 1) of piece ``number``; False where that is behind."""
-        if number < self._number:
-            return False
-        if number > self._number:
-            self._open(number)
-        self._next = self._pieces[number].first + int(part * self._count)
-        return self._next > self._last
+    def __init__(self, pieces: Sequence[_Piece], cache: ShardCache, encode: Encode):
+        self._pieces, self._cache, self._encode = pieces, cache, encode
+        self._at, self._contents = -1, None  # Which of the pieces is open, and what is left of it.
+        self._document: tuple[int, list[int]] | None = None  # The one that was begun: index, ids.
+        self._taken = 0  # Tokens of it that are used up.
+        self._begin = self._end = 0  # Where in the piece's text it stands.
+        self.text: dict[int, int] = {}
 
-    def __iter__(self) -> Iterator[tuple[tuple[int, int], str | np.ndarray]]:
-        while True:
-            for index, content in self._contents or ():
-                self._last = index
-                if index >= self._next:
-                    yield (self._number, index), content
-            if self._number + 1 >= len(self._pieces):
-                return
-            self._open(self._number + 1)
+    def go_to(self, at: int, part: float) -> bool:
+        """Go on at ``part`` (0 to 1) of the text of piece ``at``, or from here where that is behind. False where the
+        piece has no text."""
+        if at > self._at:
+            self._open(at)
+        length = self.text[self._pieces[at].number]
+        if at == self._at and length:
+            target = min(int(part * length), length - 1)
+            if self._end <= target:
+                self._next(target)
+            share = (target - self._begin) / (self._end - self._begin)
+            self._taken = max(self._taken, int(share * len(self._document[1])))
+        return length > 0
+
+    def row(self, room: int) -> tuple[tuple[int, int, int], np.ndarray] | None:
+        """The next ``room`` tokens int64, and the place where they begin; None where so many are not left."""
+        begin = None
+
+        def documents() -> Iterator[tuple[tuple[int, int, int], int, list[int]]]:
+            nonlocal begin
+            while self._document is not None or self._next():
+                index, ids = self._document
+                begin = begin or (
+                    (self._pieces[self._at].number, index, self._taken) if self._taken < len(ids) else None
+                )
+                yield (0, 0, index), self._taken, ids
+                self._document, self._taken = None, 0
+
+        filled = next(pack(documents(), room), None)
+        if filled is None:
+            return None
+        self._taken = filled[2].token
+        return begin, filled[0]
 
     def close(self) -> None:
         """Give back what is open."""
         if self._contents is not None:
             self._contents.close()
             self._contents = None
-            self._cache.drop(self._pieces[self._number].shard, self._pieces[self._number].group)
+            piece = self._pieces[self._at]
+            self._cache.drop(piece.shard, piece.group)
 
-    def _open(self, number: int) -> None:
+    def _next(self, target: int = 0) -> bool:
+        """Begin the next document that ends behind ``target`` of its piece's text; False where there is none."""
+        while True:
+            for index, content in self._contents or ():
+                self._begin, self._end = self._end, self._end + len(content)
+                if self._end > target:
+                    self._document, self._taken = (index, self._encode(content)), 0
+                    return True
+            if self._at + 1 >= len(self._pieces):
+                return False
+            self._open(self._at + 1)
+
+    def _open(self, at: int) -> None:
         self.close()
-        piece = self._pieces[number]
-        self._cache.open(piece.shard, piece.group)  # Held over the counting: it is fetched once.
-        self._number, self._last, self._next = number, piece.first - 1, piece.first
+        piece = self._pieces[at]
+        self._cache.open(piece.shard, piece.group)  # Held over both readings: it is fetched once.
+        self._at, self._document, self._taken, self._begin, self._end = at, None, 0, 0, 0
         self._contents = read_contents(piece.shard, self._cache, piece.group)
-        self._count = piece.documents
-        if piece.documents is None:
-            self._count = 1 + max((index for index, _ in self._contents), default=-1)
-            self._contents = read_contents(piece.shard, self._cache, piece.group)
-
-
-def _documents(
-    reading: _Reading, encode: Callable[[str | np.ndarray], list[int]], skip: float = 0.0
-) -> Iterator[tuple[tuple[int, int, int], int, list[int]]]:
-    """What is read, for ``pack``; of the first document the share ``skip`` of its tokens is passed over."""
-    for place, content in reading:
-        ids = encode(content)
-        yield (0, *place), int(skip * len(ids)), ids
-        skip = 0.0
+        self.text[piece.number] = sum(len(content) for _, content in self._contents)
+        self._contents = read_contents(piece.shard, self._cache, piece.group)
 
 
 def _spread_rows(
-    pieces: Sequence[_Piece], cache: ShardCache, count: int, room: int, encode: Callable[[str | np.ndarray], list[int]]
+    pieces: Sequence[_Piece], cache: ShardCache, count: int, room: int, encode: Encode
 ) -> list[np.ndarray] | None:
     """``count`` rows (room,) int64 from evenly spaced places; None where they are too near for whole rows."""
-    ends = list(accumulate(piece.bytes for piece in pieces))
+    found: list[tuple[tuple[int, int, int], np.ndarray]] = []
+    text: dict[int, int] = {}
+    unread = pieces
+    while unread and len(found) < count:
+        rows, lengths = _rows_at_even_places(unread, cache, count - len(found), room, encode)
+        found, text = found + rows, text | lengths
+        unread = [piece for piece in unread if piece.number not in text]
+    sized = [replace(piece, size=text[piece.number]) for piece in pieces if text.get(piece.number)]
+    if len(found) < count and sized:  # All have been read, so the text of all is known.
+        found, _ = _rows_at_even_places(sized, cache, count, room, encode)
+    return [row for _, row in sorted(found, key=lambda item: item[0])] if len(found) == count else None
+
+
+def _rows_at_even_places(
+    pieces: Sequence[_Piece], cache: ShardCache, count: int, room: int, encode: Encode
+) -> tuple[list[tuple[tuple[int, int, int], np.ndarray]], dict[int, int]]:
+    """At most ``count`` rows, each with (piece, document, token) where it begins: those are missing whose piece has no
+    text, or behind which the text ends. And the length of the text of each piece that was opened, by its number."""
+    ends = list(accumulate(piece.size for piece in pieces))
     rows = []
-    with closing(_Reading(pieces, cache)) as reading:
-        for row in range(count):
-            place = (row + 0.5) / count * ends[-1]
-            number = bisect_right(ends, place)
-            part = 1 - (ends[number] - place) / pieces[number].bytes
-            if not reading.go_to(number, part):
-                return None
-            filled = next(pack(_documents(reading, encode, row * GOLDEN % 1), room), None)
-            if filled is None:
-                return None
-            rows.append(filled[0])
-    return rows
+    with closing(_Reading(pieces, cache, encode)) as reading:
+        for number in range(count):
+            place = (number + 0.5) / count * ends[-1]
+            at = bisect_right(ends, place)
+            if not reading.go_to(at, 1 - (ends[at] - place) / pieces[at].size):
+                continue
+            row = reading.row(room)
+            if row is None:
+                break
+            rows.append(row)
+    return rows, reading.text
 
 
 def _even_choice(rows: Iterable[np.ndarray], count: int | None) -> list[np.ndarray]:

@@ -83,8 +83,85 @@ def test_a_file_gives_rows_by_its_bytes(shard_of, bytes_encoder, tmp_path):
     assert 1 <= small <= 3, f"a tenth of the text gives {small} of 20 rows"
 
 
+@pytest.mark.parametrize("order", [("long", "short"), ("short", "long")])
+def test_sources_of_one_file_give_rows_by_their_text_and_not_by_their_documents(
+    shard_of, bytes_encoder, tmp_path, order
+):
+    sources = {"long": about("novel", 20, 2000), "short": about("reply", 2000, 2)}
+    shard_of("all.jsonl", [text for source in order for text in sources[source]])
+    shards = list_source(str(tmp_path / "corpus")).shards
+    found = words_of(rows_of(shards, bytes_encoder, tmp_path, rows=40), bytes_encoder)
+    long = sum("novel" in row for row in found)
+    assert 35 <= long <= 37, f"twenty long documents, 240,000 of 264,000 characters, give {long} of 40 rows"
+
+
+class Watched(ShardCache):
+    """Knows what was opened: the names of files."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.opened: list[str] = []
+
+    def open(self, shard, group=None):
+        self.opened.append(shard.path)
+        return super().open(shard, group)
+
+
+NO_TEXT = [{"text": " "}, *[{"text": None, "x": "y" * 200}] * 20, {"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("odd", "documents", "most"),
+    [
+        (range(0), [], 10),
+        (range(35, 50), "excluded", 16),
+        (range(10, 18), "excluded", 14),
+        (range(15), "excluded", 16),
+        ((25,), about("river", 1, 6000), 10),
+        (range(47, 50), NO_TEXT, 14),
+    ],
+    ids=["all alike", "the end excluded", "the middle excluded", "the beginning excluded", "one long document",
+         "hardly a text at the end"],
+)  # fmt: skip
+def test_of_many_files_few_are_opened(shard_of, bytes_encoder, tmp_path, odd, documents, most):
+    """Ten rows of fifty files: also where a stretch of files has no text, or nearly none, for the rows placed there."""
+    river = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in about("river", 20)]
+    book = [{**record, "meta": {"redpajama_set_name": "RedPajamaBook"}} for record in river]
+    for number in range(50):
+        shard_of(f"{number:02d}.jsonl", (book if documents == "excluded" else documents) if number in odd else river)
+    said = []
+    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",), say=said.append).shards
+    cache = Watched(tmp_path / "cache")
+    assert rows_of(shards, bytes_encoder, cache, length=64, rows=10).shape == (10, 64)
+    opened = sorted(set(cache.opened))
+    assert len(opened) <= most, f"for ten rows {len(opened)} files were opened: {opened}"
+    with_text = [name for name in opened if int(name[:2]) not in odd]
+    assert int(with_text[0][:2]) < 20 and int(with_text[-1][:2]) >= 30, f"ten rows stand in {with_text}"
+
+
+def test_where_every_file_was_read_for_a_row_places_are_by_text_alone(shard_of, bytes_encoder, tmp_path):
+    """Of two files the larger is excluded: the set is not tokenized whole, and its rows come from all of the other."""
+    river = [f"{number:05d} river" for number in range(10_000)]
+    shard_of("0.jsonl", [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in river])
+    shard_of("1.jsonl", [{"text": text * 2, "meta": {"redpajama_set_name": "RedPajamaBook"}} for text in river])
+    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    encoded = []
+
+    class Counting:
+        tokenizer, bos = bytes_encoder.tokenizer, bytes_encoder.bos
+
+        def __call__(self, text):
+            encoded.append(text)
+            return bytes_encoder(text)
+
+    rows = rows_of(shards, Counting(), tmp_path, rows=10)
+    begins = [int(bytes_encoder.tokenizer.decode(row).split("<s>")[1][:5]) for row in rows]
+    gaps = [after - before for before, after in pairwise(begins)]
+    assert all(abs(gap - 1000) <= 2 for gap in gaps), f"rows begin in documents {begins} of 10,000"
+    assert len(encoded) < 100, f"{len(encoded)} documents were tokenized for ten rows"
+
+
 def test_one_long_document_gives_rows_from_all_of_it(shard_of, bytes_encoder, tmp_path):
-    """Too few documents for a place each: the set is packed whole, and its rows are chosen evenly."""
     path = shard_of("long.jsonl", [" ".join(map(str, range(100_000, 190_000)))])
     shards = list_source(str(path.parent)).shards
     tracemalloc.start()
@@ -157,6 +234,12 @@ def test_of_remote_parquet_only_row_groups_with_a_row_are_fetched(parquet, encod
     kept = [text for _, text in read_documents(parquet, "parquet")]
     server.requests.clear()
     row = rows_of(shards, encoder, cache, rows=1)[0].tolist()
-    assert row == encoder(kept[40])[:32], "the row in the middle does not begin with the document in the middle"
+    # The middle of 80 documents is a third into the second group: there by its text.
+    place = sum(map(len, kept[30:60])) // 3
+    index = next(index for index in range(30, 60) if sum(map(len, kept[30 : index + 1])) > place)
+    begin = place - sum(map(len, kept[30:index]))
+    stream = [token for text in kept[index:60] for token in encoder(text)]
+    skip = int(begin / len(kept[index]) * len(encoder(kept[index])))
+    assert row == stream[skip : skip + 32], "the row does not begin at its place in the group's text"
     fetched = [path.name for path in cache.folder.glob("*.sha256")]
     assert len(fetched) == 1 and "-1-" in fetched[0], f"more than the second row group was fetched: {fetched}"
