@@ -26,6 +26,8 @@ PR_SET_PDEATHSIG = 1
 PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
 #: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
+#: Seconds for a launcher to end the others when one process has ended.
+END = 5
 #: Seconds that an agent has for ending its ranks before it is ended itself.
 GRACE = 8
 

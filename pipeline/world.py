@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pipeline.launch import TOLD, Place, cores, name_accelerator
+from pipeline.launch import END, TOLD, Place, cores, name_accelerator
 from pipeline.run import RegrowError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: How long a rank may wait while rank 0 alone does a stage's work.
 PATIENCE = timedelta(days=1)
-#: Seconds for a launcher to end the others when one process has ended.
-END = 5
 
 
 class World:
