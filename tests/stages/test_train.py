@@ -82,6 +82,12 @@ def test_what_is_trained_and_on_which_loss_is_told(family, changes, said):
     assert len(told) == len(expected) and all(part in line for part, line in zip(expected, told, strict=True)), told
 
 
+def test_tensors_that_are_trained_in_less_precision_are_told():
+    (line,) = told_of(build("llama"), {}, [f"gate.{number}" for number in range(5)], None)
+    assert line.startswith("5 tensors that the pruned model keeps in float32 are trained in bfloat16"), line
+    assert "gate.0, gate.1, gate.2, ...; train.zero_stage=0" in line, line
+
+
 @pytest.fixture(scope="module")
 def half(lengthen, copy_until, tmp_path_factory) -> Path:
     """The folder of a run that is pruned, for the tests below, which follow each other: training ends at step 24 of
