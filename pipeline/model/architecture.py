@@ -7,6 +7,7 @@ image-text-to-text, and pruned in their text part, which text alone runs through
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config in a folder.
 
     Raises RegrowError when there is none, when transformers cannot read it, and when it takes code of the folder's own
-    that may not be run.
+    that may not be run, or cannot be told.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -39,11 +40,23 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
 
 
 def own_code(folder: str | Path) -> list[str]:
-    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub."""
-    plain = read_json(Path(folder) / "config.json")
-    names = plain.get("auto_map", {}).values() if isinstance(plain, dict) else ()
+    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub.
+
+    Raises RegrowError where its ``auto_map`` does not name classes.
+    """
+    file = Path(folder) / "config.json"
+    plain = read_json(file)
+    named = plain.get("auto_map", {}) if isinstance(plain, dict) else {}
     # A class is named as file.Class or as owner/name--file.Class; of tokenizers there may be two, or none.
-    classes = [name for entry in names for name in (entry if isinstance(entry, list | tuple) else [entry]) if name]
+    entries = list(named.values()) if isinstance(named, dict) else [named]
+    classes = [
+        name for entry in entries for name in (entry if isinstance(entry, list) else [entry]) if name is not None
+    ]
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in classes):
+        raise RegrowError(
+            f"{file}: auto_map is {json.dumps(named)[:80]}; it must name classes, such as "
+            '{"AutoConfig": "file.Class"}; correct it, or take it out where the model needs no code of its own'
+        )
     return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
 
 
