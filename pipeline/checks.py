@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.config import Config, Source
 from pipeline.data.damage import DamagedShard
@@ -19,7 +20,9 @@ from pipeline.data.shards import without_secrets
 from pipeline.data.texts import NO_SUCH_KEY, NoText
 from pipeline.data.tokenised import about_tokenised, is_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.evaluation.generation import encode_prompt
 from pipeline.model.files import require_finite_files, require_whole
+from pipeline.rows import row_encoder
 from pipeline.run import RegrowError
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
@@ -77,6 +80,14 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
             f"row ({beyond[0]} {by_id.get(beyond[0], '')!r} to {last} {by_id.get(last, '')!r}). Take the tokenizer of "
             f"these weights, or give them rows: model.resize_token_embeddings({last + 1}), and save both"
         )
+
+
+def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
+    """RegrowError where stage evaluate's prompts have no tokens, or do not fit the model's positions with what is to
+    follow them; ``model`` is on the meta device, its tokenizer in ``folder``."""
+    encoder, asked = row_encoder(config, folder), config.evaluate.generation
+    for prompt in asked.prompts:
+        encode_prompt(model, encoder, prompt, asked.new_tokens)
 
 
 def check_texts(config: Config, elsewhere: bool = False) -> list[str]:

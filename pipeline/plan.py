@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from pipeline.checks import check_texts, check_tokenizer, check_weights, has_tokenizer, has_weights
+from pipeline.checks import check_prompts, check_texts, check_tokenizer, check_weights, has_tokenizer, has_weights
 from pipeline.config import Config
 from pipeline.importance.block_major import ROOM, needs
 from pipeline.importance.distances import DISTANCES
@@ -165,6 +165,7 @@ def _look(config: Config, model: nn.Module, folder: Path) -> list[str]:
     lines = []
     if own and has_tokenizer(folder):
         check_tokenizer(config, folder, model)
+        check_prompts(config, folder, model)
     else:
         lines.append(f"tokenizer of {config.model.path}: not on this machine")
     if own and has_weights(folder):

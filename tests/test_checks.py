@@ -13,7 +13,7 @@ from own_code import write_own_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
-from pipeline.checks import FIRST, check_texts, check_tokenizer, check_weights
+from pipeline.checks import FIRST, check_prompts, check_texts, check_tokenizer, check_weights
 from pipeline.config import Config, load_config
 from pipeline.model.costs import meta_model
 from pipeline.run import RegrowError
@@ -93,6 +93,22 @@ def test_the_tokenizer_is_asked_what_data_special_tokens_says(look, model, tmp_p
 def test_a_separator_that_is_no_token_is_refused(look):
     with pytest.raises(RegrowError, match=r"data\.separator '<end>' is not a token"):
         look("data.separator=<end>")
+
+
+def test_prompts_that_cannot_be_continued_are_refused(tiny_config, model):
+    meta = meta_model(AutoConfig.from_pretrained(model))
+    positions = meta.config.max_position_embeddings
+
+    def ask(prompt: str, new_tokens: int) -> None:
+        overrides = [f"evaluate.generation.prompts=[{json.dumps(prompt)}]"]
+        config = load_config(tiny_config, [*overrides, f"evaluate.generation.new_tokens={new_tokens}"])
+        check_prompts(config, model, meta)
+
+    ask("Water is", 8)
+    with pytest.raises(RegrowError, match=rf"'Water is' has \d+ tokens and {positions} are to follow"):
+        ask("Water is", positions)
+    with pytest.raises(RegrowError, match=r"prompt '' has no tokens.*evaluate\.generation\.prompts"):
+        ask("", 8)
 
 
 def test_weights_that_are_many_are_said_and_not_read(model, monkeypatch):

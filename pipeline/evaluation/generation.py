@@ -24,8 +24,7 @@ def generate_samples(
 
     So does the separator: the token that stood between documents in training. One prompt at a time, so that no padding
     touches the result. ``model`` stands on ``device``. Returns for each prompt ``{"prompt", "text"}``, where text is
-    the continuation alone, without special tokens. RegrowError: a prompt without tokens, or one that does not fit the
-    model's positions together with ``new_tokens``.
+    the continuation alone, without special tokens. RegrowError as ``encode_prompt``.
     """
     ends = sorted({*_end_tokens(model, encoder.tokenizer), encoder.separator})
     samples = []
@@ -40,12 +39,17 @@ def generate_samples(
 def encode_prompt(model: PreTrainedModel, encoder: Encoder, prompt: str, new_tokens: int) -> torch.Tensor:
     """The prompt as a document begins, BOS where documents have one, and without an end: (1, tokens) int64 on the CPU.
 
-    RegrowError: no token, or no place for ``new_tokens`` behind them.
+    An empty prompt is the BOS alone. Of ``model`` the config is asked; it may stand on the meta device. RegrowError: no
+    token, or no place for ``new_tokens`` behind them.
     """
-    ids = torch.tensor([encoder(prompt)[:-1]], dtype=torch.int64)
+    leading = [] if encoder.bos is None else [encoder.bos]
+    ids = torch.tensor([[*leading, *next(encoder.inside([prompt]))]], dtype=torch.int64)
     if ids.shape[1] == 0:
-        raise RegrowError(f"prompt {prompt!r} has no tokens, and the tokenizer sets no BOS; give it some text")
-    positions = getattr(model.config, "max_position_embeddings", None)
+        raise RegrowError(
+            f"prompt {prompt!r} has no tokens, and this tokenizer puts no BOS before a text; give it some text in "
+            "evaluate.generation.prompts"
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and ids.shape[1] + new_tokens > positions:
         raise RegrowError(
             f"prompt {prompt[:40]!r} has {ids.shape[1]} tokens and {new_tokens} are to follow, but the model has only "

@@ -7,6 +7,7 @@ image-text-to-text, and pruned in their text part, which text alone runs through
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config in a folder.
 
     Raises RegrowError when there is none, when transformers cannot read it, and when it takes code of the folder's own
-    that may not be run.
+    that may not be run, or cannot be told.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -39,21 +40,37 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
 
 
 def own_code(folder: str | Path) -> list[str]:
-    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub."""
+    """The files of code that a folder's config.json takes its classes from, in the folder or on the hub.
+
+    Raises RegrowError where its ``auto_map`` does not name classes.
+    """
     return _named_code(Path(folder) / "config.json")
 
 
 def tokenizer_code(folder: str | Path) -> list[str]:
-    """The files of code that a folder's tokenizer_config.json takes its tokenizer from, in the folder or on the hub."""
+    """The files of code that a folder's tokenizer_config.json takes its tokenizer from, in the folder or on the hub.
+
+    Raises RegrowError as ``own_code`` does.
+    """
     file = Path(folder) / "tokenizer_config.json"
     return _named_code(file) if file.is_file() else []
 
 
 def _named_code(file: Path) -> list[str]:
     plain = read_json(file)
-    names = plain.get("auto_map", {}).values() if isinstance(plain, dict) else ()
+    named = plain.get("auto_map", {}) if isinstance(plain, dict) else {}
+    if isinstance(named, list) and file.name == "tokenizer_config.json":
+        named = {"AutoTokenizer": named}  # how tokenizers were saved once
     # A class is named as file.Class or as owner/name--file.Class; of tokenizers there may be two, or none.
-    classes = [name for entry in names for name in (entry if isinstance(entry, list | tuple) else [entry]) if name]
+    entries = list(named.values()) if isinstance(named, dict) else [named]
+    classes = [
+        name for entry in entries for name in (entry if isinstance(entry, list) else [entry]) if name is not None
+    ]
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in classes):
+        raise RegrowError(
+            f"{file}: auto_map is {json.dumps(named)[:80]}; it must name classes, such as "
+            '{"AutoConfig": "file.Class"}; correct it, or take it out where the model needs no code of its own'
+        )
     return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pipeline.checks import check_texts, check_tokenizer, check_weights
+from pipeline.checks import check_prompts, check_texts, check_tokenizer, check_weights
 from pipeline.config import Config
 from pipeline.data.loader import fitting_workers
 from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
@@ -50,6 +50,8 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
                 require_scored(config, config.score.criteria)
             _cut(config, model)
         check_tokenizer(config, folder, model)
+        if "evaluate" in due:
+            check_prompts(config, folder, model)
         notes += check_weights(folder, model)
     if "data" in due:
         notes += check_texts(config)

@@ -100,6 +100,17 @@ def test_a_prompt_begins_as_documents_do_and_has_no_end(model, template, special
     assert encoder("The river")[:-1] == ids[0].tolist(), "a document begins otherwise"
 
 
+@pytest.mark.parametrize(("prompt", "inside"), [("", []), (" ", ["Ġ"]), ("\n", ["Ċ"])])
+def test_a_prompt_without_words_is_what_it_is_behind_the_bos(model, prompt, inside):
+    encoder = bpe("<s> $A", bos_token="<s>", eos_token="</s>")
+    ids = encode_prompt(model, encoder, prompt, 8)
+    assert encoder.tokenizer.convert_ids_to_tokens(ids[0].tolist()) == ["<s>", *inside]
+    (sample,) = generate_samples(model, encoder, [prompt], 8, "cpu")
+    made = argmax_ids(model, ids[0].tolist(), 8)
+    made = made[: made.index(encoder.separator)] if encoder.separator in made else made
+    assert made and sample["text"] == encoder.tokenizer.decode(made, skip_special_tokens=True)
+
+
 def words(count: int, *more: str, clean_up: bool = False) -> Encoder:
     """An encoder of whole words with their spaces, as SentencePiece has them: word1 to wordN, and ``more``."""
     listed = ["</s>", *(f"\u2581{word}" for word in (*more, *(f"word{number}" for number in range(1, count))))]
@@ -138,7 +149,11 @@ def test_a_decoder_that_joins_the_prompt_with_what_follows_does_not_bring_the_pr
 
 @pytest.mark.parametrize(
     ("prompt", "new_tokens", "message"),
-    [("", 4, "has no tokens"), ("Nobody", 64, "only 64 positions"), ("Nobody", 0, "0 new tokens")],
+    [
+        ("", 4, r"has no tokens, and this tokenizer puts no BOS.*evaluate\.generation\.prompts"),
+        ("Nobody", 64, "only 64 positions"),
+        ("Nobody", 0, "0 new tokens"),
+    ],
 )
 def test_refuses_what_cannot_be_generated(model, encoder, prompt, new_tokens, message):
     with pytest.raises(RegrowError, match=message):

@@ -174,6 +174,17 @@ def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_mode
         assert type(tokenizer).__name__ == "OwnTokenizer" and tokenizer("river")["input_ids"]
 
 
+@pytest.mark.parametrize("named", [None, [], "file.Class", {"AutoConfig": 5}, {"AutoTokenizer": ["a.B", {}]}])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_auto_map_that_names_no_classes_is_refused(tiny_model, tmp_path, named, trusted):
+    folder = shutil.copytree(tiny_model, tmp_path / "odd")
+    change_config(folder, auto_map=named)
+    with pytest.raises(RegrowError, match=r"odd/config\.json: auto_map is .*must name classes"):
+        read_config(folder, trusted)
+    change_config(folder, auto_map={})
+    assert read_config(folder, trusted).model_type == "llama"
+
+
 def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, monkeypatch):
     """transformers loads a model without running its constructor on a device, and fills buffers by _init_weights."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -200,6 +200,7 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
      r"prune removes a window of 2 blocks by linear; add it"),
     (["score.ppl_n=[8]"], r"score\.ppl_n 8: the model has 8 blocks"),
     (["score.ppl_n=[3]", "prune.selection=contiguous"], r"prune removes a window of 2 blocks by ppl; add 2 to it"),
+    (["evaluate.generation.new_tokens=100000"], r"100000 are to follow, but the model has only \d+ positions"),
     (["prune.criterion=taylor"], r"prune\.criterion taylor: score\.criteria are ppl"),
 ])  # fmt: skip
 def test_what_must_fail_later_fails_before_any_stage(scored, overrides, message):
