@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks import check_texts
 from pipeline.config import Config, Source
 from pipeline.data.documents import format_of
 from pipeline.data.listing import Listing, Progress, list_source, local_files, may_be_remote, no_such_place
@@ -26,20 +27,12 @@ from pipeline.data.tokens import Encoder, encoder_hash
 from pipeline.launch import die_with_parent
 from pipeline.model.load import resolve_model
 from pipeline.rows import HELD_OUT, row_encoder, shard_cache
-from pipeline.run import RegrowError, Run, write_json
+from pipeline.run import RegrowError, Run, require_writable, write_json
+from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
-FORMAT = 3
-UPSTREAM: tuple[str, ...] = ()
-#: Its progress says of every file what it was made from: begun with one config, it goes on with another.
-PROGRESS_FITS_ANY_CONFIG = True
 #: So many special tokens' strings are named.
 SHOWN = 5
-
-
-def launched(config: Config) -> bool:
-    """One process does it."""
-    return False
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -210,3 +203,24 @@ def _tell(
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def check(ahead: Ahead) -> list[str]:
+    """Whether there is text to read, and a place for its ids."""
+    notes = check_texts(ahead.config)
+    if ahead.config.data.tokenised is not None:
+        require_writable(ahead.config.data.tokenised, "data.tokenised")
+    return notes
+
+
+STAGE = Stage(
+    "data",
+    upstream=(),
+    format=3,
+    work=work,
+    inputs=inputs,
+    launched=lambda config: False,
+    check=check,
+    reads_model=True,
+    progress_fits_any_config=True,
+)

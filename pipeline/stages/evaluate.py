@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.checks import check_prompts
 from pipeline.config import Config
 from pipeline.data.held_out import held_out_rows
 from pipeline.data.shards import read_manifest
@@ -22,16 +23,9 @@ from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model, resolve_model
 from pipeline.rows import row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, read_json, write_json
-from pipeline.stages.score import inputs as inputs  # the dense model, as for scoring
+from pipeline.stages.score import inputs
+from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
-
-FORMAT = 2
-UPSTREAM = ("data", "prune", "train")
-
-
-def launched(config: Config) -> bool:
-    """Several processes share the work."""
-    return True
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -118,3 +112,24 @@ def table(models: dict[str, Any]) -> list[str]:
         value, speed = entry["perplexity"]["held_out"]["value"], entry["generation"]["tokens_per_second"]
         lines.append(f"{name:<8} {entry['blocks']:>6} {entry['parameters']:>14,} {value:>11.2f} {speed:>9.1f}")
     return lines
+
+
+def check(ahead: Ahead) -> list[str]:
+    """Whether there is text to judge by, and whether the prompts fit the model."""
+    if ahead.config.data.held_out is None:
+        raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
+    check_prompts(ahead.config, ahead.folder, ahead.model)
+    return []
+
+
+STAGE = Stage(
+    "evaluate",
+    upstream=("data", "prune", "train"),
+    format=2,
+    work=work,
+    # The dense model, as for scoring.
+    inputs=inputs,
+    launched=lambda config: True,
+    check=check,
+    reads_model=True,
+)

@@ -23,19 +23,12 @@ from pipeline.model.costs import count_removals
 from pipeline.model.load import resolve_model
 from pipeline.model.replacement import removed_runs
 from pipeline.model.surgery import prune_folder
-from pipeline.plan import describe_dense
+from pipeline.plan import describe_dense, planned_removal
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import score
 from pipeline.stages.choosing import Chooser, choose, runs_model
+from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
-
-FORMAT = 3
-UPSTREAM = ("data", "score")
-
-
-def launched(config: Config) -> bool:
-    """Several processes share what runs the model; without that, one process does all."""
-    return runs_model(config)
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -178,3 +171,27 @@ def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tenso
         "tokens": tokens,
         "perplexity": {"without_map": chooser.perplexities(removed), "with_map": with_map},
     }
+
+
+def check(ahead: Ahead) -> list[str]:
+    """Whether so many blocks, or these, can go from this model, and by what will be scored."""
+    config = ahead.config
+    if "score" in ahead.due:
+        require_scored(config, config.score.criteria)
+    planned_removal(config, ahead.model)
+    if isinstance(config.prune.blocks, Path):
+        read_block_order(config.prune.blocks, len(block_parameters(ahead.model)))
+    return []
+
+
+STAGE = Stage(
+    "prune",
+    upstream=("data", "score"),
+    format=3,
+    work=work,
+    inputs=inputs,
+    # Several processes share what runs the model; without that, one does all.
+    launched=runs_model,
+    check=check,
+    reads_model=True,
+)

@@ -11,23 +11,11 @@ from pipeline.model.architecture import auto_class, own_code, read_config, token
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
 from pipeline.run import Run, read_json, write_atomic
+from pipeline.stages.stage import Stage
 from pipeline.training.metrics import read_lines
 from pipeline.world import World
 
-FORMAT = 1
-UPSTREAM = ("data", "score", "prune", "train", "evaluate")
-
 FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x width x row length, for each token"
-
-
-def launched(config: Config) -> bool:
-    """One process does it."""
-    return False
-
-
-def inputs(config: Config, run: Run) -> dict[str, str]:
-    """Nothing beyond the outputs of the stages."""
-    return {}
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -86,3 +74,14 @@ def _loading(config: Config, export: Path) -> dict[str, Any]:
     # Without leave the class is transformers' own, whatever the folder names beside it.
     code = sorted({*own_code(export), *tokenizer_code(export)}) if config.model.trust_remote_code else []
     return {"loader": loader.__name__, "custom_code": code}
+
+
+STAGE = Stage(
+    "report",
+    upstream=("data", "score", "prune", "train", "evaluate"),
+    format=1,
+    work=work,
+    # Nothing beyond the outputs of the stages.
+    inputs=lambda config, run: {},
+    launched=lambda config: False,
+)

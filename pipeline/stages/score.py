@@ -22,24 +22,18 @@ from pipeline.data.overlap import can_look_into, held_out_hashes
 from pipeline.data.shards import read_manifest
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
+from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
 from pipeline.importance.scoring import score_blocks, score_streamed
 from pipeline.importance.selection import write_block_order
-from pipeline.model.blocks import find_blocks
+from pipeline.model.blocks import block_parameters, find_blocks
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.plan import describe_dense, planned_removal
 from pipeline.rows import shard_cache
-from pipeline.run import Run, read_json, write_atomic, write_json
+from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
+from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.texts import draw_calibration, draw_for_maps
 from pipeline.world import World
-
-FORMAT = 3
-UPSTREAM = ("data",)
-
-
-def launched(config: Config) -> bool:
-    """Several processes share the work."""
-    return True
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -145,3 +139,61 @@ def _held_out(config: Config, run: Run, origins: list[dict[str, Any]]) -> int | 
     seen = all(can_look_into(shard) for shard in held_out) and all("hash" in origin for origin in origins)
     kept = {digest.hex() for digest in held_out_hashes(held_out, shard_cache(config))} if seen else set()
     return sum(origin["hash"] in kept for origin in origins) if seen else None
+
+
+def check(ahead: Ahead) -> list[str]:
+    """Whether the windows and the maps that the config asks for are possible with this model."""
+    _check_windows(ahead.config, ahead.model)
+    _check_maps(ahead.config, ahead.model)
+    return []
+
+
+def _check_windows(config: Config, model: Any) -> None:
+    """Whether the windows of ppl fit into the model, and hold the one that is to be removed."""
+    total, cut = len(block_parameters(model)), config.prune
+    long = [count for count in config.score.ppl_n if count >= total]
+    if long:
+        raise RegrowError(f"score.ppl_n {long[0]}: the model has {total} blocks, a window holds fewer")
+    planned = len(planned_removal(config, model))
+    if cut.criterion == "ppl" and cut.selection == "contiguous" and planned not in config.score.ppl_n:
+        raise RegrowError(
+            f"score.ppl_n {list(config.score.ppl_n)}: prune removes a window of {planned} blocks by ppl; add {planned} "
+            "to it"
+        )
+
+
+def _check_maps(config: Config, model: Any) -> None:
+    """Whether linear maps can be fitted as the config says: enough tokens, and windows that the model has."""
+    score, cut = config.score, config.prune
+    if "linear" not in score.criteria and not cut.linear:
+        return
+    total, width = len(block_parameters(model)), model.config.get_text_config().hidden_size
+    long = [count for count in score.linear_n or () if count >= total]
+    if long:
+        raise RegrowError(f"score.linear_n {long[0]}: the model has {total} blocks, a window holds fewer")
+    count, needed = score.linear_sequences, -(-TOKENS_PER_INPUT * width // score.length)
+    if count is not None and count - count // HELD_OUT < needed:
+        raise RegrowError(
+            f"score.linear_sequences {count}: every fourth judges, which leaves {count - count // HELD_OUT} of "
+            f"{score.length} tokens to fit maps of {width} x {width} on; {needed} are needed ({TOKENS_PER_INPUT} "
+            "tokens for each input); raise it, or leave it null"
+        )
+    planned = len(planned_removal(config, model))
+    by_window = cut.criterion == "linear" and cut.selection == "contiguous"
+    if by_window and score.linear_n is not None and planned not in score.linear_n:
+        raise RegrowError(
+            f"score.linear_n {list(score.linear_n)}: prune removes a window of {planned} blocks by linear; add it, or "
+            "leave linear_n null"
+        )
+
+
+STAGE = Stage(
+    "score",
+    upstream=("data",),
+    format=3,
+    work=work,
+    inputs=inputs,
+    launched=lambda config: True,
+    check=check,
+    reads_model=True,
+)

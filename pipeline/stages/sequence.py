@@ -7,7 +7,6 @@ stages that want it; under a launcher it takes its place among the others.
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import time
@@ -31,6 +30,7 @@ from pipeline.run import (
     write_atomic,
     write_json,
 )
+from pipeline.stages.stage import load_stage
 from pipeline.world import World
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -60,11 +60,10 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
 
 
 def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
-    module = _module(stage)
     fingerprint = _due(stage, config, run, config_path)
     if fingerprint is None:
         return
-    if not module.launched(config):
+    if not load_stage(stage).launched(config):
         _by_itself(stage, config, run, Place(), fingerprint)
         return
     processes = count_processes(getattr(config, stage).processes)
@@ -84,7 +83,7 @@ def _all_together(stages: list[str], config: Config, run: Run, world: World, pla
         fingerprint = world.on_first(partial(_due, stage, config, run, config_path))
         if fingerprint is None:
             continue
-        if _module(stage).launched(config):
+        if load_stage(stage).launched(config):
             _take_part(stage, config, run, world, fingerprint)
             world.barrier()
         else:
@@ -103,15 +102,15 @@ def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, An
 
 
 def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
-    module = _module(stage)
+    known = load_stage(stage)
     # The last one first: the command that it names brings those before it too.
-    for earlier in reversed(module.UPSTREAM):
+    for earlier in reversed(known.upstream):
         _require(earlier, config, run, config_path)
     fingerprint = {
         "config": config.read_by(stage),
-        "inputs": module.inputs(config, run),
-        "upstream": {earlier: hash_json(run.record(earlier)["outputs"]) for earlier in module.UPSTREAM},
-        "format": module.FORMAT,
+        "inputs": known.inputs(config, run),
+        "upstream": {earlier: hash_json(run.record(earlier)["outputs"]) for earlier in known.upstream},
+        "format": known.format,
     }
     record, started = run.record(stage), run.stage(stage) / "progress" / "started.json"
     if record is not None:
@@ -120,7 +119,7 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
             raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
         _say(run, stage, "done before, skipped")
         return None
-    if started.exists() and not getattr(module, "PROGRESS_FITS_ANY_CONFIG", False):
+    if started.exists() and not known.progress_fits_any_config:
         differences = compare_fingerprints(read_json(started), fingerprint)
         if differences:
             raise _stale(f"stage {stage} was begun with another config", differences, stage)
@@ -159,7 +158,7 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
     with _told(stage, run, world.rank):
-        result = _module(stage).work(config, run, world, say)
+        result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
             say(f"done in {time.time() - begin:.1f} s")
@@ -241,10 +240,6 @@ def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str |
         for note in notes:
             _say(run, due[0], note)
         yield
-
-
-def _module(stage: str) -> Any:
-    return importlib.import_module(f"pipeline.stages.{stage}")
 
 
 def _say(run: Run, stage: str, line: str) -> None:

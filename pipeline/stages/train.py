@@ -23,13 +23,15 @@ from pipeline.data.room import require_cache_space
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.launch import die_with_parent
+from pipeline.launch import count_processes, die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
 from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
+from pipeline.plan import one_large_step
 from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
-from pipeline.run import Run, read_json, require_space
+from pipeline.run import RegrowError, Run, read_json, require_space
+from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
     clear_torn,
@@ -47,18 +49,6 @@ from pipeline.world import World
 
 #: How many of the tensors that are trained in less precision a line names.
 NAMED = 3
-FORMAT = 3
-UPSTREAM = ("data", "prune")
-
-
-def launched(config: Config) -> bool:
-    """Several processes share the work."""
-    return True
-
-
-def inputs(config: Config, run: Run) -> dict[str, str]:
-    """Nothing beyond the outputs of data and prune."""
-    return {}
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -296,3 +286,28 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def check(ahead: Ahead) -> list[str]:
+    """Whether the batch and the lanes divide among the processes, and whether a step is larger than the budget."""
+    config = ahead.config
+    processes = ahead.place.world if ahead.place.launcher else count_processes(config.train.processes)
+    accumulation(config.train.global_batch, config.train.micro_batch, processes)
+    fitting_workers(config.data.workers, config.data.lanes, processes)
+    if config.model.dtype == "float16":
+        raise RegrowError(
+            "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
+        )
+    return one_large_step(config)
+
+
+STAGE = Stage(
+    "train",
+    upstream=("data", "prune"),
+    format=3,
+    work=work,
+    # Nothing beyond the outputs of data and prune.
+    inputs=lambda config, run: {},
+    launched=lambda config: True,
+    check=check,
+)

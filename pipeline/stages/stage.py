@@ -1,0 +1,64 @@
+"""What a stage is: its place among the others, what it reads, how it is looked at beforehand, and its work."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Config
+from pipeline.launch import Place
+from pipeline.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.world import World
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is known before any stage starts: the stages that are ``due`` in this run, and the place of this process.
+
+    ``folder`` is the dense model's and ``model`` that model on the meta device; None where no due stage reads it.
+    """
+
+    config: Config
+    place: Place
+    due: frozenset[str]
+    folder: Path | None
+    model: nn.Module | None
+
+
+def nothing_to_say(ahead: Ahead) -> list[str]:
+    """The check of a stage that cannot be refused beforehand."""
+    return []
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. ``work(config, run, world, say)`` does a process's share of it and gives the record's result.
+
+    ``upstream`` are the stages whose outputs it reads; ``format`` is raised when what it writes changes; ``inputs``
+    gives hashes of what else it reads, by name; ``launched`` says whether several processes share the work.
+    ``check`` gives lines that people should know, or raises RegrowError, before any stage starts. ``reads_model``:
+    whether it reads the dense model's folder. ``progress_fits_any_config``: begun with one config, it may go on with
+    another, because its progress says of every part what it was made from.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    format: int
+    work: Callable[[Config, Run, World, Callable[[str], None]], dict[str, Any]]
+    inputs: Callable[[Config, Run], dict[str, str]]
+    launched: Callable[[Config], bool]
+    check: Callable[[Ahead], list[str]] = nothing_to_say
+    reads_model: bool = False
+    progress_fits_any_config: bool = False
+
+
+def load_stage(name: str) -> Stage:
+    """The stage of that name, with what its work imports: torch, for most."""
+    return importlib.import_module(f"pipeline.stages.{name}").STAGE
