@@ -65,6 +65,22 @@ def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return folder_of
 
 
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that models bring along is copied to tmp_path, and forgotten afterwards: transformers keeps it in a package
+    of one name, which Python would look for where an earlier test had it."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forget()
+    yield
+    forget()
+
+
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The demo's assets: model/ (SmolLM2-135M) and text/ (Wikipedia introductions), fetched when they are missing."""

@@ -80,9 +80,8 @@ def test_a_tokenizer_that_is_not_whole_is_refused(look, model, damage, said):
         look()
 
 
-def test_the_tokenizer_is_asked_what_data_special_tokens_says(look, model, tmp_path, monkeypatch):
+def test_the_tokenizer_is_asked_what_data_special_tokens_says(look, model, tmp_path, own_modules):
     """One that cannot take special tokens' strings as text is right where they are to be parsed."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     write_own_tokenizer(model)
     allowed = "model.trust_remote_code=true"
     with pytest.raises(RegrowError, match=r"data\.special_tokens is plain, but .* set data\.special_tokens: parse"):

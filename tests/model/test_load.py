@@ -157,8 +157,7 @@ def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, 
     assert own_code(own) == ["code_a.py", "code_b.py"]
 
 
-def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_model, tmp_path, own_modules):
     dense = Path(shutil.copytree(tiny_model, tmp_path / "dense"))
     write_own_tokenizer(dense)
     (dense / "words.tiktoken").write_text("YQ== 0\n")
@@ -185,9 +184,8 @@ def test_an_auto_map_that_names_no_classes_is_refused(tiny_model, tmp_path, name
     assert read_config(folder, trusted).model_type == "llama"
 
 
-def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, monkeypatch):
+def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, own_modules):
     """transformers loads a model without running its constructor on a device, and fills buffers by _init_weights."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     more = "self.register_buffer('factor', self.lm_head.weight.new_full((9,), 7.0), persistent=False)"
     own = write_own_model(tiny_model, tmp_path / "own", more=more)
     with pytest.raises(RegrowError, match=r"OwnForCausalLM: its buffer factor is in no file"):

@@ -137,12 +137,6 @@ def save(model, tiny_model: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def own_modules(tmp_path, monkeypatch):
-    """Code of a model's own is copied to a folder of this test, and not to the user's."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 def test_the_self_test_ends_the_stage_when_the_models_differ(pruned, tiny_model, tmp_path, own_modules):
     """Code that scales each block by its number: renumbered blocks compute something else, and no attribute tells."""
     own = write_own_model(tiny_model, tmp_path / "own", scale="(1 + module.layer_idx)")
