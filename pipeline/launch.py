@@ -51,7 +51,20 @@ class Place:
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """The place that a launcher's environment variables describe: torchrun's, deepspeed's or srun's."""
+    """The place that a launcher's environment variables describe: torchrun's, deepspeed's or srun's.
+
+    Raises PlaceError where they hold no numbers, or a rank that is none of so many.
+    """
+    try:
+        place = _stated_place(environment)
+    except ValueError as error:
+        raise PlaceError(f"a launcher's variable (RANK, WORLD_SIZE, SLURM_...) holds no number: {error}") from None
+    if not 0 <= place.rank < place.world:
+        raise PlaceError(f"rank {place.rank} (RANK) of {place.world} processes (WORLD_SIZE): ranks count from 0")
+    return place
+
+
+def _stated_place(environment: Mapping[str, str]) -> Place:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         local_world = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or environment["WORLD_SIZE"]
         return Place(

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from pipeline.launch import AGENT, PARENT, TOLD, Place, count_processes, find_place
+from pipeline.run import RegrowError
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +29,19 @@ def wait_for(what, seconds: float = 30, step: float = 0.02):
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, r"holds no number: .*'x'"),
+        ({"RANK": "3", "WORLD_SIZE": "2"}, r"rank 3 \(RANK\) of 2 processes"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, r"holds no number: .*'two'"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(stated, message):
+    with pytest.raises(RegrowError, match=message):
+        find_place(stated)
 
 
 def test_places_of_every_launcher():

@@ -102,11 +102,13 @@ def test_three_processes_tell_each_other(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU: test.sh -m gpu there")
 def test_tensors_on_a_gpu_in_a_world_of_one(tmp_path):
     check(together(tmp_path, 1, "cuda"), "cuda")
 
 
 @pytest.mark.gpus
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL refuses two ranks on one GPU: test.sh -m gpus on two")
 def test_tensors_on_two_gpus(tmp_path):
     check(together(tmp_path, 2, "cuda"), "cuda")
 
