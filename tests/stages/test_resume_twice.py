@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -21,5 +22,6 @@ def test_two_successive_resumes_end_in_the_same_bytes(
         command.wait()
     last = regrow(*arguments)
     assert last.wait() == 0, last.output
-    assert "resuming at step 8 of 24" in last.output, last.output
+    # Step 8, or a later one where the kill came late: one that the resumed run wrote.
+    assert re.search(r"resuming at step (8|12|16|20) of 24", last.output), last.output
     same_as_reference(run)
