@@ -162,7 +162,9 @@ def main() -> Any:
             return _leave(TOLD, place)
         rank = f" (rank {place.rank})" if place.rank else ""
         print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
-        _report(str(error))
+        # Under our own launch nobody reads the report, and torch logs that it has nowhere to copy it.
+        if place.launcher == "other":
+            _report(str(error))
         return _leave(TOLD if place.launcher == "regrow" else 1, place)
 
 

@@ -7,6 +7,8 @@ folder without it is the rest of a save that was cut off and counts for nothing.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +128,9 @@ def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
     """Put the engine (weights, moments, counters) and the random state back as they were; every process calls it."""
     # DeepSpeed would unpickle whatever stands in the files.
     engine.engine.checkpoint_engine.load = _load_weights_only
-    loaded, _ = engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    # Its bf16 optimizer prints a line of its own for every group, whatever the log level.
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded, _ = engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if loaded is None:
         raise RegrowError(f"checkpoint {folder}: DeepSpeed found nothing to load in it")
     random = torch.load(folder / f"random-{world.rank:05d}.pt", weights_only=True)

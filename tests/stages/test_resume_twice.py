@@ -22,6 +22,8 @@ def test_two_successive_resumes_end_in_the_same_bytes(
         command.wait()
     last = regrow(*arguments)
     assert last.wait() == 0, last.output
+    noise = [line for line in last.output.splitlines() if not re.match(r"\[[a-z]+\] ", line)]
+    assert not noise, f"lines that are not regrow's: {noise}"
     # Step 8, or a later one where the kill came late: one that the resumed run wrote.
     assert re.search(r"resuming at step (8|12|16|20) of 24", last.output), last.output
     same_as_reference(run)
