@@ -25,9 +25,13 @@ from pipeline.model.costs import peak_flops
 #: Rows, inner, columns: two rows of 2,048 tokens through the projections of attention, the MLP up and down, the head;
 #: eight rows through the MLP; and a square that leaves no shape to blame.
 PRODUCTS = (
-    (4096, 4096, 4096), (4096, 4096, 11008), (4096, 11008, 4096), (4096, 4096, 32000), (16384, 4096, 11008),
+    (4096, 4096, 4096),
+    (4096, 4096, 11008),
+    (4096, 11008, 4096),
+    (4096, 4096, 32000),
+    (16384, 4096, 11008),
     (8192, 8192, 8192),
-)  # fmt: skip
+)
 COPIED = 4 * 2**30
 ROUNDS, ROUND_SECONDS = 15, 0.05
 
@@ -83,14 +87,24 @@ def main() -> None:
     bandwidth = 2 * copied / time_copy(copied, device)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     of_peak = ceiling / peak if peak else None
-    figures = {"products": speeds, "ceiling": ceiling, "peak_flops": peak, "of_peak": of_peak,
-               "copied_bytes": copied, "copy_bytes_per_second": bandwidth}  # fmt: skip
-    show(device, figures, {
-        **{name: f"{speed / 1e12:.3g} TFLOP/s" for name, speed in speeds.items()},
-        "Ceiling": f"{ceiling / 1e12:.3g} TFLOP/s",
-        "Of the peak": "unknown peak" if of_peak is None else f"{of_peak:.1%}",
-        "Copy": f"{bandwidth / 1e12:.3g} TB/s",
-    })  # fmt: skip
+    figures = {
+        "products": speeds,
+        "ceiling": ceiling,
+        "peak_flops": peak,
+        "of_peak": of_peak,
+        "copied_bytes": copied,
+        "copy_bytes_per_second": bandwidth,
+    }
+    show(
+        device,
+        figures,
+        {
+            **{name: f"{speed / 1e12:.3g} TFLOP/s" for name, speed in speeds.items()},
+            "Ceiling": f"{ceiling / 1e12:.3g} TFLOP/s",
+            "Of the peak": "unknown peak" if of_peak is None else f"{of_peak:.1%}",
+            "Copy": f"{bandwidth / 1e12:.3g} TB/s",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -28,9 +28,16 @@ def start(command: list[str], folder: Path, output: int | IO[str] = subprocess.P
     """The command, in ``folder`` and in a session of its own, its errors in its output; it ends when this process
     ends."""
     return subprocess.Popen(
-        command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1,
-        start_new_session=True, preexec_fn=die_with_parent,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:

@@ -95,8 +95,14 @@ class Ours:
     """Rows of the stream, and resuming it."""
 
     def __init__(self, shards: Sequence[Shard], encode: Encoder, row_length: int, cache: Path):
-        self.arguments = {"shards": shards, "encode": encode, "lanes": len(shards), "row_length": row_length,
-                          "seed": 0, "cache": cache}  # fmt: skip
+        self.arguments = {
+            "shards": shards,
+            "encode": encode,
+            "lanes": len(shards),
+            "row_length": row_length,
+            "seed": 0,
+            "cache": cache,
+        }
 
     def rows(self) -> Iterator[np.ndarray]:
         for row in load_rows(RowStream(**self.arguments), 0, die_with_parent):
@@ -263,8 +269,10 @@ def position_bytes(lanes: int, sources: int) -> int:
 
 def same_rows(readers: Sequence[Ours], count: int) -> bool:
     """Whether the first rows of streams are equal."""
-    return all(len({row.tobytes() for row in rows}) == 1
-               for rows in islice(zip(*(reader.rows() for reader in readers), strict=True), count))  # fmt: skip
+    return all(
+        len({row.tobytes() for row in rows}) == 1
+        for rows in islice(zip(*(reader.rows() for reader in readers), strict=True), count)
+    )
 
 
 def main() -> None:
@@ -293,8 +301,11 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
-    texts = [text for shard in list_source(str(arguments.text)).shards
-             for _, text in read_documents(Path(shard.place) / shard.path, shard.format)]  # fmt: skip
+    texts = [
+        text
+        for shard in list_source(str(arguments.text)).shards
+        for _, text in read_documents(Path(shard.place) / shard.path, shard.format)
+    ]
     if arguments.quick:
         texts = texts[:300]
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
@@ -335,16 +346,21 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
     fastest = max(speed[name] for name in bares if name in speed)
     needed = GPUS * TOKENS_PER_GPU
     figures = {
-        "row_length": length, "shards": arguments.shards, "turns": arguments.turns,
-        "tokens_in_a_turn": amounts, "documents": len(texts) * arguments.repeat * arguments.shards,
-        "tokens_per_second": speed, "of_bare": speed["text"] / fastest,
+        "row_length": length,
+        "shards": arguments.shards,
+        "turns": arguments.turns,
+        "tokens_in_a_turn": amounts,
+        "documents": len(texts) * arguments.repeat * arguments.shards,
+        "tokens_per_second": speed,
+        "of_bare": speed["text"] / fastest,
         "of_bare_transformers": speed["text"] / speed["bare_transformers"],
         "tokenised_times_text": speed["tokenised"] / speed["text"],
         "same_rows": same_rows([readers["text"], readers["tokenised"]], far),
         "resume_seconds": resumes,
         "position_bytes": {sources: position_bytes(LANES_OF_A_RUN, sources) for sources in (1, 7)},
-        "tokens_per_second_of_8_h100": needed, "workers_for_8_h100": math.ceil(needed / speed["text"]),
-    }  # fmt: skip
+        "tokens_per_second_of_8_h100": needed,
+        "workers_for_8_h100": math.ceil(needed / speed["text"]),
+    }
     row = {
         "Rows": f"of {length}, {arguments.shards} lanes",
         "Bare tokenizer": f"{fastest:,.0f} tokens/s",
@@ -354,8 +370,13 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
         "datasets": f"{speed['datasets']:,.0f} tokens/s",
         "webdataset": f"{speed['webdataset']:,.0f} tokens/s",
     }
-    names = {"text": "ours, from text", "tokenised": "ours, tokenised", "datasets": "datasets",
-             "webdataset": "webdataset (replay)", "synthetic": "synthetic tokenised shards"}  # fmt: skip
+    names = {
+        "text": "ours, from text",
+        "tokenised": "ours, tokenised",
+        "datasets": "datasets",
+        "webdataset": "webdataset (replay)",
+        "synthetic": "synthetic tokenised shards",
+    }
     for name, found in resumes.items():
         behind = " / ".join(f"{count:,}" for count in found)
         row[f"Resume behind row {behind}: {names[name]}"] = " / ".join(f"{seconds:.3f} s" for seconds in found.values())

@@ -55,8 +55,11 @@ class Item:
 
 
 def _speed(figures: Figures) -> str:
-    shares = [f"{figures[key]:.1%} {words}" for key, words in (("mfu", "MFU"), ("of_ceiling", "of the ceiling"))
-              if figures[key] is not None]  # fmt: skip
+    shares = [
+        f"{figures[key]:.1%} {words}"
+        for key, words in (("mfu", "MFU"), ("of_ceiling", "of the ceiling"))
+        if figures[key] is not None
+    ]
     return ", ".join([f"{figures['tokens_per_second']:,.0f} tokens/s", *shares])
 
 
@@ -87,9 +90,14 @@ ITEMS = (
     Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), needs=".cache/demo/assets.json"),
     Item("tests", "gpu_tests.py", _tests, Call(40), Call(15)),
     Item("2.7b", "throughput.py", _speed, Call(60, ("--blocks", "12")), Call(15, ("--blocks", "4", *_SMALL)), _TAKES),
-    Item("scoring", "scoring.py", _scoring, Call(45, ("--shape", "7b", *_SEQUENCES)),
-         Call(15, ("--shape", "tiny", "--quick", "--no-linear"))),
-)  # fmt: skip
+    Item(
+        "scoring",
+        "scoring.py",
+        _scoring,
+        Call(45, ("--shape", "7b", *_SEQUENCES)),
+        Call(15, ("--shape", "tiny", "--quick", "--no-linear")),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +177,10 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     if late:
         seconds = sum(outcome.call.seconds for outcome in late)
         names = " ".join(outcome.item.name for outcome in late)
-        lines.append(f"left out for want of time; about {seconds:.0f} s more:  "
-                     f"bash benchmarks/gpu.sh --minutes {math.ceil(seconds / 60)} {names}")  # fmt: skip
+        lines.append(
+            f"left out for want of time; about {seconds:.0f} s more:  "
+            f"bash benchmarks/gpu.sh --minutes {math.ceil(seconds / 60)} {names}"
+        )
     return lines
 
 

@@ -43,10 +43,16 @@ def main() -> None:
     status = pytest.main([*options, f"--rootdir={ROOT}", str(ROOT / "tests")], plugins=[outcomes])
     seconds, counts = perf_counter() - begin, outcomes.counts
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    show(device, {**counts, "seconds": seconds}, {
-        "Passed": f"{counts['passed']}", "Failed": f"{counts['failed']}", "Skipped": f"{counts['skipped']}",
-        "Seconds": f"{seconds:.0f}",
-    })  # fmt: skip
+    show(
+        device,
+        {**counts, "seconds": seconds},
+        {
+            "Passed": f"{counts['passed']}",
+            "Failed": f"{counts['failed']}",
+            "Skipped": f"{counts['skipped']}",
+            "Seconds": f"{seconds:.0f}",
+        },
+    )
     if status == 0 and device.type == "cuda" and not counts["passed"]:
         sys.exit("no test marked gpu passed on this GPU: see the reasons for skipping above")
     sys.exit(int(status != 0))

@@ -33,10 +33,19 @@ DEMO = ROOT / ".cache" / "demo"
 #: On a GPU kernels are deterministic only when asked; what does not reach the weights is left out.
 ALWAYS = ["train.deterministic=true", "prune.compare.enabled=false"]
 QUICK = [
-    "score.criteria=[ppl]", "score.sequences=2", "score.length=32", "score.processes=1", "prune.remove=2",
-    "prune.protect_first=1", "prune.protect_last=1", "prune.processes=1", "data.row_length=64", "train.tokens=10240",
-    "train.evaluate_rows=4", "train.processes=1",
-]  # fmt: skip
+    "score.criteria=[ppl]",
+    "score.sequences=2",
+    "score.length=32",
+    "score.processes=1",
+    "prune.remove=2",
+    "prune.protect_first=1",
+    "prune.protect_last=1",
+    "prune.processes=1",
+    "data.row_length=64",
+    "train.tokens=10240",
+    "train.evaluate_rows=4",
+    "train.processes=1",
+]
 LIMIT = 600
 
 
@@ -101,8 +110,10 @@ def newest_checkpoint(run: Path) -> int:
 def export_of(run: Path) -> dict[str, str]:
     """sha256 of each file of weights that the run exported, by its path."""
     folder = run / "train" / "exports"
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*.safetensors"))}  # fmt: skip
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def main() -> None:
@@ -131,16 +142,32 @@ def main() -> None:
     same = bool(export) and export == resumed and same_steps
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     figures = {
-        "config": arguments.config.name, "steps": steps, "killed_after": last, "resumed_at": checkpoint,
-        "straight_seconds": whole.seconds, "resume_seconds": again.seconds, "same_steps": same_steps,
-        "same_bytes": export == resumed, "same": same, "export": export, "resumed_export": resumed,
-    }  # fmt: skip
-    show(device, figures, {
-        "Config": f"{arguments.config.name}{', quick' if arguments.quick else ''}", "Steps": f"{steps}",
-        "Killed after": f"step {last}", "Resumed at": f"step {checkpoint}", "Straight": f"{whole.seconds:.0f} s",
-        "Resumed": f"{again.seconds:.0f} s", "Losses and norms": "the same" if same_steps else "DIFFERENT",
-        "Export": f"the same, sha256 {next(iter(export.values()))[:12]}" if same else "DIFFERENT",
-    })  # fmt: skip
+        "config": arguments.config.name,
+        "steps": steps,
+        "killed_after": last,
+        "resumed_at": checkpoint,
+        "straight_seconds": whole.seconds,
+        "resume_seconds": again.seconds,
+        "same_steps": same_steps,
+        "same_bytes": export == resumed,
+        "same": same,
+        "export": export,
+        "resumed_export": resumed,
+    }
+    show(
+        device,
+        figures,
+        {
+            "Config": f"{arguments.config.name}{', quick' if arguments.quick else ''}",
+            "Steps": f"{steps}",
+            "Killed after": f"step {last}",
+            "Resumed at": f"step {checkpoint}",
+            "Straight": f"{whole.seconds:.0f} s",
+            "Resumed": f"{again.seconds:.0f} s",
+            "Losses and norms": "the same" if same_steps else "DIFFERENT",
+            "Export": f"the same, sha256 {next(iter(export.values()))[:12]}" if same else "DIFFERENT",
+        },
+    )
     if not same or not checkpoint:
         sys.exit("a resumed run must go on from a checkpoint and end in the same losses, norms and bytes")
 

@@ -78,10 +78,14 @@ def one_at_a_time(model: Any, sequences: torch.Tensor, together: int) -> tuple[t
         # To leave a block out costs a forward of one token: that is not counted against the baseline.
         with skip_blocks(model, removed):
             begin = _clock(model)
-            rows.append(torch.cat([
-                next_token_losses(model(batch, use_cache=False).logits, batch).double().sum(dim=1).cpu()
-                for batch in sequences.split(together)
-            ]))  # fmt: skip
+            rows.append(
+                torch.cat(
+                    [
+                        next_token_losses(model(batch, use_cache=False).logits, batch).double().sum(dim=1).cpu()
+                        for batch in sequences.split(together)
+                    ]
+                )
+            )
             seconds += _clock(model) - begin
     return torch.stack(rows), seconds
 
@@ -116,11 +120,16 @@ def measure(model: Any, sequences: torch.Tensor, repeats: int) -> dict[str, Any]
     skipping = min(middle["one_sequence"], middle["all_sequences"])
     targets = sequences.shape[1] - 1
     return {
-        "sequences": len(sequences), "length": sequences.shape[1], "repeats": repeats, "seconds": middle,
-        "ratio": skipping / middle["sweep"], "sweep_of_skipping": middle["sweep"] / skipping,
-        "with_distances": {"seconds": distances, "ratio": distances / middle["sweep"]}, "peak_memory": peaks,
+        "sequences": len(sequences),
+        "length": sequences.shape[1],
+        "repeats": repeats,
+        "seconds": middle,
+        "ratio": skipping / middle["sweep"],
+        "sweep_of_skipping": middle["sweep"] / skipping,
+        "with_distances": {"seconds": distances, "ratio": distances / middle["sweep"]},
+        "peak_memory": peaks,
         "largest_difference": (losses["sweep"] - losses["one_sequence"]).abs().max().item() / targets,
-    }  # fmt: skip
+    }
 
 
 def measure_linear(model: Any, sequences: torch.Tensor) -> dict[str, Any]:
@@ -136,8 +145,9 @@ def draw(arguments: argparse.Namespace, sequences: int, length: int) -> torch.Te
         return torch.randint(vicuna().vocab_size, (sequences, length))
     encode = make_encoder(load_tokenizer(arguments.model))
     shards = list_source(str(arguments.text)).shards
-    return calibration_sequences(shards, encode, sequences=sequences, length=length, bos="document", seed=1234,
-                                 cache=arguments.text)[0]  # fmt: skip
+    return calibration_sequences(
+        shards, encode, sequences=sequences, length=length, bos="document", seed=1234, cache=arguments.text
+    )[0]
 
 
 def main() -> None:
@@ -181,9 +191,17 @@ def main() -> None:
         processes = None
         if device.type == "cpu" and not arguments.shape:
             processes = one_and_two_processes(arguments.model, arguments.dtype, batch, arguments.repeats)
-        figures = {"model": name, "blocks": model.config.num_hidden_layers, "dtype": arguments.dtype, **figures,
-                   "linear": linear, "processes": processes, "bars": BARS,
-                   "predicted_ratio": expected, "predicted_ratio_7b": expected_7b}  # fmt: skip
+        figures = {
+            "model": name,
+            "blocks": model.config.num_hidden_layers,
+            "dtype": arguments.dtype,
+            **figures,
+            "linear": linear,
+            "processes": processes,
+            "bars": BARS,
+            "predicted_ratio": expected,
+            "predicted_ratio_7b": expected_7b,
+        }
         report(device, figures)
 
 
@@ -196,22 +214,28 @@ def report(device: torch.device, figures: dict[str, Any]) -> None:
     print(f"the sweep takes {figures['sweep_of_skipping']:.2f} of skipping; the bar is {BARS['sweep']} at most")
     if processes is not None:
         print(f"2 processes are {processes['speedup']:.2f} times as fast; the bar is {BARS['processes']} at least")
-    show(device, figures, {
-        "Model": f"{figures['model']}, {figures['blocks']} blocks, {figures['dtype']}",
-        "Sequences": f"{figures['sequences']} x {figures['length']}",
-        "Sweep": f"{times['sweep']:.2f} s",
-        "With all distances": f"{distances['seconds']:.2f} s ({distances['ratio']:.2f} x)",
-        "Linear replacement": "not measured" if linear is None
-        else f"{linear['seconds']:.2f} s for {linear['tokens']:,} tokens",
-        "One block, one sequence at a time": f"{times['one_sequence']:.2f} s",
-        "One block at a time, many sequences": f"{times['all_sequences']:.2f} s",
-        "Ratio": f"{figures['ratio']:.2f}",
-        "Expected": f"{figures['predicted_ratio']:.2f}",
-        "Peak memory": f"{figures['peak_memory']['sweep'] / 1e9:.1f} GB",
-        "1 process, 2 processes": "not measured" if processes is None
-        else f"{processes['one']:.2f} s, {processes['two']:.2f} s ({processes['speedup']:.2f} x)",
-        "Largest difference of a loss": f"{figures['largest_difference']:.1e} nats",
-    })  # fmt: skip
+    show(
+        device,
+        figures,
+        {
+            "Model": f"{figures['model']}, {figures['blocks']} blocks, {figures['dtype']}",
+            "Sequences": f"{figures['sequences']} x {figures['length']}",
+            "Sweep": f"{times['sweep']:.2f} s",
+            "With all distances": f"{distances['seconds']:.2f} s ({distances['ratio']:.2f} x)",
+            "Linear replacement": "not measured"
+            if linear is None
+            else f"{linear['seconds']:.2f} s for {linear['tokens']:,} tokens",
+            "One block, one sequence at a time": f"{times['one_sequence']:.2f} s",
+            "One block at a time, many sequences": f"{times['all_sequences']:.2f} s",
+            "Ratio": f"{figures['ratio']:.2f}",
+            "Expected": f"{figures['predicted_ratio']:.2f}",
+            "Peak memory": f"{figures['peak_memory']['sweep'] / 1e9:.1f} GB",
+            "1 process, 2 processes": "not measured"
+            if processes is None
+            else f"{processes['one']:.2f} s, {processes['two']:.2f} s ({processes['speedup']:.2f} x)",
+            "Largest difference of a loss": f"{figures['largest_difference']:.1e} nats",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -60,21 +60,43 @@ def main() -> None:
     flops = flops_per_token(products, arguments.blocks, attention_width(config), arguments.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     estimate = memory_per_gpu(
-        parameters, block, arguments.zero_stage, world.size, arguments.micro_batch, arguments.row_length, config,
+        parameters,
+        block,
+        arguments.zero_stage,
+        world.size,
+        arguments.micro_batch,
+        arguments.row_length,
+        config,
         gradient_checkpointing=arguments.gradient_checkpointing,
-    )["total"]  # fmt: skip
+    )["total"]
     rows = random_rows(config.vocab_size, arguments.row_length, world.rank)
     try:
         engine = Engine(
-            model, world, micro_batch=arguments.micro_batch, accumulation=arguments.accumulation,
-            zero_stage=arguments.zero_stage, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1,
-            no_decay=("bias", "norm"), clip=1.0, gradient_checkpointing=arguments.gradient_checkpointing,
-        )  # fmt: skip
-        steps = list(train_steps(
-            engine, rows, world, Position(), steps=1 + arguments.steps, micro_batch=arguments.micro_batch,
-            rate=lambda step: 1e-4,
-            mfu=lambda speed: mfu(speed / world.size, flops, peak),
-        ))  # fmt: skip
+            model,
+            world,
+            micro_batch=arguments.micro_batch,
+            accumulation=arguments.accumulation,
+            zero_stage=arguments.zero_stage,
+            learning_rate=1e-4,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=0.1,
+            no_decay=("bias", "norm"),
+            clip=1.0,
+            gradient_checkpointing=arguments.gradient_checkpointing,
+        )
+        steps = list(
+            train_steps(
+                engine,
+                rows,
+                world,
+                Position(),
+                steps=1 + arguments.steps,
+                micro_batch=arguments.micro_batch,
+                rate=lambda step: 1e-4,
+                mfu=lambda speed: mfu(speed / world.size, flops, peak),
+            )
+        )
     except torch.OutOfMemoryError as error:
         sys.exit(
             f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
@@ -84,16 +106,28 @@ def main() -> None:
     speed = median(step.tokens_per_second for step in steps[1:])
     used, share = (mfu(speed / world.size, flops, most) for most in (peak, arguments.ceiling))
     figures = {
-        "blocks": arguments.blocks, "width": arguments.width, "parameters": parameters, "processes": world.size,
-        "micro_batch": arguments.micro_batch, "accumulation": arguments.accumulation,
-        "row_length": arguments.row_length, "zero_stage": arguments.zero_stage,
-        "gradient_checkpointing": arguments.gradient_checkpointing, "attention": arguments.attention,
-        "timed_steps": arguments.steps, "tokens_per_second": speed,
-        "seconds_per_step": median(step.seconds for step in steps[1:]), "flops_per_token": flops,
-        "peak_flops": peak, "mfu": used, "ceiling": arguments.ceiling, "of_ceiling": share,
-        "peak_memory": peak_memory(world.device), "estimated_memory": estimate,
+        "blocks": arguments.blocks,
+        "width": arguments.width,
+        "parameters": parameters,
+        "processes": world.size,
+        "micro_batch": arguments.micro_batch,
+        "accumulation": arguments.accumulation,
+        "row_length": arguments.row_length,
+        "zero_stage": arguments.zero_stage,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
+        "attention": arguments.attention,
+        "timed_steps": arguments.steps,
+        "tokens_per_second": speed,
+        "seconds_per_step": median(step.seconds for step in steps[1:]),
+        "flops_per_token": flops,
+        "peak_flops": peak,
+        "mfu": used,
+        "ceiling": arguments.ceiling,
+        "of_ceiling": share,
+        "peak_memory": peak_memory(world.device),
+        "estimated_memory": estimate,
         "losses": [step.loss for step in steps],
-    }  # fmt: skip
+    }
     if world.rank == 0:
         print(
             f"FLOPs for a token: 6 N + 12 L W T = 6 x {products:,} + 12 x {arguments.blocks} x "
@@ -101,16 +135,20 @@ def main() -> None:
             "embedding, L blocks, W heads x head size, T row length\n"
             f"MFU: tokens/s of a device x FLOPs for a token / {f'{peak:.4g}' if peak else 'peak FLOP/s (unknown here)'}"
         )
-        show(world.device, figures, {
-            "Model": f"{arguments.blocks} blocks of {arguments.width}, {parameters / 1e9:.3g}B parameters",
-            "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
-            "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
-            "Tokens/s": f"{speed:,.0f}",
-            "MFU": "unknown peak" if used is None else f"{used:.1%}",
-            "Of the ceiling": "not measured" if share is None else f"{share:.1%}",
-            "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
-            "Estimated": f"{estimate / 1e9:.2f} GB",
-        })  # fmt: skip
+        show(
+            world.device,
+            figures,
+            {
+                "Model": f"{arguments.blocks} blocks of {arguments.width}, {parameters / 1e9:.3g}B parameters",
+                "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
+                "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
+                "Tokens/s": f"{speed:,.0f}",
+                "MFU": "unknown peak" if used is None else f"{used:.1%}",
+                "Of the ceiling": "not measured" if share is None else f"{share:.1%}",
+                "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
+                "Estimated": f"{estimate / 1e9:.2f} GB",
+            },
+        )
     world.close()
 
 

@@ -45,8 +45,10 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
     model.train()
     weights = list(model.parameters())
     masters = {weight: nn.Parameter(weight.detach().float()) for weight in weights}
-    groups = [{**group, "params": [masters[weight] for weight in group["params"]]}
-              for group in decay_groups(model, RECIPE["weight_decay"], NO_DECAY)]  # fmt: skip
+    groups = [
+        {**group, "params": [masters[weight] for weight in group["params"]]}
+        for group in decay_groups(model, RECIPE["weight_decay"], NO_DECAY)
+    ]
     device = weights[0].device
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=RECIPE["betas"], eps=RECIPE["eps"], fused=True)
     for micro_batches in batches:
@@ -103,24 +105,39 @@ def main() -> None:
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
 
     def rows(workers: int) -> Iterator[Any]:
-        stream = RowStream(shards, encode=encode, lanes=arguments.lanes, row_length=arguments.row_length, seed=0,
-                           cache=arguments.text)  # fmt: skip
+        stream = RowStream(
+            shards, encode=encode, lanes=arguments.lanes, row_length=arguments.row_length, seed=0, cache=arguments.text
+        )
         return load_rows(stream, fitting_workers(workers, arguments.lanes, 1), die_with_parent)
 
     micro_batch, accumulation = arguments.micro_batch, arguments.accumulation
     steps = 1 + arguments.turns * arguments.steps
-    ready = torch.stack([torch.from_numpy(row.input_ids)
-                         for row in islice(rows(0), steps * accumulation * micro_batch)])  # fmt: skip
+    ready = torch.stack(
+        [torch.from_numpy(row.input_ids) for row in islice(rows(0), steps * accumulation * micro_batch)]
+    )
     bare_model = new_model()
     bare = bare_steps(bare_model, (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch)))
     engine = Engine(
-        new_model(), world, micro_batch=micro_batch, accumulation=accumulation, zero_stage=arguments.zero_stage,
-        learning_rate=RATE, no_decay=NO_DECAY, clip=CLIP, **RECIPE,
-    )  # fmt: skip
+        new_model(),
+        world,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        zero_stage=arguments.zero_stage,
+        learning_rate=RATE,
+        no_decay=NO_DECAY,
+        clip=CLIP,
+        **RECIPE,
+    )
     ours = train_steps(
-        engine, rows(arguments.workers), world, Position(), steps=steps, micro_batch=micro_batch,
-        rate=lambda step: RATE, mfu=lambda speed: None,
-    )  # fmt: skip
+        engine,
+        rows(arguments.workers),
+        world,
+        Position(),
+        steps=steps,
+        micro_batch=micro_batch,
+        rate=lambda step: RATE,
+        mfu=lambda speed: None,
+    )
 
     def turn(loop: Iterator[Any], count: int) -> tuple[list[Any], float]:
         wait_for(world.device)
@@ -141,25 +158,35 @@ def main() -> None:
     pairs = list(zip(done["ours"], done["bare"], strict=True))
     middle = {name: median(times) for name, times in seconds.items()}
     figures = {
-        "blocks": arguments.blocks, "parameters": bare_model.num_parameters(), "row_length": arguments.row_length,
-        "micro_batch": micro_batch, "accumulation": accumulation, "zero_stage": arguments.zero_stage,
-        "workers": arguments.workers, "timed_steps": steps - 1, "seconds_per_step": middle,
+        "blocks": arguments.blocks,
+        "parameters": bare_model.num_parameters(),
+        "row_length": arguments.row_length,
+        "micro_batch": micro_batch,
+        "accumulation": accumulation,
+        "zero_stage": arguments.zero_stage,
+        "workers": arguments.workers,
+        "timed_steps": steps - 1,
+        "seconds_per_step": middle,
         "overhead": middle["ours"] / middle["bare"] - 1,
         "data_wait": median(step.data_wait for step in done["ours"][1:]),
         "losses": [step.loss for step in done["ours"]],
         "largest_loss_difference": max(abs(step.loss - loss) for step, (loss, _) in pairs),
         "largest_norm_difference": max(abs(step.grad_norm - norm) / norm for step, (_, norm) in pairs),
-    }  # fmt: skip
-    show(world.device, figures, {
-        "Model": f"{arguments.blocks} blocks, {figures['parameters'] / 1e6:.0f}M parameters, bf16",
-        "Rows": f"{micro_batch} x {accumulation} of {arguments.row_length}",
-        "ZeRO": str(arguments.zero_stage),
-        "Ours": f"{1 / middle['ours']:.4g} steps/s",
-        "Bare": f"{1 / middle['bare']:.4g} steps/s",
-        "Overhead": f"{figures['overhead']:+.1%}",
-        "Waiting for data": f"{figures['data_wait'] / middle['ours']:.1%}",
-        "Largest difference of a loss": f"{figures['largest_loss_difference']:.1e} nats",
-    })  # fmt: skip
+    }
+    show(
+        world.device,
+        figures,
+        {
+            "Model": f"{arguments.blocks} blocks, {figures['parameters'] / 1e6:.0f}M parameters, bf16",
+            "Rows": f"{micro_batch} x {accumulation} of {arguments.row_length}",
+            "ZeRO": str(arguments.zero_stage),
+            "Ours": f"{1 / middle['ours']:.4g} steps/s",
+            "Bare": f"{1 / middle['bare']:.4g} steps/s",
+            "Overhead": f"{figures['overhead']:+.1%}",
+            "Waiting for data": f"{figures['data_wait'] / middle['ours']:.1%}",
+            "Largest difference of a loss": f"{figures['largest_loss_difference']:.1e} nats",
+        },
+    )
     world.close()
 
 

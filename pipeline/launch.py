@@ -77,9 +77,12 @@ def _stated_place(environment: Mapping[str, str]) -> Place:
     # A batch script has SLURM_PROCID too, but no step: what runs in it without srun stands alone.
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         return Place(
-            int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"]), int(environment["SLURM_LOCALID"]),
-            _tasks_here(environment), "other",
-        )  # fmt: skip
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_NTASKS"]),
+            int(environment["SLURM_LOCALID"]),
+            _tasks_here(environment),
+            "other",
+        )
     return Place()
 
 

@@ -93,13 +93,21 @@ def plan(config: Config) -> dict[str, Any]:
         {
             "zero_stage": stage,
             **memory_per_gpu(
-                trained, max(_modules(model, sizes)), stage, processes, train.micro_batch, row, hf_config,
-                frozen=pruned - trained, blocks=blocks, gradient_checkpointing=train.gradient_checkpointing,
+                trained,
+                max(_modules(model, sizes)),
+                stage,
+                processes,
+                train.micro_batch,
+                row,
+                hf_config,
+                frozen=pruned - trained,
+                blocks=blocks,
+                gradient_checkpointing=train.gradient_checkpointing,
                 weight_bytes=4 if config.model.dtype == "float32" else 2,
             ),
         }
         for stage in range(4)
-    ]  # fmt: skip
+    ]
     needed = memory[train.zero_stage]["total"]
     if needed > 0.9 * GPU_BYTES:
         notes.append(
@@ -219,10 +227,14 @@ def planned_removal(config: Config, model: nn.Module) -> list[int]:
         # Named blocks go whatever the protect rule says.
         return [sizes[index] for index in check_indices(prune.blocks, len(sizes))]
     count = count_removals(
-        len(sizes), prune.protect_first + prune.protect_last, remove=prune.remove, ratio=prune.ratio,
-        parameters=prune.parameters, dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        len(sizes),
+        prune.protect_first + prune.protect_last,
+        remove=prune.remove,
+        ratio=prune.ratio,
+        parameters=prune.parameters,
+        dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
         block_parameters=sizes,
-    )  # fmt: skip
+    )
     return sorted(sizes)[:count]
 
 
@@ -234,11 +246,20 @@ def _scoring(config: Config, hf_config: Any, sizes: list[int], dense: int, plann
     score = config.score
     size = getattr(torch, score.dtype).itemsize
     wanted = needs(
-        len(sizes), score.sequences, score.length, hf_config.hidden_size, size, max(sizes) * size,
-        (dense - sum(sizes)) * size, micro_batch=score.micro_batch, vocabulary=hf_config.vocab_size,
-        intermediate=getattr(hf_config, "intermediate_size", None), losses="ppl" in score.criteria,
-        windows=len(windows_of(len(sizes), score.ppl_n)), distances=bool(set(score.criteria) & set(DISTANCES)),
-    )  # fmt: skip
+        len(sizes),
+        score.sequences,
+        score.length,
+        hf_config.hidden_size,
+        size,
+        max(sizes) * size,
+        (dense - sum(sizes)) * size,
+        micro_batch=score.micro_batch,
+        vocabulary=hf_config.vocab_size,
+        intermediate=getattr(hf_config, "intermediate_size", None),
+        losses="ppl" in score.criteria,
+        windows=len(windows_of(len(sizes), score.ppl_n)),
+        distances=bool(set(score.criteria) & set(DISTANCES)),
+    )
     weights = dense * size
     extra = 0
     if "taylor" in score.criteria:

@@ -42,11 +42,21 @@ def row_stream(
     data = config.data
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return RowStream(
-        corpus, encode=encoder, lanes=data.lanes, row_length=data.row_length, seed=data.seed, cache=shard_cache(config),
-        weights=_weights(config), on_damage=data.on_damage, about=about_encoder(encoder),
-        held_out=read_hashes(run.stage("data") / HELD_OUT), rank=rank, world=world,
-        start=step * config.train.global_batch, cursors=cursors,
-    )  # fmt: skip
+        corpus,
+        encode=encoder,
+        lanes=data.lanes,
+        row_length=data.row_length,
+        seed=data.seed,
+        cache=shard_cache(config),
+        weights=_weights(config),
+        on_damage=data.on_damage,
+        about=about_encoder(encoder),
+        held_out=read_hashes(run.stage("data") / HELD_OUT),
+        rank=rank,
+        world=world,
+        start=step * config.train.global_batch,
+        cursors=cursors,
+    )
 
 
 def shard_cache(config: Config) -> ShardCache:
@@ -57,10 +67,16 @@ def shard_cache(config: Config) -> ShardCache:
 def row_identity(config: Config, run: Run, encoder: Encoder) -> Identity:
     """What fixes the rows of this run: a checkpoint of another identity holds a position in another stream."""
     return Identity(
-        lanes=config.data.lanes, row_length=config.data.row_length, seed=config.data.seed, weights=_weights(config),
-        manifest=read_json(run.stage("data") / "manifest.json")["hash"], tokenizer=tokenizer_hash(encoder.tokenizer),
-        bos=encoder.bos, separator=encoder.separator, special_tokens=encoder.special_tokens,
-    )  # fmt: skip
+        lanes=config.data.lanes,
+        row_length=config.data.row_length,
+        seed=config.data.seed,
+        weights=_weights(config),
+        manifest=read_json(run.stage("data") / "manifest.json")["hash"],
+        tokenizer=tokenizer_hash(encoder.tokenizer),
+        bos=encoder.bos,
+        separator=encoder.separator,
+        special_tokens=encoder.special_tokens,
+    )
 
 
 def shard_names(run: Run) -> list[list[str]]:

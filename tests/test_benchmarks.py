@@ -38,9 +38,20 @@ def run_benchmark(name: str, *arguments: object) -> tuple[dict[str, Any], list[s
 @pytest.mark.slow
 def test_scoring_compares_equal_losses(tiny_model: Path, demo: Path) -> None:
     figures, before = run_benchmark(
-        "scoring", "--model", tiny_model, "--text", demo / "text" / "train", "--sequences", 3, "--length", 32,
-        "--dtype", "float32", "--repeats", 2,
-    )  # fmt: skip
+        "scoring",
+        "--model",
+        tiny_model,
+        "--text",
+        demo / "text" / "train",
+        "--sequences",
+        3,
+        "--length",
+        32,
+        "--dtype",
+        "float32",
+        "--repeats",
+        2,
+    )
     assert figures["largest_difference"] < 1e-5, f"the two ways gave other losses: {figures}"
     seconds = figures["seconds"]
     assert set(seconds) == {"sweep", "one_sequence", "all_sequences"} and min(seconds.values()) > 0, figures
@@ -65,9 +76,26 @@ def test_scoring_compares_equal_losses(tiny_model: Path, demo: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_compares_equal_work(tiny_model: Path, demo: Path, workers: int) -> None:
     figures, _ = run_benchmark(
-        "training", "--model", tiny_model, "--text", demo / "text" / "train", "--separator", "eos", "--blocks", 3,
-        "--row-length", 64, "--lanes", 4, "--workers", workers, "--turns", 2, "--steps", 2,
-    )  # fmt: skip
+        "training",
+        "--model",
+        tiny_model,
+        "--text",
+        demo / "text" / "train",
+        "--separator",
+        "eos",
+        "--blocks",
+        3,
+        "--row-length",
+        64,
+        "--lanes",
+        4,
+        "--workers",
+        workers,
+        "--turns",
+        2,
+        "--steps",
+        2,
+    )
     assert len(figures["losses"]) == 5 and figures["losses"][-1] < figures["losses"][0], f"nothing learned: {figures}"
     # bf16 rounds at 4e-3 of a value; both loops make the same products from the same weights.
     assert figures["largest_loss_difference"] < 5e-3, f"the loops computed other losses: {figures}"
@@ -80,9 +108,21 @@ def test_training_compares_equal_work(tiny_model: Path, demo: Path, workers: int
 @pytest.mark.parametrize("options", [(), ("--zero-stage", 3, "--gradient-checkpointing")])
 def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None:
     figures, before = run_benchmark(
-        "throughput", "--width", 64, "--blocks", 2, "--row-length", 32, "--micro-batch", 2, "--accumulation", 2,
-        "--steps", 3, *options,
-    )  # fmt: skip
+        "throughput",
+        "--width",
+        64,
+        "--blocks",
+        2,
+        "--row-length",
+        32,
+        "--micro-batch",
+        2,
+        "--accumulation",
+        2,
+        "--steps",
+        3,
+        *options,
+    )
     # Attention 4 x 64 x 64, MLP 3 x 64 x 172, two norms; one norm more; embedding and head of 32,000 x 64.
     block = 4 * 64 * 64 + 3 * 64 * 172 + 2 * 64
     assert figures["parameters"] == 2 * block + 64 + 2 * 32000 * 64, figures

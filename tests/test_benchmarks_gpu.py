@@ -69,8 +69,11 @@ def test_a_failure_and_a_hang_do_not_keep_the_next_from_its_turn(gpu, folder, ca
     outcomes = list(gpu.measure(items, minutes=1, root=folder))
     seconds = time.monotonic() - begin
     assert [outcome.status.split(" after")[0] for outcome in outcomes] == [
-        "FAILED: exit status 3", "FAILED: printed no figures", "FAILED: stopped", "ok",
-    ], outcomes  # fmt: skip
+        "FAILED: exit status 3",
+        "FAILED: printed no figures",
+        "FAILED: stopped",
+        "ok",
+    ], outcomes
     assert [outcome.failed for outcome in outcomes] == [True, True, True, False]
     assert seconds < 20, f"what hangs was to be stopped after 1 s, all took {seconds:.0f} s"
     printed = capsys.readouterr().out
@@ -82,8 +85,12 @@ def test_a_failure_and_a_hang_do_not_keep_the_next_from_its_turn(gpu, folder, ca
 
 
 def test_what_would_not_end_in_time_is_left_out_and_named(gpu, folder) -> None:
-    items = [item(gpu, "shows"), item(gpu, "silent", seconds=100), item(gpu, "hangs", seconds=50),
-             item(gpu, "fails", needs="assets")]  # fmt: skip
+    items = [
+        item(gpu, "shows"),
+        item(gpu, "silent", seconds=100),
+        item(gpu, "hangs", seconds=50),
+        item(gpu, "fails", needs="assets"),
+    ]
     outcomes = list(gpu.measure(items, minutes=0.2, root=folder))
     assert [outcome.status.split(":")[0] for outcome in outcomes] == ["ok", "left out", "left out", "left out"], (
         outcomes
@@ -102,15 +109,18 @@ def test_figures_of_one_item_become_options_of_another(gpu, folder) -> None:
 
 
 def test_the_summary_repeats_rows_and_says_what_became_of_each(gpu, folder) -> None:
-    outcomes = list(gpu.measure([item(gpu, "shows"), item(gpu, "fails"), item(gpu, "silent", seconds=99)], 1,
-                                root=folder))  # fmt: skip
+    outcomes = list(
+        gpu.measure([item(gpu, "shows"), item(gpu, "fails"), item(gpu, "silent", seconds=99)], 1, root=folder)
+    )
     lines = gpu.summary(outcomes)
     assert lines[:4] == ["shows:", "| Speed |", "| --- |", "| 2.5 |"], lines
     table = [line for line in lines if line.count("|") == 5][2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     assert [(name, figure) for name, _, _, figure in cells] == [
-        ("shows", "2.5 of something"), ("fails", "1.0 of something"), ("silent", ""),
-    ], lines  # fmt: skip
+        ("shows", "2.5 of something"),
+        ("fails", "1.0 of something"),
+        ("silent", ""),
+    ], lines
     assert cells[1][1] == "FAILED: exit status 3" and cells[2][2] == "", cells
 
 
@@ -125,9 +135,13 @@ def test_all_items_fit_into_the_default_minutes_and_name_their_scripts(gpu) -> N
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """benchmarks/gpu.sh on a machine whose GPUs are hidden."""
     return subprocess.run(
-        ["bash", "benchmarks/gpu.sh", *arguments], cwd=ROOT, text=True, capture_output=True, timeout=1200,
+        ["bash", "benchmarks/gpu.sh", *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=1200,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable, **environment},
-    )  # fmt: skip
+    )
 
 
 def test_refusals_come_before_any_work() -> None:

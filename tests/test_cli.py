@@ -72,9 +72,16 @@ def test_a_command_that_is_not_there_is_a_usage_error(call):
 
 def test_help_config_schema_status_and_config_errors_do_not_import_torch(reference):
     """In one process, one command after another."""
-    commands = [["--help"], ["--version"], ["train", "--help"], ["config", "configs/demo.yaml"], ["schema"],
-                ["status", str(reference)], ["run", "configs/demo.yaml", "prune.remov=9"],
-                ["run", "configs/absent.yaml"]]  # fmt: skip
+    commands = [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["config", "configs/demo.yaml"],
+        ["schema"],
+        ["status", str(reference)],
+        ["run", "configs/demo.yaml", "prune.remov=9"],
+        ["run", "configs/absent.yaml"],
+    ]
     program = (
         "import sys\n"
         "from pipeline.cli import main\n"
@@ -93,8 +100,9 @@ def test_help_config_schema_status_and_config_errors_do_not_import_torch(referen
 def test_python_m_pipeline_is_the_command_regrow():
     (script,) = entry_points(group="console_scripts", name="regrow")
     assert script.load() is main, "the installed command is another function than python -m pipeline calls"
-    module = subprocess.run([sys.executable, "-m", "pipeline", "config", "configs/demo.yaml"], cwd=ROOT, text=True,
-                            capture_output=True)  # fmt: skip
+    module = subprocess.run(
+        [sys.executable, "-m", "pipeline", "config", "configs/demo.yaml"], cwd=ROOT, text=True, capture_output=True
+    )
     command = shutil.which("regrow", path=str(Path(sys.executable).parent))
     assert command, "regrow is not installed beside this Python"
     installed = subprocess.run([command, "config", "configs/demo.yaml"], cwd=ROOT, text=True, capture_output=True)

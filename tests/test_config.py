@@ -410,9 +410,12 @@ plain_sections = st.fixed_dictionaries(
 
 def _valid(changes: dict[str, Any]) -> dict[str, Any]:
     least: dict[str, Any] = {
-        "run": {"name": "try"}, "model": {"path": "m"}, "data": {"sources": [{"path": "p"}]}, "prune": {"remove": 1},
+        "run": {"name": "try"},
+        "model": {"path": "m"},
+        "data": {"sources": [{"path": "p"}]},
+        "prune": {"remove": 1},
         "train": {"tokens": 1},
-    }  # fmt: skip
+    }
     return {**least, **{name: {**least.get(name, {}), **section} for name, section in changes.items()}}
 
 

@@ -140,7 +140,10 @@ def test_other_launchers_give_the_same_bytes(launcher: str, straight: Path, tmp_
     program = Path(sys.executable).parent / launcher
     done = subprocess.run(
         [program, *options, "pipeline", "train", CONFIG, f"run.name={launcher}", f"run.folder={tmp_path}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert export_of(run) == export_of(straight), f"under {launcher} the weights are not those of our own launch"

@@ -50,8 +50,13 @@ def test_places_of_every_launcher():
     assert find_place({**torchrun, AGENT: "77"}) == Place(5, 8, 1, 4, "regrow")
     deepspeed = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "CROSS_RANK": "1"}
     assert find_place(deepspeed) == Place(5, 8, 1, 4, "other")
-    srun = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
-            "SLURM_NTASKS_PER_NODE": "4"}  # fmt: skip
+    srun = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "5",
+        "SLURM_NTASKS": "8",
+        "SLURM_LOCALID": "1",
+        "SLURM_NTASKS_PER_NODE": "4",
+    }
     assert find_place(srun) == Place(5, 8, 1, 4, "other")
     alone = Place(0, 1, 0, 1, None)
     assert find_place({}) == alone, "a process on its own"
@@ -96,15 +101,16 @@ time.sleep(60)
 
 
 def start(code: str, *arguments: object, **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, **more)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, **more
+    )
 
 
 def test_a_process_in_a_session_of_its_own_ends_with_its_killed_parent():
     parent = start(
-        "import subprocess, sys\n"
-        "subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True)", CHILD,
-    )  # fmt: skip
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True)",
+        CHILD,
+    )
     child = int(parent.stdout.readline())
     assert not gone(child)
     parent.kill()
@@ -121,8 +127,14 @@ def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
 def agent(config, tmp_path) -> subprocess.Popen:
     """The launching agent, in front of two ranks that will be busy with their imports for some seconds."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), PARENT: str(os.getpid())}
-    return subprocess.Popen([sys.executable, "-m", "pipeline.launch", "2", "data", str(config)], cwd=tmp_path,
-                            env=environment, text=True, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.launch", "2", "data", str(config)],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:

@@ -191,8 +191,14 @@ def test_rows_longer_than_the_models_positions_are_noted() -> None:
 
 
 def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
-    LlamaConfig(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_hidden_layers=10, vocab_size=100,
-                tie_word_embeddings=True).save_pretrained(tmp_path)  # fmt: skip
+    LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_hidden_layers=10,
+        vocab_size=100,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
     made = preset("2.7b", f"model.path={tmp_path}", f"model.architecture={PRESETS / 'architecture'}", "prune.remove=3")
     assert made["model"]["architecture"] == str(tmp_path / "config.json")
     # 2 norms, 4 square projections and 3 MLP matrices a block; the tied embedding once; the last norm.
@@ -204,12 +210,26 @@ def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
 def test_blocks_of_different_sizes_are_said_to_be_bounds(tmp_path: Path) -> None:
     """DeepSeek's decoder: its first blocks are dense, the others mixtures of experts."""
     small = {
-        "model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32,
-        "num_hidden_layers": 10, "first_k_dense_replace": 5, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+        "model_type": "deepseek_v3",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "moe_intermediate_size": 32,
+        "num_hidden_layers": 10,
+        "first_k_dense_replace": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
         "vocab_size": 100,
-    }  # fmt: skip
+    }
     (tmp_path / "config.json").write_text(json.dumps(small))
     made = preset("2.7b", f"model.path={tmp_path}", "prune.remove=3")
     assert made["blocks"]["uniform"] is False
@@ -269,16 +289,28 @@ def test_planning_opens_no_connection() -> None:
         "from pipeline.plan import plan\n"
         "print(plan(load_config(sys.argv[1]))['parameters']['pruned'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, PRESETS / "1.5b.yaml"], capture_output=True, text=True,
-                          cwd=PRESETS.parent.parent)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, PRESETS / "1.5b.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=PRESETS.parent.parent,
+    )
     assert done.stdout.strip() == "1476448256", done.stderr
 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_path, asked):
-    MixtralConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
-                  num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5,
-                  output_router_logits=asked).save_pretrained(tmp_path)  # fmt: skip
+    MixtralConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_aux_loss_coef=0.5,
+        output_router_logits=asked,
+    ).save_pretrained(tmp_path)
     made = plan(load_config(tiny_config, [f"model.path={tmp_path}"]))
     notes = [note for note in made["notes"] if "auxiliary loss" in note]
     assert len(notes) == 1, made["notes"]

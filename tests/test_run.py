@@ -29,15 +29,22 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, *arguments: object, **more: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        text=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **more,
+    )
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     """A limit on a file's size stands for the full disk: the write ends in the middle with an error of the kernel."""
     path = tmp_path / "scores.json"
     write_atomic(path, "old")
-    process = python("""
+    process = python(
+        """
 import pathlib, resource, sys
 from pipeline.run import RegrowError, write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -45,7 +52,9 @@ try:
     write_atomic(pathlib.Path(sys.argv[1]), "new" * 100_000)
 except RegrowError as error:
     print(error)
-""", path)  # fmt: skip
+""",
+        path,
+    )
     out, _ = process.communicate(timeout=60)
     assert "scores.json: cannot be written (File too large); nothing was lost" in out
     assert path.read_text() == "old", "the old file is gone"
@@ -55,12 +64,15 @@ except RegrowError as error:
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "stage" / "stage.json"
     write_atomic(path, "old")
-    process = python("""
+    process = python(
+        """
 import os, pathlib, signal, sys
 from pipeline.run import write_atomic
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 write_atomic(pathlib.Path(sys.argv[1]), "new")
-""", path)  # fmt: skip
+""",
+        path,
+    )
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
@@ -84,14 +96,17 @@ def test_json_is_read_back_and_damage_names_the_file(tmp_path):
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
     """Another process that holds the run in tmp_path/demo, and a child of its own that outlives it."""
-    process = python("""
+    process = python(
+        """
 import pathlib, subprocess, sys, time
 from pipeline.run import Run
 with Run(pathlib.Path(sys.argv[1])).lock():
     child = subprocess.Popen(["sleep", "30"])
     print(child.pid, flush=True)
     time.sleep(30)
-""", tmp_path / "demo")  # fmt: skip
+""",
+        tmp_path / "demo",
+    )
     child = int(process.stdout.readline())
     yield process
     process.kill()
@@ -197,8 +212,15 @@ def test_a_stage_is_complete_with_its_record_and_is_named_when_it_is_missing(tmp
 
 def test_a_stage_s_outputs_are_its_results_alone(tmp_path):
     run = Run(tmp_path)
-    for name in ("stage.json", "progress/started.json", "checkpoints/step-1/COMPLETE", "metrics.discarded.jsonl",
-                 ".scores.json.77.new", "model/config.json", "scores.json"):  # fmt: skip
+    for name in (
+        "stage.json",
+        "progress/started.json",
+        "checkpoints/step-1/COMPLETE",
+        "metrics.discarded.jsonl",
+        ".scores.json.77.new",
+        "model/config.json",
+        "scores.json",
+    ):
         write_atomic(run.stage("x") / name, name)
     outputs = run.outputs("x")
     assert list(outputs) == ["model/config.json", "scores.json"]
@@ -234,16 +256,27 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path):
 
 
 def test_differences_are_named_by_key_input_and_upstream():
-    old = {"config": {"score.length": 128, "score.bos": "none", "gone": 1}, "inputs": {"model/config.json": "a"},
-           "upstream": {"data": "x"}, "format": 1}  # fmt: skip
+    old = {
+        "config": {"score.length": 128, "score.bos": "none", "gone": 1},
+        "inputs": {"model/config.json": "a"},
+        "upstream": {"data": "x"},
+        "format": 1,
+    }
     assert compare_fingerprints(old, json.loads(json.dumps(old))) == []
-    new = {"config": {"score.length": 64, "score.bos": "none"}, "inputs": {"model/config.json": "b", "extra": "c"},
-           "upstream": {"data": "y"}, "format": 2}  # fmt: skip
+    new = {
+        "config": {"score.length": 64, "score.bos": "none"},
+        "inputs": {"model/config.json": "b", "extra": "c"},
+        "upstream": {"data": "y"},
+        "format": 2,
+    }
     assert compare_fingerprints(old, new) == [
-        "gone: was 1, is null", "score.length: was 128, is 64", "input extra changed",
-        "input model/config.json changed", "output of an earlier stage, data changed",
+        "gone: was 1, is null",
+        "score.length: was 128, is 64",
+        "input extra changed",
+        "input model/config.json changed",
+        "output of an earlier stage, data changed",
         "format of the stage: was 1, is 2",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_corpus_of_many_files_is_told_of_in_few_lines():

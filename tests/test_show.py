@@ -63,8 +63,11 @@ def test_without_checkpoints_it_reads_from_the_start_to_the_same_rows(copied, tr
 def test_the_text_is_that_of_the_corpus(logged):
     """At step 1 every lane begins a document; one that is cut says by how much."""
     manifest = read_json(logged.parent / "runs" / "tiny" / "data" / "manifest.json")
-    begins = {text[:20] for shard in read_manifest(manifest)[0]
-              for _, text in read_documents(Path(shard.place) / shard.path, shard.format)}  # fmt: skip
+    begins = {
+        text[:20]
+        for shard in read_manifest(manifest)[0]
+        for _, text in read_documents(Path(shard.place) / shard.path, shard.format)
+    }
     whole, cut = show(logged, 1, 0), show(logged, 1, 20)
     first = [line for line in cut if line.startswith("  [0:")]
     assert len(first) == 8

@@ -58,8 +58,10 @@ def test_training_s_place_speed_and_time_left(run):
     write_json(run.stage("train") / "progress" / "started.json", {})
     # 4,096 tokens are 8 steps of 8 rows of 64.
     assert line(run, "train").split() == ["train", "begun", "step", "0", "of", "8"]
-    steps = [{"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 800.0,
-              "interval": 900.0} for n in (1, 2, 3, 4)]  # fmt: skip
+    steps = [
+        {"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 800.0, "interval": 900.0}
+        for n in (1, 2, 3, 4)
+    ]
     metrics = run.stage("train") / "metrics.jsonl"
     # The last line is being written at this moment.
     write_atomic(metrics, "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 5, "lo')

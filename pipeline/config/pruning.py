@@ -34,9 +34,11 @@ class ScoreSection(Section):
     )
     seed: Whole = key(1234, "Seed of the draw of calibration sequences.", stages="score", source="Shortened LLM", ge=0)
     position: Whole = key(
-        -1, "Token that angular_last and euclidean_last look at, counted as in a list.", stages="score",
+        -1,
+        "Token that angular_last and euclidean_last look at, counted as in a list.",
+        stages="score",
         source="short-transformers",
-    )  # fmt: skip
+    )
     ppl_n: tuple[Annotated[Whole, Field(ge=2)], ...] = key(
         (),
         "Lengths of the windows that ppl is measured for, beside single blocks, in the same sweep: each adds as many "
@@ -44,17 +46,22 @@ class ScoreSection(Section):
         stages="score",
     )
     linear_n: tuple[Annotated[Whole, Field(ge=1)], ...] | None = key(
-        None, "Lengths of the windows that linear is fitted for, beside single blocks; null: the planned cut.",
+        None,
+        "Lengths of the windows that linear is fitted for, beside single blocks; null: the planned cut.",
         stages="score",
-    )  # fmt: skip
+    )
     linear_sequences: Whole | None = key(
-        None, "Sequences drawn for linear maps, every fourth to judge them; null: 8 tokens to fit on for each input.",
-        stages="score prune", ge=4,
-    )  # fmt: skip
-    linear_ridge: Real = key(0.1, "Ridge of linear maps, relative to the mean square of their inputs.",
-                             stages="score prune", gt=0)  # fmt: skip
-    norm_power: Real = key(1, "Power of a weight's value in magnitude and taylor.", stages="score",
-                           source="Shortened LLM", gt=0)  # fmt: skip
+        None,
+        "Sequences drawn for linear maps, every fourth to judge them; null: 8 tokens to fit on for each input.",
+        stages="score prune",
+        ge=4,
+    )
+    linear_ridge: Real = key(
+        0.1, "Ridge of linear maps, relative to the mean square of their inputs.", stages="score prune", gt=0
+    )
+    norm_power: Real = key(
+        1, "Power of a weight's value in magnitude and taylor.", stages="score", source="Shortened LLM", gt=0
+    )
     weight_reduction: Literal["sum", "mean", "max", "prod"] = key(
         "sum",
         "From a tensor's rows, each summed, to its score, in magnitude and taylor.",
@@ -65,11 +72,14 @@ class ScoreSection(Section):
         "sum", "From its tensors' scores to a block's, in magnitude and taylor.", stages="score", source="Shortened LLM"
     )
     loop: Literal["auto", "batch-major", "block-major"] = key(
-        "auto", "Order of the sweep: all blocks for a micro-batch, or all sequences through a block (for models larger "
-        "than the device); auto goes by the size of the weights.", stages="score",
-    )  # fmt: skip
-    micro_batch: Whole = key(1, "Sequences in one forward of the sweep; another number rounds otherwise.",
-                             stages="score prune", ge=1)  # fmt: skip
+        "auto",
+        "Order of the sweep: all blocks for a micro-batch, or all sequences through a block (for models larger "
+        "than the device); auto goes by the size of the weights.",
+        stages="score",
+    )
+    micro_batch: Whole = key(
+        1, "Sequences in one forward of the sweep; another number rounds otherwise.", stages="score prune", ge=1
+    )
     processes: Processes = key("auto", "Processes that share the sequences; auto: one for each GPU.", free=True)
 
     @model_validator(mode="after")
@@ -83,12 +93,15 @@ class ScoreSection(Section):
 
 class CompareSection(Section):
     enabled: bool = key(
-        True, "Measure the chosen set beside the scored criteria and the controls, before training.", stages="prune",
-    )  # fmt: skip
-    shares: tuple[Annotated[Real, Field(gt=0, lt=1)], ...] = key(
-        (), "Further shares of the blocks at which all of them are measured.",
+        True,
+        "Measure the chosen set beside the scored criteria and the controls, before training.",
         stages="prune",
-    )  # fmt: skip
+    )
+    shares: tuple[Annotated[Real, Field(gt=0, lt=1)], ...] = key(
+        (),
+        "Further shares of the blocks at which all of them are measured.",
+        stages="prune",
+    )
     greedy: bool = key(False, "Compare greedy with one-shot removal too, for every number of blocks.", stages="prune")
     rows: Whole = key(16, "Held-out rows of each measurement.", stages="prune", ge=1)
     length: Whole = key(512, "Tokens in such a row.", stages="prune", ge=2)
@@ -99,18 +112,22 @@ class PruneSection(Section):
         "ppl", "Criterion whose order is followed, or a control.", stages="prune", source="Shortened LLM"
     )
     selection: Literal["one-shot", "contiguous", "greedy"] = key(
-        "one-shot", "The first blocks of the order, the best window of neighbours, or one by one, scored again by "
-        "ppl after each.", stages="prune", source="Shortened LLM",
-    )  # fmt: skip
+        "one-shot",
+        "The first blocks of the order, the best window of neighbours, or one by one, scored again by ppl after each.",
+        stages="prune",
+        source="Shortened LLM",
+    )
     remove: Whole | None = key(None, "Number of blocks to remove.", stages="prune", ge=1)
     ratio: Real | None = key(None, "Share of the blocks to remove: floor(ratio x blocks).", stages="prune", gt=0, lt=1)
     parameters: Whole | None = key(
         None, "Target: the fewest removals that reach at most so many parameters.", stages="prune", gt=0
     )
     perplexity: Real | None = key(
-        None, "Budget: as many removals as keep the perplexity of the calibration sequences at or below it.",
-        stages="prune", gt=1,
-    )  # fmt: skip
+        None,
+        "Budget: as many removals as keep the perplexity of the calibration sequences at or below it.",
+        stages="prune",
+        gt=1,
+    )
     blocks: tuple[Annotated[Whole, Field(ge=0)], ...] | Path | None = key(
         None, "Explicit block indices, or a block_order.csv to be followed with prune.remove.", stages="prune"
     )
@@ -118,9 +135,11 @@ class PruneSection(Section):
     protect_last: Whole = key(2, "Blocks at the end that stay.", stages="prune", source="Shortened LLM", ge=0)
     seed: Whole = key(0, "Seed of the control random.", stages="prune", ge=0)
     linear: bool = key(
-        False, "Put a fitted linear map in the place of every removed run of blocks, folded into the block before it.",
-        stages="prune", source="ReplaceMe",
-    )  # fmt: skip
+        False,
+        "Put a fitted linear map in the place of every removed run of blocks, folded into the block before it.",
+        stages="prune",
+        source="ReplaceMe",
+    )
     compare: CompareSection = Field(default_factory=CompareSection)
     processes: Processes = key(
         "auto", "Processes that share the sequences where pruning runs the model; auto: one for each GPU.", free=True

@@ -29,12 +29,16 @@ class ModelSection(Section):
         "file that states it.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = key(
-        "bfloat16", "Precision of saved weights and of training's compute.", stages="prune train evaluate",
+        "bfloat16",
+        "Precision of saved weights and of training's compute.",
+        stages="prune train evaluate",
         source="field's practice",
-    )  # fmt: skip
+    )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = key(
-        "auto", "Attention kernel; auto takes the best that is installed.", stages="score train evaluate",
-    )  # fmt: skip
+        "auto",
+        "Attention kernel; auto takes the best that is installed.",
+        stages="score train evaluate",
+    )
     trust_remote_code: bool = key(
         False, "Run code that the model's folder brings along.", stages="score prune train evaluate report"
     )
@@ -88,9 +92,10 @@ class DataSection(Section):
         source="field's practice",
     )
     on_damage: Literal["raise", "skip"] = key(
-        "raise", "A damaged shard ends the run, or is left out whole, recorded, for the rest of the run.",
+        "raise",
+        "A damaged shard ends the run, or is left out whole, recorded, for the rest of the run.",
         stages="data train",
-    )  # fmt: skip
+    )
     on_no_text: Literal["skip", "raise"] = key(
         "skip",
         "A record without text (null, no such key, a number, a list, white space alone) is left out, counted and said, "
@@ -99,25 +104,35 @@ class DataSection(Section):
         source="field's practice",
     )
     tokenised: Path | None = key(
-        None, "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
+        None,
+        "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
         stages="data",
-    )  # fmt: skip
+    )
     tokenise_processes: Processes = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
     cache: Folder = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
     cache_size: Whole | None = key(
-        None, "Bytes that copies of remote shards may take; null: what the disk has. Too little for all lanes is "
+        None,
+        "Bytes that copies of remote shards may take; null: what the disk has. Too little for all lanes is "
         "refused before training; a fetch that would go over it deletes copies that nobody reads, or is an error.",
-        free=True, gt=0,
-    )  # fmt: skip
+        free=True,
+        gt=0,
+    )
 
 
 class TrainSection(Section):
-    tokens: Whole = key(..., "Token budget; steps = ceil(tokens / (global_batch x row_length)).", stages="train",
-                        source="required", gt=0)  # fmt: skip
-    global_batch: Whole = key(512, "Rows in an optimizer step, over all processes.", stages="train", source="mission",
-                              ge=1)  # fmt: skip
-    micro_batch: Whole = key(2, "Rows in one forward of one process; accumulation is derived from it.", free=True,
-                             source="mission", ge=1)  # fmt: skip
+    tokens: Whole = key(
+        ...,
+        "Token budget; steps = ceil(tokens / (global_batch x row_length)).",
+        stages="train",
+        source="required",
+        gt=0,
+    )
+    global_batch: Whole = key(
+        512, "Rows in an optimizer step, over all processes.", stages="train", source="mission", ge=1
+    )
+    micro_batch: Whole = key(
+        2, "Rows in one forward of one process; accumulation is derived from it.", free=True, source="mission", ge=1
+    )
     learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
     final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = key(
@@ -168,8 +183,10 @@ class PerplexitySection(Section):
 class GenerationSection(Section):
     prompts: tuple[str, ...] = key(
         ("The history of the city begins", "Water is a substance that", "In mathematics, a prime number is"),
-        "Prompts that each of the three models continues.", stages="evaluate", min_length=1,
-    )  # fmt: skip
+        "Prompts that each of the three models continues.",
+        stages="evaluate",
+        min_length=1,
+    )
     new_tokens: Whole = key(64, "Tokens generated after each prompt.", stages="evaluate", ge=1)
     batch: Whole = key(1, "Sequences generated together when speed is measured.", stages="evaluate", ge=1)
     repeats: Whole = key(3, "Timed repetitions after one that warms up.", stages="evaluate", ge=1)
@@ -184,8 +201,9 @@ class EvaluateSection(Section):
 
 class ReportSection(Section):
     title: str | None = key(None, "Title of the page; null takes the run's name.", stages="report")
-    model_note: str | None = key(None, "A sentence about the dense model that the page and the card carry.",
-                                 stages="report")  # fmt: skip
+    model_note: str | None = key(
+        None, "A sentence about the dense model that the page and the card carry.", stages="report"
+    )
     data_note: str | None = key(None, "A sentence about the corpus that the page and the card carry.", stages="report")
     base_model: str | None = key(
         None, "Name of the dense model on the hub, for the card, where model.path is a folder.", stages="report"

@@ -47,8 +47,10 @@ def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator
                     record = json.loads(contents["json"]) if "json" in contents else {}
                     if isinstance(record, dict) and {"tokenised", "sha256", "about"} <= record.keys():
                         # No damage, which a run may be told to skip: the config takes it for what it is not.
-                        raise RegrowError(f"shard {path}: it holds token ids, no text; set format: tokenised for its "
-                                          "source, and list text in a source of its own")  # fmt: skip
+                        raise RegrowError(
+                            f"shard {path}: it holds token ids, no text; set format: tokenised for its "
+                            "source, and list text in a source of its own"
+                        )
                     text = contents["txt"].decode() if "txt" in contents else text_of(record, text_key)
                     if not isinstance(record, dict):
                         raise ValueError(f"its json is not an object, {type(record).__name__}")

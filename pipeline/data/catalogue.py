@@ -25,9 +25,13 @@ TOLD = 1000
 
 
 def list_hub(
-    name: str, revision: str | None, files: str, format_for: Callable[[str], str | None], common: dict[str, Any],
+    name: str,
+    revision: str | None,
+    files: str,
+    format_for: Callable[[str], str | None],
+    common: dict[str, Any],
     patience: dict[str, Any],
-) -> list[Shard]:  # fmt: skip
+) -> list[Shard]:
     """The shards of the hub data set ``name`` under the glob ``files``, at the commit of ``revision`` or the newest."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -41,18 +45,32 @@ def list_hub(
         return [entry for entry in entries if isinstance(entry, RepoFile)]
 
     return [
-        Shard(**common, place=name, path=entry.path, kind="hub", revision=commit, format=kind, bytes=entry.size,
-              sha256=entry.lfs.sha256 if entry.lfs else None, etag=None if entry.lfs else entry.blob_id,
-              documents=None, groups=None)
+        Shard(
+            **common,
+            place=name,
+            path=entry.path,
+            kind="hub",
+            revision=commit,
+            format=kind,
+            bytes=entry.size,
+            sha256=entry.lfs.sha256 if entry.lfs else None,
+            etag=None if entry.lfs else entry.blob_id,
+            documents=None,
+            groups=None,
+        )
         for entry in patiently(what, tree, **patience)
         if (kind := format_for(entry.path)) is not None and (files == "**" or fnmatchcase(entry.path, files))
-    ]  # fmt: skip
+    ]
 
 
 def list_urls(
-    url: str, files: str, format_for: Callable[[str], str | None], common: dict[str, Any], patience: dict[str, Any],
+    url: str,
+    files: str,
+    format_for: Callable[[str], str | None],
+    common: dict[str, Any],
+    patience: dict[str, Any],
     done: Progress | None,
-) -> list[Shard]:  # fmt: skip
+) -> list[Shard]:
     """The shards at a URL, which may hold braces or a glob, or name a folder, in which ``files`` is a glob.
 
     ``done`` keeps what the server says of each address; what it said before is not asked again.
@@ -74,11 +92,21 @@ def list_urls(
             if number % TOLD == 0:
                 patience["say"](f"{number} of {len(unknown)} files asked after at {without_secrets(place)}")
     return [
-        Shard(**common, place=place, path=address[len(place) + 1 :], kind="url", revision=None, format=kind,
-              bytes=known[_key(address)]["bytes"], sha256=None, etag=known[_key(address)]["etag"], documents=None,
-              groups=None)
+        Shard(
+            **common,
+            place=place,
+            path=address[len(place) + 1 :],
+            kind="url",
+            revision=None,
+            format=kind,
+            bytes=known[_key(address)]["bytes"],
+            sha256=None,
+            etag=known[_key(address)]["etag"],
+            documents=None,
+            groups=None,
+        )
         for address, kind in found
-    ]  # fmt: skip
+    ]
 
 
 def _key(address: str) -> str:

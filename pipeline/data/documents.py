@@ -19,8 +19,14 @@ from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
 from pipeline.data.tokenised import check_tokenised
 from pipeline.run import RegrowError
 
-ENDINGS = {".jsonl": "jsonl", ".jsonl.zst": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet", ".tar": "tar",
-           ".tar.gz": "tar"}  # fmt: skip
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tar.gz": "tar",
+}
 READERS = {"jsonl": read_jsonl, "tar": read_archive, "parquet": read_columns}
 
 __all__ = ["Census", "DamagedShard", "add_up", "check_documents", "format_of", "read_documents", "read_records"]

@@ -39,11 +39,25 @@ class ShardCache:
     """
 
     def __init__(
-        self, folder: Path, *, limit: int | None = None, attempts: int = 8, wait: float = 1.0, ahead: int = 4,
-        stalled: float = STALLED, say: Callable[[str], None] = print,
-    ):  # fmt: skip
-        self._settings = {"folder": Path(folder), "limit": limit, "attempts": attempts, "wait": wait, "ahead": ahead,
-                          "stalled": stalled, "say": say}  # fmt: skip
+        self,
+        folder: Path,
+        *,
+        limit: int | None = None,
+        attempts: int = 8,
+        wait: float = 1.0,
+        ahead: int = 4,
+        stalled: float = STALLED,
+        say: Callable[[str], None] = print,
+    ):
+        self._settings = {
+            "folder": Path(folder),
+            "limit": limit,
+            "attempts": attempts,
+            "wait": wait,
+            "ahead": ahead,
+            "stalled": stalled,
+            "say": say,
+        }
         self.folder = Path(folder)
         self._begin()
 

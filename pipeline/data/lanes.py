@@ -82,11 +82,21 @@ class Lane:
         self.number, self.seed, self.ends, self.row = number, seed, ends, row
         self._cursors = list(cursor.cursors)
         self._strands = [
-            Strand(number, dealt, dealt.parts[number::lanes], encode=encode, seed=seed, cache=cache, start=start,
-                   on_damage=on_damage, about=about, search=searches[source] if searches else None,
-                   skipped=[part[1:] for part in cursor.skipped if part[0] == source])
+            Strand(
+                number,
+                dealt,
+                dealt.parts[number::lanes],
+                encode=encode,
+                seed=seed,
+                cache=cache,
+                start=start,
+                on_damage=on_damage,
+                about=about,
+                search=searches[source] if searches else None,
+                skipped=[part[1:] for part in cursor.skipped if part[0] == source],
+            )
             for source, (dealt, start) in enumerate(zip(sources, cursor.cursors, strict=True))
-        ]  # fmt: skip
+        ]
         self._rows = [pack(strand.documents(), row_length) for strand in self._strands]
 
     def __next__(self) -> tuple[np.ndarray, np.ndarray, LaneCursor]:

@@ -190,9 +190,16 @@ def _files_under(root: Path) -> Iterator[Path]:
 
 
 def _survey_local(
-    base: Path, names: Sequence[str], auto: bool, format_for: Callable[[str], str | None], common: dict[str, Any],
-    hash_of: Callable[[Path], str], search: Search, done: Progress | None, say: Callable[[str], None],
-) -> Iterable[tuple[Shard, dict[str, Any]]]:  # fmt: skip
+    base: Path,
+    names: Sequence[str],
+    auto: bool,
+    format_for: Callable[[str], str | None],
+    common: dict[str, Any],
+    hash_of: Callable[[Path], str],
+    search: Search,
+    done: Progress | None,
+    say: Callable[[str], None],
+) -> Iterable[tuple[Shard, dict[str, Any]]]:
     """(shard, entry of the progress) of each local file that has a format."""
     kinds = {name: kind for name in names if (kind := format_for(name)) is not None}
     if auto:
@@ -214,8 +221,19 @@ def _survey_local(
             entry = {"key": key} | _examine(path, kind, common["text_key"], hashed, search)
             if done:
                 done.keep(entry)
-        shard = Shard(**common, place=str(base), path=name, kind="local", revision=None, format=kind,
-                      bytes=state.st_size, sha256=None, etag=None, documents=None, groups=None)  # fmt: skip
+        shard = Shard(
+            **common,
+            place=str(base),
+            path=name,
+            kind="local",
+            revision=None,
+            format=kind,
+            bytes=state.st_size,
+            sha256=None,
+            etag=None,
+            documents=None,
+            groups=None,
+        )
         if "census" in entry:
             groups = entry["census"]["groups"]
             shard = replace(
@@ -250,9 +268,7 @@ def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str)
         )
 
 
-def _examine(
-    path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str], search: Search
-) -> dict[str, Any]:  # fmt: skip
+def _examine(path: Path, kind: str, text_key: str, hash_of: Callable[[Path], str], search: Search) -> dict[str, Any]:
     """Decode, search and hash one local file; of a damaged one the entry has the ``damage`` alone, of one that is
     ``empty`` that."""
     twins = Twins()

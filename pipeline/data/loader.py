@@ -74,12 +74,19 @@ class RowStream(IterableDataset):
         cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
         self.sources = deal(shards, lanes, seed)
         self.lane_arguments = {
-            "lanes": lanes, "sources": self.sources, "ends": shares(weights, len(self.sources)), "encode": encode,
-            "row_length": row_length, "seed": seed, "cache": cache, "on_damage": on_damage,
+            "lanes": lanes,
+            "sources": self.sources,
+            "ends": shares(weights, len(self.sources)),
+            "encode": encode,
+            "row_length": row_length,
+            "seed": seed,
+            "cache": cache,
+            "on_damage": on_damage,
             "about": about,
-            "searches": [Search(held_out, dealt.shards[0].exclude_domains) if held_out else None
-                         for dealt in self.sources],
-        }  # fmt: skip
+            "searches": [
+                Search(held_out, dealt.shards[0].exclude_domains) if held_out else None for dealt in self.sources
+            ],
+        }
         self.lanes = lanes
         self.rank = rank
         self.world = world
@@ -110,10 +117,14 @@ class RowStream(IterableDataset):
         index = self.start + self.rank + self.world * worker
         # The lanes of the worker's next rows, all of them, so that their first parts are fetched side by side.
         own = {
-            first % self.lanes: Lane(first % self.lanes, row=first // self.lanes,
-                                     cursor=self.cursors.get(first % self.lanes), **self.lane_arguments)
+            first % self.lanes: Lane(
+                first % self.lanes,
+                row=first // self.lanes,
+                cursor=self.cursors.get(first % self.lanes),
+                **self.lane_arguments,
+            )
             for first in range(index, index + self.lanes, step)
-        }  # fmt: skip
+        }
         while True:
             number = index % self.lanes
             ids, cu_seqlens, cursor = next(own[number])
@@ -142,9 +153,13 @@ def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], Non
     # every resume. Pages are locked by the training loop, for a whole micro-batch: torch's thread for it can wait for
     # ever for the rest of a dead worker's message.
     loader = DataLoader(
-        stream, batch_size=None, num_workers=workers, worker_init_fn=partial(_begin, die_with_parent),
-        prefetch_factor=8, generator=torch.Generator(),
-    )  # fmt: skip
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=partial(_begin, die_with_parent),
+        prefetch_factor=8,
+        generator=torch.Generator(),
+    )
     try:
         for row in loader:
             if isinstance(row, RegrowError):

@@ -35,9 +35,10 @@ def held_out_hashes(held_out: Sequence[Shard], cache: ShardCache) -> dict[bytes,
     """Hash -> "shard, document number" of every document of the held-out shards of text; remote ones are fetched."""
     return {
         hash_text(text): f"{shard.name}, document {index}"
-        for shard in held_out if shard.format != "tokenised"
+        for shard in held_out
+        if shard.format != "tokenised"
         for index, text in read_contents(shard, cache)
-    }  # fmt: skip
+    }
 
 
 def write_hashes(path: Path, hashes: Iterable[bytes]) -> None:

@@ -59,8 +59,10 @@ def patiently(what: str, call: Callable[[], T], *, attempts: int, wait: float, s
             seconds = min(asked, LONGEST_ASKED) + wait * _CHANCE.uniform(0, 1)
         say(f"{what}: {reason}; waiting {seconds:.3g} s, then attempt {attempt + 1} of {attempts}")
         time.sleep(seconds)
-    raise RegrowError(f"{what}: given up after {attempts} attempts ({reason}); look at the network and the server, "
-                      "then start the same command again, it goes on from here")  # fmt: skip
+    raise RegrowError(
+        f"{what}: given up after {attempts} attempts ({reason}); look at the network and the server, "
+        "then start the same command again, it goes on from here"
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -95,8 +97,14 @@ def _may_pass(error: BaseException) -> bool:
         return status in (408, 429) or status >= 500
     if any(isinstance(link, (OfflineModeIsEnabled, ssl.SSLCertVerificationError)) for link in _chain(error)):
         return False
-    passing = (ConnectionError, TimeoutError, ShortBody, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError,
-               httpx2.TransportError)  # fmt: skip
+    passing = (
+        ConnectionError,
+        TimeoutError,
+        ShortBody,
+        aiohttp.ClientConnectionError,
+        aiohttp.ClientPayloadError,
+        httpx2.TransportError,
+    )
     return any(isinstance(link, passing) for link in _chain(error))
 
 
@@ -170,9 +178,11 @@ def open_url(url: str, stalled: float = STALLED, headers: dict[str, str] | None 
             "client_kwargs": {
                 "timeout": aiohttp.ClientTimeout(total=None, connect=stalled, sock_read=stalled),
                 "headers": {"Accept-Encoding": "identity", **(headers or {})},
-                "auto_decompress": False, "requote_redirect_url": False, "trust_env": True,
+                "auto_decompress": False,
+                "requote_redirect_url": False,
+                "trust_env": True,
             },
-        }  # fmt: skip
+        }
     try:
         return url_to_fs(url, **options)
     except (ImportError, ValueError) as error:

@@ -27,8 +27,11 @@ def taken_room(folder: Path) -> dict[Path, tuple[float, int]]:
     while True:
         # One that got its name or went meanwhile: look again, lest it be counted under neither name.
         with contextlib.suppress(FileNotFoundError):
-            return {path: (path.stat().st_mtime, max(path.stat().st_size, _coming(path)))
-                    for path in folder.glob("*") if OWN.fullmatch(path.name) and path.suffix != ".sha256"}  # fmt: skip
+            return {
+                path: (path.stat().st_mtime, max(path.stat().st_size, _coming(path)))
+                for path in folder.glob("*")
+                if OWN.fullmatch(path.name) and path.suffix != ".sha256"
+            }
 
 
 def _coming(path: Path) -> int:
@@ -52,8 +55,10 @@ def require_cache_space(folder: Path, shards: Sequence[Shard], lanes: int, limit
     needed = needed_space(shards, lanes)
     what = f"the copies of remote shards: {lanes} lanes, each source's largest part twice in each"
     if limit is not None and needed > limit:
-        raise RegrowError(f"no space for {what}: {needed:,} bytes, and data.cache_size is {limit:,}; "
-                          "raise it, or use fewer data.lanes")  # fmt: skip
+        raise RegrowError(
+            f"no space for {what}: {needed:,} bytes, and data.cache_size is {limit:,}; "
+            "raise it, or use fewer data.lanes"
+        )
     if needed:
         present = sum(size for _, size in taken_room(folder).values())
         require_space(folder, max(0, needed - present), what)

@@ -102,7 +102,7 @@ def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: i
         raise NotParquet(f"it cannot be decoded ({first_line(error)})") from None
     pyarrow.parquet.write_table(
         table, part, compression="zstd", row_group_size=max(1, len(table)), write_page_checksum=True
-    )  # fmt: skip
+    )
     return hashlib.sha256(data).hexdigest()
 
 

@@ -39,9 +39,15 @@ def leading_ids(encoder: Encoder, bos: str, key: str) -> list[int]:
 
 
 def calibration_sequences(
-    shards: Sequence[Shard], encoder: Encoder, *, sequences: int, length: int, bos: str, seed: int,
+    shards: Sequence[Shard],
+    encoder: Encoder,
+    *,
+    sequences: int,
+    length: int,
+    bos: str,
+    seed: int,
     cache: Path | ShardCache,
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:  # fmt: skip
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Random crops of random documents: ids (sequences, length) int64, and where each crop came from.
 
     As Shortened LLM draws them: a document of at least ``length`` tokens, a crop at a random offset, no document
@@ -92,9 +98,13 @@ def calibration_sequences(
 
 
 def _first_of_shuffled(
-    shard: Shard, group: int | None, cache: ShardCache, draw: random.Random, wanted: int,
+    shard: Shard,
+    group: int | None,
+    cache: ShardCache,
+    draw: random.Random,
+    wanted: int,
     make: Callable[[str | np.ndarray], Any],
-) -> list[tuple[int, Any]]:  # fmt: skip
+) -> list[tuple[int, Any]]:
     """(index, what ``make`` gives) of the first documents of a shuffled file for which it gives something: ``wanted``
     of them, or all that there are.
 

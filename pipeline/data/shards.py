@@ -114,11 +114,16 @@ def read_manifest(manifest: Mapping[str, Any]) -> tuple[list[Shard], list[Shard]
 
     def shards(part: str) -> list[Shard]:
         return [
-            Shard(**{**entry, "groups": None if entry["groups"] is None else tuple(entry["groups"]),
-                     "exclude_domains": tuple(entry["exclude_domains"]),
-                     "without_text": tuple(dict(entry.get("without_text", {})).items())})
+            Shard(
+                **{
+                    **entry,
+                    "groups": None if entry["groups"] is None else tuple(entry["groups"]),
+                    "exclude_domains": tuple(entry["exclude_domains"]),
+                    "without_text": tuple(dict(entry.get("without_text", {})).items()),
+                }
+            )
             for entry in manifest[part]
-        ]  # fmt: skip
+        ]
 
     try:
         return shards("shards"), shards("held_out")

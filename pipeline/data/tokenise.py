@@ -111,8 +111,11 @@ def tokenise_corpus(
                     skipped[job.shard] = outcome
                 else:
                     raise DamagedShard(outcome)
-    kept = [shard if shard.format == "tokenised" else _tokenised(jobs[shard], of_encoder, finished[shard])
-            for shard in shards if shard not in skipped]  # fmt: skip
+    kept = [
+        shard if shard.format == "tokenised" else _tokenised(jobs[shard], of_encoder, finished[shard])
+        for shard in shards
+        if shard not in skipped
+    ]
     return kept, [{"shard": shard.name, "reason": skipped[shard]} for shard in shards if shard in skipped]
 
 
@@ -141,9 +144,14 @@ def _estimate(job: Job) -> int:
 
 def about_encoder(encoder: Encoder) -> dict[str, Any]:
     """What a tokenised shard says of the ids in it: all that decides them, and the size of the vocabulary."""
-    return {"tokenizer": tokenizer_hash(encoder.tokenizer), "encoder": encoder_hash(encoder), "bos": encoder.bos,
-            "separator": encoder.separator, "special_tokens": encoder.special_tokens,
-            "vocabulary": vocabulary_size(encoder.tokenizer)}  # fmt: skip
+    return {
+        "tokenizer": tokenizer_hash(encoder.tokenizer),
+        "encoder": encoder_hash(encoder),
+        "bos": encoder.bos,
+        "separator": encoder.separator,
+        "special_tokens": encoder.special_tokens,
+        "vocabulary": vocabulary_size(encoder.tokenizer),
+    }
 
 
 @contextlib.contextmanager
@@ -189,25 +197,45 @@ def _finished(job: Job, index: Progress) -> dict[str, Any] | None:
 
 def _entry(target: Path, documents: int, tokens: int) -> dict[str, Any]:
     state = target.stat()
-    return {"bytes": state.st_size, "modified": state.st_mtime_ns, "sha256": hash_file(target),
-            "documents": documents, "tokens": tokens}  # fmt: skip
+    return {
+        "bytes": state.st_size,
+        "modified": state.st_mtime_ns,
+        "sha256": hash_file(target),
+        "documents": documents,
+        "tokens": tokens,
+    }
 
 
 def _tokenised(job: Job, folder: Path, entry: dict[str, Any]) -> Shard:
     place = folder / f"source-{job.shard.source}"
     return replace(
-        job.shard, place=str(place), path=job.target.relative_to(place).as_posix(), kind="local", revision=None,
-        format="tokenised", bytes=entry["bytes"], sha256=entry["sha256"], etag=None, documents=entry["documents"],
-    )  # fmt: skip
+        job.shard,
+        place=str(place),
+        path=job.target.relative_to(place).as_posix(),
+        kind="local",
+        revision=None,
+        format="tokenised",
+        bytes=entry["bytes"],
+        sha256=entry["sha256"],
+        etag=None,
+        documents=entry["documents"],
+    )
 
 
 class Writer:
     """What one process does: it reads the texts of a shard and writes their ids."""
 
     def __init__(
-        self, encoder: Encoder | None, tokenizer: Path, trust_remote_code: bool, separator: str, special_tokens: str,
-        cache: ShardCache, held_out: Mapping[bytes, str], tell: Tell,
-    ):  # fmt: skip
+        self,
+        encoder: Encoder | None,
+        tokenizer: Path,
+        trust_remote_code: bool,
+        separator: str,
+        special_tokens: str,
+        cache: ShardCache,
+        held_out: Mapping[bytes, str],
+        tell: Tell,
+    ):
         loaded = None if encoder else load_tokenizer(tokenizer, trust_remote_code)
         self.encode = encoder or make_encoder(loaded, separator, special_tokens)
         self.copies = cache.saying(lambda line: tell("say", line))

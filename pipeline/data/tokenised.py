@@ -77,9 +77,14 @@ def _block(number: int, first: int, documents: list[np.ndarray], about: Mapping[
         "tokens.npy": _npy(tokens.astype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)),
     }
     entry = {
-        "tokenised": FORMAT, "block": number, "first": first, "documents": len(documents), "tokens": len(tokens),
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in arrays.items()}, "about": dict(about),
-    }  # fmt: skip
+        "tokenised": FORMAT,
+        "block": number,
+        "first": first,
+        "documents": len(documents),
+        "tokens": len(tokens),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in arrays.items()},
+        "about": dict(about),
+    }
     entry["hash"] = hash_json(entry)
     return {"__key__": f"{number:06d}", "json": json.dumps(entry, indent=1).encode(), **arrays}
 
@@ -137,8 +142,10 @@ def require_same_ids(path: Path, name: str, about: Mapping[str, Any]) -> None:
     for key in ("tokenizer", "bos", "separator", "special_tokens"):
         if was.get(key) != about[key]:
             had = was.get(key, "none, as an earlier release made it")
-            raise RegrowError(f"shard {name}: tokenised with another {key} (it has {had}, the model and the config "
-                              f"give {about[key]}); tokenise its text anew")  # fmt: skip
+            raise RegrowError(
+                f"shard {name}: tokenised with another {key} (it has {had}, the model and the config "
+                f"give {about[key]}); tokenise its text anew"
+            )
 
 
 def is_tokenised(path: Path) -> bool:
@@ -213,6 +220,8 @@ def _read_block(file: BinaryIO, found: Sequence[tarfile.TarInfo]) -> _Block:
         raise ValueError(f"{place} is not what was written (its hash differs)")
     if entry["tokenised"] != FORMAT:
         raise RegrowError(f"{file.name}: tokenised in format {entry['tokenised']}, this is {FORMAT}; tokenise it anew")
-    arrays = {name: (member.offset_data, member.size, entry["sha256"][name])
-              for name, member in zip(MEMBERS[1:], found[1:], strict=True)}  # fmt: skip
+    arrays = {
+        name: (member.offset_data, member.size, entry["sha256"][name])
+        for name, member in zip(MEMBERS[1:], found[1:], strict=True)
+    }
     return _Block(entry["block"], entry["first"], entry["documents"], entry["tokens"], entry["about"], arrays)

@@ -151,15 +151,28 @@ def tokenizer_hash(tokenizer: Any) -> str:
         tokenizer.save_vocabulary(folder)
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
     probe = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
-    return hash_json({"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "added": added,
-                      "files": files, "probe": probe})  # fmt: skip
+    return hash_json(
+        {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "added": added,
+            "files": files,
+            "probe": probe,
+        }
+    )
 
 
 def encoder_hash(encoder: Encoder) -> str:
     """sha256 of what decides the ids of a document: the tokenizer, BOS, separator, and what special tokens' strings
     become."""
-    return hash_json({"tokenizer": tokenizer_hash(encoder.tokenizer), "bos": encoder.bos,
-                      "separator": encoder.separator, "special_tokens": encoder.special_tokens})  # fmt: skip
+    return hash_json(
+        {
+            "tokenizer": tokenizer_hash(encoder.tokenizer),
+            "bos": encoder.bos,
+            "separator": encoder.separator,
+            "special_tokens": encoder.special_tokens,
+        }
+    )
 
 
 def vocabulary_size(tokenizer: Any) -> int:

@@ -47,8 +47,10 @@ def require_unchanged(shard: Shard, stalled: float) -> None:
     size, etag = state_of(*locate(shard, stalled))
     for name, now, pinned in (("size", size, shard.bytes), ("ETag", etag, shard.etag)):
         if now != pinned:
-            raise RegrowError(f"shard {shard.name}: the file on the server is not the manifest's ({name} was {pinned}, "
-                              f"is {now}); put it back, or redo stage data")  # fmt: skip
+            raise RegrowError(
+                f"shard {shard.name}: the file on the server is not the manifest's ({name} was {pinned}, "
+                f"is {now}); put it back, or redo stage data"
+            )
 
 
 def why_wrong(shard: Shard, path: Path, first_hash: Path) -> str | None:

@@ -55,8 +55,10 @@ def sweep_by_batch(
         if distances is not None:
             found["distances"] = distances.to_json()
         kept.put(_name(number), found)
-        say(f"sequence {min(count * world.size * micro_batch, len(todo) * micro_batch, len(sequences))} of "
-            f"{min(len(todo) * micro_batch, len(sequences))}")  # fmt: skip
+        say(
+            f"sequence {min(count * world.size * micro_batch, len(todo) * micro_batch, len(sequences))} of "
+            f"{min(len(todo) * micro_batch, len(sequences))}"
+        )
     kept.meet()
     return _read_back(kept, len(groups), blocks, losses, position)
 

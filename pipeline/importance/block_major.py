@@ -125,8 +125,11 @@ def needs(
     if losses:
         kept = max(0, blocks - 2) if distances else 0
         # All but one micro-batch have their newest file; that one has the new file and the whole one before it.
-        states = sequences * (blocks + kept) + micro_batch * (blocks - 1 - (1 if distances else 0)) if blocks > 2 else (
-            sequences * blocks if blocks == 2 else 0)  # fmt: skip
+        states = (
+            sequences * (blocks + kept) + micro_batch * (blocks - 1 - (1 if distances else 0))
+            if blocks > 2
+            else (sequences * blocks if blocks == 2 else 0)
+        )
     else:
         states = sequences * (blocks - 1)
     rows = micro_batch * (blocks + 1 + windows if losses else 1)
@@ -140,9 +143,14 @@ def needs(
 
 
 def _through(
-    streamed: StreamedModel, block: nn.Module, index: int, ids: torch.Tensor, states: torch.Tensor | None,
-    shelf: FileShelf | MemoryShelf, variants: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    streamed: StreamedModel,
+    block: nn.Module,
+    index: int,
+    ids: torch.Tensor,
+    states: torch.Tensor | None,
+    shelf: FileShelf | MemoryShelf,
+    variants: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch through one block: what enters the first block (B, T, d), and what leaves this one.
 
     ``states`` is what enters, ((1 + variants) x B, T, d), None at the first block; what leaves has B rows more, where
@@ -207,23 +215,39 @@ def _watched(between: list[torch.Tensor], position: int) -> list[dict[str, Any]]
 
 
 def _shelf(
-    streamed: StreamedModel, sequences: torch.Tensor, batches: list[torch.Tensor], folder: Path | None, losses: bool,
+    streamed: StreamedModel,
+    sequences: torch.Tensor,
+    batches: list[torch.Tensor],
+    folder: Path | None,
+    losses: bool,
     distances: StateDistances | None,
-) -> FileShelf | MemoryShelf:  # fmt: skip
+) -> FileShelf | MemoryShelf:
     """Where the states stand: empty, or as an earlier start of the same sweep left it."""
     total, keep = len(streamed.blocks), distances is not None
     rows = [len(batch) for batch in batches]
     if folder is None:
         return MemoryShelf(rows, total, keep)
     what = {
-        "sequences": hash_json(sequences.tolist()), "shape": list(sequences.shape), "micro-batch": rows[0],
-        "losses": losses, "position": distances.position if keep else None, **streamed.identity(),
-    }  # fmt: skip
+        "sequences": hash_json(sequences.tolist()),
+        "shape": list(sequences.shape),
+        "micro-batch": rows[0],
+        "losses": losses,
+        "position": distances.position if keep else None,
+        **streamed.identity(),
+    }
     shelf = FileShelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)
     config = streamed.model.config.get_text_config()
     space = needs(
-        total, *sequences.shape, config.hidden_size, streamed.dtype.itemsize, 0, 0, micro_batch=rows[0], vocabulary=0,
-        losses=losses, distances=keep,
-    )["states"]  # fmt: skip
+        total,
+        *sequences.shape,
+        config.hidden_size,
+        streamed.dtype.itemsize,
+        0,
+        0,
+        micro_batch=rows[0],
+        vocabulary=0,
+        losses=losses,
+        distances=keep,
+    )["states"]
     require_space(folder, max(0, space - shelf.bytes()), "the states between blocks (score by block)")
     return shelf

@@ -105,10 +105,11 @@ class StateDistances:
     def to_json(self) -> dict[str, Any]:
         """All that was gathered, as plain lists; numbers come back from JSON as they were, to the bit."""
         return {
-            "blocks": self.blocks, "position": self.position,
+            "blocks": self.blocks,
+            "position": self.position,
             "sums": {name: values.tolist() for name, values in self.sums.items()},
             "sequences": self.sequences,
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> StateDistances:

@@ -71,9 +71,14 @@ def greedy_rounds(
         rounds = min(total - len(kept), total - 1)
     else:
         rounds = count_removals(
-            total, len(kept), remove=remove, ratio=ratio, parameters=parameters, block_parameters=sizes,
+            total,
+            len(kept),
+            remove=remove,
+            ratio=ratio,
+            parameters=parameters,
+            block_parameters=sizes,
             dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        )  # fmt: skip
+        )
     gone = list(done)
     while len(gone) < rounds:
         free = [block for block in range(total) if block not in kept and block not in gone]

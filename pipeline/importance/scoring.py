@@ -77,9 +77,16 @@ def score_blocks(
     if {NEEDS[name] for name in asked} & set(SWEPT):
         windows = windows_of(len(blocks), settings.ppl_lengths)
         losses, distances = sweep_by_batch(
-            model, text.sequences, kept=kept, micro_batch=text.micro_batch, losses="ppl" in asked, windows=windows,
-            position=settings.position if _wants_states(asked) else None, world=world, say=say,
-        )  # fmt: skip
+            model,
+            text.sequences,
+            kept=kept,
+            micro_batch=text.micro_batch,
+            losses="ppl" in asked,
+            windows=windows,
+            position=settings.position if _wants_states(asked) else None,
+            world=world,
+            say=say,
+        )
         targets = text.sequences.shape[1] - 1
         entries = sweep_entries(asked, losses, distances, targets, TIE[_precision(model)], windows)
     for name in (name for name in asked if name in MAKERS):
@@ -120,9 +127,14 @@ def score_streamed(
         losses = None
         if len(share):
             losses = sweep_by_block(
-                streamed, share, folder=folder / f"states-{world.rank}-of-{world.size}", micro_batch=micro_batch,
-                losses="ppl" in asked, distances=distances, say=say,
-            )  # fmt: skip
+                streamed,
+                share,
+                folder=folder / f"states-{world.rank}-of-{world.size}",
+                micro_batch=micro_batch,
+                losses="ppl" in asked,
+                distances=distances,
+                say=say,
+            )
         found = [item for item in world.gather((losses, distances, len(share))) if item[2]]
         losses = torch.cat([item[0] for item in found], dim=1) if "ppl" in asked else None
         distances = found[0][1]
@@ -194,8 +206,10 @@ def checked_batches(model: nn.Module, batches: Sequence[torch.Tensor], shortest:
             )
         low, high = int(batch.min()), int(batch.max())
         if low < 0 or high >= rows:
-            raise RegrowError(f"{name}: ids from {low} to {high}, and the model has embeddings for 0 to {rows - 1}; "
-                              "is this its tokenizer?")  # fmt: skip
+            raise RegrowError(
+                f"{name}: ids from {low} to {high}, and the model has embeddings for 0 to {rows - 1}; "
+                "is this its tokenizer?"
+            )
     lengths = sorted({batch.shape[1] for batch in batches})
     if len(lengths) != 1:
         raise RegrowError(f"calibration batches: one length is wanted, got {lengths or 'no batch'}")

@@ -63,9 +63,14 @@ def choose_blocks(
     free = [index for index in order if index not in kept]
     if remove is None or ratio is not None or parameters is not None:
         remove = count_removals(
-            total, len(kept), remove=remove, ratio=ratio, parameters=parameters, dense_parameters=dense_parameters,
+            total,
+            len(kept),
+            remove=remove,
+            ratio=ratio,
+            parameters=parameters,
+            dense_parameters=dense_parameters,
             block_parameters=block_parameters,
-        )  # fmt: skip
+        )
     if remove > len(free):
         raise RegrowError(
             f"{remove} of {total} blocks cannot be removed: {len(kept)} are protected (first {protect_first}, last "

@@ -77,9 +77,16 @@ class FileShelf:
     """
 
     def __init__(
-        self, folder: Path, what: dict[str, Any], rows: list[int], length: int, blocks: int, *, variants: bool,
+        self,
+        folder: Path,
+        what: dict[str, Any],
+        rows: list[int],
+        length: int,
+        blocks: int,
+        *,
+        variants: bool,
         keep_dense: bool,
-    ):  # fmt: skip
+    ):
         self.folder, self.rows, self.length, self.blocks = folder, rows, length, blocks
         self.variants, self.keep_dense = variants, keep_dense
         about = folder / "sweep.json"

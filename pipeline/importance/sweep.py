@@ -169,9 +169,13 @@ def _final_states(
 
 
 def summed_losses(
-    model: nn.Module, blocks: Iterable[nn.Module], states: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool,
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    states: torch.Tensor,
+    input_ids: torch.Tensor,
+    as_tuple: bool,
     names: Sequence[int | str],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """The losses of final states, the dense ones first: (``names``, B) fp64 on the CPU, the dense row last.
 
     ``names`` are the blocks that are left out, or words for windows of them, and last the number of blocks, for the

@@ -93,8 +93,11 @@ def stability(
     means = table.mean(dim=1)
     removed = chosen(means.tolist())
     common = [len(set(removed) & set(other)) for other in resampled]
-    kept = [block for block in range(total)
-            if block not in removed and block not in protected_blocks(total, protect_first, protect_last)]  # fmt: skip
+    kept = [
+        block
+        for block in range(total)
+        if block not in removed and block not in protected_blocks(total, protect_first, protect_last)
+    ]
     z = NormalDist().inv_cdf((1 + level) / 2)
     pairs = []
     for gone in removed:

@@ -32,8 +32,11 @@ from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "sum": torch.sum, "mean": torch.mean, "max": torch.max, "prod": torch.prod,
-}  # fmt: skip
+    "sum": torch.sum,
+    "mean": torch.mean,
+    "max": torch.max,
+    "prod": torch.prod,
+}
 
 
 def magnitude_entry(
@@ -104,8 +107,9 @@ def mean_gradients(
             losses = next_token_losses(model(batch, use_cache=False).logits, batch)
             targets += losses.numel()
             # A weight that the batch did not go through (an expert) has no gradient.
-            for total, gradient in zip(sums, torch.autograd.grad(losses.sum(), weights, allow_unused=True),
-                                       strict=True):  # fmt: skip
+            for total, gradient in zip(
+                sums, torch.autograd.grad(losses.sum(), weights, allow_unused=True), strict=True
+            ):
                 if gradient is not None:
                     total += gradient
     for total in (*sums, targets):

@@ -51,9 +51,13 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
     cu_seq_lens = torch.from_numpy(borders.astype(np.int32)).to(input_ids.device, non_blocking=True)
     longest = int(lengths.max())
     return {
-        "input_ids": input_ids.view(1, -1), "position_ids": positions.view(1, -1),
-        "cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens, "max_length_q": longest, "max_length_k": longest,
-    }  # fmt: skip
+        "input_ids": input_ids.view(1, -1),
+        "position_ids": positions.view(1, -1),
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def require_document_attention(model: Any) -> float:

@@ -38,9 +38,12 @@ def per_block_lists(config: Any, total: int) -> dict[str, list[Any]]:
         name: list(value)
         for name, value in plain.items()
         # A list of end tokens, say, may be as long as a small model has blocks.
-        if isinstance(value, list | tuple) and len(value) == total and name not in INDEX_LISTS
-        and name != "architectures" and not name.endswith("token_id")
-    }  # fmt: skip
+        if isinstance(value, list | tuple)
+        and len(value) == total
+        and name not in INDEX_LISTS
+        and name != "architectures"
+        and not name.endswith("token_id")
+    }
 
 
 def config_values(config: Any, kept: Sequence[int], total: int) -> dict[str, Any]:

@@ -19,10 +19,18 @@ from pipeline.run import RegrowError, first_line
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
 #: multimodal model does with images.
 COMPANIONS = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-    "chat_template*", "generation_config.json", "*processor_config.json", "tekken.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "*processor_config.json",
+    "tekken.json",
     "*.tiktoken",
-)  # fmt: skip
+)
 
 WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".py"}
 
@@ -128,8 +136,11 @@ def load_model(
         raise
     except Exception as error:
         raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
-    wrong = {name: sorted(map(str, loading[name])) for name in ("missing_keys", "mismatched_keys", "unexpected_keys")
-             if loading.get(name)}  # fmt: skip
+    wrong = {
+        name: sorted(map(str, loading[name]))
+        for name in ("missing_keys", "mismatched_keys", "unexpected_keys")
+        if loading.get(name)
+    }
     if wrong:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")

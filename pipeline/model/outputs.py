@@ -51,8 +51,13 @@ def _asked(model: nn.Module, wishes: dict[str, bool]) -> list[tuple[Any, str, bo
     """Which configs of a model and its parts ask for more: (config, name, the value that does not)."""
     from transformers import PretrainedConfig
 
-    owned = [config for module in model.modules()
-             if isinstance(config := getattr(module, "config", None), PretrainedConfig)]  # fmt: skip
+    owned = [
+        config for module in model.modules() if isinstance(config := getattr(module, "config", None), PretrainedConfig)
+    ]
     configs = {id(config): config for one in owned for config in (one, one.get_text_config())}
-    return [(config, name, plain) for config in configs.values() for name, plain in wishes.items()
-            if getattr(config, name, plain) != plain]  # fmt: skip
+    return [
+        (config, name, plain)
+        for config in configs.values()
+        for name, plain in wishes.items()
+        if getattr(config, name, plain) != plain
+    ]

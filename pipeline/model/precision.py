@@ -24,8 +24,11 @@ def stored_dtypes(model: nn.Module) -> Stored:
     stored: Stored = WeakKeyDictionary()
     for module in model.modules():
         own = {**module._parameters, **module._buffers}
-        stored[module] = {name: tensor.dtype for name, tensor in own.items()
-                          if tensor is not None and name not in module._non_persistent_buffers_set}  # fmt: skip
+        stored[module] = {
+            name: tensor.dtype
+            for name, tensor in own.items()
+            if tensor is not None and name not in module._non_persistent_buffers_set
+        }
     return stored
 
 

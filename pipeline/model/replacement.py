@@ -63,8 +63,11 @@ def output_projection(model: nn.Module, index: int) -> nn.Module:
     if not projection.weight.is_floating_point() or projection.weight.dtype not in TOLERANCE:
         raise RegrowError(f"{refusal}, {name} holds {projection.weight.dtype} values (quantised?)")
     weights = {id(parameter) for parameter in projection.parameters()}
-    others = [other for other, module in model.named_modules() if module is not projection
-              and any(id(parameter) in weights for parameter in module.parameters(recurse=False))]  # fmt: skip
+    others = [
+        other
+        for other, module in model.named_modules()
+        if module is not projection and any(id(parameter) in weights for parameter in module.parameters(recurse=False))
+    ]
     if others:
         raise RegrowError(f"{refusal}, the weights of {name} are tied to those of {others[0]}")
 
@@ -93,8 +96,10 @@ def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[
 
     ran: list[tuple[str, int]] = []
     linear = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear | Conv1D)}
-    handles = [part.register_forward_hook(lambda module, args, output, name=name: ran.append((name, output.shape[-1])))
-               for name, part in linear.items()]  # fmt: skip
+    handles = [
+        part.register_forward_hook(lambda module, args, output, name=name: ran.append((name, output.shape[-1])))
+        for name, part in linear.items()
+    ]
     try:
         width = _run_block(model, block, None, {}, None).shape[-1]
     finally:
@@ -217,7 +222,9 @@ def replace_blocks(model: nn.Module, removed: Sequence[int], matrices: Mapping[i
     remove_blocks(model, removed)
     for first, matrix in matrices.items():
         _fold(projections[first], matrix)
-    done = [{"blocks": [original[index] for index in runs[first]], "folded_into": original[first - 1]}
-            for first in sorted(matrices)]  # fmt: skip
+    done = [
+        {"blocks": [original[index] for index in runs[first]], "folded_into": original[first - 1]}
+        for first in sorted(matrices)
+    ]
     config.regrow = {**config.regrow, "linear": [*before.get("linear", []), *done]}
     return model

@@ -89,9 +89,11 @@ class StreamedModel:
         files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self._files()]
         config = self.model.config
         return {
-            "config": hash_json(json.loads(config.to_json_string(use_diff=False))), "weights": hash_json(files),
-            "dtype": str(self.dtype), "attention": config._attn_implementation,
-        }  # fmt: skip
+            "config": hash_json(json.loads(config.to_json_string(use_diff=False))),
+            "weights": hash_json(files),
+            "dtype": str(self.dtype),
+            "attention": config._attn_implementation,
+        }
 
     def _files(self) -> list[Path]:
         """The safetensors files that a loader would read."""
@@ -122,11 +124,15 @@ class StreamedModel:
         own = self.model.state_dict()
         info.missing_keys -= {entry.target for entry in self._entries.values()}
         # A conversion may make several parameters of one tensor: what such a block lacks is seen when it is loaded.
-        converting = {prefix for prefix in self._prefixes
-                      if any(e.converted and e.target.startswith(prefix) for e in self._entries.values())}  # fmt: skip
+        converting = {
+            prefix
+            for prefix in self._prefixes
+            if any(e.converted and e.target.startswith(prefix) for e in self._entries.values())
+        }
         info.missing_keys -= {name for name in info.missing_keys if name.startswith(tuple(converting))}
-        info.unexpected_keys |= {entry.target for entry in self._entries.values()
-                                 if entry.target not in own and not entry.converted}  # fmt: skip
+        info.unexpected_keys |= {
+            entry.target for entry in self._entries.values() if entry.target not in own and not entry.converted
+        }
         # As in from_pretrained: some models have weights that may be missing, and files tensors that nobody wants.
         self.model._adjust_missing_and_unexpected_keys(info)
         if info.missing_keys:
@@ -157,12 +163,17 @@ class StreamedModel:
 
         logging.disable_progress_bar()
         blocks = tuple(self._prefixes)
-        wanted = {key: entry for key, entry in self._entries.items()
-                  if (entry.target.startswith(prefix) if prefix else not entry.target.startswith(blocks))}  # fmt: skip
+        wanted = {
+            key: entry
+            for key, entry in self._entries.items()
+            if (entry.target.startswith(prefix) if prefix else not entry.target.startswith(blocks))
+        }
         how = LoadStateDictConfig(
-            device_map={"": str(self.device)}, dtype=self.dtype, dtype_plan=self.model._get_dtype_plan(self.dtype),
+            device_map={"": str(self.device)},
+            dtype=self.dtype,
+            dtype_plan=self.model._get_dtype_plan(self.dtype),
             weight_mapping=conversions(self.model),
-        )  # fmt: skip
+        )
         with contextlib.ExitStack() as stack:
             files = {file: stack.enter_context(opened(file)) for file in {entry.file for entry in wanted.values()}}
             slices = {key: files[entry.file].get_slice(key) for key, entry in wanted.items()}

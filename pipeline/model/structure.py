@@ -46,12 +46,12 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == total
+        if isinstance(module, nn.ModuleList)
+        and len(module) == total
         # A norm or a projection for each block is a list too, but of single layers.
         and all(any(True for _ in entry.children()) and any(True for _ in entry.parameters()) for entry in module)
-    }  # fmt: skip
-    found = {name: module for name, module in found.items()
-             if not any(name.startswith(f"{other}.") for other in found)}  # fmt: skip
+    }
+    found = {name: module for name, module in found.items() if not any(name.startswith(f"{other}.") for other in found)}
     if len(found) > 1 and not getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
         inside = {id(module) for module in model.get_decoder().modules()}
         found = {name: module for name, module in found.items() if id(module) in inside}

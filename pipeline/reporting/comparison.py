@@ -63,10 +63,12 @@ def ways_of(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> list[dic
     return sorted(
         ways.values(),
         key=lambda way: (
-            way["selection"] == "control", names.index(way["by"]),
-            order.index(way["selection"]) if way["selection"] in order else len(order), way["linear_map"],
+            way["selection"] == "control",
+            names.index(way["by"]),
+            order.index(way["selection"]) if way["selection"] in order else len(order),
+            way["linear_map"],
         ),
-    )  # fmt: skip
+    )
 
 
 def counts_of(comparison: Mapping[str, Any]) -> list[tuple[int, float | None]]:
@@ -99,12 +101,14 @@ def perplexity_table(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, 
             best = min((value for value in values if value is not None), default=None)
             for row, value in zip(rows, values, strict=True):
                 there = count in row["way"]["sets"]
-                row["cells"].append({
-                    "text": notation.perplexity(value) if there else "\u2013",
-                    "best": value is not None and value == best,
-                    "missing": value is None,
-                    "planned": columns[-1]["planned"],
-                })  # fmt: skip
+                row["cells"].append(
+                    {
+                        "text": notation.perplexity(value) if there else "\u2013",
+                        "best": value is not None and value == best,
+                        "missing": value is None,
+                        "planned": columns[-1]["planned"],
+                    }
+                )
     shown = [row for row in rows if any(count["count"] in row["way"]["sets"] for count in columns)]
     return {"columns": columns, "texts": [TEXTS[text] for text in texts], "rows": shown}
 
@@ -117,8 +121,9 @@ def verdict(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, Any]], pr
         return []
     text = texts[0]
     on = f"{TEXTS[text]} perplexity"
-    known = sorted((perplexity_of(way, count, text), way["words"]) for way in there
-                   if perplexity_of(way, count, text) is not None)  # fmt: skip
+    known = sorted(
+        (perplexity_of(way, count, text), way["words"]) for way in there if perplexity_of(way, count, text) is not None
+    )
     if not known:
         return [f"With {count} blocks removed no way of choosing left a finite {on}."]
     first = [words for value, words in known if value == known[0][0]]
@@ -198,9 +203,11 @@ def overlap(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, Any]], bl
     there = [
         way
         for way in there
-        if not (way["linear_map"] and any((o["by"], o["selection"], o["linear_map"])
-                                          == (way["by"], way["selection"], False) for o in there))
-    ]  # fmt: skip
+        if not (
+            way["linear_map"]
+            and any((o["by"], o["selection"], o["linear_map"]) == (way["by"], way["selection"], False) for o in there)
+        )
+    ]
     if len(there) < 2:
         return None
     sets = [set(way["sets"][count]["blocks"]) for way in there]
@@ -228,10 +235,14 @@ def greedy_table(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> dic
     if greedy is None or plain is None:
         rounds = prune.get("greedy") or ()
         rows = [
-            {"k": k, "block": one["removed"], "planned": False,
-             "cells": [{"text": notation.perplexity(one.get("perplexity")), "best": False}]}
+            {
+                "k": k,
+                "block": one["removed"],
+                "planned": False,
+                "cells": [{"text": notation.perplexity(one.get("perplexity")), "best": False}],
+            }
             for k, one in enumerate(rounds, start=1)
-        ]  # fmt: skip
+        ]
         return {"rows": rows, "texts": ["calibration"], "ways": ["greedy"], "sentence": ""} if rows else None
     texts, rows, signs = measured_texts(comparison), [], {}
     before: set[int] = set()
@@ -242,12 +253,19 @@ def greedy_table(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> dic
             values = [perplexity_of(way, k, text) for way in (greedy, plain)]
             lower = min((value for value in values if value is not None), default=None)
             ties = values[0] == values[1]
-            cells += [{"text": notation.perplexity(v), "best": v is not None and v == lower and not ties}
-                      for v in values]  # fmt: skip
+            cells += [
+                {"text": notation.perplexity(v), "best": v is not None and v == lower and not ties} for v in values
+            ]
             mine, other = (math.inf if value is None else value for value in values)
             signs.setdefault(text, {})[k] = (mine > other) - (mine < other)
-        rows.append({"k": k, "block": notation.block_list(list(now - before)), "cells": cells,
-                     "planned": k == comparison.get("planned")})  # fmt: skip
+        rows.append(
+            {
+                "k": k,
+                "block": notation.block_list(list(now - before)),
+                "cells": cells,
+                "planned": k == comparison.get("planned"),
+            }
+        )
         before = now
     sentence = _greedy_sentence(signs.get("held_out") or {}, "held_out" in texts, signs.get("calibration") or {})
     return {"rows": rows, "texts": [TEXTS[t] for t in texts], "ways": ["greedy", "one-shot"], "sentence": sentence}

@@ -57,9 +57,14 @@ def other_bars(
         removed = sorted(order[:planned])
         label = f"Small bars of block importance by {criterion}; it would remove {notation.block_list(removed)}."
         svg = to_svg(small_bars(entry, removed=removed, protected=protected), f"bars-{criterion}", label)
-        made.append({
-            "criterion": criterion, "removed": removed, "svg": Markup(svg), "interval": bool(entry.get("interval")),
-        })  # fmt: skip
+        made.append(
+            {
+                "criterion": criterion,
+                "removed": removed,
+                "svg": Markup(svg),
+                "interval": bool(entry.get("interval")),
+            }
+        )
     return made
 
 
@@ -93,10 +98,15 @@ def heat_maps(
             note = f"Least for {planned} blocks: {_window(best, planned)}, {_at(entry, best, planned)}."
         if anywhere is not None and anywhere != best:
             note += f" Without the protect rule: {_window(anywhere, planned)}, {_at(entry, anywhere, planned)}."
-        made.append({
-            "criterion": criterion, "open": criterion in _OPEN_MAPS, "svgs": svgs, "note": note,
-            "file": f"windows-{criterion}.png",
-        })  # fmt: skip
+        made.append(
+            {
+                "criterion": criterion,
+                "open": criterion in _OPEN_MAPS,
+                "svgs": svgs,
+                "note": note,
+                "file": f"windows-{criterion}.png",
+            }
+        )
     if made and not any(one["open"] for one in made):
         made[0]["open"] = True
     return made

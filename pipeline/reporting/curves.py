@@ -135,9 +135,15 @@ def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: flo
         if dense:
             axes.axhline(dense, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)), gid="dense-reference")
             axes.annotate(
-                f"dense {notation.significant(dense)}", (1, dense), (-2, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=8, color=COLOURS["muted"],
-            )  # fmt: skip
+                f"dense {notation.significant(dense)}",
+                (1, dense),
+                (-2, 3),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=COLOURS["muted"],
+            )
         axes.set_xticks(counts)
         axes.set_xlim(min(counts) - 0.6, max(counts) + 0.6)
         axes.set_xlabel("blocks removed")
@@ -146,9 +152,17 @@ def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: flo
         # As many entries in each, so that the axes beside each other are of one height.
         handles += [Line2D([], [], alpha=0, label=" ")] * (entries - len(handles))
         figure.legend(
-            handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=8, labelcolor=COLOURS["ink"],
-            handlelength=2.4, columnspacing=1.2, borderaxespad=0, labelspacing=0.35,
-        )  # fmt: skip
+            handles=handles,
+            loc="outside lower left",
+            ncols=2,
+            frameon=False,
+            fontsize=8,
+            labelcolor=COLOURS["ink"],
+            handlelength=2.4,
+            columnspacing=1.2,
+            borderaxespad=0,
+            labelspacing=0.35,
+        )
         figures.append(figure)
     return figures
 

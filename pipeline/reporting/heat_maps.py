@@ -86,18 +86,31 @@ def draw_heat_map(
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     # Exact cells in a vector format: matplotlib embeds the array itself, and the viewer scales it.
     image = axes.imshow(
-        np.ma.masked_invalid(table), cmap=colours, vmin=low, vmax=high if high > low else low + 1, origin="upper",
-        aspect="auto", interpolation="none", extent=(-0.5, total - 0.5, total + 0.5, 0.5), gid="cells",
-    )  # fmt: skip
+        np.ma.masked_invalid(table),
+        cmap=colours,
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        origin="upper",
+        aspect="auto",
+        interpolation="none",
+        extent=(-0.5, total - 0.5, total + 0.5, 0.5),
+        gid="cells",
+    )
     for run in _free_runs(total, protected):
         for colour, width in (("mark-seam", 2.2), ("mark", 1.0)):
             axes.plot(*_outline(*run), color=COLOURS[colour], linewidth=width, gid=f"free-windows-{colour}")
     if mark is not None:
         for colour, width, name in (("mark-seam", 3.4, "mark-seam"), ("mark", 1.8, "mark")):
             axes.plot(
-                *mark, "o", markersize=8, fillstyle="none", color=COLOURS[colour], markeredgewidth=width,
-                clip_on=False, gid=name,
-            )  # fmt: skip
+                *mark,
+                "o",
+                markersize=8,
+                fillstyle="none",
+                color=COLOURS[colour],
+                markeredgewidth=width,
+                clip_on=False,
+                gid=name,
+            )
     axes.set_xlabel("first block of the window")
     axes.set_ylabel("blocks in the window, n")
     for axis in (axes.xaxis, axes.yaxis):
@@ -125,9 +138,16 @@ def draw_linear_windows(entry: Mapping[str, Any], n: int, *, mark: int | None = 
     ):
         values = [value if finite(value) else math.nan for value in measured.get(key) or ()]
         axes.plot(
-            range(len(values)), values, color=COLOURS[colour], linestyle=style, marker=marker, markersize=3,
-            linewidth=1.4, label=name, gid=f"linear-{key}",
-        )  # fmt: skip
+            range(len(values)),
+            values,
+            color=COLOURS[colour],
+            linestyle=style,
+            marker=marker,
+            markersize=3,
+            linewidth=1.4,
+            label=name,
+            gid=f"linear-{key}",
+        )
     if mark is not None:
         axes.axvline(mark, color=COLOURS["muted"], linewidth=1, linestyle=(0, (1, 2)), gid="mark")
     axes.set_ylim(bottom=0)
@@ -149,8 +169,9 @@ def draw_ppl_windows(entry: Mapping[str, Any], n: int, *, mark: int | None = Non
         raise RegrowError(f"ppl: windows of {n} blocks were not measured; put {n} among score.ppl_n")
     figure, (axes,) = canvas(1, 1, (NARROW * 1.25, 2.4))
     values = [value if finite(value) else math.nan for value in measured["scores"]]
-    axes.plot(range(len(values)), values, color=COLOURS["kept"], marker="o", markersize=3, linewidth=1.4,
-              gid="ppl-windows")  # fmt: skip
+    axes.plot(
+        range(len(values)), values, color=COLOURS["kept"], marker="o", markersize=3, linewidth=1.4, gid="ppl-windows"
+    )
     known = [value for value in [*values, entry.get("dense")] if finite(value)]
     if known:
         log_scale(axes, min(known) * 0.9, max(known) * 1.1)
@@ -201,9 +222,14 @@ def _colour_key(axes: Axes, image: Any, normalized: bool) -> None:
     # As an image, the key would be 256 rectangles in the SVG.
     bar.solids.set_visible(False)
     inset.imshow(
-        np.linspace(image.norm.vmin, image.norm.vmax, 64)[None], cmap=image.cmap, norm=image.norm, aspect="auto",
-        interpolation="none", extent=(*inset.get_xlim(), 0, 1), gid="key",
-    )  # fmt: skip
+        np.linspace(image.norm.vmin, image.norm.vmax, 64)[None],
+        cmap=image.cmap,
+        norm=image.norm,
+        aspect="auto",
+        interpolation="none",
+        extent=(*inset.get_xlim(), 0, 1),
+        gid="key",
+    )
     inset.tick_params(length=0, colors=COLOURS["muted"], labelsize=8, pad=3)
     if normalized:
         bar.set_ticks([0, 1], labels=["least of its row", "greatest"])

@@ -26,8 +26,17 @@ from pipeline.reporting.model_rows import (
     task_rows,
 )
 
-PRUNE_KEYS = ("protected", "criterion", "base_model", "parameters", "self_test", "selection", "stability", "greedy",
-              "linear")  # fmt: skip
+PRUNE_KEYS = (
+    "protected",
+    "criterion",
+    "base_model",
+    "parameters",
+    "self_test",
+    "selection",
+    "stability",
+    "greedy",
+    "linear",
+)
 PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
 
 

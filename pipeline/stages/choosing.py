@@ -44,9 +44,12 @@ class Chooser:
         self.protect = {"protect_first": config.prune.protect_first, "protect_last": config.prune.protect_last}
         texts = world.on_first(self._texts)
         self.model = load_model(
-            dense, dtype=config.score.dtype, attention=config.model.attention, device=world.device,
+            dense,
+            dtype=config.score.dtype,
+            attention=config.model.attention,
+            device=world.device,
             trust_remote_code=config.model.trust_remote_code,
-        )  # fmt: skip
+        )
         if config.prune.linear:
             # Refused now, not after the rounds of greedy removal.
             find_projections(self.model, [(start, 1) for start in range(len(find_blocks(self.model)))])
@@ -69,9 +72,14 @@ class Chooser:
         if remove is not None and len(rounds) >= remove:
             return rounds[:remove]
         for one in greedy_rounds(
-            self.model, self.share, remove=remove, budget=budget, done=[one.removed for one in rounds],
-            world=self.world, **self.protect,
-        ):  # fmt: skip
+            self.model,
+            self.share,
+            remove=remove,
+            budget=budget,
+            done=[one.removed for one in rounds],
+            world=self.world,
+            **self.protect,
+        ):
             rounds.append(one)
             if self.world.rank == 0 and len(rounds) > len(kept):
                 write_json(file, [asdict(each) for each in rounds])
@@ -118,8 +126,10 @@ class Chooser:
                 ways = {"greedy": sorted(gone[:remove])}
                 if order is not None and remove not in counts:
                     ways["one-shot"] = choose_blocks(order, remove, **self.protect)
-                sets += [{"by": "ppl", "selection": way, "linear_map": False, "remove": remove, "blocks": blocks}
-                         for way, blocks in ways.items()]  # fmt: skip
+                sets += [
+                    {"by": "ppl", "selection": way, "linear_map": False, "remove": remove, "blocks": blocks}
+                    for way, blocks in ways.items()
+                ]
         own = self._own(removed)
         if not any(all(one[key] == own[key] for key in ("by", "selection", "remove")) for one in sets):
             sets.append(own)
@@ -148,10 +158,18 @@ class Chooser:
 
     def _with_maps(self, measured: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
         """The window that linear chose at the planned count, with its map in its place."""
-        chosen = [one for one in measured if one["by"] == "linear" and one["selection"] == "contiguous"
-                  and one["remove"] == planned and one["blocks"][0] > 0]  # fmt: skip
-        return [{**one, "linear_map": True, "perplexity": self.perplexities(one["blocks"], self.maps(one["blocks"])[0])}
-                for one in chosen]  # fmt: skip
+        chosen = [
+            one
+            for one in measured
+            if one["by"] == "linear"
+            and one["selection"] == "contiguous"
+            and one["remove"] == planned
+            and one["blocks"][0] > 0
+        ]
+        return [
+            {**one, "linear_map": True, "perplexity": self.perplexities(one["blocks"], self.maps(one["blocks"])[0])}
+            for one in chosen
+        ]
 
 
 def choose(config: Config, criteria: Mapping[str, Any], total: int, remove: int) -> list[int]:

@@ -63,11 +63,20 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
         def listed(source: Source, number: int, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
             return list_source(
-                source.path, source=number, files=source.files, format=source.format, revision=source.revision,
-                text_key=source.text_key, exclude_domains=source.exclude_domains, on_damage=config.data.on_damage,
-                on_no_text=config.data.on_no_text, hash_of=run.hash_of, held_out=kept, done=progress,
+                source.path,
+                source=number,
+                files=source.files,
+                format=source.format,
+                revision=source.revision,
+                text_key=source.text_key,
+                exclude_domains=source.exclude_domains,
+                on_damage=config.data.on_damage,
+                on_no_text=config.data.on_no_text,
+                hash_of=run.hash_of,
+                held_out=kept,
+                done=progress,
                 say=lambda line: say(what + line),
-            )  # fmt: skip
+            )
 
         aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
         held_out = [shard for listing in aside for shard in listing.shards]
@@ -96,12 +105,19 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
-            corpus, tokenizer=resolve_model(config.model.path, config.model.revision), separator=config.data.separator,
-            special_tokens=config.data.special_tokens, trust_remote_code=config.model.trust_remote_code,
-            folder=config.data.tokenised, cache=shard_cache(config),
+            corpus,
+            tokenizer=resolve_model(config.model.path, config.model.revision),
+            separator=config.data.separator,
+            special_tokens=config.data.special_tokens,
+            trust_remote_code=config.model.trust_remote_code,
+            folder=config.data.tokenised,
+            cache=shard_cache(config),
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
-            on_damage=config.data.on_damage, die_with_parent=die_with_parent, say=say, held_out=hashes,
-        )  # fmt: skip
+            on_damage=config.data.on_damage,
+            die_with_parent=die_with_parent,
+            say=say,
+            held_out=hashes,
+        )
         skipped += damaged
         for number, source in enumerate(config.data.sources):
             if not of_source(corpus, number):
@@ -128,8 +144,10 @@ def _require_ids_apart(config: Config) -> None:
     for source in (*config.data.sources, *([config.data.held_out] if config.data.held_out else [])):
         root = Path(source.path).expanduser().resolve()
         if root.is_dir() and ids.is_relative_to(root) and fnmatchcase(f"{ids.relative_to(root)}/x.tar", source.files):
-            raise RegrowError(f"data.tokenised {str(config.data.tokenised)!r} lies in the data source {source.path!r}, "
-                              "which would list the ids as its own; take another folder")  # fmt: skip
+            raise RegrowError(
+                f"data.tokenised {str(config.data.tokenised)!r} lies in the data source {source.path!r}, "
+                "which would list the ids as its own; take another folder"
+            )
 
 
 def of_source(corpus: list[Shard], number: int) -> list[Shard]:
@@ -143,10 +161,14 @@ def _encoder(config: Config) -> Encoder:
 
 def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
     cache = shard_cache(config)
-    kept = [listing.census and listing.census.characters_without(source.exclude_domains)
-            for listing, source in zip(listings, config.data.sources, strict=True)]  # fmt: skip
-    return [survey(of_source(corpus, number), encoder, cache, count, config.data.on_damage)
-            for number, count in enumerate(kept)]  # fmt: skip
+    kept = [
+        listing.census and listing.census.characters_without(source.exclude_domains)
+        for listing, source in zip(listings, config.data.sources, strict=True)
+    ]
+    return [
+        survey(of_source(corpus, number), encoder, cache, count, config.data.on_damage)
+        for number, count in enumerate(kept)
+    ]
 
 
 def _tell(
@@ -164,8 +186,10 @@ def _tell(
     tokens = sum(each.tokens for each in surveys)
     weights = [source.weight for source in config.data.sources]
     # A source is read through when its share of the budget is as long as it is.
-    passes = [config.train.tokens * weight / sum(weights) / max(each.tokens, 1)
-              for weight, each in zip(weights, surveys, strict=True)]  # fmt: skip
+    passes = [
+        config.train.tokens * weight / sum(weights) / max(each.tokens, 1)
+        for weight, each in zip(weights, surveys, strict=True)
+    ]
     known = "an unknown number of" if documents is None else f"{documents:,}"
     about = "" if all(each.exact for each in surveys) else "about "
     say(f"corpus: {len(corpus)} shards, {known} documents, {about}{tokens:,} tokens")
@@ -189,16 +213,22 @@ def _tell(
     for source, each, share in zip(config.data.sources, surveys, passes, strict=True):
         if each.without_text:
             say(f"{source.path}: {counted(each.without_text)} in the shard that was looked into, all to be left out")
-        say(f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
-            f"{share:.2f} times")  # fmt: skip
+        say(
+            f"{source.path}: {about}{each.tokens:,} tokens, which the budget of {config.train.tokens:,} reads "
+            f"{share:.2f} times"
+        )
     return {
-        "documents": documents, "domains": dict(domains), "left_out": dict(left_out),
-        "without_text": dict(sorted(without_text.items())), "tokens": tokens,
-        "tokens_estimated": bool(about), "tokens_per_second": min(speeds, default=None),
+        "documents": documents,
+        "domains": dict(domains),
+        "left_out": dict(left_out),
+        "without_text": dict(sorted(without_text.items())),
+        "tokens": tokens,
+        "tokens_estimated": bool(about),
+        "tokens_per_second": min(speeds, default=None),
         "special_strings": dict(special.most_common()),
         # Not how often the budget reads them: another budget does not make this stage anew.
         "source_tokens": [each.tokens for each in surveys],
-    }  # fmt: skip
+    }
 
 
 def _cores() -> int:

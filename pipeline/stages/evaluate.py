@@ -50,9 +50,12 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
         say(f"latency: the models are loaded {way}")
         speeds = measure_latency(
-            lambda name: (_load(config, folders[name], world), row_encoder(config, folders[name])), list(folders),
-            _workload(config), device=world.device, together=together,
-        )  # fmt: skip
+            lambda name: (_load(config, folders[name], world), row_encoder(config, folders[name])),
+            list(folders),
+            _workload(config),
+            device=world.device,
+            together=together,
+        )
         for name, speed in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
         write_json(run.stage("evaluate") / "results.json", {"models": models})
@@ -84,9 +87,12 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
 
 def _load(config: Config, folder: Path, world: World) -> Any:
     return load_model(
-        folder, dtype=config.model.dtype, attention=config.model.attention, device=world.device,
+        folder,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=world.device,
         trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+    )
 
 
 def _workload(config: Config) -> Workload:
@@ -100,9 +106,13 @@ def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
     protocol = config.evaluate.perplexity
     return held_out_rows(
-        shards, row_encoder(config, dense), length=protocol.length or config.data.row_length, bos=protocol.bos,
-        rows=protocol.rows, cache=shard_cache(config),
-    )  # fmt: skip
+        shards,
+        row_encoder(config, dense),
+        length=protocol.length or config.data.row_length,
+        bos=protocol.bos,
+        rows=protocol.rows,
+        cache=shard_cache(config),
+    )
 
 
 def table(models: dict[str, Any]) -> list[str]:

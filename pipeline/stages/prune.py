@@ -67,9 +67,14 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         write_json(folder / "comparison.json", comparison)
 
     record = prune_folder(
-        dense, folder / "model", removed, maps, dtype=config.model.dtype,
-        trust_remote_code=config.model.trust_remote_code, say=say,
-    )  # fmt: skip
+        dense,
+        folder / "model",
+        removed,
+        maps,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        say=say,
+    )
     protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
     values = None
     if cut.blocks is None and cut.selection == "one-shot" and cut.criterion not in CONTROLS:
@@ -83,12 +88,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "removed": removed,
         "kept": [index for index in range(total) if index not in removed],
         # An explicit list is followed as it is.
-        "protected": [] if isinstance(cut.blocks, tuple)
+        "protected": []
+        if isinstance(cut.blocks, tuple)
         else protected_blocks(total, cut.protect_first, cut.protect_last),
         "stability": None if values is None else stability(values, len(removed), **protect),
         "greedy": rounds,
         "linear": linear,
-    }  # fmt: skip
+    }
     write_json(folder / "prune.json", record)
     return {"removed": removed, "parameters": record["parameters"]}
 
@@ -126,9 +132,14 @@ def removed_blocks(
     if cut.perplexity is None:
         protected = len(protected_blocks(total, cut.protect_first, cut.protect_last))
         remove = count_removals(
-            total, protected, remove=cut.remove, ratio=cut.ratio, parameters=cut.parameters,
-            dense_parameters=parameters, block_parameters=sizes,
-        )  # fmt: skip
+            total,
+            protected,
+            remove=cut.remove,
+            ratio=cut.ratio,
+            parameters=cut.parameters,
+            dense_parameters=parameters,
+            block_parameters=sizes,
+        )
     if cut.selection == "greedy":
         rounds = chooser.greedy(remove, cut.perplexity)
         if not rounds:
@@ -151,8 +162,10 @@ def _order(config: Config, criteria: Mapping[str, Any], total: int) -> list[int]
     if cut.criterion not in CONTROLS:
         return criteria[cut.criterion]["order"]
     if cut.criterion == "uniform":
-        raise RegrowError("prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
-                          "perplexity budget; say prune.remove")  # fmt: skip
+        raise RegrowError(
+            "prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
+            "perplexity budget; say prune.remove"
+        )
     return tail_order(total) if cut.criterion == "tail" else random_order(total, cut.seed)
 
 

@@ -30,12 +30,16 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     cost = {
         "stages": {stage: {"seconds": record["seconds"]} for stage, record in records.items()},
         "train": {
-            "tokens": trained["tokens"], "steps": trained["steps"], "flops": trained["flops"],
-            "flops_formula": FLOPS_FORMULA, "seconds": trained["seconds_in_steps"], "processes": trained["processes"],
+            "tokens": trained["tokens"],
+            "steps": trained["steps"],
+            "flops": trained["flops"],
+            "flops_formula": FLOPS_FORMULA,
+            "seconds": trained["seconds_in_steps"],
+            "processes": trained["processes"],
         },
         "hardware": records["train"]["hardware"],
         "versions": records["train"]["versions"],
-    }  # fmt: skip
+    }
     sources = [{"path": source.path, "documents": None} for source in config.data.sources]
     if len(sources) == 1:
         sources[0]["documents"] = records["data"]["result"]["documents"]
@@ -52,15 +56,29 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     title = notes.title or run.name
     folder = run.stage("report")
     page = render_page(
-        name=title, prune=prune, out=folder, scores=scores, comparison=comparison, results=results, cost=cost,
-        provenance=provenance, metrics=read_lines(run.stage("train") / "metrics.jsonl"),
-        held_out=read_lines(run.stage("train") / "held_out.jsonl"), config_yaml=dump_config(config),
-    )  # fmt: skip
+        name=title,
+        prune=prune,
+        out=folder,
+        scores=scores,
+        comparison=comparison,
+        results=results,
+        cost=cost,
+        provenance=provenance,
+        metrics=read_lines(run.stage("train") / "metrics.jsonl"),
+        held_out=read_lines(run.stage("train") / "held_out.jsonl"),
+        config_yaml=dump_config(config),
+    )
     card = render_card(
-        name=title, prune=prune, results=results, scores=scores, comparison=comparison, cost=cost,
-        provenance=provenance, recipe=config.train.model_dump(mode="json"),
+        name=title,
+        prune=prune,
+        results=results,
+        scores=scores,
+        comparison=comparison,
+        cost=cost,
+        provenance=provenance,
+        recipe=config.train.model_dump(mode="json"),
         **_loading(config, run.folder / trained["export"]),
-    )  # fmt: skip
+    )
     write_atomic(folder / "README.md", card)
     write_atomic(run.folder / trained["export"] / "README.md", card)
     say(f"page: {page}")

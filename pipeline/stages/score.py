@@ -50,27 +50,46 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     meta = describe_dense(config, dense)
     by_block = _by_block(config, meta, world)
     asked, settings, progress = config.score.criteria, _settings(config, meta), folder / "progress"
-    load = {"dtype": config.score.dtype, "attention": config.model.attention, "device": world.device,
-            "trust_remote_code": config.model.trust_remote_code}  # fmt: skip
+    load = {
+        "dtype": config.score.dtype,
+        "attention": config.model.attention,
+        "device": world.device,
+        "trust_remote_code": config.model.trust_remote_code,
+    }
     if by_block:
         entries = score_streamed(
-            StreamedModel(dense, **load), sequences, asked, settings, micro_batch=config.score.micro_batch, world=world,
-            folder=progress, say=say,
-        )  # fmt: skip
+            StreamedModel(dense, **load),
+            sequences,
+            asked,
+            settings,
+            micro_batch=config.score.micro_batch,
+            world=world,
+            folder=progress,
+            say=say,
+        )
     else:
         entries = score_blocks(
-            load_model(dense, **load), sequences.split(config.score.micro_batch), asked, settings,
-            maps=lambda: _text_of_maps(config, run, dense, meta, world, say), world=world, folder=progress, say=say,
-        )  # fmt: skip
+            load_model(dense, **load),
+            sequences.split(config.score.micro_batch),
+            asked,
+            settings,
+            maps=lambda: _text_of_maps(config, run, dense, meta, world, say),
+            world=world,
+            folder=progress,
+            say=say,
+        )
     if world.rank == 0:
         if len(sequences) == 1:
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
         calibration = {
-            "sequences": config.score.sequences, "length": config.score.length, "bos": config.score.bos,
-            "dtype": config.score.dtype, "seed": config.score.seed,
+            "sequences": config.score.sequences,
+            "length": config.score.length,
+            "bos": config.score.bos,
+            "dtype": config.score.dtype,
+            "seed": config.score.seed,
             "overlap": {"held_out": _held_out(config, run, origins)},
             "targets": (config.score.length - 1) * config.score.sequences,
-        }  # fmt: skip
+        }
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
         blocks = len(find_blocks(meta))
         write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
@@ -106,9 +125,14 @@ def _settings(config: Config, meta: nn.Module) -> Settings:
         planned = len(planned_removal(config, meta))
         windows = (planned,) if planned else ()
     return Settings(
-        position=score.position, ppl_lengths=score.ppl_n, linear_lengths=windows or (), ridge=score.linear_ridge,
-        norm_power=score.norm_power, weight_reduction=score.weight_reduction, block_reduction=score.block_reduction,
-    )  # fmt: skip
+        position=score.position,
+        ppl_lengths=score.ppl_n,
+        linear_lengths=windows or (),
+        ridge=score.linear_ridge,
+        norm_power=score.norm_power,
+        weight_reduction=score.weight_reduction,
+        block_reduction=score.block_reduction,
+    )
 
 
 def _text_of_maps(

@@ -139,8 +139,10 @@ def _require(stage: str, config: Config, run: Run, config_path: str) -> None:
     for name, entry in record["outputs"].items():
         path = run.stage(stage) / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise RegrowError(f"{path}: missing or of another size than when stage {stage} wrote it; put it back, or "
-                              f"add --redo {stage}")  # fmt: skip
+            raise RegrowError(
+                f"{path}: missing or of another size than when stage {stage} wrote it; put it back, or "
+                f"add --redo {stage}"
+            )
 
 
 def _stale(what: str, differences: list[str], stage: str) -> RegrowError:
@@ -169,13 +171,21 @@ def _finish(
     stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None, result: Any, seconds: float
 ) -> None:
     """Write the stage's record."""
-    run.finish(stage, {
-        "stage": stage, "fingerprint": fingerprint or read_json(run.stage(stage) / "progress" / "started.json"),
-        "result": result, "outputs": run.outputs(stage),
-        "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
-        "versions": {name: version(name) for name in VERSIONS}, "hardware": _hardware(world),
-        "processes": world.size, "seconds": seconds, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    })  # fmt: skip
+    run.finish(
+        stage,
+        {
+            "stage": stage,
+            "fingerprint": fingerprint or read_json(run.stage(stage) / "progress" / "started.json"),
+            "result": result,
+            "outputs": run.outputs(stage),
+            "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
+            "versions": {name: version(name) for name in VERSIONS},
+            "hardware": _hardware(world),
+            "processes": world.size,
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 @contextmanager

@@ -38,13 +38,24 @@ def draw_held_out(config: Config, run: Run, dense: Path) -> torch.Tensor | None:
     if not shards:
         return None
     compare = config.prune.compare
-    return held_out_rows(shards, row_encoder(config, dense), length=compare.length, bos=config.evaluate.perplexity.bos,
-                         rows=compare.rows, cache=shard_cache(config))  # fmt: skip
+    return held_out_rows(
+        shards,
+        row_encoder(config, dense),
+        length=compare.length,
+        bos=config.evaluate.perplexity.bos,
+        rows=compare.rows,
+        cache=shard_cache(config),
+    )
 
 
 def _draw(config: Config, run: Run, dense: Path, sequences: int, seed: int) -> tuple[torch.Tensor, list[Any]]:
     shards, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
     return calibration_sequences(
-        shards, row_encoder(config, dense), sequences=sequences, length=config.score.length, bos=config.score.bos,
-        seed=seed, cache=shard_cache(config),
-    )  # fmt: skip
+        shards,
+        row_encoder(config, dense),
+        sequences=sequences,
+        length=config.score.length,
+        bos=config.score.bos,
+        seed=seed,
+        cache=shard_cache(config),
+    )

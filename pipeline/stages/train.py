@@ -78,9 +78,12 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         torch.utils.deterministic.fill_uninitialized_memory = False
 
     model = load_model(
-        run.stage("prune") / "model", dtype=config.model.dtype, attention=config.model.attention, device=world.device,
+        run.stage("prune") / "model",
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=world.device,
         trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+    )
     within = config.data.attention == "within"
     if within:
         world.on_first(lambda: require_document_attention(model))
@@ -98,10 +101,19 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     world.on_first(lambda: _require_cache(config, run, world))
     rows = _held_out(config, run, world, encoder)
     engine = Engine(
-        model, world, micro_batch=recipe.micro_batch, accumulation=split, zero_stage=recipe.zero_stage,
-        learning_rate=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay,
-        no_decay=recipe.no_decay, clip=recipe.clip, gradient_checkpointing=recipe.gradient_checkpointing,
-    )  # fmt: skip
+        model,
+        world,
+        micro_batch=recipe.micro_batch,
+        accumulation=split,
+        zero_stage=recipe.zero_stage,
+        learning_rate=recipe.learning_rate,
+        betas=recipe.betas,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        no_decay=recipe.no_decay,
+        clip=recipe.clip,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+    )
 
     for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient):
         say(line)
@@ -128,10 +140,16 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         with engine.precision():
             result = perplexity(engine.engine, rows, micro_batch=recipe.micro_batch, device=world.device, world=world)
         if world.rank == 0:
-            append_line(folder / "held_out.jsonl", {
-                "step": position.step, "tokens": position.tokens, "held_out_loss": result["loss"],
-                "held_out_perplexity": result["value"], "rows": result["rows"],
-            })  # fmt: skip
+            append_line(
+                folder / "held_out.jsonl",
+                {
+                    "step": position.step,
+                    "tokens": position.tokens,
+                    "held_out_loss": result["loss"],
+                    "held_out_perplexity": result["value"],
+                    "rows": result["rows"],
+                },
+            )
             say(f"step {position.step}: held-out perplexity {result['value']:.2f}")
 
     def log_samples(step: int, samples: list[Sample]) -> None:
@@ -148,33 +166,56 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             if line not in left_out:
                 left_out.add(line)
                 say(line)
-        state = {"step": position.step, "tokens": position.tokens, "layout": layout, "identity": asdict(identity),
-                 "lanes": to_json(cursors)}  # fmt: skip
+        state = {
+            "step": position.step,
+            "tokens": position.tokens,
+            "layout": layout,
+            "identity": asdict(identity),
+            "lanes": to_json(cursors),
+        }
         save_checkpoint(
-            folder / "checkpoints", engine, world, step=position.step, state=state, keep=recipe.keep_checkpoints,
+            folder / "checkpoints",
+            engine,
+            world,
+            step=position.step,
+            state=state,
+            keep=recipe.keep_checkpoints,
             parameters=parameters,
-        )  # fmt: skip
+        )
 
     recent = deque(read_lines(folder / "metrics.jsonl") if world.rank == 0 else [], maxlen=WINDOW)
     if position.step == 0:
         evaluate()
-    stream = row_stream(config, run, encoder, step=position.step, cursors=position.cursors, rank=world.rank,
-                        world=world.size)  # fmt: skip
+    stream = row_stream(
+        config, run, encoder, step=position.step, cursors=position.cursors, rank=world.rank, world=world.size
+    )
     workers = fitting_workers(config.data.workers, config.data.lanes, world.size)
     if workers != config.data.workers:
-        say(f"{workers} workers for each process instead of {config.data.workers}: they must divide "
-            f"{config.data.lanes} lanes")  # fmt: skip
+        say(
+            f"{workers} workers for each process instead of {config.data.workers}: they must divide "
+            f"{config.data.lanes} lanes"
+        )
     for step in train_steps(
-        engine, load_rows(stream, workers, die_with_parent), world, position, steps=steps,
-        micro_batch=recipe.micro_batch, within_documents=within,
+        engine,
+        load_rows(stream, workers, die_with_parent),
+        world,
+        position,
+        steps=steps,
+        micro_batch=recipe.micro_batch,
+        within_documents=within,
         on_samples=log_samples if recipe.log_samples else None,
         rate=lambda number: learning_rate(
-            number, steps=steps, peak=recipe.learning_rate, final=recipe.final_learning_rate, warmup=recipe.warmup,
-            schedule=recipe.schedule, decay=recipe.decay,
+            number,
+            steps=steps,
+            peak=recipe.learning_rate,
+            final=recipe.final_learning_rate,
+            warmup=recipe.warmup,
+            schedule=recipe.schedule,
+            decay=recipe.decay,
         ),
         mfu=lambda speed: mfu(speed / world.size, flops, peak),
         say=say,
-    ):  # fmt: skip
+    ):
         if world.rank == 0:
             recent.append(_metrics(step))
             append_line(folder / "metrics.jsonl", recent[-1])
@@ -190,10 +231,15 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     exported = _export(run, engine, world, steps, config)
     lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
     return {
-        "steps": steps, "tokens": position.tokens, "export": exported.relative_to(run.folder).as_posix(),
-        "layout": layout, "flops": flops * position.tokens, "flops_per_token": flops,
-        "seconds_in_steps": sum(line["seconds"] for line in lines), "processes": world.size,
-    }  # fmt: skip
+        "steps": steps,
+        "tokens": position.tokens,
+        "export": exported.relative_to(run.folder).as_posix(),
+        "layout": layout,
+        "flops": flops * position.tokens,
+        "flops_per_token": flops,
+        "seconds_in_steps": sum(line["seconds"] for line in lines),
+        "processes": world.size,
+    }
 
 
 def _require_cache(config: Config, run: Run, world: World) -> None:
@@ -228,8 +274,9 @@ def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -
         scratch = target.with_name(f".{target.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
         require_space(target.parent, sum(value.nbytes for value in weights.values()), f"export {step}")
-        model = load_model(run.stage("prune") / "model", dtype=config.model.dtype,
-                           trust_remote_code=config.model.trust_remote_code)  # fmt: skip
+        model = load_model(
+            run.stage("prune") / "model", dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code
+        )
         load_trained(model, weights, engine.unreached)
         model.save_pretrained(scratch)
         copy_companions(run.stage("prune") / "model", scratch)

@@ -82,8 +82,10 @@ def save_checkpoint(
         problem = f"rank {world.rank}: {_reason(error)}"
     _agree(world, problem, folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    own = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-           for path in files[world.rank :: world.size]}  # fmt: skip
+    own = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in files[world.rank :: world.size]
+    }
     listed = {name: entry for share in world.gather(own) for name, entry in share.items()}
     if world.rank == 0:
         write_json(folder / "COMPLETE", {"step": step, "files": dict(sorted(listed.items()))})
@@ -114,8 +116,11 @@ def newest_checkpoint(root: Path, layout: Mapping[str, Any]) -> tuple[Path, dict
                 f"move {folder.name} out of {root}"
             )
     state = read_json(folder / "state.json")
-    differing = [f"{name} was {state['layout'].get(name)}, is {layout[name]}" for name in LAYOUT
-                 if state["layout"].get(name) != layout[name]]  # fmt: skip
+    differing = [
+        f"{name} was {state['layout'].get(name)}, is {layout[name]}"
+        for name in LAYOUT
+        if state["layout"].get(name) != layout[name]
+    ]
     if differing:
         raise RegrowError(
             f"checkpoint {folder}: written in another layout ({'; '.join(differing)}). A run resumes in its own "

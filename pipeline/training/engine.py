@@ -109,8 +109,12 @@ class Engine:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         optimizer = torch.optim.AdamW(
-            decay_groups(model, weight_decay, no_decay), lr=learning_rate, betas=betas, eps=eps, fused=True,
-        )  # fmt: skip
+            decay_groups(model, weight_decay, no_decay),
+            lr=learning_rate,
+            betas=betas,
+            eps=eps,
+            fused=True,
+        )
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,

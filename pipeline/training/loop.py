@@ -100,9 +100,12 @@ def train_steps(
 
         batches = [_stacked(micro, world.device) for micro in taken]
         documents = [[row.cu_seqlens for row in micro] if within_documents else None for micro in taken]
-        counts = torch.tensor([
-            sum(map(_count_targets, batches, documents)), sum(batch.numel() for batch in batches),
-        ])  # fmt: skip
+        counts = torch.tensor(
+            [
+                sum(map(_count_targets, batches, documents)),
+                sum(batch.numel() for batch in batches),
+            ]
+        )
         # The number of targets differs by row within documents, and by process: the loss is over those of all.
         targets, tokens = world.sum(counts).tolist()
         if targets == 0:

@@ -68,6 +68,7 @@ def pace(lines: Iterable[dict[str, Any]]) -> tuple[float, float]:
 
 
 def _line(record: dict[str, Any]) -> str:
-    plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-             for key, value in record.items()}  # fmt: skip
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
     return json.dumps(plain, allow_nan=False) + "\n"

@@ -27,8 +27,10 @@ def write_shard(path: Path, documents: list[Any]) -> Path:
 
     In a tar a text becomes KEY.txt with its domain in KEY.json, and any other document KEY.json alone.
     """
-    records = [{"text": item, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} if isinstance(item, str) else item
-               for item in documents]  # fmt: skip
+    records = [
+        {"text": item, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} if isinstance(item, str) else item
+        for item in documents
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     if path.name.endswith(".parquet"):
@@ -65,8 +67,9 @@ def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
     endings = ("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "jsonl.zst")
     for number, ending in enumerate(endings):
         first = 100 + 20 * number
-        write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
-                    [f"{number} {long}", *texts[first : first + 11 + number]])  # fmt: skip
+        write_shard(
+            tmp_path / "corpus" / f"part_{number}.{ending}", [f"{number} {long}", *texts[first : first + 11 + number]]
+        )
     return list_source(str(tmp_path / "corpus")).shards
 
 
@@ -76,8 +79,9 @@ def parquet(texts: list[str], tmp_path: Path) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    rows = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}, "noise": os.urandom(3000)}
-            for text in texts[:80]]  # fmt: skip
+    rows = [
+        {"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}, "noise": os.urandom(3000)} for text in texts[:80]
+    ]
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=30, write_page_checksum=True)
     return path

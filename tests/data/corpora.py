@@ -64,10 +64,20 @@ def shard(path: Path, source: int = 0, *, tokenised: bool = False) -> Shard:
     format = "tokenised" if tokenised else format_of(path.name)
     census = check_documents(path, format, "text")
     return Shard(
-        source=source, place=str(path.parent), path=path.name, kind="local", revision=None, format=format,
-        bytes=path.stat().st_size, sha256=hash_file(path), etag=None, documents=census.documents,
-        groups=census.groups, text_key="text", exclude_domains=(),
-    )  # fmt: skip
+        source=source,
+        place=str(path.parent),
+        path=path.name,
+        kind="local",
+        revision=None,
+        format=format,
+        bytes=path.stat().st_size,
+        sha256=hash_file(path),
+        etag=None,
+        documents=census.documents,
+        groups=census.groups,
+        text_key="text",
+        exclude_domains=(),
+    )
 
 
 def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
@@ -81,8 +91,9 @@ def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
             documents[1] = " ".join(texts[700 + number : 710 + number])[:700]
         if number in (5, 16):
             documents[2] = ""
-        path = write_shard(folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents,
-                           tokenised=kind == "tokenised")  # fmt: skip
+        path = write_shard(
+            folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents, tokenised=kind == "tokenised"
+        )
         shards.append(shard(path, source, tokenised=kind == "tokenised"))
     return shards
 

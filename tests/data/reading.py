@@ -26,8 +26,9 @@ from pipeline.run import read_json, write_json
 
 def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:
     die_with_parent()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting-{os.getppid()}", rank=rank,
-                                         world_size=world)  # fmt: skip
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting-{os.getppid()}", rank=rank, world_size=world
+    )
     shards, _ = read_manifest(read_json(folder / "manifest.json"))
     state = folder / "state.json"
     step, cursors = 0, {}
@@ -35,8 +36,11 @@ def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:
         found = read_json(state)
         step = found["step"]
         cursors = {lane: cursor for lane, cursor in from_json(found["cursors"]).items() if lane % world == rank}
-    rows = load_rows(stream(shards, folder / "cache", rank=rank, world=world, start=step * LANES, cursors=cursors),
-                     workers, die_with_parent)  # fmt: skip
+    rows = load_rows(
+        stream(shards, folder / "cache", rank=rank, world=world, start=step * LANES, cursors=cursors),
+        workers,
+        die_with_parent,
+    )
     while step < steps:
         taken = [next(rows) for _ in range(LANES // world)]
         step, cursors = step + 1, cursors_behind(taken, cursors)

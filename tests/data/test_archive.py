@@ -58,10 +58,14 @@ def test_keys_names_and_other_members(tmp_path):
     """Folders in names, capitals, long names (pax and GNU), members that are not read, files that are no samples."""
     long = "x" * 150
     members = [
-        ("README", b"no sample"), ("__index__/a.txt", b"no sample"), ("part.1/ä.txt", b"one"),
-        ("part.1/ä.json", b'{"meta": {"redpajama_set_name": "RedPajamaC4"}}'), ("part.1/ä.seg.png", b"\x89"),
-        (f"d/{long}.TXT", b"two"), (f"d/{long}.json", b"{}"),
-    ]  # fmt: skip
+        ("README", b"no sample"),
+        ("__index__/a.txt", b"no sample"),
+        ("part.1/ä.txt", b"one"),
+        ("part.1/ä.json", b'{"meta": {"redpajama_set_name": "RedPajamaC4"}}'),
+        ("part.1/ä.seg.png", b"\x89"),
+        (f"d/{long}.TXT", b"two"),
+        (f"d/{long}.json", b"{}"),
+    ]
     folder = tarfile.TarInfo("part.1")
     folder.type = tarfile.DIRTYPE
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
@@ -121,18 +125,21 @@ def test_no_cut_of_an_archive_goes_unseen(shard_of, texts):
 TEXT, DOMAIN = ("0.txt", b"zero"), ("0.json", b"{}")
 
 
-@pytest.mark.parametrize(("members", "document", "reason"), [
-    ([TEXT, DOMAIN, ("1.txt", b"one")], 1, "the sample 1 at byte .* has txt of .*; it needs json and txt"),
-    ([TEXT, DOMAIN, ("1.json", b"{}"), ("2.txt", b"two"), ("2.json", b"{}")], 1, "has json of"),
-    ([TEXT, ("1.jpg", b"")], 1, "the sample 1 at byte .* has neither of"),
-    ([("0.jpg", b""), TEXT], 0, None),
-    ([("0.jpg", b"")], 0, "the sample 0 at byte 0 has neither of .* it needs json and txt"),
-    ([TEXT, TEXT], 0, "two members txt"),
-    ([TEXT, ("1.txt", b"\xff")], 1, "the sample 1 at byte .*utf-8"),
-    ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"{")], 1, "the sample 1 at byte .*Expecting"),
-    ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"[]")], 1, "the sample 1 .*not an object, list"),
-    ([("0.json", b'{"text": "a"}'), ("1.json", b"1")], 1, "the sample 1 .*not an object, int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("members", "document", "reason"),
+    [
+        ([TEXT, DOMAIN, ("1.txt", b"one")], 1, "the sample 1 at byte .* has txt of .*; it needs json and txt"),
+        ([TEXT, DOMAIN, ("1.json", b"{}"), ("2.txt", b"two"), ("2.json", b"{}")], 1, "has json of"),
+        ([TEXT, ("1.jpg", b"")], 1, "the sample 1 at byte .* has neither of"),
+        ([("0.jpg", b""), TEXT], 0, None),
+        ([("0.jpg", b"")], 0, "the sample 0 at byte 0 has neither of .* it needs json and txt"),
+        ([TEXT, TEXT], 0, "two members txt"),
+        ([TEXT, ("1.txt", b"\xff")], 1, "the sample 1 at byte .*utf-8"),
+        ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"{")], 1, "the sample 1 at byte .*Expecting"),
+        ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"[]")], 1, "the sample 1 .*not an object, list"),
+        ([("0.json", b'{"text": "a"}'), ("1.json", b"1")], 1, "the sample 1 .*not an object, int"),
+    ],
+)
 def test_a_bad_sample_is_refused_by_key_and_byte(tmp_path, members, document, reason):
     path = tar_of(tmp_path / "bad.tar", members)
     if reason is None:

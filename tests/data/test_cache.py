@@ -134,8 +134,13 @@ print("done", flush=True)
 
 
 def start_worker(shards: list[Shard], folder: Path, rounds: int, stalled: float = 5.0) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(rounds), str(stalled)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder), str(rounds), str(stalled)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdin.write(json.dumps({"shards": [asdict(shard) for shard in shards], "held_out": []}) + "\n")
     process.stdin.flush()
     return process
@@ -238,8 +243,16 @@ def test_what_others_put_into_the_folder_is_left_alone(remote, server, tmp_path)
     """Older than any copy, so the first to go; with it not one shard would have room."""
     shard = remote(1)
     folder = tmp_path / "cache"
-    names = ["thesis.tex", "film.mkv.part", "film.900.part", "part_1.jsonl", "0123456789abcdef0123.jsonl",
-             f"{'a' * 64}-x.tar.77.part", "deadbeef-3-x.parquet", "sub/0123456789abcdef0123-x.jsonl"]  # fmt: skip
+    names = [
+        "thesis.tex",
+        "film.mkv.part",
+        "film.900.part",
+        "part_1.jsonl",
+        "0123456789abcdef0123.jsonl",
+        f"{'a' * 64}-x.tar.77.part",
+        "deadbeef-3-x.parquet",
+        "sub/0123456789abcdef0123-x.jsonl",
+    ]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bytes(10_000))

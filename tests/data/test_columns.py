@@ -15,10 +15,13 @@ from pipeline.run import RegrowError
 
 
 def table_of(texts) -> pyarrow.Table:
-    return pyarrow.table({
-        "id": list(range(len(texts))), "text": texts,
-        "meta": [{"redpajama_set_name": "RedPajamaC4", "url": "x"}] * len(texts),
-    })  # fmt: skip
+    return pyarrow.table(
+        {
+            "id": list(range(len(texts))),
+            "text": texts,
+            "meta": [{"redpajama_set_name": "RedPajamaC4", "url": "x"}] * len(texts),
+        }
+    )
 
 
 @pytest.mark.parametrize("rows", [7, 100, 1000])
@@ -156,12 +159,21 @@ def test_a_footer_that_lost_row_groups_is_refused(tmp_path):
     assert shortened, "pyarrow sees a shortened footer by itself now"
 
 
-@pytest.mark.parametrize("type", [pyarrow.string(), pyarrow.large_string(),
-                                  pyarrow.dictionary(pyarrow.int32(), pyarrow.string())])  # fmt: skip
+@pytest.mark.parametrize(
+    "type", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+)
 def test_a_domain_in_a_string_of_json_is_filtered_by(tmp_path, type):
     """As parquet mirrors have it whose writers keep no structs; a string that is no JSON tells no domain."""
-    metas = ['{"redpajama_set_name": "RedPajamaBook"}', '{"redpajama_set_name": "RedPajamaC4"}', "RedPajamaBook",
-             '"RedPajamaBook"', '{"redpajama_set_name": ["RedPajamaBook"]}', "{}", None, "[" * 200_000]  # fmt: skip
+    metas = [
+        '{"redpajama_set_name": "RedPajamaBook"}',
+        '{"redpajama_set_name": "RedPajamaC4"}',
+        "RedPajamaBook",
+        '"RedPajamaBook"',
+        '{"redpajama_set_name": ["RedPajamaBook"]}',
+        "{}",
+        None,
+        "[" * 200_000,
+    ]
     texts = [str(number) for number in range(len(metas))]
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "meta": pyarrow.array(metas).cast(type)}), path)

@@ -49,8 +49,9 @@ class Good:
 
 
 def jsonl_lines(texts) -> list[bytes]:
-    return [json.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}}).encode() + b"\n"
-            for text in texts]  # fmt: skip
+    return [
+        json.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}}).encode() + b"\n" for text in texts
+    ]
 
 
 def make_plain(path, texts):
@@ -63,8 +64,9 @@ def make_one_frame(path, texts):
 
 def make_frames(path, texts):
     compressor = zstandard.ZstdCompressor(write_checksum=True)
-    path.write_bytes(b"".join(compressor.compress(b"".join(jsonl_lines(texts[at : at + 8])))
-                              for at in range(0, len(texts), 8)))  # fmt: skip
+    path.write_bytes(
+        b"".join(compressor.compress(b"".join(jsonl_lines(texts[at : at + 8]))) for at in range(0, len(texts), 8))
+    )
 
 
 def make_unchecked_frame(path, texts):
@@ -140,8 +142,9 @@ def good_shard(name, folder, texts) -> Good:
 
 #: A place in a file in millionths of its length, so that one strategy serves every file; the ends have more than
 #: their share, for that is where headers, footers and end markers stand.
-places = st.one_of(st.integers(0, 1_000_000), st.integers(0, 1_000_000), st.integers(0, 20_000),
-                   st.integers(970_000, 1_000_000))  # fmt: skip
+places = st.one_of(
+    st.integers(0, 1_000_000), st.integers(0, 1_000_000), st.integers(0, 20_000), st.integers(970_000, 1_000_000)
+)
 flips = st.tuples(st.just("flip"), st.lists(st.tuples(places, st.integers(0, 7)), min_size=1, max_size=4))
 damages = st.one_of(
     st.tuples(st.just("cut"), places),
@@ -201,8 +204,14 @@ def test_damage_is_refused_or_does_no_harm(name, texts, tmp_path_factory, monkey
     pinned, cache = replace(listed, path=path.name), ShardCache(folder / "cache")
     assert pinned.sha256 == good.sha256
 
-    @settings(max_examples=CASES, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @settings(
+        max_examples=CASES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(damages)
     def one_case(damage):
         changed = damaged(good.data, damage)
@@ -237,15 +246,25 @@ def test_damage_is_refused_or_does_no_harm(name, texts, tmp_path_factory, monkey
     assert good.unseen or not counts["unseen"]
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("plain.jsonl", lambda data: data.replace(b"sugar", b"sugas", 1)),
-    ("plain.jsonl", lambda data: data[: data.index(b"\n") + 1]),
-    ("plain.jsonl", lambda data: data.replace(b"redpajama_set_name", b"redpajama_set_namf", 1)),
-    ("frames.jsonl.zst", lambda data: data[: data.index(zstandard.FRAME_HEADER, 1)]),
-    ("a.tar", lambda data: data.replace(b"sugar", b"sugas", 1)),
-    ("plain.parquet", lambda data: data.replace(b"sugar", b"sugas", 1)),
-], ids=["flip in a text", "cut behind a line", "flip in a domain's key", "cut between frames", "flip in a member",
-        "flip in a page"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("plain.jsonl", lambda data: data.replace(b"sugar", b"sugas", 1)),
+        ("plain.jsonl", lambda data: data[: data.index(b"\n") + 1]),
+        ("plain.jsonl", lambda data: data.replace(b"redpajama_set_name", b"redpajama_set_namf", 1)),
+        ("frames.jsonl.zst", lambda data: data[: data.index(zstandard.FRAME_HEADER, 1)]),
+        ("a.tar", lambda data: data.replace(b"sugar", b"sugas", 1)),
+        ("plain.parquet", lambda data: data.replace(b"sugar", b"sugas", 1)),
+    ],
+    ids=[
+        "flip in a text",
+        "cut behind a line",
+        "flip in a domain's key",
+        "cut between frames",
+        "flip in a member",
+        "flip in a page",
+    ],
+)
 def test_what_docs_damage_md_calls_unseen_is_unseen(tmp_path, texts, name, change):
     """Without a hash these read as whole shards; should one be seen some day, the page is to say so."""
     good = good_shard(name, tmp_path, texts[:DOCUMENTS])

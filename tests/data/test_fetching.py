@@ -221,15 +221,24 @@ def test_shards_of_the_hub_are_fetched_at_their_commit(server, parquet, corpus, 
     server.large, server.token = storage, f"hf_{SECRET}"
     local = {shard.path: (tmp_path / "corpus" / shard.path).read_bytes() for shard in corpus[:2]}
     small = b'{"text": "small"}\n'
-    server.data_sets["owner/set"] = {**local, "rows.parquet": parquet.read_bytes(), "small.jsonl": small,
-                                     "spoilt.jsonl": small}  # fmt: skip
+    server.data_sets["owner/set"] = {
+        **local,
+        "rows.parquet": parquet.read_bytes(),
+        "small.jsonl": small,
+        "spoilt.jsonl": small,
+    }
     resolve = f"/datasets/owner/set/resolve/{COMMIT}"
     server.fail(f"{resolve}/part_0.jsonl.zst", "429:0")
     server.fail(f"{resolve}/spoilt.jsonl", "flip", "flip")
     storage.fail("/large/part_1.jsonl", "503", "cut")
     environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_TOKEN": f"hf_{SECRET}"}
-    done = subprocess.run([sys.executable, "-c", HUB, str(tmp_path / "cache")], env=environment, capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path / "cache")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     storage.close()
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

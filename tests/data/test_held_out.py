@@ -120,9 +120,15 @@ NO_TEXT = [{"text": " "}, *[{"text": None, "x": "y" * 200}] * 20, {"text": "a"}]
         ((25,), about("river", 1, 6000), 10),
         (range(47, 50), NO_TEXT, 14),
     ],
-    ids=["all alike", "the end excluded", "the middle excluded", "the beginning excluded", "one long document",
-         "hardly a text at the end"],
-)  # fmt: skip
+    ids=[
+        "all alike",
+        "the end excluded",
+        "the middle excluded",
+        "the beginning excluded",
+        "one long document",
+        "hardly a text at the end",
+    ],
+)
 def test_of_many_files_few_are_opened(shard_of, bytes_encoder, tmp_path, odd, documents, most):
     """Ten rows of fifty files: also where a stretch of files has no text, or nearly none, for the rows placed there."""
     river = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in about("river", 20)]

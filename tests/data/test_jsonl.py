@@ -97,21 +97,27 @@ def test_what_follows_the_last_frame_is_refused(tmp_path, texts):
         read(path)
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b'{"text": "b"', "Expecting"),
-    (b'{"text": "b"} {"text": "c"}', "Extra data"),
-    (b'{"text": "\xff"}', "utf-8"),
-    (b'{"text": "\xed\xa0\x80"}', "surrogates not allowed"),
-    (b'{"text": "\\ud83c alone"}', "surrogates not allowed"),
-    (b"[1]", "not an object, list"),
-    (b'"text"', "not an object, str"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": "b"', "Expecting"),
+        (b'{"text": "b"} {"text": "c"}', "Extra data"),
+        (b'{"text": "\xff"}', "utf-8"),
+        (b'{"text": "\xed\xa0\x80"}', "surrogates not allowed"),
+        (b'{"text": "\\ud83c alone"}', "surrogates not allowed"),
+        (b"[1]", "not an object, list"),
+        (b'"text"', "not an object, str"),
+    ],
+)
 def test_a_bad_line_is_refused_by_document_and_byte(tmp_path, line, reason):
     begin = '{"text": "ü"}\n\n'.encode()
     path = tmp_path / "bad.jsonl"
     path.write_bytes(begin + line + b'\n{"text": "d"}\n')
-    with pytest.raises(DamagedShard, match=rf"bad\.jsonl: damaged at document 1: the line at byte {len(begin)} of the "
-                                           rf"file: .*{reason}"):  # fmt: skip
+    with pytest.raises(
+        DamagedShard,
+        match=rf"bad\.jsonl: damaged at document 1: the line at byte {len(begin)} of the "
+        rf"file: .*{reason}",
+    ):
         read(path)
     packed = tmp_path / "bad.jsonl.zst"
     packed.write_bytes(zstandard.compress(path.read_bytes()))

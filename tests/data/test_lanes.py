@@ -28,15 +28,35 @@ from pipeline.run import RegrowError
 
 
 def listed(documents: int | None, groups: tuple[int, ...] | None = None, source: int = 0) -> Shard:
-    return Shard(source, "place", "path", "local", None, "parquet" if groups else "jsonl", 1, None, None, documents,
-                 groups, "text", ())  # fmt: skip
+    return Shard(
+        source,
+        "place",
+        "path",
+        "local",
+        None,
+        "parquet" if groups else "jsonl",
+        1,
+        None,
+        None,
+        documents,
+        groups,
+        "text",
+        (),
+    )
 
 
 def lane(shards, cache, number=0, *, lanes=4, seed=0, **more) -> Lane:
     sources = deal(shards, lanes, seed)
     settings = {"row_length": 64, "on_damage": "raise", "row": 0, "cursor": None, "encode": encode, **more}
-    return Lane(number, lanes=lanes, sources=sources, ends=shares(None, len(sources)), seed=seed,
-                cache=ShardCache(cache), **settings)  # fmt: skip
+    return Lane(
+        number,
+        lanes=lanes,
+        sources=sources,
+        ends=shares(None, len(sources)),
+        seed=seed,
+        cache=ShardCache(cache),
+        **settings,
+    )
 
 
 @pytest.fixture
@@ -44,10 +64,14 @@ def corpus(texts, tmp_path):
     """Five shards of 12 to 16 real documents in several formats; the first document of each is a long one."""
     long = "\n\n".join(texts[:20])
     return [
-        shard(write_shard(tmp_path / "corpus" / f"part_{number}.{ending}",
-                          [f"{number} {long}", *texts[100 + 20 * number : 111 + 21 * number]]))
+        shard(
+            write_shard(
+                tmp_path / "corpus" / f"part_{number}.{ending}",
+                [f"{number} {long}", *texts[100 + 20 * number : 111 + 21 * number]],
+            )
+        )
         for number, ending in enumerate(("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "tar"))
-    ]  # fmt: skip
+    ]
 
 
 # ---- parts
@@ -105,10 +129,13 @@ def test_one_source_is_read_in_the_order_of_the_first_release(texts, demo, tmp_p
     """Hashes of rows and cursors that commit e7f6e85 gave, which knew neither sources nor weights: runs of before go
     on, and the recorded demo keeps its rows."""
     endings = [".jsonl", ".jsonl.zst", ".jsonl.gz"] * 3
-    nine = [shard(write_shard(tmp_path / f"nine/part_{n}{ending}", texts[20 * n : 5 + 21 * n]))
-            for n, ending in enumerate(endings)]  # fmt: skip
-    three = [shard(write_shard(tmp_path / f"three/part_{n}.jsonl", texts[300 + 20 * n : 310 + 25 * n]))
-             for n in range(3)]  # fmt: skip
+    nine = [
+        shard(write_shard(tmp_path / f"nine/part_{n}{ending}", texts[20 * n : 5 + 21 * n]))
+        for n, ending in enumerate(endings)
+    ]
+    three = [
+        shard(write_shard(tmp_path / f"three/part_{n}.jsonl", texts[300 + 20 * n : 310 + 25 * n])) for n in range(3)
+    ]
     demos = [shard(path) for path in sorted((demo / "text" / "train" / "chunk1").iterdir())]
     found = [
         recorded(nine, tmp_path, 600, lanes=4, row_length=256, seed=0, weights=(1.0,)),
@@ -160,8 +187,11 @@ def test_cu_seqlens_give_the_documents_back(texts, tmp_path):
     shards = [shard(write_shard(tmp_path / "corpus/a.jsonl", documents))]
     one = lane(shards, tmp_path, lanes=1)
     size = sum(len(encode(text)) for text in documents)
-    pieces = [piece.tolist() for ids, edges, _ in (next(one) for _ in range(size // 64 + 2))
-              for piece in np.split(ids, edges[1:-1])]  # fmt: skip
+    pieces = [
+        piece.tolist()
+        for ids, edges, _ in (next(one) for _ in range(size // 64 + 2))
+        for piece in np.split(ids, edges[1:-1])
+    ]
     rebuilt, whole = [], []
     for piece in pieces:
         assert piece and 256 not in piece[:-1], f"a piece of two documents, or of none: {piece}"
@@ -213,8 +243,10 @@ def test_rows_are_those_of_one_text_at_a_time_across_the_batches(texts, tiny_mod
         return [next(one) for _ in range(count)]
 
     def same(found, wanted) -> bool:
-        return all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and a[2] == b[2]
-                   for a, b in zip(found, wanted, strict=True))  # fmt: skip
+        return all(
+            np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) and a[2] == b[2]
+            for a, b in zip(found, wanted, strict=True)
+        )
 
     for number in range(lanes):
         (part,) = deal(shards, lanes, 0)[0].parts[number::lanes]
@@ -244,8 +276,10 @@ def test_a_row_that_ends_with_its_document_goes_on_at_the_next(tmp_path):
 
 def test_a_lane_whose_documents_are_all_excluded_refuses(tmp_path):
     book = {"text": "a book", "meta": {"redpajama_set_name": "RedPajamaBook"}}
-    shards = [replace(shard(write_shard(tmp_path / name, documents)), exclude_domains=("RedPajamaBook",))
-              for name, documents in (("a.jsonl", [book, book]), ("b.jsonl", ["kept", book]))]  # fmt: skip
+    shards = [
+        replace(shard(write_shard(tmp_path / name, documents)), exclude_domains=("RedPajamaBook",))
+        for name, documents in (("a.jsonl", [book, book]), ("b.jsonl", ["kept", book]))
+    ]
     lanes = [lane(shards, tmp_path, number, lanes=2, row_length=8) for number in range(2)]
     barren = next(n for n in range(2) if deal(shards, 2, 0)[0].parts[n].shard == 0)
     with pytest.raises(RegrowError, match=rf"lane {barren}: every document of its parts is excluded"):
@@ -316,8 +350,11 @@ def test_rows_come_from_one_source_in_their_proportions(texts, tmp_path):
 
 def rows_of(rows, number, source, foreign) -> list[bytes]:
     """The rows of a lane that are of one source."""
-    return [row.input_ids.tobytes() for row in rows
-            if row.lane == number and np.isin(row.input_ids, foreign).all() == source]  # fmt: skip
+    return [
+        row.input_ids.tobytes()
+        for row in rows
+        if row.lane == number and np.isin(row.input_ids, foreign).all() == source
+    ]
 
 
 # ---- damage
@@ -326,9 +363,15 @@ def rows_of(rows, number, source, foreign) -> list[bytes]:
 @pytest.fixture
 def files(texts, tmp_path):
     """Six whole files for two lanes, and one more source of three."""
-    return [shard(write_shard(tmp_path / f"corpus/{'ab'[n // 6]}_{n}.jsonl.zst", 
-                              [text[:120] for text in texts[20 * n : 20 * n + 12]]), n // 6)
-            for n in range(9)]  # fmt: skip
+    return [
+        shard(
+            write_shard(
+                tmp_path / f"corpus/{'ab'[n // 6]}_{n}.jsonl.zst", [text[:120] for text in texts[20 * n : 20 * n + 12]]
+            ),
+            n // 6,
+        )
+        for n in range(9)
+    ]
 
 
 def flip(each: Shard) -> bytes:

@@ -54,8 +54,13 @@ def test_linked_folders_are_listed_and_lead_into_no_loop(shard_of, texts, tmp_pa
     root = tmp_path / "corpus"
     before = [shard.path for shard in list_source(str(root)).shards]
     assert before == ["a/1.jsonl", "b/2.jsonl"]
-    for link, target in (("a/up", root), ("0_other_name", root / "b"), ("c10", tmp_path / "disk/x"),
-                         ("c2", tmp_path / "disk"), ("a/gone", tmp_path / "gone")):  # fmt: skip
+    for link, target in (
+        ("a/up", root),
+        ("0_other_name", root / "b"),
+        ("c10", tmp_path / "disk/x"),
+        ("c2", tmp_path / "disk"),
+        ("a/gone", tmp_path / "gone"),
+    ):
         (root / link).symlink_to(target, target_is_directory=True)
     (tmp_path / "disk/x/back").symlink_to(tmp_path, target_is_directory=True)
     (root / "file.jsonl").symlink_to(shard_of("../5.jsonl", texts[4:5]))
@@ -95,12 +100,19 @@ def test_text_beside_token_ids_is_refused_before_anything_is_decoded(shard_of, t
     assert [shard.documents for shard in texts_alone.shards] == [3, 3] and texts_alone.census.tokens is None
 
 
-@pytest.mark.parametrize("change", [
-    lambda data: b"", lambda data: data[:300], lambda data: data[:700], lambda data: b"X" + data[1:],
-    lambda data: bytes(len(data)), lambda data: data.replace(b'"tokenised"', b'"tokenisee"'),
-    lambda data: data.replace(b'"tokenised"', b'\0tokenised"'),
-], ids=["empty", "cut in a header", "cut in the json", "flip in a header", "zeros", "flip in a key",
-        "no json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"",
+        lambda data: data[:300],
+        lambda data: data[:700],
+        lambda data: b"X" + data[1:],
+        lambda data: bytes(len(data)),
+        lambda data: data.replace(b'"tokenised"', b'"tokenisee"'),
+        lambda data: data.replace(b'"tokenised"', b'\0tokenised"'),
+    ],
+    ids=["empty", "cut in a header", "cut in the json", "flip in a header", "zeros", "flip in a key", "no json"],
+)
 def test_a_damaged_tar_among_token_ids_is_damage_and_no_text(tmp_path, change):
     for name in "abc":
         write_tokenised(tmp_path / f"{name}.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
@@ -242,8 +254,9 @@ with Progress(Path(sys.argv[2])) as done:
 def test_a_killed_listing_goes_on_where_it_was(corpus, shard_of, texts, tmp_path):
     folder, kept = tmp_path / "corpus", tmp_path / "progress" / "shards.jsonl"
     (folder / "part_1.jsonl").write_bytes(b"no json")
-    process = subprocess.Popen([sys.executable, "-c", LISTER, str(folder), str(kept)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTER, str(folder), str(kept)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     with process:
         for line in process.stdout:
             if line.startswith("shard 4 "):
@@ -365,8 +378,9 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
     server.fail("/p/a.parquet", "500", "cut")
     said: list[str] = []
     with Progress(tmp_path / "progress.jsonl") as done:
-        listing = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001,
-                              say=said.append)  # fmt: skip
+        listing = list_source(
+            f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001, say=said.append
+        )
     assert [(shard.groups, shard.documents) for shard in listing.shards] == [((30, 30, 20), 80)]
     assert "b.parquet" in listing.skipped[0]["reason"] and "footer" in listing.skipped[0]["reason"]
     assert sum("waiting" in line for line in said) == 2, f"a 500 and a cut body cost one wait each: {said}"
@@ -419,8 +433,9 @@ for name in sys.argv[2:]:
 def hub_listings(server: Server, files: str, *names: str, **environment: str) -> tuple[list[dict], str]:
     """What ``list_source`` says of data sets of the server's hub, in a process (it reads HF_ENDPOINT at import)."""
     environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", HUB, files, *names], env=environment, capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HUB, files, *names], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stdout + done.stderr
 
@@ -441,9 +456,12 @@ def test_a_hub_data_set_is_listed_at_one_commit(server, parquet, texts, tmp_path
     (answer,), output = hub_listings(server, "train/**", "owner/pajama", HF_TOKEN=f"hf_{SECRET}")
     shards, _ = read_manifest({"shards": answer["shards"], "held_out": []})
     assert [shard.path for shard in shards] == [
-        "train/chunk1/example_train_0.jsonl", "train/chunk2/example_train_0.jsonl",
-        "train/chunk10/example_train_0.jsonl", "train/rows.parquet", "train/small.jsonl",
-    ], "a page of the tree is missing, or the order is not natural"  # fmt: skip
+        "train/chunk1/example_train_0.jsonl",
+        "train/chunk2/example_train_0.jsonl",
+        "train/chunk10/example_train_0.jsonl",
+        "train/rows.parquet",
+        "train/small.jsonl",
+    ], "a page of the tree is missing, or the order is not natural"
     assert {shard.revision for shard in shards} == {COMMIT}, "the listing is not pinned to a commit"
     assert [shard.sha256 is None for shard in shards] == [False, False, False, False, True]
     assert shards[4].etag is not None, "a small file of the hub is pinned by nothing"

@@ -122,8 +122,10 @@ def test_many_lanes_may_open_more_files_than_the_system_s_default(tmp_path, text
     """In a process of its own, whose limit is low at first: every lane holds a file open."""
     import multiprocessing
 
-    shards = [shard(write_shard(tmp_path / f"corpus/{n}.tar", texts[n : n + 2], tokenised=True), tokenised=True)
-              for n in range(120)]  # fmt: skip
+    shards = [
+        shard(write_shard(tmp_path / f"corpus/{n}.tar", texts[n : n + 2], tokenised=True), tokenised=True)
+        for n in range(120)
+    ]
     process = multiprocessing.get_context("fork").Process(target=_read_with_few_files, args=(shards, tmp_path))
     process.start()
     process.join(60)
@@ -148,8 +150,16 @@ def put(server, shards):
     for each in shards:
         data = Path(each.name).read_bytes()
         server.files[f"/{each.path}"] = data
-        far.append(replace(each, place=server.address, kind="url", sha256=None, documents=None,
-                           etag=f'"{hashlib.md5(data).hexdigest()}"'))  # fmt: skip
+        far.append(
+            replace(
+                each,
+                place=server.address,
+                kind="url",
+                sha256=None,
+                documents=None,
+                etag=f'"{hashlib.md5(data).hexdigest()}"',
+            )
+        )
     return far
 
 
@@ -163,8 +173,10 @@ def test_remote_shards_give_the_same_rows_and_are_dropped(texts, tmp_path, serve
     short = [text[:150] for text in texts]
     # 24 parts: as many files, or three files of eight row groups.
     size = 6 if ending == "jsonl.zst" else 32
-    local = [shard(write_shard(tmp_path / f"corpus/{n:02d}.{ending}", short[size * n : size * n + size]))
-             for n in range(24 if ending == "jsonl.zst" else 3)]  # fmt: skip
+    local = [
+        shard(write_shard(tmp_path / f"corpus/{n:02d}.{ending}", short[size * n : size * n + size]))
+        for n in range(24 if ending == "jsonl.zst" else 3)
+    ]
     expected = take(iter(stream(local, tmp_path, lanes=3)), 900)
     assert min(row.cursor.cursors[0].epoch for row in expected[-3:]) >= 2, "this test wants the third epoch"
     far = put(server, local)

@@ -14,8 +14,10 @@ from pipeline.data.position import Cursor, LaneCursor
 
 def packed(lengths, row_length, *, taken=0):
     """Rows of documents of these lengths whose ids say which document and token they are."""
-    documents = [((0, number, number * 2), taken if number == 0 else 0, np.arange(length) + 1000 * number)
-                 for number, length in enumerate(lengths)]  # fmt: skip
+    documents = [
+        ((0, number, number * 2), taken if number == 0 else 0, np.arange(length) + 1000 * number)
+        for number, length in enumerate(lengths)
+    ]
     return list(pack(documents, row_length))
 
 

@@ -13,13 +13,25 @@ from hypothesis import strategies as st
 from pipeline.data.position import Cursor, Identity, LaneCursor, check_identity, from_json, skipped_parts, to_json
 from pipeline.run import RegrowError, write_json
 
-IDENTITY = Identity(lanes=384, row_length=2048, seed=0, weights=(0.7, 0.3), manifest="6f1e", tokenizer="9ab0", bos=1,
-                    separator=2, special_tokens="plain")  # fmt: skip
+IDENTITY = Identity(
+    lanes=384,
+    row_length=2048,
+    seed=0,
+    weights=(0.7, 0.3),
+    manifest="6f1e",
+    tokenizer="9ab0",
+    bos=1,
+    separator=2,
+    special_tokens="plain",
+)
 
 numbers = st.integers(0, 10**12)
 cursors = st.builds(Cursor, numbers, numbers, numbers, numbers)
-lanes = st.builds(LaneCursor, st.lists(cursors, min_size=1, max_size=4).map(tuple),
-                  st.lists(st.tuples(numbers, numbers, numbers), max_size=3).map(tuple))  # fmt: skip
+lanes = st.builds(
+    LaneCursor,
+    st.lists(cursors, min_size=1, max_size=4).map(tuple),
+    st.lists(st.tuples(numbers, numbers, numbers), max_size=3).map(tuple),
+)
 
 
 @given(st.dictionaries(st.integers(0, 500), lanes))
@@ -31,10 +43,14 @@ def test_a_position_of_384_lanes_and_3_sources_is_small(tmp_path):
     """Late in a long run: tenth epoch, parts of a lane of SlimPajama, documents and tokens of six digits."""
     draw = random.Random(0)
     position = {
-        lane: LaneCursor(tuple(Cursor(10, draw.randrange(100, 155), draw.randrange(10**5, 10**6),
-                                      draw.randrange(10**5, 10**6)) for _ in range(3)))
+        lane: LaneCursor(
+            tuple(
+                Cursor(10, draw.randrange(100, 155), draw.randrange(10**5, 10**6), draw.randrange(10**5, 10**6))
+                for _ in range(3)
+            )
+        )
         for lane in range(384)
-    }  # fmt: skip
+    }
     write_json(tmp_path / "state.json", {"cursors": to_json(position)})
     size = (tmp_path / "state.json").stat().st_size
     assert size < 64 * 1024, f"the position takes {size} bytes in a checkpoint"
@@ -47,8 +63,18 @@ def test_a_damaged_position_is_refused(text):
         from_json({"4": "0.0.0.0", "5": text})
 
 
-OTHERS = {"lanes": 96, "row_length": 1024, "seed": 7, "weights": (0.5, 0.5), "manifest": "77aa", "tokenizer": "cc01",
-          "bos": None, "separator": 0, "special_tokens": "parse", "order": 2}  # fmt: skip
+OTHERS = {
+    "lanes": 96,
+    "row_length": 1024,
+    "seed": 7,
+    "weights": (0.5, 0.5),
+    "manifest": "77aa",
+    "tokenizer": "cc01",
+    "bos": None,
+    "separator": 0,
+    "special_tokens": "parse",
+    "order": 2,
+}
 
 
 @pytest.mark.parametrize("field", OTHERS)

@@ -23,8 +23,9 @@ from pipeline.run import RegrowError, hash_json
 
 
 def draw(corpus, encoder, tmp_path, *, sequences=10, length=32, bos="document", seed=0):
-    return calibration_sequences(corpus, encoder, sequences=sequences, length=length, bos=bos, seed=seed,
-                                 cache=tmp_path)  # fmt: skip
+    return calibration_sequences(
+        corpus, encoder, sequences=sequences, length=length, bos=bos, seed=seed, cache=tmp_path
+    )
 
 
 @pytest.mark.parametrize("bos", ["document", "every", "none"])
@@ -64,8 +65,10 @@ def every_kind(shard_of, bytes_encoder, server, tmp_path) -> Callable[..., list[
     chance = random.Random(5)
 
     def texts(count: int) -> list[str]:
-        return [" ".join(chance.choice(("river", "stone", "market", "bridge")) for _ in range(chance.randint(1, 60)))
-                for _ in range(count)]  # fmt: skip
+        return [
+            " ".join(chance.choice(("river", "stone", "market", "bridge")) for _ in range(chance.randint(1, 60)))
+            for _ in range(count)
+        ]
 
     for number, ending in enumerate(("jsonl.zst", "jsonl", "jsonl.gz")):
         shard_of(f"part_{number}.{ending}", texts(15 + number))
@@ -73,8 +76,10 @@ def every_kind(shard_of, bytes_encoder, server, tmp_path) -> Callable[..., list[
         pyarrow.parquet.write_table(pyarrow.table({"text": texts(25)}), tmp_path / "corpus" / name, row_group_size=size)
     server.files["/c/far.parquet"] = (tmp_path / "corpus" / "far.parquet").read_bytes()
     (tmp_path / "corpus" / "far.parquet").unlink()
-    mixed = [{"text": text, "meta": {"redpajama_set_name": "RedPajamaBook" if number % 3 else "RedPajamaC4"}}
-             for number, text in enumerate(texts(30))]  # fmt: skip
+    mixed = [
+        {"text": text, "meta": {"redpajama_set_name": "RedPajamaBook" if number % 3 else "RedPajamaC4"}}
+        for number, text in enumerate(texts(30))
+    ]
     shard_of("part_4.jsonl", mixed)
     ids = [bytes_encoder(text) if number % 4 else [] for number, text in enumerate(texts(20))]
     write_tokenised(tmp_path / "ids" / "ids.tar", ids, about={"vocabulary": 300})

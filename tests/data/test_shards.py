@@ -20,8 +20,11 @@ def test_a_manifest_survives_json_and_its_hash_names_its_content(corpus):
     assert read_manifest(json.loads(json.dumps(manifest))) == (corpus[1:], corpus[:1])
     assert json.loads(json.dumps(manifest))["skipped"] == skipped
     assert manifest["hash"] == build_manifest(corpus[1:], corpus[:1], skipped)["hash"]
-    others = [build_manifest(corpus[2:], corpus[:1], skipped), build_manifest(corpus[1:], corpus[:1]),
-              build_manifest([replace(corpus[1], source=1), *corpus[2:]], corpus[:1], skipped)]  # fmt: skip
+    others = [
+        build_manifest(corpus[2:], corpus[:1], skipped),
+        build_manifest(corpus[1:], corpus[:1]),
+        build_manifest([replace(corpus[1], source=1), *corpus[2:]], corpus[:1], skipped),
+    ]
     for other in others:
         assert manifest["hash"] != other["hash"], "another corpus has the same hash"
 

@@ -59,11 +59,22 @@ def mixed(texts, tmp_path_factory):
 def call(shards, folder, tokenizer, **changes):
     """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
     said = []
-    made = tokenise_corpus(shards, folder=folder, tokenizer=tokenizer, **{
-        "separator": "eos", "special_tokens": "plain", "trust_remote_code": False, "processes": 1,
-        "cache": folder.with_name("cache"), "on_damage": "raise", "die_with_parent": die_with_parent,
-        "say": said.append, **changes,
-    })  # fmt: skip
+    made = tokenise_corpus(
+        shards,
+        folder=folder,
+        tokenizer=tokenizer,
+        **{
+            "separator": "eos",
+            "special_tokens": "plain",
+            "trust_remote_code": False,
+            "processes": 1,
+            "cache": folder.with_name("cache"),
+            "on_damage": "raise",
+            "die_with_parent": die_with_parent,
+            "say": said.append,
+            **changes,
+        },
+    )
     return *made, said
 
 
@@ -293,8 +304,10 @@ def test_what_cannot_be_done_is_refused_before_it_begins(mixed, tokenise, tmp_pa
 def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, server, tmp_path):
     for shard in mixed[:3]:
         server.files[f"/{shard.path}"] = (Path(shard.place) / shard.path).read_bytes()
-    remote = [list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
-              for shard in mixed[:3]]  # fmt: skip
+    remote = [
+        list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
+        for shard in mixed[:3]
+    ]
     assert remote[2].groups == mixed[2].groups and remote[0].documents is None
     server.fail(f"/{remote[0].path}", "429:0")
     index, text = next(islice(read_documents(Path(mixed[2].name), "parquet", "text", mixed[2].exclude_domains), 7, 8))

@@ -80,8 +80,11 @@ def test_webdataset_reads_the_file(tmp_path, small_blocks):
         webdataset.WebDataset([str(path)], nodesplitter=None, workersplitter=None, shardshuffle=False).decode()
     )
     assert len(blocks) > 5 and [block["json"]["block"] for block in blocks] == list(range(len(blocks)))
-    read = [block["tokens.npy"][begin:end].tolist()
-            for block in blocks for begin, end in itertools.pairwise(block["offsets.npy"])]  # fmt: skip
+    read = [
+        block["tokens.npy"][begin:end].tolist()
+        for block in blocks
+        for begin, end in itertools.pairwise(block["offsets.npy"])
+    ]
     assert read == documents, "webdataset reads other documents"
 
 
@@ -108,8 +111,11 @@ def test_flips_are_seen_in_the_blocks_that_are_entered(tmp_path, small_blocks):
     first, behind = entries[3]["first"], entries[4]["first"]
     assert as_lists(path, behind) == [(i, ids) for i, ids in enumerate(documents) if ids and i >= behind]
     seen = []
-    with pytest.raises(DamagedShard, match=rf"a\.tar: damaged at document {first}: block 3: tokens\.npy at byte "
-                                           rf"{member.offset_data} is not what was written"):  # fmt: skip
+    with pytest.raises(
+        DamagedShard,
+        match=rf"a\.tar: damaged at document {first}: block 3: tokens\.npy at byte "
+        rf"{member.offset_data} is not what was written",
+    ):
         for index, _ in read_tokenised(path):
             seen.append(index)
     assert seen == [i for i in range(first) if documents[i]], "documents before the damage were lost"
@@ -137,11 +143,16 @@ def test_blocks_that_are_missing_or_moved_are_seen(tmp_path, small_blocks):
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
 
-    renamed = [(f"{(number - 3) // 3:06d}{name[6:]}", content)
-               for number, (name, content) in enumerate(contents) if number >= 3]  # fmt: skip
-    for kept, reason in ((contents[:6] + contents[9:], r"'000003\.json', 000002\.json is due"),
-                         (contents[:8], "block 2, at byte .* is not whole"),
-                         (renamed, "block 0: its json at byte 0 is of another block")):  # fmt: skip
+    renamed = [
+        (f"{(number - 3) // 3:06d}{name[6:]}", content)
+        for number, (name, content) in enumerate(contents)
+        if number >= 3
+    ]
+    for kept, reason in (
+        (contents[:6] + contents[9:], r"'000003\.json', 000002\.json is due"),
+        (contents[:8], "block 2, at byte .* is not whole"),
+        (renamed, "block 0: its json at byte 0 is of another block"),
+    ):
         rewrite(kept)
         with pytest.raises(DamagedShard, match=reason):
             as_lists(path)

@@ -35,9 +35,15 @@ def llama_like(texts, tmp_path_factory):
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bytes_of = [f"<0x{number:02X}>" for number in range(256)]
     words = [word for text in texts[:200] for word in text.split()]
-    bpe.train_from_iterator(words, trainers.BpeTrainer(
-        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_of], show_progress=False, limit_alphabet=60,
-    ))  # fmt: skip
+    bpe.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=900,
+            special_tokens=["<unk>", "<s>", "</s>", *bytes_of],
+            show_progress=False,
+            limit_alphabet=60,
+        ),
+    )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return save(bpe, tmp_path_factory.mktemp("llama"), unk_token="<unk>")
 
@@ -48,9 +54,14 @@ def bert_like(texts, tmp_path_factory):
     pieces = Tokenizer(models.WordPiece(unk_token="<unk>"))
     pieces.normalizer = normalizers.BertNormalizer()
     pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.train_from_iterator(texts[:200], trainers.WordPieceTrainer(
-        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
-    ))  # fmt: skip
+    pieces.train_from_iterator(
+        texts[:200],
+        trainers.WordPieceTrainer(
+            vocab_size=900,
+            special_tokens=["<unk>", "<s>", "</s>"],
+            show_progress=False,
+        ),
+    )
     pieces.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
     pieces.enable_truncation(12)
     pieces.enable_padding(length=20, pad_id=0, pad_token="<unk>")
@@ -65,9 +76,14 @@ def slow(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("slow")
     with (folder / "spiece.model").open("wb") as file:
         SentencePieceTrainer.train(
-            sentence_iterator=(text[:1000] for text in texts[:200]), model_writer=file, vocab_size=500,
-            model_type="bpe", byte_fallback=True, minloglevel=2, num_threads=1,
-        )  # fmt: skip
+            sentence_iterator=(text[:1000] for text in texts[:200]),
+            model_writer=file,
+            vocab_size=500,
+            model_type="bpe",
+            byte_fallback=True,
+            minloglevel=2,
+            num_threads=1,
+        )
     config = {"tokenizer_class": "BertGenerationTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
@@ -204,8 +220,12 @@ def test_the_hash_is_the_same_in_other_processes_and_folders(tiny_model, bert_li
         plain_call(tokenizer, TEXT)
         expected.append(f"{tokenizer_hash(tokenizer)} {encoder_hash(make_encoder(tokenizer))}")
     assert len({part for line in expected for part in line.split()}) == 6, f"hashes do not tell apart: {expected}"
-    done = subprocess.run([sys.executable, "-c", HASHES, *map(str, copies)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONHASHSEED": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", HASHES, *map(str, copies)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
     assert done.stdout.splitlines() == expected, f"other hashes for copies: {done.stdout} {done.stderr[-500:]}"
 
 

@@ -139,8 +139,11 @@ def test_spaces_that_a_tokenizer_would_clean_up_stay_as_the_ids_say():
 
 def test_a_decoder_that_joins_the_prompt_with_what_follows_does_not_bring_the_prompt_back(model):
     """The text is then that of the new ids alone."""
-    encoder = bpe(bos_token="<s>", eos_token="</s>",
-                  decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Replace("river", "RIVER")]))  # fmt: skip
+    encoder = bpe(
+        bos_token="<s>",
+        eos_token="</s>",
+        decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Replace("river", "RIVER")]),
+    )
     ids = encoder("a rive")[:-1]
     whole = [*ids, *encoder("r bank")[:-1]]
     assert not encoder.tokenizer.decode(whole).startswith(encoder.tokenizer.decode(ids)), "shows nothing"

@@ -38,18 +38,35 @@ def write_group(folder, **files: str) -> None:
         ("0::/", {".": {"max": f"{GIB}", "current": f"{GIB}", "stat": f"inactive_file {GIB // 2}"}}, GIB // 2),
         ("0::/", {".": {"max": f"{GIB}", "current": f"{2 * GIB}", "stat": "anon 0"}}, 0),
         # A job's limit stands above the step's own group, which sets none.
-        ("0::/job/step", {"job/step": {"max": "max", "current": "5", "stat": "anon 0"},
-                          "job": {"max": f"{GIB}", "current": "0", "stat": "anon 0"}}, GIB),
+        (
+            "0::/job/step",
+            {
+                "job/step": {"max": "max", "current": "5", "stat": "anon 0"},
+                "job": {"max": f"{GIB}", "current": "0", "stat": "anon 0"},
+            },
+            GIB,
+        ),
         # Version 1; the path is the host's, and what is mounted is the container's group.
-        ("4:cpu:/a\n3:hugetlb,memory:/docker/1f\n0::/", {"memory": {
-            "limit_in_bytes": f"{GIB}", "usage_in_bytes": "0", "stat": "total_inactive_file 8"}}, GIB + 8),
+        (
+            "4:cpu:/a\n3:hugetlb,memory:/docker/1f\n0::/",
+            {"memory": {"limit_in_bytes": f"{GIB}", "usage_in_bytes": "0", "stat": "total_inactive_file 8"}},
+            GIB + 8,
+        ),
         ("3:memory:/", {"memory": {"limit_in_bytes": f"{1 << 62}", "usage_in_bytes": "0", "stat": "anon 0"}}, None),
         ("0::/", {".": {"max": "max", "current": "0", "stat": "anon 0"}}, None),
         ("0::/", {}, None),
     ],
-    ids=["version 2", "cached files give way", "beyond the limit", "a limit above", "version 1", "version 1, no limit",
-         "no limit", "no files"],
-)  # fmt: skip
+    ids=[
+        "version 2",
+        "cached files give way",
+        "beyond the limit",
+        "a limit above",
+        "version 1",
+        "version 1, no limit",
+        "no limit",
+        "no files",
+    ],
+)
 def test_a_container_s_limit_counts(tmp_path, monkeypatch, own, groups, left):
     (tmp_path / "own").write_text(own + "\n")
     for name, files in groups.items():

@@ -106,8 +106,9 @@ def test_a_folder_of_another_sweep_and_a_disk_too_small_are_refused(tmp_path):
     rows = 2 + 2 * free.f_bavail * free.f_frsize // (BLOCKS * 2**20 * 32 * 4)
     # As many sequences as would not fit; they are views of one, so that they take no memory here.
     with pytest.raises(RegrowError, match=r"no space for the states between blocks .*GB needed"):
-        sweep_by_block(streamed, _Long(ids[:1, :1].expand(rows, 2**20)), folder=tmp_path / "more", micro_batch=2,
-                       say=quiet)  # fmt: skip
+        sweep_by_block(
+            streamed, _Long(ids[:1, :1].expand(rows, 2**20)), folder=tmp_path / "more", micro_batch=2, say=quiet
+        )
 
 
 def test_a_weight_that_is_not_a_number_is_refused_when_its_block_is_loaded(tmp_path):
@@ -243,11 +244,15 @@ def kills(model, place):
             return tried
         newest = [_newest(folder, number, len(model.blocks)) for number in range(2)]
         again, found = in_child(lambda folder=folder: swept(model, ids, folder))
-        tried.append({
-            "instant": instant, "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
-            "first": min(newest), "loads": found and found.pop("loads"),
-            "same": again == 0 and found == expected,
-        })  # fmt: skip
+        tried.append(
+            {
+                "instant": instant,
+                "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+                "first": min(newest),
+                "loads": found and found.pop("loads"),
+                "same": again == 0 and found == expected,
+            }
+        )
 
 
 def _newest(folder, number, blocks):
@@ -286,16 +291,25 @@ def wide_llama(blocks, folder):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=768, intermediate_size=832, num_hidden_layers=blocks,
-        num_attention_heads=12, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=832,
+        num_hidden_layers=blocks,
+        num_attention_heads=12,
+        max_position_embeddings=64,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
-            parameter.copy_(torch.linspace(-0.02, 0.02, 9973).repeat(parameter.numel() // 9973 + 1)[number:][
-                : parameter.numel()].view(parameter.shape) if parameter.ndim > 1 else torch.ones(()))  # fmt: skip
+            parameter.copy_(
+                torch.linspace(-0.02, 0.02, 9973)
+                .repeat(parameter.numel() // 9973 + 1)[number:][: parameter.numel()]
+                .view(parameter.shape)
+                if parameter.ndim > 1
+                else torch.ones(())
+            )
     model.save_pretrained(folder, max_shard_size="64MB")
 
 

@@ -86,8 +86,11 @@ def test_the_best_start_of_n_blocks_is_that_of_n_blocks_and_not_of_its_neighbour
     entered, left = inputs_and_outputs(model, ids)
     distances = StateDistances(BLOCKS)
     removal_losses(model, ids, watch=distances)
-    brute = {(start, n): straightforward(entered[start], left[start + n - 1], -1)
-             for start in range(BLOCKS) for n in range(1, BLOCKS - start + 1)}  # fmt: skip
+    brute = {
+        (start, n): straightforward(entered[start], left[start + n - 1], -1)
+        for start in range(BLOCKS)
+        for n in range(1, BLOCKS - start + 1)
+    }
     differs = at_the_end = 0
     for name, entry in distances.entries().items():
         windows = entry["windows"]

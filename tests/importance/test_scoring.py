@@ -43,8 +43,10 @@ def test_every_criterion_has_its_entry_and_nothing_is_left_behind(family):
         for score, (low, high) in zip(entry["scores"], entry.get("interval", []), strict=False):
             assert low <= score <= high, f"{name}: the score lies outside its interval"
         assert choose_blocks(entry["order"], 3, protect_first=2, protect_last=1) == [2, 3, 4]
-    assert entries["angular_last"]["position"] == 3 and len(choose_window(entries["angular_last"]["windows"], 2,
-                                                            protect_first=0, protect_last=0)) == 2  # fmt: skip
+    assert (
+        entries["angular_last"]["position"] == 3
+        and len(choose_window(entries["angular_last"]["windows"], 2, protect_first=0, protect_last=0)) == 2
+    )
     assert json.loads(json.dumps(entries)) == entries, "an entry is not plain JSON"
     for module in model.modules():
         assert not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__), "left behind"

@@ -60,11 +60,14 @@ def test_the_number_of_sequences_that_would_settle_it_does_settle_it():
     few = stability(draw(means, 200, 1.0, 0.5, 1), 2, **FREE)
     needed = few["sequences_needed"]
     assert 50 < needed < 1000, needed
-    settled = [stability(draw(means, 4 * needed, 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"]
-               for seed in range(20)]  # fmt: skip
+    settled = [
+        stability(draw(means, 4 * needed, 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"] for seed in range(20)
+    ]
     assert sum(settled) >= 18, "four times as many sequences as estimated leave it open"
-    open_still = [stability(draw(means, max(2, needed // 20), 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"]
-                  for seed in range(20)]  # fmt: skip
+    open_still = [
+        stability(draw(means, max(2, needed // 20), 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"]
+        for seed in range(20)
+    ]
     assert sum(open_still) <= 5, "a twentieth of them settles it already"
 
 
@@ -85,7 +88,10 @@ def test_the_protect_rule_holds_in_every_resample_and_can_leave_no_choice():
 
 
 def test_one_sequence_is_not_enough():
-    for measure in (lambda: intervals([[1.0]]), lambda: stability([[1.0], [2.0]], 1, **FREE),
-                    lambda: near_noise([[1.0], [2.0]], [0, 1])):  # fmt: skip
+    for measure in (
+        lambda: intervals([[1.0]]),
+        lambda: stability([[1.0], [2.0]], 1, **FREE),
+        lambda: near_noise([[1.0], [2.0]], [0, 1]),
+    ):
         with pytest.raises(RegrowError, match=r"1 calibration sequence.*raise score\.sequences"):
             measure()

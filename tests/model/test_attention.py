@@ -22,8 +22,12 @@ LENGTH = 24
 #: A row that is one document, documents of one token at a row's start, inside it and at its end. All begin where the
 #: row does: a document that a row begins in the middle of is, in that row, a document of its own.
 DOCUMENTS = [np.array(cu, dtype=np.int32) for cu in ([0, 24], [0, 1, 2, 12, 24], [0, 11, 23, 24])]
-SUPPORTED = [(family, attention) for family in ("llama", "gpt2", "mistral", "qwen2", "gemma2", "gemma3")
-             for attention in ("sdpa", "eager") if (family, attention) != ("gemma2", "sdpa")]  # fmt: skip
+SUPPORTED = [
+    (family, attention)
+    for family in ("llama", "gpt2", "mistral", "qwen2", "gemma2", "gemma3")
+    for attention in ("sdpa", "eager")
+    if (family, attention) != ("gemma2", "sdpa")
+]
 
 
 def model_of(family: str, attention: str) -> Any:
@@ -142,18 +146,31 @@ def test_a_forward_without_position_ids_is_refused():
     assert not model.get_input_embeddings()._forward_hooks, "the probe left its hook behind"
 
 
-def varlen(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None,
-           scaling: float | None = None, dropout: float = 0.0, *, cu_seq_lens_q: torch.Tensor,
-           cu_seq_lens_k: torch.Tensor, max_length_q: int, max_length_k: int, **others: Any) -> Any:  # fmt: skip
+def varlen(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_k: torch.Tensor,
+    max_length_q: int,
+    max_length_k: int,
+    **others: Any,
+) -> Any:
     """What a flash kernel for sequences of unequal length computes, (1, heads, tokens, size), by plain attention."""
     assert attention_mask is None and query.shape[0] == 1 and cu_seq_lens_q.dtype == torch.int32
     assert torch.equal(cu_seq_lens_q, cu_seq_lens_k)
     assert max_length_q == max_length_k == int(cu_seq_lens_q.diff().max())
     pieces = [
-        F.scaled_dot_product_attention(query[:, :, b:e], key[:, :, b:e], value[:, :, b:e], is_causal=True,
-                                       scale=scaling, enable_gqa=True)
+        F.scaled_dot_product_attention(
+            query[:, :, b:e], key[:, :, b:e], value[:, :, b:e], is_causal=True, scale=scaling, enable_gqa=True
+        )
         for b, e in pairwise(cu_seq_lens_q.tolist())
-    ]  # fmt: skip
+    ]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 

@@ -36,8 +36,12 @@ def test_skipping_is_undone_after_an_error_and_in_training_mode():
 
 def test_impossible_indices_are_refused():
     model = build("llama")
-    for indices, words in (([6], "blocks 0 to 5"), ([-1], "blocks 0 to 5"), ([1, 1], "stands twice"),
-                           (range(6), "at least one must stay")):  # fmt: skip
+    for indices, words in (
+        ([6], "blocks 0 to 5"),
+        ([-1], "blocks 0 to 5"),
+        ([1, 1], "stands twice"),
+        (range(6), "at least one must stay"),
+    ):
         for way in (lambda: remove_blocks(model, indices), lambda: skip_blocks(model, indices).__enter__()):  # noqa: B023
             with pytest.raises(RegrowError, match=words):
                 way()

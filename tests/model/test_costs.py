@@ -32,14 +32,25 @@ from pipeline.run import RegrowError
 
 def llama(**changes: object) -> LlamaConfig:
     shape = {
-        "hidden_size": 128, "intermediate_size": 344, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "num_hidden_layers": 4, "vocab_size": 500, "max_position_embeddings": 256,
-    }  # fmt: skip
+        "hidden_size": 128,
+        "intermediate_size": 344,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 4,
+        "vocab_size": 500,
+        "max_position_embeddings": 256,
+    }
     return LlamaConfig(**{**shape, **changes})
 
 
-VICUNA = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32,
-                     vocab_size=32000, tie_word_embeddings=False)  # fmt: skip
+VICUNA = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_attention_heads=32,
+    num_hidden_layers=32,
+    vocab_size=32000,
+    tie_word_embeddings=False,
+)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -18,10 +18,12 @@ from pipeline.model.load import load_model
 from pipeline.run import RegrowError
 
 IDS = probe_ids(VOCABULARY, length=16)  # longer than the windows, which are of 8
-CUTS: dict[str, list[list[int]]] = {**{family: [[0], [2, 3], [5], [0, 3, 5]] for family in FAMILIES},
-                                    **{family: [[0, 3]] for family in OTHERS},
-                                    # Block 1, of linear attention, comes first, or block 0, of full attention.
-                                    "minimax": [[0, 3], [2, 3], [1, 2, 4]]}  # fmt: skip
+CUTS: dict[str, list[list[int]]] = {
+    **{family: [[0], [2, 3], [5], [0, 3, 5]] for family in FAMILIES},
+    **{family: [[0, 3]] for family in OTHERS},
+    # Block 1, of linear attention, comes first, or block 0, of full attention.
+    "minimax": [[0, 3], [2, 3], [1, 2, 4]],
+}
 REFUSED = {"jamba": "JambaForCausalLM: these blocks cannot be removed.*class Jamba.* would become"}
 
 
@@ -32,15 +34,20 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 def places(model: Any) -> list[set[int]]:
     """The indices that each block's modules hold, by whatever name."""
     return [
-        {value for module in block.modules() for name, value in vars(module).items()
-         if name in ("layer_idx", "layer_id") and isinstance(value, int)}
+        {
+            value
+            for module in block.modules()
+            for name, value in vars(module).items()
+            if name in ("layer_idx", "layer_id") and isinstance(value, int)
+        }
         for block in find_blocks(model)
-    ]  # fmt: skip
+    ]
 
 
 def generated(model: Any, use_cache: bool) -> torch.Tensor:
-    return model.generate(IDS[:, :12], min_new_tokens=6, max_new_tokens=6, do_sample=False, pad_token_id=2,
-                          use_cache=use_cache)  # fmt: skip
+    return model.generate(
+        IDS[:, :12], min_new_tokens=6, max_new_tokens=6, do_sample=False, pad_token_id=2, use_cache=use_cache
+    )
 
 
 @pytest.mark.parametrize("family", [family for family in CUTS if family not in REFUSED])

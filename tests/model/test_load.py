@@ -45,8 +45,14 @@ def test_a_whole_folder_loads_and_is_saved_with_its_companions(tiny_model, tmp_p
     (tmp_path / "dense" / "chat_template.jinja").write_text("{{ messages }}")
     save_model(model, tmp_path / "saved", companions_from=tmp_path / "dense")
     names = {path.name for path in (tmp_path / "saved").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-            "chat_template.jinja"} <= names, f"the saved folder has only {sorted(names)}"  # fmt: skip
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    } <= names, f"the saved folder has only {sorted(names)}"
     again = load_file(tmp_path / "saved" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(tiny_model / "model.safetensors").items())
 

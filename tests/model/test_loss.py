@@ -115,9 +115,16 @@ def test_families_own_loss_agrees(asked):
 
 @pytest.mark.parametrize(
     ("family", "computed"),
-    [("mixtral", True), ("qwen2_moe", True), ("jamba", True), ("minimax", True), ("llama4", False),
-     ("qwen3_5_moe wrapper", True), ("llama4 wrapper", False)],
-)  # fmt: skip
+    [
+        ("mixtral", True),
+        ("qwen2_moe", True),
+        ("jamba", True),
+        ("minimax", True),
+        ("llama4", False),
+        ("qwen3_5_moe wrapper", True),
+        ("llama4 wrapper", False),
+    ],
+)
 def test_whether_a_class_computes_the_loss_is_what_its_forward_does(family, computed):
     """Known without a forward, and right: the plan has no weights to run one with."""
     name = family.removesuffix(" wrapper")

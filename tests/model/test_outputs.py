@@ -20,8 +20,13 @@ from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
 from pipeline.training.reach import probe
 
-WISHES = {"output_router_logits": True, "output_hidden_states": True, "output_attentions": True, "return_dict": False,
-          "use_cache": False}  # fmt: skip
+WISHES = {
+    "output_router_logits": True,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "return_dict": False,
+    "use_cache": False,
+}
 IDS = torch.randint(3, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -29,8 +34,9 @@ def figures(folder: Path) -> dict:
     """What is measured of a model: scores in both orders, gradients, perplexity, attention, what it writes."""
     model = load_model(folder, dtype="float32")
     entries = score_blocks(model, [IDS], ["ppl", "angular_last", "taylor"])
-    streamed = sweep_by_block(StreamedModel(folder, dtype="float32"), IDS, folder=None, micro_batch=2,
-                              say=lambda line: None)  # fmt: skip
+    streamed = sweep_by_block(
+        StreamedModel(folder, dtype="float32"), IDS, folder=None, micro_batch=2, say=lambda line: None
+    )
     return {
         "scores": {name: entry["scores"] for name, entry in entries.items()},
         "streamed": streamed.tolist(),

@@ -18,15 +18,25 @@ from pipeline.run import RegrowError
 
 IDS = probe_ids(VOCABULARY)
 MATRIX = torch.randn(32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 6
-FOLDED = {"llama": "mlp.down_proj", "gpt2": "mlp.c_proj", "opt": "fc2", "qwen2": "mlp.down_proj",
-          "neox": "mlp.dense_4h_to_h", "falcon": "mlp.dense_4h_to_h"}  # fmt: skip
+FOLDED = {
+    "llama": "mlp.down_proj",
+    "gpt2": "mlp.c_proj",
+    "opt": "fc2",
+    "qwen2": "mlp.down_proj",
+    "neox": "mlp.dense_4h_to_h",
+    "falcon": "mlp.dense_4h_to_h",
+}
 
 
 def states(model: Any) -> list[torch.Tensor]:
     """What each block returns, and the logits."""
     seen: list[torch.Tensor] = []
-    handles = [block.register_forward_hook(lambda module, args, output: seen.append(
-        output[0] if isinstance(output, tuple) else output)) for block in find_blocks(model)]  # fmt: skip
+    handles = [
+        block.register_forward_hook(
+            lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for block in find_blocks(model)
+    ]
     logits = full_logits(model, IDS)
     for handle in handles:
         handle.remove()
@@ -78,15 +88,18 @@ def test_the_residual_plus_the_map_is_what_the_block_then_returns():
         assert back < 1e-3, f"{family}: a map and its inverse leave {back:.1e}"
 
 
-@pytest.mark.parametrize(("family", "changes", "words"), [
-    ("gemma2", {}, r"down_proj returns is not added to the residual as it is.*post_feedforward_layernorm"),
-    ("gemma3", {}, r"not added to the residual as it is.*post_feedforward_layernorm"),
-    ("olmo2", {}, r"not added to the residual as it is.*post_feedforward_layernorm"),
-    ("opt_narrow", {}, r"fc2 returns is not added to the residual as it is.*final_layer_norm"),
-    ("granite", {}, r"a norm or a factor behind it"),
-    ("mixtral", {}, r"mixture of experts \(mlp\.experts\) without one output projection"),
-    ("qwen2_moe", {}, r"mixture of experts \(mlp\.experts\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("gemma2", {}, r"down_proj returns is not added to the residual as it is.*post_feedforward_layernorm"),
+        ("gemma3", {}, r"not added to the residual as it is.*post_feedforward_layernorm"),
+        ("olmo2", {}, r"not added to the residual as it is.*post_feedforward_layernorm"),
+        ("opt_narrow", {}, r"fc2 returns is not added to the residual as it is.*final_layer_norm"),
+        ("granite", {}, r"a norm or a factor behind it"),
+        ("mixtral", {}, r"mixture of experts \(mlp\.experts\) without one output projection"),
+        ("qwen2_moe", {}, r"mixture of experts \(mlp\.experts\)"),
+    ],
+)
 def test_blocks_of_another_form_are_refused_with_the_reason(family, changes, words):
     model = build(family, **changes)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -159,9 +172,14 @@ def test_runs_and_records_of_several_replacements(tmp_path):
     replace_blocks(model, [1, 3], {1: MATRIX, 3: MATRIX})  # 0 2 4 5 are left
     replace_blocks(model, [1], {1: MATRIX})  # the first dense model's block 2
     assert model.config.regrow == {
-        "dense_blocks": 6, "kept_blocks": [0, 4, 5], "removed_blocks": [1, 2, 3],
-        "linear": [{"blocks": [1], "folded_into": 0}, {"blocks": [3], "folded_into": 2},
-                   {"blocks": [2], "folded_into": 0}],
-    }  # fmt: skip
+        "dense_blocks": 6,
+        "kept_blocks": [0, 4, 5],
+        "removed_blocks": [1, 2, 3],
+        "linear": [
+            {"blocks": [1], "folded_into": 0},
+            {"blocks": [3], "folded_into": 2},
+            {"blocks": [2], "folded_into": 0},
+        ],
+    }
     remove_blocks(model, [2])
     assert len(model.config.regrow["linear"]) == 3 and model.dtype == torch.bfloat16

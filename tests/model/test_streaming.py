@@ -20,9 +20,14 @@ from pipeline.run import RegrowError
 #: Tied and not, two rotaries, keys without the prefix of the modules' names, experts that are fused, buffers in blocks
 #: (GPT-J's sines, DeepSeek's fp32 bias).
 CASES = [
-    ("llama", {}), ("llama", {"tie_word_embeddings": True}), ("gemma3", {}), ("gpt2", {}), ("mixtral", {}),
-    ("gptj", {}), ("deepseek_v3", {}),
-]  # fmt: skip
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("gemma3", {}),
+    ("gpt2", {}),
+    ("mixtral", {}),
+    ("gptj", {}),
+    ("deepseek_v3", {}),
+]
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)

@@ -28,14 +28,17 @@ def refused(model: Any, words: str) -> None:
 
 
 def test_a_model_without_one_list_of_blocks_is_refused_with_its_module_tree():
-    two_stacks = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2,
-                                                     vocab_size=50))  # fmt: skip
+    two_stacks = T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=50)
+    )
     with pytest.raises(RegrowError, match=r"expected one list of 2 blocks.*found 2 \(encoder\.block, decoder\.block\)"):
         find_blocks(two_stacks)
     odd = build("llama")
     odd.config.num_hidden_layers = 5
-    tree = ("LlamaForCausalLM(model: LlamaModel(embed_tokens: Embedding, layers: 6 x LlamaDecoderLayer(self_attn: "
-            "LlamaAttention(...), mlp: LlamaMLP(...),")  # fmt: skip
+    tree = (
+        "LlamaForCausalLM(model: LlamaModel(embed_tokens: Embedding, layers: 6 x LlamaDecoderLayer(self_attn: "
+        "LlamaAttention(...), mlp: LlamaMLP(...),"
+    )
     with pytest.raises(RegrowError, match=r"one list of 5 blocks.*found 0; its modules: " + re.escape(tree)):
         find_blocks(odd)
     bare = nn.Sequential(nn.Linear(2, 2))
@@ -54,16 +57,28 @@ def test_lists_of_experts_norms_and_vision_blocks_are_not_taken_for_the_blocks()
     assert "layers: 6 x LlamaDecoderLayer" in module_tree(model) and len(module_tree(model)) < 1300
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"num_kv_shared_layers": 2}, r"last blocks read the keys and values.*config\.num_kv_shared_layers = 2"),
-    ({"num_kv_shared_layers": 0}, r"per-layer embeddings.*config\.hidden_size_per_layer_input = 8"),
-    ({"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}, r"several streams.*config\.altup_num_inputs = 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_kv_shared_layers": 2}, r"last blocks read the keys and values.*config\.num_kv_shared_layers = 2"),
+        ({"num_kv_shared_layers": 0}, r"per-layer embeddings.*config\.hidden_size_per_layer_input = 8"),
+        (
+            {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+            r"several streams.*config\.altup_num_inputs = 4",
+        ),
+    ],
+)
 def test_ties_that_the_config_names_are_refused(values, words):
-    config = Gemma3nTextConfig(**{
-        **GATED, "vocab_size_per_layer_input": 200, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
-        "layer_types": ["sliding_attention", "full_attention"] * 3, **values,
-    })  # fmt: skip
+    config = Gemma3nTextConfig(
+        **{
+            **GATED,
+            "vocab_size_per_layer_input": 200,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            **values,
+        }
+    )
     with torch.device("meta"):
         refused(Gemma3nForCausalLM(config), f"Gemma3nForCausalLM: blocks cannot be removed.*{words}")
 

@@ -87,8 +87,9 @@ def test_transformers_alone_loads_it_and_generates(pruned):
 def test_it_is_scored_in_both_orders_and_evaluated(wrapper, pruned):
     whole = load_model(wrapper, dtype="float32")
     losses = removal_losses(whole, rows())
-    streamed = sweep_by_block(StreamedModel(wrapper, dtype="float32"), rows(), folder=None, micro_batch=3,
-                              say=lambda line: None)  # fmt: skip
+    streamed = sweep_by_block(
+        StreamedModel(wrapper, dtype="float32"), rows(), folder=None, micro_batch=3, say=lambda line: None
+    )
     assert losses.allclose(streamed, rtol=1e-5), "block-major scores are others"
     found = perplexity(load_model(pruned, dtype="float32"), rows(), micro_batch=3, device="cpu")
     without = removal_losses(whole, rows(), blocks=[], without=REMOVED)
@@ -119,8 +120,10 @@ def test_plan_counts_the_whole_model_and_what_is_trained_apart(wrapper, tiny_con
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in find_blocks(model)]
     gone = sum(sorted(blocks)[:2])
     assert made["parameters"] == {
-        "dense": model.num_parameters(), "pruned": model.num_parameters() - gone, "trained": text - gone
-    }  # fmt: skip
+        "dense": model.num_parameters(),
+        "pruned": model.num_parameters() - gone,
+        "trained": text - gone,
+    }
     tower = model.num_parameters() - text
     assert f"trained      {text - gone:,} of them; {tower:,} see no text" in plan_text(made)
     memory = made["memory"][0]

@@ -197,8 +197,16 @@ def with_criteria(inputs: dict[str, Any]) -> dict[str, Any]:
 
     def add(by: str, selection: str, blocks: list[int], held_out: float | None, linear_map: bool = False) -> None:
         measured = {"calibration": None if held_out is None else 0.9 * held_out, "held_out": held_out}
-        sets.append({"by": by, "selection": selection, "linear_map": linear_map, "remove": len(blocks),
-                     "blocks": sorted(blocks), "perplexity": measured})  # fmt: skip
+        sets.append(
+            {
+                "by": by,
+                "selection": selection,
+                "linear_map": linear_map,
+                "remove": len(blocks),
+                "blocks": sorted(blocks),
+                "perplexity": measured,
+            }
+        )
 
     order = [*REMOVED, *(b for b in free if b not in REMOVED)]
     for k in range(1, 13):

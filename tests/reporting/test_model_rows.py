@@ -17,8 +17,9 @@ def models(made_up):
 
 def row_of(label, models, prune):
     row = next(row for row in measure_rows(models, prune, perplexity_rows(models)) if row["label"] == label)
-    return [{key: value.replace("\u202f", " ") for key, value in cell.items() if key != "missing"}
-            for cell in row["cells"]]  # fmt: skip
+    return [
+        {key: value.replace("\u202f", " ") for key, value in cell.items() if key != "missing"} for cell in row["cells"]
+    ]
 
 
 def test_latencies_are_medians_with_their_range_compared_with_dense(models, made_up):

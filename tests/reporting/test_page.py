@@ -313,8 +313,11 @@ def test_small_pieces(made_up):
 
 
 def test_greedy_rounds_stand_on_the_page_without_a_comparison(made_up, tmp_path):
-    made_up["prune"] = {**made_up["prune"], "selection": "greedy",
-                        "greedy": [{"removed": 7, "dense": 17.5, "perplexity": 18.25}]}  # fmt: skip
+    made_up["prune"] = {
+        **made_up["prune"],
+        "selection": "greedy",
+        "greedy": [{"removed": 7, "dense": 17.5, "perplexity": 18.25}],
+    }
     _, page = render(made_up, tmp_path)
     assert "Rounds of the greedy selection" in page.words and "18.25" in page.words
 

@@ -93,10 +93,14 @@ def _left(family: Family, folder: Path, seconds: float = PATIENCE) -> list[str]:
     """What is left of the run after at most ``seconds``: by the pids known, and by anything that names its folder."""
     end = time.monotonic() + seconds
     while True:
-        known = [process for process in family.processes if process.is_running()
-                 and process.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
-        named = [process for process in psutil.process_iter(["cmdline"])
-                 if str(folder) in " ".join(process.info["cmdline"] or [])]  # fmt: skip
+        known = [
+            process for process in family.processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        ]
+        named = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(folder) in " ".join(process.info["cmdline"] or [])
+        ]
         if not (known or named) or time.monotonic() > end:
             return sorted({str(process) for process in (*known, *named)})
         time.sleep(0.05)

@@ -24,9 +24,13 @@ from pipeline.stages.preflight import preflight
 from pipeline.world import World
 
 SCORING = [
-    "score.sequences=4", "score.length=32", "score.dtype=float32", f"score.criteria=[{', '.join(CRITERIA)}]",
-    "score.linear_n=[2, 3]", "score.ppl_n=[2, 3]",
-]  # fmt: skip
+    "score.sequences=4",
+    "score.length=32",
+    "score.dtype=float32",
+    f"score.criteria=[{', '.join(CRITERIA)}]",
+    "score.linear_n=[2, 3]",
+    "score.ppl_n=[2, 3]",
+]
 PROTECT = {"protect_first": 2, "protect_last": 1}
 
 
@@ -193,27 +197,35 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
         prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World.join(Place()), silent)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["score.criteria=[ppl, linear]", "score.linear_n=[8]"], r"score\.linear_n 8: the model has 8 blocks"),
-    (["score.criteria=[ppl, linear]", "score.linear_sequences=8"], r"leaves 6 of 32 tokens .* 16 are needed"),
-    (["score.criteria=[linear]", "score.linear_n=[3]", "prune.criterion=linear", "prune.selection=contiguous"],
-     r"prune removes a window of 2 blocks by linear; add it"),
-    (["score.ppl_n=[8]"], r"score\.ppl_n 8: the model has 8 blocks"),
-    (["score.ppl_n=[3]", "prune.selection=contiguous"], r"prune removes a window of 2 blocks by ppl; add 2 to it"),
-    (["evaluate.generation.new_tokens=100000"], r"100000 are to follow, but the model has only \d+ positions"),
-    (["prune.criterion=taylor"], r"prune\.criterion taylor: score\.criteria are ppl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["score.criteria=[ppl, linear]", "score.linear_n=[8]"], r"score\.linear_n 8: the model has 8 blocks"),
+        (["score.criteria=[ppl, linear]", "score.linear_sequences=8"], r"leaves 6 of 32 tokens .* 16 are needed"),
+        (
+            ["score.criteria=[linear]", "score.linear_n=[3]", "prune.criterion=linear", "prune.selection=contiguous"],
+            r"prune removes a window of 2 blocks by linear; add it",
+        ),
+        (["score.ppl_n=[8]"], r"score\.ppl_n 8: the model has 8 blocks"),
+        (["score.ppl_n=[3]", "prune.selection=contiguous"], r"prune removes a window of 2 blocks by ppl; add 2 to it"),
+        (["evaluate.generation.new_tokens=100000"], r"100000 are to follow, but the model has only \d+ positions"),
+        (["prune.criterion=taylor"], r"prune\.criterion taylor: score\.criteria are ppl"),
+    ],
+)
 def test_what_must_fail_later_fails_before_any_stage(scored, overrides, message):
     path, _ = scored
     with pytest.raises(RegrowError, match=message):
         preflight(STAGES, load_config(path, overrides), Place())
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["score.position=32"], r"position 32 is not a token of a sequence of length 32"),
-    (["score.criteria=[taylor]", "score.dtype=float16"], r"gradients, which vanish in float16"),
-    (["score.criteria=[ppl, angular_lst]"], r"did you mean 'angular_last'\?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["score.position=32"], r"position 32 is not a token of a sequence of length 32"),
+        (["score.criteria=[taylor]", "score.dtype=float16"], r"gradients, which vanish in float16"),
+        (["score.criteria=[ppl, angular_lst]"], r"did you mean 'angular_last'\?"),
+    ],
+)
 def test_a_config_that_cannot_be_scored_is_refused(scored, overrides, message):
     path, _ = scored
     with pytest.raises(RegrowError, match=message):

@@ -54,9 +54,9 @@ def config_of(tiny_config: Path) -> Callable[..., Path]:
         listed = [{"path": str(source)} if isinstance(source, Path) else source for source in sources]
         held_out = {key: {"path": str(value)} if key == "held_out" and value else value for key, value in keys.items()}
         path = tiny_config.with_name("data.yaml")
-        path.write_text(yaml.safe_dump(
-            {"extends": "tiny.yaml", "data": {"sources": listed, "held_out": None, **held_out}}
-        ))  # fmt: skip
+        path.write_text(
+            yaml.safe_dump({"extends": "tiny.yaml", "data": {"sources": listed, "held_out": None, **held_out}})
+        )
         return path
 
     return make
@@ -83,9 +83,14 @@ def test_the_report_says_what_the_corpus_is(here, config_of, texts, tiny_model, 
     """Half of the text is of an excluded domain, and the last shard has a handful of documents."""
     for number in range(4):
         first = 200 * number
-        write(tmp_path / "corpus" / f"{number}.jsonl.zst",
-              [*records(texts[first : first + 100]), *records(texts[first + 100 : first + 150], "RedPajamaC4"),
-               *records(texts[first + 150 : first + 200] * 3, "RedPajamaBook")])  # fmt: skip
+        write(
+            tmp_path / "corpus" / f"{number}.jsonl.zst",
+            [
+                *records(texts[first : first + 100]),
+                *records(texts[first + 100 : first + 150], "RedPajamaC4"),
+                *records(texts[first + 150 : first + 200] * 3, "RedPajamaBook"),
+            ],
+        )
     write(tmp_path / "corpus" / "4.parquet", records(texts[900:930]))
     config = config_of([tmp_path / "corpus"])
     status, printed, message = here("data", config)
@@ -100,17 +105,21 @@ def test_the_report_says_what_the_corpus_is(here, config_of, texts, tiny_model, 
     assert found["left_out"] == {"RedPajamaBook": 600}
     assert found["source_tokens"] == [found["tokens"]] and found["tokens_per_second"] > 1000
     tokens = f"about {found['tokens']:,} tokens"
-    for line in (f"corpus: 5 shards, 630 documents, {tokens}", "left out: 600 documents of RedPajamaBook",
-                 "domains, by documents: RedPajamaWikipedia 68.3%, RedPajamaC4 31.7%",
-                 f"{tmp_path}/corpus: {tokens}, which the budget of 4,096 reads {4096 / found['tokens']:.2f} times",
-                 f"one process tokenizes {found['tokens_per_second']:,.0f} tokens/s"):  # fmt: skip
+    for line in (
+        f"corpus: 5 shards, 630 documents, {tokens}",
+        "left out: 600 documents of RedPajamaBook",
+        "domains, by documents: RedPajamaWikipedia 68.3%, RedPajamaC4 31.7%",
+        f"{tmp_path}/corpus: {tokens}, which the budget of 4,096 reads {4096 / found['tokens']:.2f} times",
+        f"one process tokenizes {found['tokens_per_second']:,.0f} tokens/s",
+    ):
         assert f"[data] {line}\n" in printed, f"{line!r} is not in:\n{printed}"
     pinned = manifest(tmp_path)
     corpus, held_out = read_manifest(pinned)
     assert pinned["hash"] == found["manifest"] and pinned["skipped"] == [] and held_out == []
     assert [(shard.path, shard.documents, shard.groups) for shard in corpus] == [
-        *((f"{number}.jsonl.zst", 300, None) for number in range(4)), ("4.parquet", 30, (20, 10))
-    ]  # fmt: skip
+        *((f"{number}.jsonl.zst", 300, None) for number in range(4)),
+        ("4.parquet", 30, (20, 10)),
+    ]
 
 
 def test_a_document_that_is_held_out_and_trained_on_is_refused_in_any_format(here, refused, config_of, texts, tmp_path):
@@ -119,8 +128,11 @@ def test_a_document_that_is_held_out_and_trained_on_is_refused_in_any_format(her
     kept = write(tmp_path / "kept" / "k.parquet", records([*texts[100:125], texts[47], texts[3]]))
     config = config_of([tmp_path / "corpus"], held_out=tmp_path / "kept")
     message = refused("data", config)
-    for part in ("2 documents of the corpus are held out too", f"a.jsonl.zst, document 3 (held out as {kept}, document "
-                 "26)", f"b.jsonl, document 7 (held out as {kept}, document 25)"):  # fmt: skip
+    for part in (
+        "2 documents of the corpus are held out too",
+        f"a.jsonl.zst, document 3 (held out as {kept}, document 26)",
+        f"b.jsonl, document 7 (held out as {kept}, document 25)",
+    ):
         assert part in message, f"{part!r} is not in:\n{message}"
     assert not (tmp_path / "runs" / "tiny" / "data" / "manifest.json").exists(), "an overlap was pinned"
 
@@ -286,8 +298,9 @@ def test_sources_are_mixed_by_their_weights(here, config_of, texts, tmp_path):
     status, printed, message = here("data", config)
     assert status == 0, message
     assert [(shard["source"], shard["place"]) for shard in manifest(tmp_path)["shards"]] == [
-        (0, f"{tmp_path}/upper"), (1, f"{tmp_path}/lower")
-    ]  # fmt: skip
+        (0, f"{tmp_path}/upper"),
+        (1, f"{tmp_path}/lower"),
+    ]
     found = record(tmp_path)
     for source, share, tokens in zip(("upper", "lower"), (0.75, 0.25), found["source_tokens"], strict=True):
         line = f"{source}: about {tokens:,} tokens, which the budget of 4,096 reads {4096 * share / tokens:.2f} times"
@@ -317,8 +330,9 @@ def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, tex
     write(tmp_path / "web" / "kept.jsonl", records(texts[200:210]))
     for number in range(12):
         write(tmp_path / "web" / f"{number:02d}.jsonl", records([*texts[9 * number : 9 * number + 9]]))
-    path = config_of([{"path": f"{served}/{{00..11}}.jsonl"}], held_out=f"{served}/kept.jsonl",
-                     cache=str(tmp_path / "cache"))  # fmt: skip
+    path = config_of(
+        [{"path": f"{served}/{{00..11}}.jsonl"}], held_out=f"{served}/kept.jsonl", cache=str(tmp_path / "cache")
+    )
 
     def rows_of(name: str) -> Iterator[Any]:
         status, output, error = here("data", path, f"run.name={name}")

@@ -122,8 +122,13 @@ assert "pipeline" not in sys.modules
 def test_a_bare_python_loads_it_and_generates_with_a_cache(pruned, tmp_path):
     _, run = pruned("prune.remove=3")
     folder = run.stage("prune") / "model"
-    done = subprocess.run([sys.executable, "-I", "-c", BARE, folder, tmp_path / "logits"], text=True,
-                          capture_output=True, cwd=tmp_path, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", BARE, folder, tmp_path / "logits"],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     ours = full_logits(load_model(folder, dtype="float32"), probe_ids(1000))
     compare("bare Python and ours", torch.load(tmp_path / "logits"), ours, TOLERANCE)
@@ -175,10 +180,18 @@ def test_blocks_that_know_their_place_are_refused(pruned, tiny_model, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=1000, n_embd=32, n_layer=8, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True,
-        bos_token_id=0, eos_token_id=1,
-    ))  # fmt: skip
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=1000,
+            n_embd=32,
+            n_layer=8,
+            n_head=4,
+            n_positions=64,
+            scale_attn_by_inverse_layer_idx=True,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
     with pytest.raises(RegrowError, match="scaling"):
         pruned(f"model.path={save(model, tiny_model, tmp_path / 'gpt2')}", "prune.remove=3")
     assert not (tmp_path / "runs" / "tiny" / "prune" / "prune.json").exists()

@@ -14,6 +14,8 @@ from pipeline.stages.report import _loading
 def test_the_card_is_told_of_a_tokenizer_s_own_code(tiny_config, tiny_model, tmp_path):
     export = Path(shutil.copytree(tiny_model, tmp_path / "export"))
     write_own_tokenizer(export)
-    found = [_loading(load_config(tiny_config, [f"model.trust_remote_code={leave}"]), export)["custom_code"]
-             for leave in ("true", "false")]  # fmt: skip
+    found = [
+        _loading(load_config(tiny_config, [f"model.trust_remote_code={leave}"]), export)["custom_code"]
+        for leave in ("true", "false")
+    ]
     assert found == [["own_tokens.py"], []]

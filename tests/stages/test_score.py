@@ -61,8 +61,12 @@ def test_scores_are_the_perplexities_of_the_drawn_sequences(config, tmp_path, ti
     order = read_block_order(run.stage("score") / "block_order.csv", 8)
     assert order == ppl["order"] == sorted(range(8), key=lambda block: ppl["scores"][block])
     assert set(run.outputs("score")) == {
-        "scores.json", "scores.csv", "block_order.csv", "calibration.json", "orders/ppl.csv",
-    }  # fmt: skip
+        "scores.json",
+        "scores.csv",
+        "block_order.csv",
+        "calibration.json",
+        "orders/ppl.csv",
+    }
 
 
 RANK = """
@@ -95,18 +99,32 @@ def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
         data.work(config, Run(tmp_path / str(world)), World.join(Place()), silent)
     (tmp_path / "rank.py").write_text(RANK)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", tmp_path / "rank.py",
-         tiny_config, tmp_path, *EVERY],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "4",
+            tmp_path / "rank.py",
+            tiny_config,
+            tmp_path,
+            *EVERY,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for world in (2, 4):
         stage = tmp_path / str(world) / "score"
         criteria = read_json(stage / "scores.json")["criteria"]
         assert list(criteria) == list(CRITERIA)
         for name, entry in criteria.items():
-            worst = max(abs(one - other) / abs(other)
-                        for one, other in zip(entry["scores"], alone[name]["scores"], strict=True))  # fmt: skip
+            worst = max(
+                abs(one - other) / abs(other) for one, other in zip(entry["scores"], alone[name]["scores"], strict=True)
+            )
             assert worst < 1e-5, f"{world} processes: {name} differs by {worst} of a score"
             assert entry["order"] == alone[name]["order"], f"{world} processes give another order by {name}"
             if name == "ppl":
@@ -127,8 +145,12 @@ def test_block_major_gives_the_same_scores(tiny_config, tmp_path):
     streamed = score_here(load_config(tiny_config, [*overrides, "score.loop=block-major"]), Run(tmp_path / "block"))
     assert streamed["criteria"] == whole["criteria"], "streaming the blocks changed a score"
     with pytest.raises(RegrowError, match=r"score\.criteria taylor and score\.ppl_n: needs the whole model on the"):
-        score_here(load_config(tiny_config, [*OVERRIDES, "score.loop=block-major", "score.criteria=[ppl, taylor]",
-                                             "score.ppl_n=[2]"]), Run(tmp_path / "taylor"))  # fmt: skip
+        score_here(
+            load_config(
+                tiny_config, [*OVERRIDES, "score.loop=block-major", "score.criteria=[ppl, taylor]", "score.ppl_n=[2]"]
+            ),
+            Run(tmp_path / "taylor"),
+        )
 
 
 def test_a_finished_criterion_is_not_computed_again(tiny_config, tmp_path):
@@ -158,8 +180,11 @@ def test_a_cut_off_sweep_goes_on_from_its_progress(config, tmp_path):
     progress = run.stage("score") / "progress"
     files = sorted(progress.glob("batch-*.json"))
     assert len(files) == 6
-    results = {path.name: (run.stage("score") / path.name).read_bytes()
-               for path in run.stage("score").iterdir() if path.is_file()}  # fmt: skip
+    results = {
+        path.name: (run.stage("score") / path.name).read_bytes()
+        for path in run.stage("score").iterdir()
+        if path.is_file()
+    }
     for path in (files[1], files[4], *(run.stage("score") / name for name in results)):
         path.unlink()
     said: list[str] = []
@@ -195,8 +220,10 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
     assert scores["calibration"]["overlap"] == {"held_out": 0}
     assert "6 calibration documents, 0 of them held out too" in said
     origins = read_json(run.stage("score") / "calibration.json")["origins"]
-    drawn = [next(text for index, text in read_documents(Path(origin["shard"]), "jsonl") if index == origin["document"])
-             for origin in origins[:2]]  # fmt: skip
+    drawn = [
+        next(text for index, text in read_documents(Path(origin["shard"]), "jsonl") if index == origin["document"])
+        for origin in origins[:2]
+    ]
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
 
     def score_against(name: str) -> dict:

@@ -27,8 +27,11 @@ def done(lengthen, copy_until, tmp_path) -> tuple[Path, Path]:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file of the stages, by its path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in {"log.txt", ".lock", "config.yaml", "started.json"}}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in {"log.txt", ".lock", "config.yaml", "started.json"}
+    }
 
 
 # What bad input is told. Nothing of the run may change.
@@ -207,8 +210,15 @@ def test_a_model_that_changed_under_a_done_run_is_noticed(refused, done, tiny_mo
 
 def launcher(*command: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def torchrun(*arguments: object) -> subprocess.Popen[str]:
@@ -219,8 +229,9 @@ def deepspeed(*arguments: object) -> subprocess.Popen[str]:
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    return launcher(BIN / "deepspeed", "--num_gpus", 2, "--master_port", port, "--no_local_rank", "--module",
-                    "pipeline", *arguments)  # fmt: skip
+    return launcher(
+        BIN / "deepspeed", "--num_gpus", 2, "--master_port", port, "--no_local_rank", "--module", "pipeline", *arguments
+    )
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

@@ -33,8 +33,22 @@ def test_what_the_stage_writes(reference):
     metrics = [json.loads(line) for line in (train / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 25))
     assert [line["tokens"] for line in metrics] == [step * 512 for step in range(1, 25)]
-    assert all(set(line) == {"step", "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu",
-                             "seconds", "interval", "data_wait"} for line in metrics)  # fmt: skip
+    assert all(
+        set(line)
+        == {
+            "step",
+            "tokens",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "tokens_per_second",
+            "mfu",
+            "seconds",
+            "interval",
+            "data_wait",
+        }
+        for line in metrics
+    )
     assert metrics[-1]["learning_rate"] == pytest.approx(1e-4), "the last step does not have the final rate"
     log = (reference / "log.txt").read_text()
     for step in (1, 10, 24):
@@ -176,8 +190,15 @@ def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
 def test_what_may_differ_on_a_resume_is_no_part_of_the_fingerprint(lengthen, tmp_path):
     path = lengthen(tmp_path)
     same = load_config(path).read_by("train")
-    free = ["train.micro_batch=4", "train.processes=1", "train.checkpoint_every=5", "train.evaluate_every=5",
-            "data.workers=2", "train.keep_checkpoints=9", "train.zero_stage=3"]  # fmt: skip
+    free = [
+        "train.micro_batch=4",
+        "train.processes=1",
+        "train.checkpoint_every=5",
+        "train.evaluate_every=5",
+        "data.workers=2",
+        "train.keep_checkpoints=9",
+        "train.zero_stage=3",
+    ]
     assert load_config(path, free).read_by("train") == same, "a field that may differ would make the stage stale"
     for key, value in (("learning_rate", "2e-3"), ("tokens", "8192"), ("global_batch", "16"), ("seed", "1")):
         changed = load_config(path, [f"train.{key}={value}"]).read_by("train")
@@ -211,8 +232,14 @@ def test_attention_within_trains_on_each_document_as_if_it_stood_alone(logged, r
     ids = [torch.from_numpy(row.input_ids) for row in rows]
     with torch.no_grad():
         across = losses_of(model, ids)
-        alone = losses_of(model, [row[begin:end] for row, known in zip(ids, rows, strict=True)
-                                  for begin, end in pairwise(known.cu_seqlens.tolist())])  # fmt: skip
+        alone = losses_of(
+            model,
+            [
+                row[begin:end]
+                for row, known in zip(ids, rows, strict=True)
+                for begin, end in pairwise(known.cu_seqlens.tolist())
+            ],
+        )
     lines = (logged.parent / "runs" / "tiny" / "train" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
     assert abs(alone - across) > 0.005, "the two kinds of attention cannot be told apart on these rows"
@@ -224,8 +251,10 @@ def test_attention_within_trains_on_each_document_as_if_it_stood_alone(logged, r
 def test_the_logged_samples_are_the_rows_of_the_stream(logged):
     lines = (logged.parent / "runs" / "tiny" / "train" / "samples.jsonl").read_text().splitlines()
     logged_rows = [(entry["step"], *row) for entry in map(json.loads, lines) for row in entry["rows"]]
-    expected = [(1 + row.index // 8, row.index, row.lane, hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16])
-                for row in rows_of(logged, 64)]  # fmt: skip
+    expected = [
+        (1 + row.index // 8, row.index, row.lane, hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16])
+        for row in rows_of(logged, 64)
+    ]
     assert logged_rows == expected, "two processes were trained on other rows than one process reads"
 
 
@@ -251,8 +280,10 @@ def test_killed_and_resumed_within_documents_it_is_the_same_run_and_no_other_str
     write_json(checkpoint / "COMPLETE", {**complete, "files": {**complete["files"], "state.json": entry}})
     command = regrow("train", config)
     assert command.wait() == 1, command.output
-    for part in (f"the tokenizer (its hash) was {'f' * 64}, is {tokenizer}",
-                 "the weights of data.sources was 2.0, is 1.0"):  # fmt: skip
+    for part in (
+        f"the tokenizer (its hash) was {'f' * 64}, is {tokenizer}",
+        "the weights of data.sources was 2.0, is 1.0",
+    ):
         assert part in command.output, f"{part!r} is not in:\n{command.output}"
     assert command.output.count("regrow: ") == 1 and "Traceback" not in command.output, command.output
 
@@ -263,9 +294,13 @@ def test_killed_and_resumed_within_documents_it_is_the_same_run_and_no_other_str
     assert f"[train] resuming at step {int(checkpoint.name[-8:])} of 8" in command.output
     for name in ("samples.jsonl", "held_out.jsonl", "exports/step-00000008/model.safetensors"):
         assert (killed / "train" / name).read_bytes() == (whole / "train" / name).read_bytes(), f"{name} is another"
-    metrics = [[[line[key] for key in ("step", "tokens", "loss", "grad_norm", "learning_rate")]
-                for line in map(json.loads, (run / "train" / "metrics.jsonl").read_text().splitlines())]
-               for run in (killed, whole)]  # fmt: skip
+    metrics = [
+        [
+            [line[key] for key in ("step", "tokens", "loss", "grad_norm", "learning_rate")]
+            for line in map(json.loads, (run / "train" / "metrics.jsonl").read_text().splitlines())
+        ]
+        for run in (killed, whole)
+    ]
     assert metrics[0] == metrics[1] and [line[0] for line in metrics[0]] == list(range(1, 9))
 
 
@@ -274,8 +309,10 @@ def test_a_shard_that_is_damaged_while_training_is_left_out_and_recorded(
 ):
     """Two shards for each lane; one is cut behind the back of a finished stage data."""
     for number in range(24):
-        write_jsonl_zst(tmp_path / "corpus" / f"{number}.jsonl.zst",
-                        [{"text": text} for text in texts[40 * number : 40 * number + 40]])  # fmt: skip
+        write_jsonl_zst(
+            tmp_path / "corpus" / f"{number}.jsonl.zst",
+            [{"text": text} for text in texts[40 * number : 40 * number + 40]],
+        )
     run = copy_until("prune", tmp_path)
     shutil.rmtree(run / "data")
     config = tmp_path / "damaged.yaml"

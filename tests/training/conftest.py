@@ -37,10 +37,23 @@ CASES = {
 
 def _start(processes: int, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-         str(ROOT / "tests" / "training" / "parity.py"), str(folder), *cases],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True, capture_output=True, timeout=400,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            str(ROOT / "tests" / "training" / "parity.py"),
+            str(folder),
+            *cases,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=400,
+    )
 
 
 def _measure(processes: int, folder: Path) -> None:

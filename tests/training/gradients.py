@@ -99,8 +99,10 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
     model = new_model(dtype)
     with engine.precision():
         model = model.float() if engine.autocast else model
-    sums, coarse = ({name: torch.zeros(value.shape, dtype=kept) for name, value in model.named_parameters()}
-                    for kept in (torch.float32, torch.bfloat16))  # fmt: skip
+    sums, coarse = (
+        {name: torch.zeros(value.shape, dtype=kept) for name, value in model.named_parameters()}
+        for kept in (torch.float32, torch.bfloat16)
+    )
     for rows in data[:batch][world.rank :: world.size].split(2):
         model.zero_grad()
         with engine.precision():
@@ -113,8 +115,12 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
     total, accumulated, reduced = (world.sum(part) for part in (own.clone(), flat(coarse), own.bfloat16()))
 
     plain = new_model(dtype).float()
-    optimizer = torch.optim.AdamW(decay_groups(plain, RECIPE["weight_decay"], RECIPE["no_decay"]), lr=1.0,
-                                  betas=RECIPE["betas"], eps=RECIPE["eps"])  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        decay_groups(plain, RECIPE["weight_decay"], RECIPE["no_decay"]),
+        lr=1.0,
+        betas=RECIPE["betas"],
+        eps=RECIPE["eps"],
+    )
     for step, gradients in enumerate(taken):
         for name, value in plain.named_parameters():
             value.grad = gradients[name]
@@ -124,12 +130,13 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
     moved = flat(dict(plain.named_parameters())).detach() - start
     ends = masters(engine)
     return {
-        "gradient": relative_error(flat(taken[0]), total), "accumulated_in_bf16": relative_error(accumulated, total),
+        "gradient": relative_error(flat(taken[0]), total),
+        "accumulated_in_bf16": relative_error(accumulated, total),
         "reduced_in_bf16": relative_error(reduced.double(), total),
         "weights": relative_error(flat(ends) - start, moved),
         "weights_in_bf16": relative_error((start + moved).bfloat16().double() - start, moved),
         "dtypes": sorted({str(value.dtype) for value in (*ends.values(), *moments(engine).values())}),
-    }  # fmt: skip
+    }
 
 
 class Spoil(torch.autograd.Function):
@@ -171,10 +178,12 @@ def stopped(world: World, zero_stage: int, dtype: torch.dtype, spoil: Any) -> di
             message = str(error)
     moved = [name for old, new in zip(before, state(), strict=True) for name in old if not old[name].equal(new[name])]
     return {
-        "messages": world.gather(message), "moved": world.gather(moved), "compared": [len(part) for part in before],
+        "messages": world.gather(message),
+        "moved": world.gather(moved),
+        "compared": [len(part) for part in before],
         "position": world.gather(place == (position.step, position.tokens, position.cursors)),
         "trained": difference(untrained, before[0]) if world.rank == 0 else None,
-    }  # fmt: skip
+    }
 
 
 def with_tower(dtype: torch.dtype) -> Any:
@@ -208,15 +217,33 @@ def unreached(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -
 def balanced(family: str) -> Any:
     """A mixture of experts in bf16 whose router is kept in fp32, with a bias that balances experts and has no gradient:
     a parameter of Ernie, a buffer of DeepSeek. Both are no bf16 numbers."""
-    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 4, "moe_intermediate_size": 16}  # fmt: skip
+    shape = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+    }
     configs = {
-        "ernie": Ernie4_5_MoeConfig(**shape, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1,
-                                    moe_layer_start_index=0),
-        "deepseek": DeepseekV3Config(**shape, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
-                                     first_k_dense_replace=0, kv_lora_rank=16, q_lora_rank=16, v_head_dim=8,
-                                     qk_rope_head_dim=4, qk_nope_head_dim=8),
-    }  # fmt: skip
+        "ernie": Ernie4_5_MoeConfig(
+            **shape, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1, moe_layer_start_index=0
+        ),
+        "deepseek": DeepseekV3Config(
+            **shape,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            first_k_dense_replace=0,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            v_head_dim=8,
+            qk_rope_head_dim=4,
+            qk_nope_head_dim=8,
+        ),
+    }
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(configs[family]).bfloat16()
     for module in model.modules():
@@ -279,9 +306,18 @@ def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
 
     def experts() -> Any:
         torch.manual_seed(0)
-        config = MixtralConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                               num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, initializer_range=0.2,
-                               router_aux_loss_coef=0.5, output_router_logits=True)  # fmt: skip
+        config = MixtralConfig(
+            vocab_size=256,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            initializer_range=0.2,
+            router_aux_loss_coef=0.5,
+            output_router_logits=True,
+        )
         return MixtralForCausalLM(config).to(dtype)
 
     model, rows = experts(), text(BATCH)
@@ -297,8 +333,12 @@ def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
         taken = record_gradients(engine)
         steps += train(engine, rows, world, 2, 1)
         errors.append(relative_error(flat(taken[0]), wanted))
-    return {"errors": errors, "of_the_tokens_alone": relative_error(alone, wanted), "steps": steps,
-            "losses": [float(tokens), float(auxiliary)]}  # fmt: skip
+    return {
+        "errors": errors,
+        "of_the_tokens_alone": relative_error(alone, wanted),
+        "steps": steps,
+        "losses": [float(tokens), float(auxiliary)],
+    }
 
 
 #: By name: called with the world, a ZeRO stage and a dtype.

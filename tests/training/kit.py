@@ -25,9 +25,13 @@ from pipeline.training.loop import Position, train_steps  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
 RECIPE: dict[str, Any] = {
-    "learning_rate": PEAK, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "no_decay": ("bias", "norm"),
+    "learning_rate": PEAK,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "no_decay": ("bias", "norm"),
     "clip": 1.0,
-}  # fmt: skip
+}
 LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
 
 
@@ -50,19 +54,37 @@ def rate(step: int) -> float:
 def new_model(dtype: torch.dtype) -> Any:
     """The same small Llama every time; wide enough that ZeRO-3 splits its MLPs and embeddings."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def new_engine(
-    world: World, zero_stage: int, dtype: torch.dtype, micro_batch: int, batch: int = BATCH, model: Any = None,
+    world: World,
+    zero_stage: int,
+    dtype: torch.dtype,
+    micro_batch: int,
+    batch: int = BATCH,
+    model: Any = None,
     **changes: Any,
-) -> Engine:  # fmt: skip
+) -> Engine:
     """An engine around the small Llama, or ``model``; ``changes`` to the recipe."""
     accumulation = batch // (micro_batch * world.size)
-    return Engine(model or new_model(dtype), world, micro_batch=micro_batch, accumulation=accumulation,
-                  zero_stage=zero_stage, **{**RECIPE, **changes})  # fmt: skip
+    return Engine(
+        model or new_model(dtype),
+        world,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        zero_stage=zero_stage,
+        **{**RECIPE, **changes},
+    )
 
 
 def text(rows: int) -> torch.Tensor:
@@ -94,8 +116,17 @@ def train(
     """Run the project's own loop; one record for each step."""
     position = position or Position()
     rows = share(data, world, position.step * len(data) // STEPS if position.step else 0)
-    taken = train_steps(engine, rows, world, position, steps=steps, micro_batch=micro_batch, rate=rate,
-                        mfu=lambda speed: None, **options)  # fmt: skip
+    taken = train_steps(
+        engine,
+        rows,
+        world,
+        position,
+        steps=steps,
+        micro_batch=micro_batch,
+        rate=rate,
+        mfu=lambda speed: None,
+        **options,
+    )
     return [asdict(step) for step in taken]
 
 

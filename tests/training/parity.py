@@ -109,24 +109,47 @@ def parity(
     moved = torch.cat([(weights[name].float() - before[name]).flatten() for name in before])
     wanted = torch.cat([(after[name] - before[name]).flatten() for name in before])
     return {
-        "steps": steps, "losses": losses, "norms": norms, "difference": difference(weights, after),
-        "cosine": float(torch.cosine_similarity(moved, wanted, dim=0)), "moved": float(wanted.abs().max()),
+        "steps": steps,
+        "losses": losses,
+        "norms": norms,
+        "difference": difference(weights, after),
+        "cosine": float(torch.cosine_similarity(moved, wanted, dim=0)),
+        "moved": float(wanted.abs().max()),
         "dtypes": sorted({str(value.dtype) for value in weights.values()}),
-    }  # fmt: skip
+    }
 
 
 def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     """The same with every document alone; the samples that each process told of; and a batch without a target."""
     told: list[tuple[int, list[Sample]]] = []
-    found = parity(world, zero_stage, dtype, documents_alone, within_documents=True,
-                   on_samples=lambda step, samples: told.append((step, samples)))  # fmt: skip
+    found = parity(
+        world,
+        zero_stage,
+        dtype,
+        documents_alone,
+        within_documents=True,
+        on_samples=lambda step, samples: told.append((step, samples)),
+    )
     engine, message = new_engine(world, zero_stage, dtype, 2), ""
     before = weights(engine)
-    single = (Row(row.index, row.input_ids, np.arange(LENGTH + 1, dtype=np.int32), row.lane, row.cursor)
-              for row in share(text(BATCH), world))  # fmt: skip
+    single = (
+        Row(row.index, row.input_ids, np.arange(LENGTH + 1, dtype=np.int32), row.lane, row.cursor)
+        for row in share(text(BATCH), world)
+    )
     try:
-        next(train_steps(engine, single, world, Position(), steps=1, micro_batch=2, rate=rate, mfu=lambda speed: None,
-                         within_documents=True))  # fmt: skip
+        next(
+            train_steps(
+                engine,
+                single,
+                world,
+                Position(),
+                steps=1,
+                micro_batch=2,
+                rate=rate,
+                mfu=lambda speed: None,
+                within_documents=True,
+            )
+        )
     except RegrowError as error:
         message = str(error)
     messages, after = world.gather(message), weights(engine)
@@ -134,8 +157,13 @@ def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     if world.rank != 0:
         return {}
     hashes = [hashlib.sha256(np.array(row, dtype="<i8").tobytes()).hexdigest() for row in text(BATCH * STEPS).tolist()]
-    return {**found, "samples": samples, "hashes": hashes, "messages": messages,
-            "untouched": difference(before, after) == 0}  # fmt: skip
+    return {
+        **found,
+        "samples": samples,
+        "hashes": hashes,
+        "messages": messages,
+        "untouched": difference(before, after) == 0,
+    }
 
 
 def split(world: World) -> dict[str, Any]:
@@ -148,9 +176,10 @@ def split(world: World) -> dict[str, Any]:
     if world.rank != 0:
         return {}
     return {
-        "accumulation": [results[1][2], results[8][2]], "difference": difference(results[1][1], results[8][1]),
+        "accumulation": [results[1][2], results[8][2]],
+        "difference": difference(results[1][1], results[8][1]),
         "losses": [[step["loss"] for step in results[micro_batch][0]] for micro_batch in (1, 8)],
-    }  # fmt: skip
+    }
 
 
 def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -172,18 +201,30 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
     load_checkpoint(checkpoint, second, world)
     same_noise = world.gather(torch.equal(noise, torch.rand(3)))
     position = Position(state["step"], state["tokens"])
-    steps = train_steps(second, share(data, world, 2 * BATCH), world, position, steps=4, micro_batch=micro_batch,
-                        rate=rate, mfu=lambda speed: None)  # fmt: skip
+    steps = train_steps(
+        second,
+        share(data, world, 2 * BATCH),
+        world,
+        position,
+        steps=4,
+        micro_batch=micro_batch,
+        rate=rate,
+        mfu=lambda speed: None,
+    )
     rest = [asdict(step) for step in steps]
     ends = [straight.weights(), second.weights()]
     if world.rank != 0:
         return {}
     return {
-        "root": str(root), "same_noise": same_noise,
+        "root": str(root),
+        "same_noise": same_noise,
         "equal": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]),
-        "changed": difference(ends[0], new_model(dtype).state_dict()), "cursors": state["cursors"],
-        "whole": whole, "rest": rest, "files": sorted(p.name for p in checkpoint.iterdir()),
-    }  # fmt: skip
+        "changed": difference(ends[0], new_model(dtype).state_dict()),
+        "cursors": state["cursors"],
+        "whole": whole,
+        "rest": rest,
+        "files": sorted(p.name for p in checkpoint.iterdir()),
+    }
 
 
 def export(world: World, folder: Path, zero_stage: int) -> dict[str, Any]:
@@ -204,16 +245,26 @@ def export(world: World, folder: Path, zero_stage: int) -> dict[str, Any]:
         loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16).eval()
         again = loaded(data[:4], use_cache=False).logits
         untrained = new_model(torch.bfloat16).eval()(data[:4], use_cache=False).logits
-    return {"equal": torch.equal(logits, again), "trained": not torch.equal(logits, untrained),
-            "dtype": str(logits.dtype)}  # fmt: skip
+    return {
+        "equal": torch.equal(logits, again),
+        "trained": not torch.equal(logits, untrained),
+        "dtype": str(logits.dtype),
+    }
 
 
 def recomputed(world: World) -> dict[str, Any]:
     """Losses with and without gradient checkpointing."""
     data, losses = text(BATCH * STEPS), []
     for recompute in (False, True):
-        engine = Engine(new_model(torch.float32), world, micro_batch=2, accumulation=2, zero_stage=3,
-                        gradient_checkpointing=recompute, **RECIPE)  # fmt: skip
+        engine = Engine(
+            new_model(torch.float32),
+            world,
+            micro_batch=2,
+            accumulation=2,
+            zero_stage=3,
+            gradient_checkpointing=recompute,
+            **RECIPE,
+        )
         losses.append([step["loss"] for step in train(engine, data, world, 2, STEPS)])
     blocks = engine.model.model.layers
     return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
@@ -224,8 +275,17 @@ def signs(world: World) -> dict[str, Any]:
     engine, data, position, lines, steps = new_engine(world, 1, torch.float32, 2), text(24), Position(), [], []
     limits = SignOfLife.FIRST, SignOfLife.BETWEEN
     SignOfLife.FIRST = SignOfLife.BETWEEN = 0
-    for step in train_steps(engine, share(data, world), world, position, steps=2, micro_batch=2, rate=rate,
-                            mfu=lambda speed: None, say=lines.append):  # fmt: skip
+    for step in train_steps(
+        engine,
+        share(data, world),
+        world,
+        position,
+        steps=2,
+        micro_batch=2,
+        rate=rate,
+        mfu=lambda speed: None,
+        say=lines.append,
+    ):
         steps.append(asdict(step))
         time.sleep(0.2)
     SignOfLife.FIRST, SignOfLife.BETWEEN = limits

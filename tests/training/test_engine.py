@@ -74,8 +74,16 @@ def test_recomputed_activations_change_nothing(measured):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_decay_groups_hold_every_parameter_once(tied):
-    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, attention_bias=True,
-                         num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=tied)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        attention_bias=True,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -38,9 +38,11 @@ def test_cursors_stand_behind_the_last_row_of_every_lane(measured):
 
 @pytest.mark.parametrize(
     ("case", "what"),
-    [*((f"stopped_gradient-{stage}-{dtype}", "gradient norm") for stage in range(4) for dtype in ("fp32", "bf16")),
-     *((f"stopped_loss-{stage}-bf16", "loss") for stage in range(4))],
-)  # fmt: skip
+    [
+        *((f"stopped_gradient-{stage}-{dtype}", "gradient norm") for stage in range(4) for dtype in ("fp32", "bf16")),
+        *((f"stopped_loss-{stage}-bf16", "loss") for stage in range(4)),
+    ],
+)
 def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measured, case, what):
     """Rank 1 alone goes wrong in step 2: weights, fp32 masters, moments and the position are those of step 1."""
     found = measured(2)[case]
@@ -60,8 +62,12 @@ def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measure
 def test_a_long_step_shows_which_micro_batch_is_at_work(measured):
     """8 rows over 2 processes in micro-batches of 2 are 2 for each process."""
     found = measured(2)["signs"]
-    expected = [f"step {step}: {doing} micro-batch {number} of 2, 0 s"
-                for step in (1, 2) for doing in ("reading", "computing") for number in (1, 2)]  # fmt: skip
+    expected = [
+        f"step {step}: {doing} micro-batch {number} of 2, 0 s"
+        for step in (1, 2)
+        for doing in ("reading", "computing")
+        for number in (1, 2)
+    ]
     assert found["lines"] == expected
     assert found["quick"] == [], "a quick step is told of too"
 
@@ -72,8 +78,9 @@ def test_a_sign_of_life_comes_after_10_seconds_and_then_every_minute(monkeypatch
     monkeypatch.setattr("pipeline.training.loop.time.perf_counter", lambda: next(clock))
     for number in range(1, 7):
         sign("computing", number)
-    assert said == [f"step 7: computing micro-batch {number} of 64, {seconds} s"
-                    for number, seconds in ((2, 10), (5, 70), (6, 130))]  # fmt: skip
+    assert said == [
+        f"step 7: computing micro-batch {number} of 64, {seconds} s" for number, seconds in ((2, 10), (5, 70), (6, 130))
+    ]
 
 
 def test_the_interval_holds_what_was_done_between_steps(measured):
