@@ -52,9 +52,8 @@ from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
 from pipeline.data.shards import Shard
-from pipeline.data.tokenise import about_encoder
 from pipeline.data.tokenised import write_tokenised
-from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
+from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 
 GPUS, TOKENS_PER_GPU = 8, 57_000

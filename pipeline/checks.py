@@ -19,10 +19,9 @@ from pipeline.data.listing import local_files, may_be_remote, no_such_place
 from pipeline.data.shards import without_secrets
 from pipeline.data.texts import NO_SUCH_KEY, NoText
 from pipeline.data.tokenised import about_tokenised, is_tokenised
-from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.evaluation.generation import encode_prompt
+from pipeline.inputs import read_encoder
 from pipeline.model.files import require_finite_files, require_whole
-from pipeline.rows import row_encoder
 from pipeline.run import RegrowError
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
@@ -63,8 +62,8 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
     the model's embedding has no row."""
     if not has_tokenizer(folder):
         raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
-    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    encoder = make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
+    encoder = read_encoder(config, folder)
+    tokenizer = encoder.tokenizer
     ids = set(tokenizer(WORDS, add_special_tokens=False, verbose=False)["input_ids"]) - {tokenizer.unk_token_id}
     if not ids:
         raise RegrowError(
@@ -85,7 +84,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
 def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
     """RegrowError where stage evaluate's prompts have no tokens, or do not fit the model's positions with what is to
     follow them; ``model`` is on the meta device, its tokenizer in ``folder``."""
-    encoder, asked = row_encoder(config, folder), config.evaluate.generation
+    encoder, asked = read_encoder(config, folder), config.evaluate.generation
     for prompt in asked.prompts:
         encode_prompt(model, encoder, prompt, asked.new_tokens)
 

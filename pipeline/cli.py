@@ -90,7 +90,7 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
     """What is done, where training stands, how fast it goes and how long it will take."""
-    from pipeline.status import status_text
+    from pipeline.commands.status import status_text
 
     print(status_text(run))
 
@@ -103,7 +103,7 @@ def data_show(
     characters: Annotated[int, typer.Option(metavar="N", help="Of each document; 0 shows all.", min=0)] = 300,
 ) -> None:
     """The documents that a training step saw, decoded."""
-    from pipeline.show import shown_step
+    from pipeline.commands.show import shown_step
 
     for line in shown_step(load_config(config, overrides or []), str(config), step, characters):
         print(line)

@@ -81,8 +81,7 @@ def plan(config: Config) -> dict[str, Any]:
             "train.processes is auto and this machine has no GPU: planned for one process, as a run starts here; "
             "train.processes=8 plans for 8 GPUs"
         )
-    per_step = train.global_batch * row
-    steps = -(-train.tokens // per_step)
+    per_step, steps = config.tokens_per_step, config.steps
     per_token = flops_per_token(product_parameters(model) - sum(removed), blocks, attention_width(hf_config), row)
     positions = getattr(hf_config, "max_position_embeddings", None)
     if positions and row > positions:
@@ -154,8 +153,7 @@ def plan(config: Config) -> dict[str, Any]:
 def one_large_step(config: Config) -> list[str]:
     """A line where whole steps make much more of the token budget than it is."""
     train = config.train
-    per_step = train.global_batch * config.data.row_length
-    steps = -(-train.tokens // per_step)
+    per_step, steps = config.tokens_per_step, config.steps
     stretched = steps * per_step / train.tokens
     if stretched <= STRETCHED:
         return []

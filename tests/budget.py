@@ -20,7 +20,8 @@ import pytest
 MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
-    "tests": 180,
+    "tests": 150,
+    "tests/commands": 60,
     "tests/data": 140,
     "tests/evaluation": 60,
     "tests/importance": 110,

@@ -138,7 +138,7 @@ import ctypes, errno, os, pathlib, platform, struct, sys
 from pipeline.data.locks import locked
 from pipeline.data.tokenise import _alone
 from pipeline.run import RegrowError, Run
-from pipeline.status import status_text
+from pipeline.commands.status import status_text
 
 NUMBER = {"x86_64": 73, "aarch64": 32}[platform.machine()]
 folder = pathlib.Path(sys.argv[1])

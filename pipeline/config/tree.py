@@ -224,6 +224,16 @@ class Config(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all processes."""
+        return self.train.global_batch * self.data.row_length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: whole ones, so that the token budget is reached."""
+        return -(-self.train.tokens // self.tokens_per_step)
+
     def read_by(self, stage: str) -> dict[str, Any]:
         """The values that ``stage`` reads and that may not differ on a re-run, by dotted key, JSON-ready."""
         plain = self.model_dump(mode="json")

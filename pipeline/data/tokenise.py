@@ -24,7 +24,7 @@ from pipeline.data.overlap import Search, Twins, refuse_overlap
 from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
 from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
-from pipeline.data.tokens import Encoder, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
+from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
 from pipeline.run import RegrowError, hash_file, hash_json, require_space, take_lock
 
 #: Tokens for a byte of a file, for the estimate of the space: SlimPajama has 0.70 compressed and 0.28 as plain text.
@@ -140,18 +140,6 @@ def _estimate(job: Job) -> int:
     plain = job.shard.path.endswith((".jsonl", ".tar"))
     width = 2 if job.about["vocabulary"] <= 1 << 16 else 4
     return int(job.size * width * (PER_PLAIN_BYTE if plain else PER_COMPRESSED_BYTE))
-
-
-def about_encoder(encoder: Encoder) -> dict[str, Any]:
-    """What a tokenised shard says of the ids in it: all that decides them, and the size of the vocabulary."""
-    return {
-        "tokenizer": tokenizer_hash(encoder.tokenizer),
-        "encoder": encoder_hash(encoder),
-        "bos": encoder.bos,
-        "separator": encoder.separator,
-        "special_tokens": encoder.special_tokens,
-        "vocabulary": vocabulary_size(encoder.tokenizer),
-    }
 
 
 @contextlib.contextmanager

@@ -196,3 +196,15 @@ def _engine(tokenizer: Any, special_tokens: str) -> Any:
     engine.no_padding()
     engine.encode_special_tokens = special_tokens == "plain"
     return engine
+
+
+def about_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What a tokenised shard says of the ids in it: all that decides them, and the size of the vocabulary."""
+    return {
+        "tokenizer": tokenizer_hash(encoder.tokenizer),
+        "encoder": encoder_hash(encoder),
+        "bos": encoder.bos,
+        "separator": encoder.separator,
+        "special_tokens": encoder.special_tokens,
+        "vocabulary": vocabulary_size(encoder.tokenizer),
+    }

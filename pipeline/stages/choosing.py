@@ -21,11 +21,11 @@ from pipeline.importance.controls import control_blocks
 from pipeline.importance.greedy import Round, greedy_rounds
 from pipeline.importance.linear import find_projections, fit_maps, split_for_maps
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within, protected_blocks
+from pipeline.inputs import Inputs
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
 from pipeline.model.replacement import removed_runs
 from pipeline.run import Run, read_json, write_json
-from pipeline.stages.texts import draw_for_maps, draw_held_out
 from pipeline.world import World
 
 
@@ -60,7 +60,9 @@ class Chooser:
 
     def _texts(self) -> dict[str, torch.Tensor | None]:
         ids = read_json(self.run.stage("score") / "calibration.json")["input_ids"]
-        return {"calibration": torch.tensor(ids), "held_out": draw_held_out(self.config, self.run, self.dense)}
+        asked, bos = self.config.prune.compare, self.config.evaluate.perplexity.bos
+        held_out = Inputs(self.config, self.run, self.dense).held_out_rows(asked.length, bos, asked.rows)
+        return {"calibration": torch.tensor(ids), "held_out": held_out}
 
     def greedy(self, remove: int | None = None, budget: float | None = None) -> list[Round]:
         """The first rounds of greedy removal: so many, or as many as a budget allows; earlier ones are not repeated."""
@@ -99,7 +101,7 @@ class Chooser:
     def maps(self, removed: list[int]) -> tuple[dict[int, torch.Tensor], int]:
         """A linear map for every run of removed blocks but one that begins at block 0, and the tokens fitted on."""
         width = self.model.config.get_text_config().hidden_size
-        drawn = self.world.on_first(lambda: draw_for_maps(self.config, self.run, self.dense, width))
+        drawn = self.world.on_first(lambda: Inputs(self.config, self.run, self.dense).for_maps(width))
         fit, _ = split_for_maps(drawn, self.config.score.micro_batch, self.world.rank, self.world.size)
         windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
         maps = fit_maps(self.model, fit, windows, ridge=self.config.score.linear_ridge, world=self.world)

@@ -21,12 +21,11 @@ from pipeline.data.parts import deal
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.survey import Survey, survey
 from pipeline.data.texts import counted
-from pipeline.data.tokenise import about_encoder, tokenise_corpus
+from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
-from pipeline.data.tokens import Encoder, encoder_hash
+from pipeline.data.tokens import about_encoder, encoder_hash
+from pipeline.inputs import HELD_OUT, Inputs
 from pipeline.launch import die_with_parent
-from pipeline.model.load import resolve_model
-from pipeline.rows import HELD_OUT, row_encoder, shard_cache
 from pipeline.run import RegrowError, Run, require_writable, write_json
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
@@ -51,13 +50,13 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
         files += found
     hashes = {str(path): run.hash_of(path) for path in files}
     if of_ids:
-        hashes["tokenizer and separator"] = encoder_hash(_encoder(config))
+        hashes["tokenizer and separator"] = encoder_hash(Inputs(config, run).encoder)
     return hashes
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write data/manifest.json, and the tokenised corpus where data.tokenised says so."""
-    folder = run.stage("data")
+    folder, text = run.stage("data"), Inputs(config, run)
     _require_ids_apart(config)
     with Progress(folder / "progress" / "shards.jsonl") as progress:
 
@@ -80,14 +79,13 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
         aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
         held_out = [shard for listing in aside for shard in listing.shards]
-        hashes = held_out_hashes(held_out, shard_cache(config))
+        hashes = held_out_hashes(held_out, text.cache)
         if hashes:
             say(f"the corpus will be searched for {len(hashes):,} held-out documents")
         listings = [listed(source, number, hashes) for number, source in enumerate(config.data.sources)]
     corpus = [shard for listing in listings for shard in listing.shards]
     skipped = [entry for listing in (*listings, *aside) for entry in listing.skipped]
-    encoder = _encoder(config)
-    about = about_encoder(encoder)
+    about = about_encoder(text.encoder)
     for shard in (*corpus, *held_out):
         if shard.format == "tokenised" and shard.kind == "local":
             require_same_ids(Path(shard.place) / shard.path, shard.name, about)
@@ -106,12 +104,12 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if config.data.tokenised is not None:
         corpus, damaged = tokenise_corpus(
             corpus,
-            tokenizer=resolve_model(config.model.path, config.model.revision),
+            tokenizer=text.model,
             separator=config.data.separator,
             special_tokens=config.data.special_tokens,
             trust_remote_code=config.model.trust_remote_code,
             folder=config.data.tokenised,
-            cache=shard_cache(config),
+            cache=text.cache,
             processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
             on_damage=config.data.on_damage,
             die_with_parent=die_with_parent,
@@ -124,7 +122,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
                 raise RegrowError(f"data source {source.path!r}: every shard of it is damaged; replace them")
     manifest = build_manifest(corpus, held_out, skipped)
     dealt = deal(corpus, config.data.lanes, config.data.seed)
-    surveys = _survey(config, corpus, listings, encoder)
+    surveys = _survey(text, corpus, listings)
     write_json(folder / "manifest.json", manifest)
     return _tell(config, corpus, listings, surveys, say) | {
         "shards": len(corpus),
@@ -155,18 +153,14 @@ def of_source(corpus: list[Shard], number: int) -> list[Shard]:
     return [shard for shard in corpus if shard.source == number]
 
 
-def _encoder(config: Config) -> Encoder:
-    return row_encoder(config, resolve_model(config.model.path, config.model.revision))
-
-
-def _survey(config: Config, corpus: list[Shard], listings: list[Listing], encoder: Encoder) -> list[Survey]:
-    cache = shard_cache(config)
+def _survey(text: Inputs, corpus: list[Shard], listings: list[Listing]) -> list[Survey]:
+    data = text.config.data
     kept = [
         listing.census and listing.census.characters_without(source.exclude_domains)
-        for listing, source in zip(listings, config.data.sources, strict=True)
+        for listing, source in zip(listings, data.sources, strict=True)
     ]
     return [
-        survey(of_source(corpus, number), encoder, cache, count, config.data.on_damage)
+        survey(of_source(corpus, number), text.encoder, text.cache, count, data.on_damage)
         for number, count in enumerate(kept)
     ]
 

@@ -13,16 +13,14 @@ import torch
 
 from pipeline.checks import check_prompts
 from pipeline.config import Config
-from pipeline.data.held_out import held_out_rows
-from pipeline.data.shards import read_manifest
 from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.inputs import Inputs, read_encoder
 from pipeline.model.blocks import find_blocks
-from pipeline.model.load import load_model, resolve_model
-from pipeline.rows import row_encoder, shard_cache
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.model.load import load_model
+from pipeline.run import RegrowError, Run, write_json
 from pipeline.stages.score import inputs
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
@@ -30,13 +28,13 @@ from pipeline.world import World
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write evaluate/results.json."""
-    dense = resolve_model(config.model.path, config.model.revision)
+    text = Inputs(config, run)
     folders = {
-        "dense": dense,
+        "dense": text.model,
         "pruned": run.stage("prune") / "model",
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
-    rows = world.on_first(lambda: _rows(config, run, dense))
+    rows = world.on_first(lambda: _rows(text))
     models, weights = {}, []
     for name, folder in folders.items():
         entry, size = _judge(config, folder, rows, world)
@@ -50,7 +48,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
         say(f"latency: the models are loaded {way}")
         speeds = measure_latency(
-            lambda name: (_load(config, folders[name], world), row_encoder(config, folders[name])),
+            lambda name: (_load(config, folders[name], world), read_encoder(config, folders[name])),
             list(folders),
             _workload(config),
             device=world.device,
@@ -73,7 +71,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation
-        samples = generate_samples(model, row_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
+        samples = generate_samples(model, read_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
     world.barrier()
     entry = {
         "parameters": model.num_parameters(),
@@ -100,19 +98,12 @@ def _workload(config: Config) -> Workload:
     return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
 
 
-def _rows(config: Config, run: Run, dense: Path) -> torch.Tensor:
-    _, shards = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    if not shards:
+def _rows(text: Inputs) -> torch.Tensor:
+    protocol = text.config.evaluate.perplexity
+    rows = text.held_out_rows(protocol.length or text.config.data.row_length, protocol.bos, protocol.rows)
+    if rows is None:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
-    protocol = config.evaluate.perplexity
-    return held_out_rows(
-        shards,
-        row_encoder(config, dense),
-        length=protocol.length or config.data.row_length,
-        bos=protocol.bos,
-        rows=protocol.rows,
-        cache=shard_cache(config),
-    )
+    return rows
 
 
 def table(models: dict[str, Any]) -> list[str]:

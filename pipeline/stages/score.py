@@ -19,20 +19,18 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.data.overlap import can_look_into, held_out_hashes
-from pipeline.data.shards import read_manifest
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
 from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
 from pipeline.importance.scoring import score_blocks, score_streamed
 from pipeline.importance.selection import write_block_order
+from pipeline.inputs import Inputs
 from pipeline.model.blocks import block_parameters, find_blocks
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.plan import describe_dense, planned_removal
-from pipeline.rows import shard_cache
-from pipeline.run import RegrowError, Run, read_json, write_atomic, write_json
+from pipeline.run import RegrowError, Run, write_atomic, write_json
 from pipeline.stages.stage import Ahead, Stage
-from pipeline.stages.texts import draw_calibration, draw_for_maps
 from pipeline.world import World
 
 
@@ -44,9 +42,9 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write score/scores.json, scores.csv, calibration.json, block_order.csv (by the first criterion) and orders/."""
-    folder = run.stage("score")
-    dense = resolve_model(config.model.path, config.model.revision)
-    sequences, origins = world.on_first(lambda: draw_calibration(config, run, dense))
+    folder, text = run.stage("score"), Inputs(config, run)
+    dense = text.model
+    sequences, origins = world.on_first(text.calibration)
     meta = describe_dense(config, dense)
     by_block = _by_block(config, meta, world)
     asked, settings, progress = config.score.criteria, _settings(config, meta), folder / "progress"
@@ -73,7 +71,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             sequences.split(config.score.micro_batch),
             asked,
             settings,
-            maps=lambda: _text_of_maps(config, run, dense, meta, world, say),
+            maps=lambda: _text_of_maps(text, meta, world, say),
             world=world,
             folder=progress,
             say=say,
@@ -87,7 +85,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             "bos": config.score.bos,
             "dtype": config.score.dtype,
             "seed": config.score.seed,
-            "overlap": {"held_out": _held_out(config, run, origins)},
+            "overlap": {"held_out": _held_out(text, origins)},
             "targets": (config.score.length - 1) * config.score.sequences,
         }
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
@@ -135,11 +133,9 @@ def _settings(config: Config, meta: nn.Module) -> Settings:
     )
 
 
-def _text_of_maps(
-    config: Config, run: Run, dense: Path, meta: nn.Module, world: World, say: Callable[[str], None]
-) -> torch.Tensor:
+def _text_of_maps(text: Inputs, meta: nn.Module, world: World, say: Callable[[str], None]) -> torch.Tensor:
     width = meta.config.get_text_config().hidden_size
-    drawn = world.on_first(lambda: draw_for_maps(config, run, dense, width))
+    drawn = world.on_first(lambda: text.for_maps(width))
     say(f"linear: {len(drawn)} sequences, every fourth to judge the maps by")
     return drawn
 
@@ -157,11 +153,10 @@ def _write_tables(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
     write_atomic(folder / "scores.csv", text.getvalue())
 
 
-def _held_out(config: Config, run: Run, origins: list[dict[str, Any]]) -> int | None:
+def _held_out(text: Inputs, origins: list[dict[str, Any]]) -> int | None:
     """Calibration sequences whose documents are held out; None where held-out text is not here."""
-    _, held_out = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    seen = all(can_look_into(shard) for shard in held_out) and all("hash" in origin for origin in origins)
-    kept = {digest.hex() for digest in held_out_hashes(held_out, shard_cache(config))} if seen else set()
+    seen = all(can_look_into(shard) for shard in text.held_out) and all("hash" in origin for origin in origins)
+    kept = {digest.hex() for digest in held_out_hashes(text.held_out, text.cache)} if seen else set()
     return sum(origin["hash"] in kept for origin in origins) if seen else None
 
 

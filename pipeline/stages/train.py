@@ -16,21 +16,18 @@ import torch
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data.held_out import held_out_rows
 from pipeline.data.loader import fitting_workers, load_rows
 from pipeline.data.position import check_identity, from_json, skipped_parts, to_json
 from pipeline.data.room import require_cache_space
-from pipeline.data.shards import read_manifest
-from pipeline.data.tokens import Encoder
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.inputs import Inputs
 from pipeline.launch import count_processes, die_with_parent
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
 from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
 from pipeline.plan import one_large_step
-from pipeline.rows import row_encoder, row_identity, row_stream, shard_cache, shard_names
-from pipeline.run import RegrowError, Run, read_json, require_space
+from pipeline.run import RegrowError, Run, require_space
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import (
     checkpoint_bytes,
@@ -53,8 +50,8 @@ NAMED = 3
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
-    folder, recipe, row_length = run.stage("train"), config.train, config.data.row_length
-    steps = -(-recipe.tokens // (recipe.global_batch * row_length))
+    folder, recipe, row_length, steps = run.stage("train"), config.train, config.data.row_length, config.steps
+    text = Inputs(config, run, run.stage("prune") / "model")
     split = accumulation(recipe.global_batch, recipe.micro_batch, world.size)
     layout = {
         "processes": world.size,
@@ -67,10 +64,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
-    encoder = row_encoder(config, run.stage("prune") / "model")
-    identity = row_identity(config, run, encoder)
     if found:
-        check_identity(found[1]["identity"], identity)
+        check_identity(found[1]["identity"], text.identity)
     torch.manual_seed(recipe.seed)
     if recipe.deterministic is True or (recipe.deterministic == "auto" and world.device.type == "cpu"):
         torch.use_deterministic_algorithms(True)
@@ -98,8 +93,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank == 0:
         clear_torn(folder / "checkpoints")
     world.on_first(lambda: require_space(folder, needed, "a checkpoint and the export"))
-    world.on_first(lambda: _require_cache(config, run, world))
-    rows = _held_out(config, run, world, encoder)
+    world.on_first(lambda: _require_cache(text, world))
+    rows = world.on_first(lambda: text.held_out_rows(row_length, "document", recipe.evaluate_rows))
     engine = Engine(
         model,
         world,
@@ -158,7 +153,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         if world.rank == 0:
             append_line(folder / "samples.jsonl", {"step": step, "rows": [list(astuple(row)) for row in rows]})
 
-    shards, left_out = shard_names(run), set()
+    shards, left_out = text.shard_names, set()
 
     def checkpoint_now() -> None:
         cursors = {lane: cursor for share in world.gather(position.cursors) for lane, cursor in share.items()}
@@ -170,7 +165,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             "step": position.step,
             "tokens": position.tokens,
             "layout": layout,
-            "identity": asdict(identity),
+            "identity": asdict(text.identity),
             "lanes": to_json(cursors),
         }
         save_checkpoint(
@@ -186,9 +181,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     recent = deque(read_lines(folder / "metrics.jsonl") if world.rank == 0 else [], maxlen=WINDOW)
     if position.step == 0:
         evaluate()
-    stream = row_stream(
-        config, run, encoder, step=position.step, cursors=position.cursors, rank=world.rank, world=world.size
-    )
+    stream = text.stream(step=position.step, cursors=position.cursors, rank=world.rank, world=world.size)
     workers = fitting_workers(config.data.workers, config.data.lanes, world.size)
     if workers != config.data.workers:
         say(
@@ -242,28 +235,11 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
 
 
-def _require_cache(config: Config, run: Run, world: World) -> None:
+def _require_cache(text: Inputs, world: World) -> None:
     """RegrowError where this machine has no room for the remote shards that its lanes read at a time."""
-    corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    own = -(-config.data.lanes * world.on_this_machine // world.size)
-    require_cache_space(config.data.cache, corpus, own, config.data.cache_size)
-
-
-def _held_out(config: Config, run: Run, world: World, encoder: Encoder) -> torch.Tensor | None:
-    """The rows that the loop evaluates, (rows, row_length) int64; None when the config holds nothing out."""
-    _, shards = read_manifest(read_json(run.stage("data") / "manifest.json"))
-    if not shards:
-        return None
-    return world.on_first(
-        lambda: held_out_rows(
-            shards,
-            encoder,
-            length=config.data.row_length,
-            bos="document",
-            rows=config.train.evaluate_rows,
-            cache=shard_cache(config),
-        )
-    )
+    data = text.config.data
+    own = -(-data.lanes * world.on_this_machine // world.size)
+    require_cache_space(data.cache, text.corpus, own, data.cache_size)
 
 
 def _export(run: Run, engine: Engine, world: World, step: int, config: Config) -> Path:

@@ -20,8 +20,7 @@ from pipeline.config import load_config
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.shards import read_manifest
 from pipeline.data.tokenised import about_tokenised
-from pipeline.model.load import resolve_model
-from pipeline.rows import row_encoder, row_stream
+from pipeline.inputs import Inputs, read_encoder
 from pipeline.run import RegrowError, Run, read_json
 
 
@@ -74,8 +73,7 @@ def rows_of(config: Path, *overrides: str, count: int = 96) -> list[tuple]:
     """The first rows of a run whose stage data is done."""
     loaded = load_config(config, list(overrides))
     run = Run(loaded.run.folder / loaded.run.name)
-    encoder = row_encoder(loaded, resolve_model(loaded.model.path))
-    rows = islice(row_stream(loaded, run, encoder), count)
+    rows = islice(Inputs(loaded, run).stream(), count)
     return [(row.index, row.lane, row.cursor, row.input_ids.tolist(), row.cu_seqlens.tolist()) for row in rows]
 
 
@@ -98,7 +96,7 @@ def test_the_report_says_what_the_corpus_is(here, config_of, texts, tiny_model, 
     found = record(tmp_path)
     kept = [text for first in range(0, 800, 200) for text in texts[first : first + 150]] + texts[900:930]
     assert found["documents"] == len(kept) == 630
-    encode = row_encoder(load_config(config), tiny_model)
+    encode = read_encoder(load_config(config), tiny_model)
     true = sum(len(encode(text)) for text in kept)
     assert abs(found["tokens"] / true - 1) < 0.05, f"{found['tokens']} tokens estimated, {true} there are"
     assert found["domains"] == {"RedPajamaWikipedia": 430, "RedPajamaC4": 200}
@@ -263,7 +261,7 @@ def test_ids_made_ahead_give_the_same_rows_and_never_those_of_another_separator(
     expected = rows_of(config, "run.name=text")
     assert rows_of(config, "run.name=ids", ahead) == expected, "ids made ahead are in other rows than the text's"
     found, text = record(tmp_path, "ids"), record(tmp_path, "text")
-    encode = row_encoder(load_config(config), tiny_model)
+    encode = read_encoder(load_config(config), tiny_model)
     true = sum(len(encode(one)) for one in (*texts[:60], *texts[70:130], *texts[200:260]))
     assert (found["tokens"], found["tokens_estimated"], text["tokens_estimated"]) == (true, False, True)
     assert found["documents"] == text["documents"] == 180
@@ -305,7 +303,7 @@ def test_sources_are_mixed_by_their_weights(here, config_of, texts, tmp_path):
     for source, share, tokens in zip(("upper", "lower"), (0.75, 0.25), found["source_tokens"], strict=True):
         line = f"{source}: about {tokens:,} tokens, which the budget of 4,096 reads {4096 * share / tokens:.2f} times"
         assert line in printed, f"{line!r} is not in:\n{printed}"
-    tokenizer = row_encoder(load_config(config), resolve_model(load_config(config).model.path)).tokenizer
+    tokenizer = Inputs(load_config(config), Run(tmp_path / "runs" / "tiny")).encoder.tokenizer
     decoded = [tokenizer.decode(ids).replace("</s>", "") for _, _, _, ids, _ in rows_of(config, count=400)]
     upper = [text == text.upper() for text in decoded]
     assert all(above or text == text.lower() for above, text in zip(upper, decoded, strict=True)), "rows are mixed"
@@ -340,7 +338,7 @@ def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, tex
         assert "12 shards are searched for held-out documents when they are fetched" in output
         config, run = load_config(path, [f"run.name={name}"]), Run(tmp_path / "runs" / name)
         assert (run.stage("data") / "held_out.hashes").stat().st_size == 10 * 16
-        return iter(row_stream(config, run, row_encoder(config, resolve_model(config.model.path))))
+        return iter(Inputs(config, run).stream())
 
     assert len(list(islice(rows_of("clean"), 60))) == 60
     write(tmp_path / "web" / "07.jsonl", records([*texts[63:68], texts[203]]))

@@ -19,9 +19,9 @@ from pipeline.config import load_config
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.parts import deal, shuffle
 from pipeline.data.shards import read_manifest
+from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.model.loss import router_coefficient
-from pipeline.rows import row_encoder, row_stream
 from pipeline.run import Run, hash_file, read_json, write_json
 from pipeline.stages.train import told_of
 from pipeline.training.metrics import pace
@@ -211,7 +211,7 @@ def test_what_may_differ_on_a_resume_is_no_part_of_the_fingerprint(lengthen, tmp
 def rows_of(config: Path, count: int) -> list:
     loaded = load_config(config)
     run = Run(loaded.run.folder / loaded.run.name)
-    return list(islice(row_stream(loaded, run, row_encoder(loaded, run.stage("prune") / "model")), count))
+    return list(islice(Inputs(loaded, run, run.stage("prune") / "model").stream(), count))
 
 
 def losses_of(model, ids: list[torch.Tensor]) -> float:

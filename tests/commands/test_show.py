@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.show import shown_step
 from pipeline.config import load_config
 from pipeline.data.documents import read_documents
 from pipeline.data.shards import read_manifest
 from pipeline.run import RegrowError, read_json
-from pipeline.show import shown_step
 
 ROW = re.compile(r"\nrow (\d+), lane (\d+), \d+ documents, sha256 (\w+);")
 

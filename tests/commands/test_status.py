@@ -8,9 +8,9 @@ import socket
 
 import pytest
 
+from pipeline.commands.status import status_text
 from pipeline.config import dump_config, load_config
 from pipeline.run import RegrowError, Run, write_atomic, write_json
-from pipeline.status import status_text
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def _progress(run: Run, stage: str) -> str:
     if stage != "train":
         return ""
     recipe = load_config(run.folder / "config.yaml")
-    steps = -(-recipe.train.tokens // (recipe.train.global_batch * recipe.data.row_length))
+    steps = recipe.steps
     lines = read_lines(run.stage("train") / "metrics.jsonl")
     if not lines:
         return f"step 0 of {steps}"

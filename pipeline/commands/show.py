@@ -15,8 +15,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.data.packing import Row
 from pipeline.data.position import LaneCursor, check_identity, from_json
-from pipeline.model.load import resolve_model
-from pipeline.rows import row_encoder, row_identity, row_stream
+from pipeline.inputs import Inputs
 from pipeline.run import RegrowError, Run, read_json
 from pipeline.training.checkpoint import complete_checkpoints
 
@@ -30,34 +29,33 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
     run = Run(config.run.folder / config.run.name)
     run.require("data", config_path)
     batch, length = config.train.global_batch, config.data.row_length
-    steps = -(-config.train.tokens // (batch * length))
-    if not 1 <= step <= steps:
-        raise RegrowError(f"--step {step}: the steps of this run are 1 to {steps}")
+    if not 1 <= step <= config.steps:
+        raise RegrowError(f"--step {step}: the steps of this run are 1 to {config.steps}")
     pruned = run.stage("prune") / "model"
-    model = pruned if pruned.exists() else resolve_model(config.model.path, config.model.revision)
-    encoder = row_encoder(config, model)
-    known, cursors = _position_before(config, run, encoder, step)
+    text = Inputs(config, run, pruned if pruned.exists() else None)
+    known, cursors = _position_before(text, step)
     first, behind = (step - 1) * batch, known * batch
-    yield f"step {step} of {steps}: rows {first} to {first + batch - 1} of {length} tokens"
+    yield f"step {step} of {config.steps}: rows {first} to {first + batch - 1} of {length} tokens"
     if first > behind:
         yield f"reading {first - behind} rows from step {known} on, to get there"
-    stream = row_stream(config, run, encoder, step=known, cursors=cursors)
+    stream = text.stream(step=known, cursors=cursors)
     for row in islice(stream, first - behind, first - behind + batch):
         digest = hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16]
         count = len(row.cu_seqlens) - 1
         where = stream.place_of(row)
         yield f"\nrow {row.index}, lane {row.lane}, {count} documents, sha256 {digest}; it ends in {where}"
-        yield from _documents(row, encoder.tokenizer, characters)
+        yield from _documents(row, text.encoder.tokenizer, characters)
 
 
-def _position_before(config: Config, run: Run, encoder: Any, step: int) -> tuple[int, Mapping[int, LaneCursor] | None]:
+def _position_before(text: Inputs, step: int) -> tuple[int, Mapping[int, LaneCursor] | None]:
     """The last update before ``step`` that a checkpoint was taken behind, and the lanes' cursors there."""
-    folders = [folder for folder in complete_checkpoints(run.stage("train") / "checkpoints") if _step_of(folder) < step]
+    complete = complete_checkpoints(text.run.stage("train") / "checkpoints")
+    folders = [folder for folder in complete if _step_of(folder) < step]
     if not folders:
         return 0, None
     newest = max(folders, key=_step_of)
     state = read_json(newest / "state.json")
-    check_identity(state["identity"], row_identity(config, run, encoder))
+    check_identity(state["identity"], text.identity)
     return _step_of(newest), from_json(state["lanes"])
 
 

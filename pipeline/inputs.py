@@ -1,0 +1,161 @@
+"""Inputs: the one way from a config and its run's folder to text: corpus, held-out set, encoder, and what is drawn.
+
+Whoever reads text asks here, so that all of them mean the same documents, the same rows and the same sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.fetching import ShardCache
+from pipeline.data.held_out import held_out_rows
+from pipeline.data.loader import RowStream
+from pipeline.data.overlap import read_hashes
+from pipeline.data.position import Identity, LaneCursor
+from pipeline.data.samples import calibration_sequences
+from pipeline.data.shards import Shard, read_manifest
+from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.importance.linear import sequences_for_maps
+from pipeline.model.load import resolve_model
+from pipeline.run import Run, read_json
+
+#: Of stage data: hashes of the held-out documents, for what reads remote text later.
+HELD_OUT = "held_out.hashes"
+
+
+def read_encoder(config: Config, folder: Path) -> Encoder:
+    """The encoder of documents with the tokenizer in a model's ``folder``."""
+    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
+    return make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
+
+
+class Inputs:
+    """The text of one run. Each part is loaded when it is first asked for, and once.
+
+    ``model``: the folder whose tokenizer is meant, the dense model's unless another is named. The manifest is there
+    once stage data is done; encoder and cache need nothing of the run.
+    """
+
+    def __init__(self, config: Config, run: Run, model: Path | None = None):
+        self.config, self.run, self._model = config, run, model
+
+    @cached_property
+    def model(self) -> Path:
+        """The folder of the tokenizer's model."""
+        return self._model or resolve_model(self.config.model.path, self.config.model.revision)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder of documents."""
+        return read_encoder(self.config, self.model)
+
+    @cached_property
+    def cache(self) -> ShardCache:
+        """Where copies of remote shards stand, within the size that the config allows."""
+        return ShardCache(self.config.data.cache, limit=self.config.data.cache_size)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What stage data wrote, as it stands in the file."""
+        return read_json(self.run.stage("data") / "manifest.json")
+
+    @cached_property
+    def _shards(self) -> tuple[list[Shard], list[Shard]]:
+        return read_manifest(self.manifest)
+
+    @property
+    def corpus(self) -> list[Shard]:
+        """The shards that are trained on."""
+        return self._shards[0]
+
+    @property
+    def held_out(self) -> list[Shard]:
+        """The shards that models are judged on; none where nothing is held out."""
+        return self._shards[1]
+
+    @property
+    def shard_names(self) -> list[list[str]]:
+        """Names of the corpus's shards, by source: what a cursor's numbers mean."""
+        count = 1 + max(shard.source for shard in self.corpus)
+        return [[shard.name for shard in self.corpus if shard.source == source] for source in range(count)]
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(source.weight for source in self.config.data.sources)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What fixes the training rows: a checkpoint of another identity holds a position in another stream."""
+        return Identity(
+            lanes=self.config.data.lanes,
+            row_length=self.config.data.row_length,
+            seed=self.config.data.seed,
+            weights=self._weights,
+            manifest=self.manifest["hash"],
+            tokenizer=tokenizer_hash(self.encoder.tokenizer),
+            bos=self.encoder.bos,
+            separator=self.encoder.separator,
+            special_tokens=self.encoder.special_tokens,
+        )
+
+    def stream(
+        self,
+        *,
+        step: int = 0,
+        cursors: Mapping[int, LaneCursor] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> RowStream:
+        """The training rows of one rank behind update number ``step``, at which the lanes stand at ``cursors``."""
+        data = self.config.data
+        return RowStream(
+            self.corpus,
+            encode=self.encoder,
+            lanes=data.lanes,
+            row_length=data.row_length,
+            seed=data.seed,
+            cache=self.cache,
+            weights=self._weights,
+            on_damage=data.on_damage,
+            about=about_encoder(self.encoder),
+            held_out=read_hashes(self.run.stage("data") / HELD_OUT),
+            rank=rank,
+            world=world,
+            start=step * self.config.train.global_batch,
+            cursors=cursors,
+        )
+
+    def calibration(self) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """The calibration sequences (S, T) int64, and where each came from."""
+        return self._draw(self.config.score.sequences, self.config.score.seed)
+
+    def for_maps(self, width: int) -> torch.Tensor:
+        """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
+        to judge them by."""
+        count = self.config.score.linear_sequences or sequences_for_maps(width, self.config.score.length)
+        # Another draw than the calibration's.
+        return self._draw(count, self.config.score.seed + 1)[0]
+
+    def _draw(self, sequences: int, seed: int) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        return calibration_sequences(
+            self.corpus,
+            self.encoder,
+            sequences=sequences,
+            length=self.config.score.length,
+            bos=self.config.score.bos,
+            seed=seed,
+            cache=self.cache,
+        )
+
+    def held_out_rows(self, length: int, bos: str, rows: int | None) -> torch.Tensor | None:
+        """Rows of the held-out set, (at most ``rows``, ``length``) int64, under the BOS policy ``bos``; None where
+        nothing is held out."""
+        if not self.held_out:
+            return None
+        return held_out_rows(self.held_out, self.encoder, length=length, bos=bos, rows=rows, cache=self.cache)

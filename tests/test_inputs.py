@@ -1,0 +1,75 @@
+"""Inputs: one way from a config to text, each part loaded once, and the same as what stages drew from it."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import inputs
+from pipeline.config import load_config
+from pipeline.inputs import Inputs
+from pipeline.run import Run, read_json
+
+
+@pytest.fixture(scope="module")
+def text(logged: Path) -> Inputs:
+    """The inputs of a run that is done, and logged the rows of every step."""
+    config = load_config(logged)
+    return Inputs(config, Run(config.run.folder / config.run.name))
+
+
+def test_the_manifest_and_the_tokenizer_are_read_once(logged, monkeypatch):
+    config = load_config(logged)
+    read = []
+    for name in ("read_json", "load_tokenizer"):
+        known = getattr(inputs, name)
+        monkeypatch.setattr(inputs, name, lambda *asked, known=known, name=name: read.append(name) or known(*asked))
+    text = Inputs(config, Run(config.run.folder / config.run.name))
+    assert read == [], "something is loaded before it is asked for"
+    for _ in range(2):
+        assert len(text.corpus) == 8 and len(text.held_out) == 1
+        assert text.identity.manifest == text.manifest["hash"]
+        next(iter(text.stream()))
+        text.held_out_rows(32, "document", 4)
+        text.calibration()
+    assert sorted(read) == ["load_tokenizer", "read_json"], f"loaded more than once: {read}"
+
+
+def test_calibration_is_what_stage_score_drew_and_maps_have_other_sequences(text):
+    sequences, origins = text.calibration()
+    drawn = read_json(text.run.stage("score") / "calibration.json")
+    assert sequences.tolist() == drawn["input_ids"] and origins == drawn["origins"]
+    maps = text.for_maps(8)
+    assert maps.shape[1] == text.config.score.length and maps.dtype == torch.int64
+    same = [row for row in maps.tolist() if row in sequences.tolist()]
+    assert not same, f"{len(same)} of the maps' sequences are the calibration's"
+
+
+def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text):
+    lines = (text.run.stage("train") / "samples.jsonl").read_text().splitlines()
+    trained = [row[:2] for line in lines for row in json.loads(line)["rows"]]
+    batch = text.config.train.global_batch
+    assert [[row.index, row.lane] for row in islice(text.stream(), len(trained))] == trained
+    shares = [[row.index for row in islice(text.stream(rank=rank, world=2), batch)] for rank in (0, 1)]
+    assert [row for pair in zip(*shares, strict=True) for row in pair] == list(range(2 * batch))
+
+
+def test_held_out_rows_are_of_the_held_out_set_alone_and_none_where_nothing_is(text):
+    rows = text.held_out_rows(32, "none", 5)
+    assert rows.shape == (5, 32) and rows.dtype == torch.int64
+    places = {shard.path for shard in text.held_out}
+    assert places and not places & {shard.path for shard in text.corpus}
+    without = Inputs(text.config, text.run)
+    without.manifest = {**text.manifest, "held_out": []}
+    assert without.held_out_rows(32, "none", 5) is None
+
+
+def test_steps_are_whole_and_reach_the_budget(text):
+    config = text.config
+    for tokens in (1, config.tokens_per_step, config.tokens_per_step + 1, 10 * config.tokens_per_step - 1):
+        asked = config.model_copy(update={"train": config.train.model_copy(update={"tokens": tokens})})
+        assert (asked.steps - 1) * asked.tokens_per_step < tokens <= asked.steps * asked.tokens_per_step
