@@ -20,13 +20,13 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import row_stream
 from webdataset import TarWriter
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
-from pipeline.data.loader import RowStream
 from pipeline.data.overlap import hash_text
 from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import about_tokenised, read_tokenised, write_tokenised
@@ -131,8 +131,8 @@ def test_documents_and_their_numbers_are_those_of_the_text(mixed, done, encode):
 
 @pytest.mark.parametrize("lanes", [3, 16])
 def test_the_lanes_give_the_same_rows(mixed, done, encode, tmp_path, lanes):
-    settings = {"encode": encode, "lanes": lanes, "row_length": 48, "seed": 3, "cache": tmp_path, "weights": (2.0, 1.0)}
-    rows = zip(RowStream(mixed, **settings), RowStream(done[1], **settings), strict=True)
+    settings = {"encode": encode, "lanes": lanes, "row_length": 48, "seed": 3, "weights": (2.0, 1.0)}
+    rows = zip(*(row_stream(shards, tmp_path, **settings) for shards in (mixed, done[1])), strict=True)
     count = 0
     for text, ahead in islice(rows, 1200):
         assert np.array_equal(text.input_ids, ahead.input_ids), f"row {text.index} has other ids"
