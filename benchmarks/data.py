@@ -52,6 +52,7 @@ from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
 from pipeline.data.shards import Shard
+from pipeline.data.sources import TextSource
 from pipeline.data.strands import TEXTS, Reading
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
@@ -301,7 +302,7 @@ def main() -> None:
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
     texts = [
         text
-        for shard in list_source(str(arguments.text)).shards
+        for shard in list_source(TextSource(str(arguments.text))).shards
         for _, text in read_documents(Path(shard.place) / shard.path, shard.format)
     ]
     if arguments.quick:
@@ -320,7 +321,7 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
     write_corpora(texts, folder, encode, arguments.shards, arguments.repeat)
     wide = arguments.synthetic_row_length
     write_synthetic(folder / "synthetic", arguments.synthetic_shards, (arguments.synthetic_rows + 100) * wide)
-    shards = {name: list_source(str(folder / name)).shards for name in ("text", "tokenised", "synthetic")}
+    shards = {name: list_source(TextSource(str(folder / name))).shards for name in ("text", "tokenised", "synthetic")}
     readers: dict[str, Any] = {
         "text": Ours(shards["text"], encode, length, folder),
         "tokenised": Ours(shards["tokenised"], encode, length, folder),

@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.sources import TextSource
 from pipeline.data.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
@@ -103,7 +104,7 @@ def main() -> None:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(world.device)
 
-    shards = list_source(str(arguments.text)).shards
+    shards = list_source(TextSource(str(arguments.text))).shards
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
 
     def rows(workers: int) -> Iterator[Any]:

@@ -15,10 +15,13 @@ from typing import Any
 
 from pipeline.data.documents import check_documents, format_of
 from pipeline.data.fetching import ShardCache
+from pipeline.data.listing import Listing, list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.packing import Row
 from pipeline.data.position import LaneCursor
+from pipeline.data.remote import Patience
 from pipeline.data.shards import Shard
+from pipeline.data.sources import TextSource
 from pipeline.data.strands import Reading
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
@@ -100,6 +103,12 @@ def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
         )
         shards.append(shard(path, source, tokenised=kind == "tokenised"))
     return shards
+
+
+def listing_of(path: Path | str, *, attempts: int = 8, wait: float = 1.0, say=lambda line: None, **asked) -> Listing:
+    """``list_source`` with the settings of the source, of its patience and of its work in one."""
+    work = {name: asked.pop(name) for name in ("held_out", "hash_of", "done") if name in asked}
+    return list_source(TextSource(str(path), **asked), patience=Patience(attempts, wait, say), say=say, **work)
 
 
 def reading_of(cache: Path | ShardCache, **more) -> Reading:

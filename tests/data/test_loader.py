@@ -15,11 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from corpora import cursors_behind, differs, row_stream, shard, stream, take, two_sources, write_shard
+from corpora import cursors_behind, differs, listing_of, row_stream, shard, stream, take, two_sources, write_shard
 
 from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
 from pipeline.data.loader import fitting_workers, load_rows
 from pipeline.data.overlap import hash_text
 from pipeline.data.tokenised import write_tokenised
@@ -230,7 +229,7 @@ def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
     """A remote tokenised shard can be asked only when it has come: the reader asks it."""
     made = {"vocabulary": 1000, "tokenizer": "one", "bos": None, "separator": 1, "special_tokens": "plain"}
     write_tokenised(tmp_path / "ids" / "a.tar", [[2, 3, 1]] * 9, about=made)
-    shards = list_source(str(tmp_path / "ids")).shards
+    shards = listing_of(str(tmp_path / "ids")).shards
     settings = {"lanes": 1, "row_length": 4}
     assert next(iter(row_stream(shards, tmp_path / "cache", about=made, **settings))).input_ids.tolist() == [2, 3, 1, 2]
     with pytest.raises(RegrowError, match=r"a\.tar: tokenised with another separator \(it has 1, .* give 5\)"):
