@@ -27,7 +27,7 @@ from pipeline.model.load import resolve_model
 from pipeline.run import Run, read_json
 
 #: Of stage data: hashes of the held-out documents, for what reads remote text later.
-HELD_OUT = "held_out.hashes"
+HELD_OUT_HASHES = "held_out.hashes"
 
 
 def read_encoder(config: Config, folder: Path) -> Encoder:
@@ -122,7 +122,7 @@ class Inputs:
             cache=self.cache,
             on_damage=data.on_damage,
             about=about_encoder(self.encoder),
-            held_out=read_hashes(self.run.stage("data") / HELD_OUT),
+            held_out=read_hashes(self.run.stage("data") / HELD_OUT_HASHES),
         )
         return RowStream(
             self.corpus,

@@ -26,7 +26,7 @@ from pipeline.run import RegrowError
 #: Files that are asked after at a time: one after the other, 59,166 would take an hour.
 AT_ONCE = 8
 #: Answers after which a line says how many came.
-TOLD = 1000
+LINE_AFTER = 1000
 
 
 def list_hub(source: TextSource, patience: Patience) -> list[Shard]:
@@ -77,7 +77,7 @@ def list_urls(source: TextSource, patience: Patience, done: Progress | None) -> 
             known[answer["key"]] = answer
             if done:
                 done.keep(answer)
-            if number % TOLD == 0:
+            if number % LINE_AFTER == 0:
                 patience.say(f"{number} of {len(unknown)} files asked after at {without_secrets(place)}")
     return [
         source.shard(

@@ -27,7 +27,7 @@ from pipeline.data.texts import counted
 from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import about_encoder, encoder_hash
-from pipeline.inputs import HELD_OUT, Inputs
+from pipeline.inputs import HELD_OUT_HASHES, Inputs
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError, Run, require_writable, write_json
 from pipeline.stages.stage import Ahead, Stage
@@ -90,7 +90,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     refuse_overlap(twin for listing in listings for twin in listing.twins)
     later = sum(shard.kind != "local" and shard.format != "tokenised" for shard in corpus)
     if hashes and later:
-        write_hashes(folder / HELD_OUT, hashes)
+        write_hashes(folder / HELD_OUT_HASHES, hashes)
         say(f"{later} shards are searched for held-out documents when they are fetched")
     unseen = sum(shard.format == "tokenised" for shard in (*corpus, *held_out))
     if held_out and unseen:

@@ -311,7 +311,7 @@ def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
 
 
 def test_urls_that_were_asked_after_are_not_asked_again(server, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue, "TOLD", 2)
+    monkeypatch.setattr(catalogue, "LINE_AFTER", 2)
     monkeypatch.setattr(catalogue, "AT_ONCE", 1)
     for number in range(5):
         server.files[f"/a/{number}.jsonl"] = b"x" * (number + 1)
