@@ -30,7 +30,7 @@ import multiprocessing
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, cycle, islice
@@ -46,12 +46,14 @@ import webdataset
 from machine import show
 
 from pipeline.data.documents import read_documents
+from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.lanes import TEXTS
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
 from pipeline.data.shards import Shard
+from pipeline.data.sources import TextSource
+from pipeline.data.strands import TEXTS, Reading
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
@@ -94,29 +96,27 @@ class Ours:
     """Rows of the stream, and resuming it."""
 
     def __init__(self, shards: Sequence[Shard], encode: Encoder, row_length: int, cache: Path):
-        self.arguments = {
-            "shards": shards,
-            "encode": encode,
-            "lanes": len(shards),
-            "row_length": row_length,
-            "seed": 0,
-            "cache": cache,
-        }
+        self.shards = shards
+        self.reading = Reading(encode, row_length, seed=0, cache=ShardCache(cache))
+
+    def stream(self, start: int = 0, cursors: Mapping[int, LaneCursor] | None = None) -> RowStream:
+        """The rows behind the first ``start``, in as many lanes as there are shards."""
+        return RowStream(self.shards, self.reading, lanes=len(self.shards), start=start, cursors=cursors)
 
     def rows(self) -> Iterator[np.ndarray]:
-        for row in load_rows(RowStream(**self.arguments), 0, die_with_parent):
+        for row in load_rows(self.stream(), 0, die_with_parent):
             yield row.input_ids
 
     def position(self, count: int) -> tuple[int, str]:
         """The position behind ``count`` rows, as a checkpoint keeps it."""
-        cursors = {row.lane: row.cursor for row in islice(RowStream(**self.arguments), count)}
+        cursors = {row.lane: row.cursor for row in islice(self.stream(), count)}
         return count, json.dumps(to_json(cursors))
 
     def resume(self, position: tuple[int, str]) -> None:
         """Read the first row of every lane."""
         start, cursors = position
-        stream = RowStream(**self.arguments, start=start, cursors=from_json(json.loads(cursors)))
-        for _ in islice(stream, self.arguments["lanes"]):
+        stream = self.stream(start, from_json(json.loads(cursors)))
+        for _ in islice(stream, len(self.shards)):
             pass
 
 
@@ -302,7 +302,7 @@ def main() -> None:
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
     texts = [
         text
-        for shard in list_source(str(arguments.text)).shards
+        for shard in list_source(TextSource(str(arguments.text))).shards
         for _, text in read_documents(Path(shard.place) / shard.path, shard.format)
     ]
     if arguments.quick:
@@ -321,7 +321,7 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
     write_corpora(texts, folder, encode, arguments.shards, arguments.repeat)
     wide = arguments.synthetic_row_length
     write_synthetic(folder / "synthetic", arguments.synthetic_shards, (arguments.synthetic_rows + 100) * wide)
-    shards = {name: list_source(str(folder / name)).shards for name in ("text", "tokenised", "synthetic")}
+    shards = {name: list_source(TextSource(str(folder / name))).shards for name in ("text", "tokenised", "synthetic")}
     readers: dict[str, Any] = {
         "text": Ours(shards["text"], encode, length, folder),
         "tokenised": Ours(shards["tokenised"], encode, length, folder),

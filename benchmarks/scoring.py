@@ -30,6 +30,7 @@ from shapes import random_model, vicuna
 
 from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
+from pipeline.data.sources import TextSource
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.linear import linear_entry, sequences_for_maps, split_for_maps
@@ -144,7 +145,7 @@ def draw(arguments: argparse.Namespace, sequences: int, length: int) -> torch.Te
     if arguments.shape:
         return torch.randint(vicuna().vocab_size, (sequences, length))
     encode = make_encoder(load_tokenizer(arguments.model))
-    shards = list_source(str(arguments.text)).shards
+    shards = list_source(TextSource(str(arguments.text))).shards
     return calibration_sequences(
         shards, encode, sequences=sequences, length=length, bos="document", seed=1234, cache=arguments.text
     )[0]

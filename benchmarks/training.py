@@ -27,8 +27,11 @@ from machine import one_world, show, wait_for
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipeline.data.fetching import ShardCache
 from pipeline.data.listing import list_source
 from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.sources import TextSource
+from pipeline.data.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses
@@ -101,13 +104,12 @@ def main() -> None:
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(world.device)
 
-    shards = list_source(str(arguments.text)).shards
+    shards = list_source(TextSource(str(arguments.text))).shards
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
 
     def rows(workers: int) -> Iterator[Any]:
-        stream = RowStream(
-            shards, encode=encode, lanes=arguments.lanes, row_length=arguments.row_length, seed=0, cache=arguments.text
-        )
+        reading = Reading(encode, arguments.row_length, seed=0, cache=ShardCache(arguments.text))
+        stream = RowStream(shards, reading, lanes=arguments.lanes)
         return load_rows(stream, fitting_workers(workers, arguments.lanes, 1), die_with_parent)
 
     micro_batch, accumulation = arguments.micro_batch, arguments.accumulation

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.launch import name_accelerator
 from pipeline.run import RegrowError, hash_file, write_json
 
@@ -112,8 +113,6 @@ def _write_model(gguf: Path, folder: Path) -> None:
 
 def _write_text(summaries: Path, folder: Path) -> None:
     """Write the articles as SlimPajama-shaped jsonl.zst, a held-out split apart; the same bytes every time."""
-    import zstandard
-
     print("writing the text as SlimPajama-shaped shards", flush=True)
     extracts = {entry["extract"].strip() for entry in json.loads(summaries.read_text(encoding="utf-8")).values()}
     # Ordered by hash: shuffled once and for all, as SlimPajama's files are, whatever the order of the source.
@@ -122,15 +121,9 @@ def _write_text(summaries: Path, folder: Path) -> None:
     train = [text for number, text in enumerate(texts) if number % HELD_OUT_SHARE]
     shards = {f"train/chunk1/example_train_{i}.jsonl.zst": train[i::TRAIN_SHARDS] for i in range(TRAIN_SHARDS)}
     shards["validation/chunk1/example_holdout_0.jsonl.zst"] = held_out
-    compressor = zstandard.ZstdCompressor(level=9, write_checksum=True)
     for name, documents in shards.items():
-        lines = "".join(
-            json.dumps({"text": text, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}}, ensure_ascii=False) + "\n"
-            for text in documents
-        )
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(compressor.compress(lines.encode("utf-8")))
+        meta = {"redpajama_set_name": "RedPajamaWikipedia"}
+        write_jsonl_zst(folder / name, ({"text": text, "meta": meta} for text in documents))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ from pipeline.data.overlap import read_hashes
 from pipeline.data.position import Identity, LaneCursor
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import Shard, read_manifest
+from pipeline.data.strands import Reading
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model
 from pipeline.run import Run, read_json
 
 #: Of stage data: hashes of the held-out documents, for what reads remote text later.
-HELD_OUT = "held_out.hashes"
+HELD_OUT_HASHES = "held_out.hashes"
 
 
 def read_encoder(config: Config, folder: Path) -> Encoder:
@@ -114,17 +115,20 @@ class Inputs:
     ) -> RowStream:
         """The training rows of one rank behind update number ``step``, at which the lanes stand at ``cursors``."""
         data = self.config.data
-        return RowStream(
-            self.corpus,
+        reading = Reading(
             encode=self.encoder,
-            lanes=data.lanes,
             row_length=data.row_length,
             seed=data.seed,
             cache=self.cache,
-            weights=self._weights,
             on_damage=data.on_damage,
             about=about_encoder(self.encoder),
-            held_out=read_hashes(self.run.stage("data") / HELD_OUT),
+            held_out=read_hashes(self.run.stage("data") / HELD_OUT_HASHES),
+        )
+        return RowStream(
+            self.corpus,
+            reading,
+            lanes=data.lanes,
+            weights=self._weights,
             rank=rank,
             world=world,
             start=step * self.config.train.global_batch,

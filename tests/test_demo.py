@@ -10,6 +10,7 @@ import pytest
 from pipeline import demo as module
 from pipeline.data.listing import list_source
 from pipeline.data.shards import build_manifest
+from pipeline.data.sources import TextSource
 from pipeline.model.costs import count_parameters
 from pipeline.run import RegrowError
 
@@ -35,8 +36,8 @@ def test_the_model_is_a_plain_folder_of_the_known_size(demo):
 
 
 def test_the_text_is_slimpajama_shaped_and_its_halves_are_apart(demo):
-    corpus = list_source(str(demo / "text" / "train")).shards
-    held_out = list_source(str(demo / "text" / "validation")).shards
+    corpus = list_source(TextSource(str(demo / "text" / "train"))).shards
+    held_out = list_source(TextSource(str(demo / "text" / "validation"))).shards
     build_manifest(corpus, held_out)
     assert [shard.path for shard in corpus] == [f"chunk1/example_train_{i}.jsonl.zst" for i in range(8)]
     documents = [shard.documents for shard in corpus]

@@ -1,0 +1,1 @@
+"""Commands that only read and tell: what a run will cost, where it stands, what a step saw."""

@@ -1,0 +1,1 @@
+"""Text: from the formats of files to the stream of training rows."""

@@ -1,52 +1,49 @@
 """Catalogue: what files the hub or a server has, and what they say of each.
 
 A hub data set is pinned to one commit, whose tree gives the size and the sha256 (or git blob id) of every file. A
-file at a URL is pinned by the size and the ETag that its server gives.
+file at a URL is pinned by the size and the ETag that its server gives. Of parquet files the footers are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pipeline.data.columns import NO_ROWS, text_path
+from pipeline.data.documents import format_for
 from pipeline.data.progress import Progress
-from pipeline.data.remote import open_url, patiently, state_of
+from pipeline.data.remote import NoRanges, Patience, locate, open_url, state_of
+from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
 from pipeline.data.shards import Shard, without_secrets
+from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError
 
 #: Files that are asked after at a time: one after the other, 59,166 would take an hour.
 AT_ONCE = 8
 #: Answers after which a line says how many came.
-TOLD = 1000
+LINE_AFTER = 1000
 
 
-def list_hub(
-    name: str,
-    revision: str | None,
-    files: str,
-    format_for: Callable[[str], str | None],
-    common: dict[str, Any],
-    patience: dict[str, Any],
-) -> list[Shard]:
-    """The shards of the hub data set ``name`` under the glob ``files``, at the commit of ``revision`` or the newest."""
+def list_hub(source: TextSource, patience: Patience) -> list[Shard]:
+    """The shards of a data set on the hub, at the commit of the source's revision or the newest."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi()
+    api, name, files = HfApi(), source.path, source.files
     what = f"data source {name!r} (not a local path, so a data set on the hub)"
-    commit = patiently(what, lambda: api.dataset_info(name, revision=revision).sha, **patience)
+    commit = patience(what, lambda: api.dataset_info(name, revision=source.revision).sha)
 
     def tree() -> list[RepoFile]:
         entries = api.list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
         return [entry for entry in entries if isinstance(entry, RepoFile)]
 
     return [
-        Shard(
-            **common,
+        source.shard(
             place=name,
             path=entry.path,
             kind="hub",
@@ -55,31 +52,22 @@ def list_hub(
             bytes=entry.size,
             sha256=entry.lfs.sha256 if entry.lfs else None,
             etag=None if entry.lfs else entry.blob_id,
-            documents=None,
-            groups=None,
         )
-        for entry in patiently(what, tree, **patience)
-        if (kind := format_for(entry.path)) is not None and (files == "**" or fnmatchcase(entry.path, files))
+        for entry in patience(what, tree)
+        if (kind := format_for(source, entry.path)) is not None and (files == "**" or fnmatchcase(entry.path, files))
     ]
 
 
-def list_urls(
-    url: str,
-    files: str,
-    format_for: Callable[[str], str | None],
-    common: dict[str, Any],
-    patience: dict[str, Any],
-    done: Progress | None,
-) -> list[Shard]:
+def list_urls(source: TextSource, patience: Patience, done: Progress | None) -> list[Shard]:
     """The shards at a URL, which may hold braces or a glob, or name a folder, in which ``files`` is a glob.
 
     ``done`` keeps what the server says of each address; what it said before is not asked again.
     """
-    found = _expand(url, files, format_for, patience)
+    found = _expand(source, patience)
     place = _common_folder([address for address, _ in found])
 
     def ask(address: str) -> dict[str, Any]:
-        size, etag = patiently(without_secrets(address), lambda: state_of(*open_url(address)), **patience)
+        size, etag = patience(without_secrets(address), lambda: state_of(*open_url(address)))
         return {"key": _key(address), "bytes": size, "etag": etag}
 
     known = dict(done.known) if done else {}
@@ -89,21 +77,16 @@ def list_urls(
             known[answer["key"]] = answer
             if done:
                 done.keep(answer)
-            if number % TOLD == 0:
-                patience["say"](f"{number} of {len(unknown)} files asked after at {without_secrets(place)}")
+            if number % LINE_AFTER == 0:
+                patience.say(f"{number} of {len(unknown)} files asked after at {without_secrets(place)}")
     return [
-        Shard(
-            **common,
+        source.shard(
             place=place,
             path=address[len(place) + 1 :],
             kind="url",
-            revision=None,
             format=kind,
             bytes=known[_key(address)]["bytes"],
-            sha256=None,
             etag=known[_key(address)]["etag"],
-            documents=None,
-            groups=None,
         )
         for address, kind in found
     ]
@@ -114,11 +97,11 @@ def _key(address: str) -> str:
     return f"url {without_secrets(address)} {hashlib.sha256(address.encode()).hexdigest()[:20]}"
 
 
-def _expand(
-    url: str, files: str, format_for: Callable[[str], str | None], patience: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """(address, format) of every file that the URL means."""
+def _expand(source: TextSource, patience: Patience) -> list[tuple[str, str]]:
+    """(address, format) of every file that the source's URL means."""
     from braceexpand import braceexpand
+
+    url, files = source.path, source.files
 
     # In a web address a question mark begins the query; elsewhere it is part of a glob.
     web = url.startswith(("http://", "https://"))
@@ -126,7 +109,7 @@ def _expand(
     magic = re.compile(r"[*\[]" if web else r"[*?\[]")
     named: list[tuple[str, str]] = []
     for address in braceexpand(bare):
-        kind = format_for(address)
+        kind = format_for(source, address)
         if magic.search(address):
             _, found = _ask(address, "glob", patience)
         elif kind is None or address.endswith("/"):
@@ -134,7 +117,7 @@ def _expand(
             found = [name for name in inside if files == "**" or fnmatchcase(name.removeprefix(folder), files)]
         else:
             found = [address]
-        named += [(name + mark + query, kind) for name in found if (kind := format_for(name)) is not None]
+        named += [(name + mark + query, kind) for name in found if (kind := format_for(source, name)) is not None]
     if not named:
         raise RegrowError(
             f"data source {without_secrets(url)!r}: no shard found there; check the address, the braces or the glob, "
@@ -143,10 +126,10 @@ def _expand(
     return named
 
 
-def _ask(address: str, question: str, patience: dict[str, Any]) -> tuple[str, list[str]]:
+def _ask(address: str, question: str, patience: Patience) -> tuple[str, list[str]]:
     """(full address of the folder, those of the files) that ``glob`` or ``find`` of the file system gives."""
     file_system, path = open_url(address)
-    names = patiently(without_secrets(address), lambda: getattr(file_system, question)(path), **patience)
+    names = patience(without_secrets(address), lambda: getattr(file_system, question)(path))
     folder = file_system.unstrip_protocol(path).rstrip("/") + "/"
     return folder, [file_system.unstrip_protocol(name) for name in names]
 
@@ -162,3 +145,41 @@ def _common_folder(addresses: list[str]) -> str:
     if len(shared) < 3:
         raise RegrowError("one source cannot lie on several hosts; make it several sources")
     return "/".join(shared)
+
+
+def look_into(
+    shards: Sequence[Shard], patience: Patience, done: Progress | None
+) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    """(shard, entry of the progress) of each remote file; parquet with the documents of its row groups."""
+    for number, shard in enumerate(shards, start=1):
+        if shard.bytes == 0:
+            yield shard, {"damage": f"shard {shard.name}: empty, 0 bytes; replace it or leave it out"}
+        elif shard.format != "parquet":
+            yield shard, {}
+        else:
+            key = f"{shard.name} {shard.revision} {shard.bytes} {shard.sha256 or shard.etag} {shard.text_key}"
+            entry = done.known.get(key) if done else None
+            if entry is None or "damage" in entry:
+                patience.say(f"footer {number} of {len(shards)}: {shard.name}")
+                entry = {"key": key} | _count_groups(shard, patience)
+                if done and "damage" not in entry:
+                    done.keep(entry)
+            groups = None if entry.get("groups") is None else tuple(entry["groups"])
+            documents = None if groups is None else sum(groups)
+            yield replace(shard, groups=groups, documents=documents), entry
+
+
+def _count_groups(shard: Shard, patience: Patience) -> dict[str, Any]:
+    file_system, path = locate(shard)
+    try:
+        footer = patience(f"shard {shard.name}", lambda: read_footer(file_system, path, shard.bytes))
+        metadata = parse_footer(footer)
+        groups = row_counts(metadata)
+    except NoRanges:
+        return {"groups": None}  # It is fetched whole.
+    except NotParquet as error:
+        return {"damage": f"shard {shard.name}: {error}; replace it at its source or leave it out"}
+    if not sum(groups):
+        return {"empty": f"shard {shard.name}: {NO_ROWS}"}
+    text_path(metadata.schema.to_arrow_schema(), shard.text_key, shard.name)
+    return {"groups": groups}

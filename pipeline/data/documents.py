@@ -15,6 +15,7 @@ from pipeline.data.archive import read_archive
 from pipeline.data.columns import read_columns, row_groups
 from pipeline.data.damage import DamagedShard
 from pipeline.data.jsonl import read_jsonl
+from pipeline.data.sources import TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
 from pipeline.data.tokenised import check_tokenised
 from pipeline.run import RegrowError
@@ -77,6 +78,11 @@ def add_up(parts: Sequence[Census]) -> Census:
 def format_of(name: str) -> str | None:
     """Format by a file's ending, or None when it is not a shard."""
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending)), None)
+
+
+def format_for(source: TextSource, name: str) -> str | None:
+    """Format of a source's file: the one that the source is said to have, or by the ending; None: not a shard."""
+    return format_of(name) if source.format == "auto" else source.format
 
 
 def read_records(

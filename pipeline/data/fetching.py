@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.locks import delete_unless_in_use, is_at, locked
-from pipeline.data.remote import STALLED, ShortBody, locate, patiently
+from pipeline.data.remote import STALLED, Patience, ShortBody, locate
 from pipeline.data.room import TEMPORARY, copy_size, taken_room
 from pipeline.data.row_groups import NotParquet, fetch_row_group
 from pipeline.data.shards import Shard
@@ -32,7 +32,7 @@ class ShardCache:
     """Local, verified copies of shards; remote ones are fetched ahead, verified, and dropped after use.
 
     folder: where copies of remote shards lie. limit: bytes that the copies of all processes that are given this limit
-    may take (None: what the disk has); copies that nobody reads make room. attempts, wait: see ``remote.patiently``.
+    may take (None: what the disk has); copies that nobody reads make room. attempts, wait: see ``Patience``.
     ahead: background threads at most. stalled: seconds without a byte after which a server counts as stalled. ``say``
     gets a line at every wait, also from the background threads. Pickled (to a DataLoader worker) or forked, it starts
     without threads and holds nothing; under spawn ``say`` must be picklable.
@@ -267,7 +267,7 @@ class ShardCache:
             return why_wrong(shard, part, _first_hash(copy))
 
         def patient(call: Callable[[], Any]) -> Any:
-            return patiently(what, call, attempts=settings["attempts"], wait=settings["wait"], say=settings["say"])
+            return Patience(settings["attempts"], settings["wait"], settings["say"])(what, call)
 
         if shard.kind == "url":
             patient(lambda: require_unchanged(shard, settings["stalled"]))

@@ -11,19 +11,16 @@ import re
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.data.fetching import ShardCache
-from pipeline.data.lanes import Lane, draw_source, shares
-from pipeline.data.overlap import Search
+from pipeline.data.lanes import Lane, Mixture, draw_source
 from pipeline.data.packing import Row
-from pipeline.data.parts import deal, shuffle
+from pipeline.data.parts import shuffle
 from pipeline.data.position import LaneCursor
 from pipeline.data.shards import Shard
+from pipeline.data.strands import Reading
 from pipeline.run import RegrowError
 
 #: How torch says that a worker is gone; its own errors come out of the loader as what they are.
@@ -45,25 +42,17 @@ def fitting_workers(wanted: int, lanes: int, world: int) -> int:
 class RowStream(IterableDataset):
     """The rows of one rank from row ``start`` of the run on, without end.
 
-    ``weights`` are relative, one for each source (None: all alike); ``on_damage`` is ``raise`` or ``skip``; ``about``
-    is what tokenised shards must say of their ids (None: anything);
-    ``cursors`` are those behind row ``start - 1``, and lanes without one begin at their beginning. ``cache`` is a
-    folder for shards that must be fetched, or the cache itself.
+    ``weights`` are relative, one for each source (None: all alike). ``cursors`` are those behind row ``start - 1``,
+    and lanes without one begin at their beginning.
     """
 
     def __init__(
         self,
         shards: Sequence[Shard],
+        reading: Reading,
         *,
-        encode: Callable[[str], list[int]],
         lanes: int,
-        row_length: int,
-        seed: int,
-        cache: Path | ShardCache,
         weights: Sequence[float] | None = None,
-        on_damage: str = "raise",
-        about: Mapping[str, Any] | None = None,
-        held_out: Mapping[bytes, str] | None = None,
         rank: int = 0,
         world: int = 1,
         start: int = 0,
@@ -71,22 +60,8 @@ class RowStream(IterableDataset):
     ):
         super().__init__()
         fitting_workers(0, lanes, world)
-        cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-        self.sources = deal(shards, lanes, seed)
-        self.lane_arguments = {
-            "lanes": lanes,
-            "sources": self.sources,
-            "ends": shares(weights, len(self.sources)),
-            "encode": encode,
-            "row_length": row_length,
-            "seed": seed,
-            "cache": cache,
-            "on_damage": on_damage,
-            "about": about,
-            "searches": [
-                Search(held_out, dealt.shards[0].exclude_domains) if held_out else None for dealt in self.sources
-            ],
-        }
+        self.reading = reading
+        self.mixture = Mixture.of(shards, lanes, weights, reading)
         self.lanes = lanes
         self.rank = rank
         self.world = world
@@ -97,14 +72,14 @@ class RowStream(IterableDataset):
         """The rows; inside a worker also, at last, the error that ended them: torch would wrap it in a traceback."""
         worker = get_worker_info()
         if worker is None:
-            yield from self.share(0, 1)
+            yield from self.rows_of(0, 1)
             return
         try:
-            yield from self.share(worker.id, worker.num_workers)
+            yield from self.rows_of(worker.id, worker.num_workers)
         except RegrowError as error:
             yield error
 
-    def share(self, worker: int, workers: int) -> Iterator[Row]:
+    def rows_of(self, worker: int, workers: int) -> Iterator[Row]:
         """The rows of this rank that worker number ``worker`` of ``workers`` reads, without end."""
         step = self.world * workers
         if self.lanes % step:
@@ -112,16 +87,17 @@ class RowStream(IterableDataset):
                 f"{workers} workers in each of {self.world} processes do not divide {self.lanes} lanes, so that two of "
                 "them would read one lane; take as many as fitting_workers gives"
             )
-        _allow_open_files(FILES * self.lanes // step * len(self.sources) + OTHER_FILES)
+        _allow_open_files(FILES * self.lanes // step * len(self.mixture.sources) + OTHER_FILES)
         # Rows are dealt from ``start`` on, so the first worker of the first rank hands out the first row.
         index = self.start + self.rank + self.world * worker
         # The lanes of the worker's next rows, all of them, so that their first parts are fetched side by side.
         own = {
             first % self.lanes: Lane(
                 first % self.lanes,
+                self.mixture,
+                self.reading,
                 row=first // self.lanes,
                 cursor=self.cursors.get(first % self.lanes),
-                **self.lane_arguments,
             )
             for first in range(index, index + self.lanes, step)
         }
@@ -133,9 +109,9 @@ class RowStream(IterableDataset):
 
     def place_of(self, row: Row) -> str:
         """Where a row of this stream ends, for people: the shard, the document in it, and the epoch."""
-        seed, ends = self.lane_arguments["seed"], self.lane_arguments["ends"]
-        source = draw_source(seed, row.lane, row.index // self.lanes, ends)
-        dealt, cursor = self.sources[source], row.cursor.cursors[source]
+        seed = self.reading.seed
+        source = draw_source(seed, row.lane, row.index // self.lanes, self.mixture.edges)
+        dealt, cursor = self.mixture.sources[source], row.cursor.cursors[source]
         part = shuffle(dealt.parts[row.lane :: self.lanes], seed, row.lane, cursor.epoch, *dealt.names)[cursor.part]
         return f"{dealt.shards[part.shard].name}, document {cursor.document}, epoch {cursor.epoch}"
 

@@ -1,7 +1,7 @@
 """Remote files: how the hub and other servers are asked, how long one waits for them, and what a refusal means.
 
 Every remote shard is a file of an fsspec file system: a hub data set through its download address, other URLs (http,
-https, s3, gs, ...) as they stand. ``patiently`` is the one loop that waits a server's bad moment out. No message holds
+https, s3, gs, ...) as they stand. ``Patience`` is the one loop that waits a server's bad moment out. No message holds
 a token, a password or the query of a URL.
 """
 
@@ -11,6 +11,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -35,34 +36,46 @@ class NoRanges(RegrowError):
     """The server delivers whole files only."""
 
 
-def patiently(what: str, call: Callable[[], T], *, attempts: int, wait: float, say: Callable[[str], None]) -> T:
-    """``call()``, again after a wait while the failure may pass: ``wait`` seconds, doubled each time, with jitter.
+@dataclass(frozen=True)
+class Patience:
+    """How often a call to a server is tried, and how long one waits in between.
 
-    Connection errors, time-outs, short bodies and the answers 408, 429 and 5xx may pass; a wait that the server asks
-    for is kept. ``what`` begins each message. Raises RegrowError at once for everything else, and after ``attempts``.
+    The first wait is ``wait`` seconds, each further one double, with jitter. ``say`` gets a line at every wait.
     """
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except RegrowError:
-            raise
-        except Exception as error:
-            reason = _reason(error)
-            if not _may_pass(error):
-                raise RegrowError(f"{what}: {reason}{_advice(error)}") from None
-            asked = _asked_wait(error)
-        if attempt == attempts:
-            break
-        seconds = min(wait * 2 ** (attempt - 1), LONGEST_WAIT) * _CHANCE.uniform(0.5, 1.5)
-        if asked is not None:
-            # Not before the server's own time; a little later, so that many processes do not come back at once.
-            seconds = min(asked, LONGEST_ASKED) + wait * _CHANCE.uniform(0, 1)
-        say(f"{what}: {reason}; waiting {seconds:.3g} s, then attempt {attempt + 1} of {attempts}")
-        time.sleep(seconds)
-    raise RegrowError(
-        f"{what}: given up after {attempts} attempts ({reason}); look at the network and the server, "
-        "then start the same command again, it goes on from here"
-    )
+
+    attempts: int = 8
+    wait: float = 1.0
+    say: Callable[[str], None] = print
+
+    def __call__(self, what: str, call: Callable[[], T]) -> T:
+        """``call()``, again after a wait while the failure may pass.
+
+        Connection errors, time-outs, short bodies and the answers 408, 429 and 5xx may pass; a wait that the server
+        asks for is kept. ``what`` begins each message. Raises RegrowError at once for everything else, and after so
+        many attempts.
+        """
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return call()
+            except RegrowError:
+                raise
+            except Exception as error:
+                reason = _reason(error)
+                if not _may_pass(error):
+                    raise RegrowError(f"{what}: {reason}{_advice(error)}") from None
+                asked = _asked_wait(error)
+            if attempt == self.attempts:
+                break
+            seconds = min(self.wait * 2 ** (attempt - 1), LONGEST_WAIT) * _CHANCE.uniform(0.5, 1.5)
+            if asked is not None:
+                # Not before the server's own time; a little later, so that many processes do not come back at once.
+                seconds = min(asked, LONGEST_ASKED) + self.wait * _CHANCE.uniform(0, 1)
+            self.say(f"{what}: {reason}; waiting {seconds:.3g} s, then attempt {attempt + 1} of {self.attempts}")
+            time.sleep(seconds)
+        raise RegrowError(
+            f"{what}: given up after {self.attempts} attempts ({reason}); look at the network and the server, "
+            "then start the same command again, it goes on from here"
+        )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

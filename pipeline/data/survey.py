@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.data.documents import DamagedShard, check_documents, read_documents
+from pipeline.data.damage import DamagedShard
+from pipeline.data.documents import check_documents, read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.special_tokens import count_strings

@@ -19,8 +19,8 @@ from pipeline.data.crew import Tell, outcomes
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_records
 from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import Progress
 from pipeline.data.overlap import Search, Twins, refuse_overlap
+from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
 from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised

@@ -1,0 +1,1 @@
+"""How much each block matters, how many go, and which: criteria, the sweep, cuts and choosing."""

@@ -1,0 +1,1 @@
+"""Models: loading and saving, blocks, surgery, loss and costs."""

@@ -15,16 +15,19 @@ from typing import Any
 from pipeline.checks import check_texts
 from pipeline.config import Config, Source
 from pipeline.data.documents import format_of
-from pipeline.data.listing import Listing, Progress, list_source, local_files, may_be_remote, no_such_place
+from pipeline.data.listing import Listing, list_source
+from pipeline.data.local import local_files
 from pipeline.data.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.parts import deal
+from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
+from pipeline.data.sources import TextSource, may_be_remote, no_such_place
 from pipeline.data.survey import Survey, survey
 from pipeline.data.texts import counted
 from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import about_encoder, encoder_hash
-from pipeline.inputs import HELD_OUT, Inputs
+from pipeline.inputs import HELD_OUT_HASHES, Inputs
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError, Run, require_writable, write_json
 from pipeline.stages.stage import Ahead, Stage
@@ -62,17 +65,9 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
         def listed(source: Source, number: int, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
             return list_source(
-                source.path,
-                source=number,
-                files=source.files,
-                format=source.format,
-                revision=source.revision,
-                text_key=source.text_key,
-                exclude_domains=source.exclude_domains,
-                on_damage=config.data.on_damage,
-                on_no_text=config.data.on_no_text,
-                hash_of=run.hash_of,
+                _asked(config, source, number),
                 held_out=kept,
+                hash_of=run.hash_of,
                 done=progress,
                 say=lambda line: say(what + line),
             )
@@ -95,7 +90,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     refuse_overlap(twin for listing in listings for twin in listing.twins)
     later = sum(shard.kind != "local" and shard.format != "tokenised" for shard in corpus)
     if hashes and later:
-        write_hashes(folder / HELD_OUT, hashes)
+        write_hashes(folder / HELD_OUT_HASHES, hashes)
         say(f"{later} shards are searched for held-out documents when they are fetched")
     unseen = sum(shard.format == "tokenised" for shard in (*corpus, *held_out))
     if held_out and unseen:
@@ -132,6 +127,21 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "skipped": skipped,
         "manifest": manifest["hash"],
     }
+
+
+def _asked(config: Config, source: Source, number: int) -> TextSource:
+    """What the config asks of a source, for the listing."""
+    return TextSource(
+        source.path,
+        number,
+        files=source.files,
+        format=source.format,
+        revision=source.revision,
+        text_key=source.text_key,
+        exclude_domains=source.exclude_domains,
+        on_damage=config.data.on_damage,
+        on_no_text=config.data.on_no_text,
+    )
 
 
 def _require_ids_apart(config: Config) -> None:

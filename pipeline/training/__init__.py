@@ -1,0 +1,1 @@
+"""Continued pretraining: engine, loop, schedule, checkpoints and metrics."""

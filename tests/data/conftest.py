@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpora import listing_of
 from server import SECRET, Server
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.listing import list_source
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
 
@@ -70,7 +70,7 @@ def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
         write_shard(
             tmp_path / "corpus" / f"part_{number}.{ending}", [f"{number} {long}", *texts[first : first + 11 + number]]
         )
-    return list_source(str(tmp_path / "corpus")).shards
+    return listing_of(str(tmp_path / "corpus")).shards
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def remote(server: Server, corpus: list[Shard], tmp_path: Path) -> Callable[...,
     def put(number: int, hashed: bool = True) -> Shard:
         shard = corpus[number]
         server.files[f"/c/{shard.path}"] = (tmp_path / "corpus" / shard.path).read_bytes()
-        listed = list_source(f"{server.address}/c/{shard.path}?Signature={SECRET}").shards[0]
+        listed = listing_of(f"{server.address}/c/{shard.path}?Signature={SECRET}").shards[0]
         server.requests.clear()
         return replace(listed, sha256=shard.sha256) if hashed else listed
 

@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.documents import check_documents, format_of
+from pipeline.data.fetching import ShardCache
+from pipeline.data.listing import Listing, list_source
 from pipeline.data.loader import RowStream, load_rows
 from pipeline.data.packing import Row
 from pipeline.data.position import LaneCursor
+from pipeline.data.remote import Patience
 from pipeline.data.shards import Shard
+from pipeline.data.sources import TextSource
+from pipeline.data.strands import Reading
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
 from pipeline.run import hash_file
 
 LANES = 12
+#: What a stream is told beside its reading.
+STREAM = ("lanes", "weights", "rank", "world", "start", "cursors")
 ENDINGS = {"jsonl": ".jsonl.zst", "tar": ".tar", "parquet": ".parquet", "tokenised": ".tar"}
 
 
@@ -98,11 +105,28 @@ def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
     return shards
 
 
+def listing_of(path: Path | str, *, attempts: int = 8, wait: float = 1.0, say=lambda line: None, **asked) -> Listing:
+    """``list_source`` with the settings of the source, of its patience and of its work in one."""
+    work = {name: asked.pop(name) for name in ("held_out", "hash_of", "done") if name in asked}
+    return list_source(TextSource(str(path), **asked), patience=Patience(attempts, wait, say), say=say, **work)
+
+
+def reading_of(cache: Path | ShardCache, **more) -> Reading:
+    """Rows of 64 tokens of plain bytes."""
+    own = cache if isinstance(cache, ShardCache) else ShardCache(cache)
+    return Reading(**{"encode": encode, "row_length": 64, "seed": 0, "cache": own, **more})
+
+
+def row_stream(shards: Sequence[Shard], cache: Path | ShardCache, **more) -> RowStream:
+    """A stream from settings of its reading and its own, in one."""
+    own = {name: more.pop(name) for name in STREAM if name in more}
+    return RowStream(shards, reading_of(cache, **more), **own)
+
+
 def stream(shards: Sequence[Shard], cache: Path, **more) -> RowStream:
     """Rows of 64 tokens from 12 lanes, with one weight for each source."""
     sources = 1 + max(shard.source for shard in shards)
-    settings = {"lanes": LANES, "row_length": 64, "seed": 0, "weights": (0.7, 0.3)[:sources], **more}
-    return RowStream(shards, encode=encode, cache=cache, **settings)
+    return row_stream(shards, cache, **{"lanes": LANES, "weights": (0.7, 0.3)[:sources], **more})
 
 
 def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, real: bool = False, **more):
@@ -114,7 +138,7 @@ def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, 
     def rank_of(one: RowStream) -> Iterator[Row]:
         if real or workers == 0:
             yield from load_rows(one, workers, die_with_parent)
-        parts = [one.share(worker, workers) for worker in range(workers)]
+        parts = [one.rows_of(worker, workers) for worker in range(workers)]
         while True:
             yield from map(next, parts)
 

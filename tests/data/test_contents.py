@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import listing_of
 
 from pipeline.data.contents import read_contents
-from pipeline.data.listing import list_source
 from pipeline.run import RegrowError
 
 
@@ -18,9 +18,9 @@ def test_whoever_reads_contents_sees_only_documents_with_text(shard_of, texts, c
     path = shard_of(f"a.{ending}", records)
     server.files[f"/a.{ending}"] = path.read_bytes()
     for place in (str(path), f"{server.address}/a.{ending}"):
-        (shard,) = list_source(place).shards
+        (shard,) = listing_of(place).shards
         assert list(read_contents(shard, cache)) == [(0, texts[0]), (3, texts[1]), (5, texts[2])], place
-    (strict,) = list_source(f"{server.address}/a.{ending}", on_no_text="raise").shards
+    (strict,) = listing_of(f"{server.address}/a.{ending}", on_no_text="raise").shards
     with pytest.raises(RegrowError, match=r"a record without text \(null\), at record 1; .*data\.on_no_text: skip"):
         list(read_contents(strict, cache))
 
@@ -30,9 +30,9 @@ def test_a_text_inside_a_struct_is_fetched_by_row_groups(texts, cache, server, t
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=4)
     server.files["/a.parquet"] = path.read_bytes()
-    (shard,) = list_source(f"{server.address}/a.parquet", text_key="doc.text").shards
+    (shard,) = listing_of(f"{server.address}/a.parquet", text_key="doc.text").shards
     assert shard.groups == (4, 4, 1)
     assert list(read_contents(shard, cache)) == list(enumerate(texts[:9]))
     assert list(read_contents(shard, cache, 1)) == list(enumerate(texts[:9]))[4:8]
     with pytest.raises(RegrowError, match=rf"{server.address}/a\.parquet: the column 'id' is of type int64"):
-        list_source(f"{server.address}/a.parquet", text_key="id")
+        listing_of(f"{server.address}/a.parquet", text_key="id")

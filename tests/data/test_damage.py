@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from corpora import listing_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from pipeline.data import tokenised
 from pipeline.data.documents import READERS, DamagedShard, check_documents, format_of
 from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.listing import list_source
 from pipeline.data.tokenised import read_tokenised, write_tokenised
 from pipeline.run import RegrowError, hash_file
 
@@ -200,7 +200,7 @@ def test_damage_is_refused_or_does_no_harm(name, texts, tmp_path_factory, monkey
     good = good_shard(name, folder, texts[:DOCUMENTS])
     counts: Counter[str] = Counter()
     path = folder / f"damaged.{name}"
-    (listed,) = list_source(str(good.path)).shards
+    (listed,) = listing_of(str(good.path)).shards
     pinned, cache = replace(listed, path=path.name), ShardCache(folder / "cache")
     assert pinned.sha256 == good.sha256
 

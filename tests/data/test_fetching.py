@@ -13,12 +13,12 @@ from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
+from corpora import listing_of
 from server import COMMIT, SECRET, Server
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
 from pipeline.run import RegrowError
 
 
@@ -153,7 +153,7 @@ def test_a_file_that_changed_on_the_server_is_refused(remote, server, cache):
 
 def test_row_groups_of_remote_parquet_come_one_at_a_time(server, parquet, texts, cache, said):
     server.files["/p/rows.parquet"] = parquet.read_bytes()
-    shard = list_source(f"{server.address}/p/rows.parquet", exclude_domains=["RedPajamaBook"]).shards[0]
+    shard = listing_of(f"{server.address}/p/rows.parquet", exclude_domains=["RedPajamaBook"]).shards[0]
     server.requests.clear()
     server.fail("/p/rows.parquet", "503", "cut")
     read = []
@@ -182,7 +182,7 @@ def test_other_file_systems_go_the_same_way(corpus, cache, tmp_path):
     memory = fsspec.filesystem("memory")
     for shard in corpus:
         memory.pipe_file(f"/m/{shard.path}", (tmp_path / "corpus" / shard.path).read_bytes())
-    shards = list_source("memory://m/*").shards
+    shards = listing_of("memory://m/*").shards
     for shard, local in zip(shards, corpus, strict=True):
         path = cache.open(shard)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == local.sha256
@@ -197,12 +197,13 @@ HUB = """
 import json, sys
 from pathlib import Path
 from pipeline.data.fetching import ShardCache
-from pipeline.data.shards import read_manifest
 from pipeline.data.listing import list_source
+from pipeline.data.shards import read_manifest
+from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError
 said = []
 cache = ShardCache(Path(sys.argv[1]), attempts=3, wait=0.01, stalled=5, say=said.append)
-shards = list_source("owner/set").shards
+shards = list_source(TextSource("owner/set")).shards
 got = {}
 for shard in shards:
     for group in range(len(shard.groups or [None])):

@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from corpora import listing_of
 
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.held_out import held_out_rows
-from pipeline.data.listing import list_source
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
 
@@ -68,7 +68,7 @@ def test_a_set_ordered_by_source_is_judged_by_all_its_sources(shard_of, bytes_en
     else:
         for number, texts in enumerate(sources.values()):
             shard_of(f"{number}.jsonl", texts)
-    shards = list_source(str(tmp_path / "corpus")).shards
+    shards = listing_of(str(tmp_path / "corpus")).shards
     found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=10), bytes_encoder)
     met = {word: sum(word in row for row in found) for word in sources}
     assert all(1 <= count <= 4 for count in met.values()), f"ten rows hold of five sources of one size {met}"
@@ -77,7 +77,7 @@ def test_a_set_ordered_by_source_is_judged_by_all_its_sources(shard_of, bytes_en
 def test_a_file_gives_rows_by_its_bytes(shard_of, bytes_encoder, tmp_path):
     shard_of("0.jsonl", about("river", 30))
     shard_of("1.jsonl", about("stone", 270))
-    shards = list_source(str(tmp_path / "corpus")).shards
+    shards = listing_of(str(tmp_path / "corpus")).shards
     found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=20), bytes_encoder)
     small = sum("river" in row for row in found)
     assert 1 <= small <= 3, f"a tenth of the text gives {small} of 20 rows"
@@ -89,7 +89,7 @@ def test_sources_of_one_file_give_rows_by_their_text_and_not_by_their_documents(
 ):
     sources = {"long": about("novel", 20, 2000), "short": about("reply", 2000, 2)}
     shard_of("all.jsonl", [text for source in order for text in sources[source]])
-    shards = list_source(str(tmp_path / "corpus")).shards
+    shards = listing_of(str(tmp_path / "corpus")).shards
     found = words_of(rows_of(shards, bytes_encoder, tmp_path, rows=40), bytes_encoder)
     long = sum("novel" in row for row in found)
     assert 35 <= long <= 37, f"twenty long documents, 240,000 of 264,000 characters, give {long} of 40 rows"
@@ -136,7 +136,7 @@ def test_of_many_files_few_are_opened(shard_of, bytes_encoder, tmp_path, odd, do
     for number in range(50):
         shard_of(f"{number:02d}.jsonl", (book if documents == "excluded" else documents) if number in odd else river)
     said = []
-    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",), say=said.append).shards
+    shards = listing_of(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",), say=said.append).shards
     cache = Watched(tmp_path / "cache")
     assert rows_of(shards, bytes_encoder, cache, length=64, rows=10).shape == (10, 64)
     opened = sorted(set(cache.opened))
@@ -150,7 +150,7 @@ def test_where_every_file_was_read_for_a_row_places_are_by_text_alone(shard_of, 
     river = [f"{number:05d} river" for number in range(10_000)]
     shard_of("0.jsonl", [{"text": text, "meta": {"redpajama_set_name": "RedPajamaC4"}} for text in river])
     shard_of("1.jsonl", [{"text": text * 2, "meta": {"redpajama_set_name": "RedPajamaBook"}} for text in river])
-    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    shards = listing_of(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
     encoded = []
 
     class Counting:
@@ -169,7 +169,7 @@ def test_where_every_file_was_read_for_a_row_places_are_by_text_alone(shard_of, 
 
 def test_one_long_document_gives_rows_from_all_of_it(shard_of, bytes_encoder, tmp_path):
     path = shard_of("long.jsonl", [" ".join(map(str, range(100_000, 190_000)))])
-    shards = list_source(str(path.parent)).shards
+    shards = listing_of(str(path.parent)).shards
     tracemalloc.start()
     rows = rows_of(shards, bytes_encoder, tmp_path, length=70, rows=8)
     _, peak = tracemalloc.get_traced_memory()
@@ -188,7 +188,7 @@ def test_excluded_documents_are_passed_over(shard_of, bytes_encoder, tmp_path):
 
     shard_of("0.jsonl", domain("RedPajamaC4", about("river", 150)))
     shard_of("1.jsonl", domain("RedPajamaBook", about("novel", 50)))
-    shards = list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    shards = listing_of(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards
     found = words_of(rows_of(shards, bytes_encoder, tmp_path, length=64, rows=6), bytes_encoder)
     assert len(found) == 6 and not any("novel" in row for row in found), found
     nothing = [replace(shard, exclude_domains=("RedPajamaC4", "RedPajamaBook")) for shard in shards]
@@ -208,7 +208,7 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path)
 def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path, rows):
     path = shard_of("a.jsonl", ["one short text"])
     with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
-        rows_of(list_source(str(path.parent)).shards, encoder, tmp_path, length=512, rows=rows)
+        rows_of(listing_of(str(path.parent)).shards, encoder, tmp_path, length=512, rows=rows)
 
 
 @pytest.mark.parametrize("rows", [None, 3])
@@ -225,7 +225,7 @@ def test_of_many_remote_files_only_those_with_a_row_are_fetched(shard_of, bytes_
     names = [f"{number:02d}.jsonl" for number in range(40)]
     for name in names:
         server.files[f"/h/{name}"] = shard_of(name, about("river", 12)).read_bytes()
-    shards = [list_source(f"{server.address}/h/{name}").shards[0] for name in names]
+    shards = [listing_of(f"{server.address}/h/{name}").shards[0] for name in names]
     server.requests.clear()
     assert rows_of(shards, bytes_encoder, cache, length=64, rows=5).shape == (5, 64)
     fetched = [number for number, name in enumerate(names) if server.bodies(f"/h/{name}")]
@@ -235,7 +235,7 @@ def test_of_many_remote_files_only_those_with_a_row_are_fetched(shard_of, bytes_
 
 def test_of_remote_parquet_only_row_groups_with_a_row_are_fetched(parquet, encoder, server, cache):
     server.files["/h/rows.parquet"] = parquet.read_bytes()
-    shards = list_source(f"{server.address}/h/rows.parquet").shards
+    shards = listing_of(f"{server.address}/h/rows.parquet").shards
     assert shards[0].groups == (30, 30, 20)
     kept = [text for _, text in read_documents(parquet, "parquet")]
     server.requests.clear()

@@ -11,17 +11,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import LANES, cursors_behind, differs, encode, shard, stream, take, together, two_sources, write_shard
+from corpora import (
+    LANES,
+    cursors_behind,
+    differs,
+    encode,
+    reading_of,
+    row_stream,
+    shard,
+    stream,
+    take,
+    together,
+    two_sources,
+    write_shard,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.documents import DamagedShard, read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.lanes import CHARACTERS, TEXTS, Lane, draw_source, shares
-from pipeline.data.loader import RowStream
+from pipeline.data.lanes import Lane, Mixture, draw_source, weight_edges
 from pipeline.data.parts import deal, shuffle, split_into_parts
 from pipeline.data.position import Cursor, LaneCursor
 from pipeline.data.shards import Shard
+from pipeline.data.strands import CHARACTERS, TEXTS
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
@@ -45,18 +57,9 @@ def listed(documents: int | None, groups: tuple[int, ...] | None = None, source:
     )
 
 
-def lane(shards, cache, number=0, *, lanes=4, seed=0, **more) -> Lane:
-    sources = deal(shards, lanes, seed)
-    settings = {"row_length": 64, "on_damage": "raise", "row": 0, "cursor": None, "encode": encode, **more}
-    return Lane(
-        number,
-        lanes=lanes,
-        sources=sources,
-        ends=shares(None, len(sources)),
-        seed=seed,
-        cache=ShardCache(cache),
-        **settings,
-    )
+def lane(shards, cache, number=0, *, lanes=4, row=0, cursor=None, **more) -> Lane:
+    how = reading_of(cache, **more)
+    return Lane(number, Mixture.of(shards, lanes, None, how), how, row=row, cursor=cursor)
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_a_source_without_shards_is_refused():
 
 def recorded(shards, cache, rows, **settings) -> str:
     found = hashlib.sha256()
-    for row in take(iter(RowStream(shards, encode=encode, cache=cache, **settings)), rows):
+    for row in take(iter(row_stream(shards, cache, **settings)), rows):
         (cursor,) = row.cursor.cursors
         found.update(row.input_ids.tobytes())
         found.update(repr((row.index, row.lane, cursor.epoch, cursor.part, cursor.document, cursor.token)).encode())
@@ -304,7 +307,7 @@ def test_a_cursor_of_another_corpus_is_refused(corpus, tmp_path):
 
 
 def test_sources_are_drawn_by_their_weights_without_memory():
-    ends = shares((5, 3, 2), 3)
+    ends = weight_edges((5, 3, 2), 3)
     drawn = {(number, row): draw_source(0, number, row, ends) for number in range(48) for row in range(250)}
     for source, share in enumerate((0.5, 0.3, 0.2)):
         count = sum(found == source for found in drawn.values())
@@ -319,7 +322,7 @@ def test_sources_are_drawn_by_their_weights_without_memory():
 @pytest.mark.parametrize("weights", [(1.0,), (1, 1, 1), (1, 0), (1, -2), (1, float("nan")), (1, float("inf"))])
 def test_weights_that_make_no_sense_are_refused(weights):
     with pytest.raises(RegrowError, match=r"weights of data\.sources .* 2 sources need a number above 0 each"):
-        shares(weights, 2)
+        weight_edges(weights, 2)
 
 
 def test_rows_come_from_one_source_in_their_proportions(texts, tmp_path):
@@ -332,7 +335,7 @@ def test_rows_come_from_one_source_in_their_proportions(texts, tmp_path):
     rows = take(iter(stream(shards, tmp_path, weights=(0.7, 0.3))), 2400)
     foreign = np.array([*"Ж".encode(), 256])
     for row in rows:
-        source = draw_source(0, row.lane, row.index // LANES, shares((0.7, 0.3), 2))
+        source = draw_source(0, row.lane, row.index // LANES, weight_edges((0.7, 0.3), 2))
         share = np.isin(row.input_ids[row.input_ids != 256], foreign).mean()
         assert share == source or (source == 0 and share < 0.5), f"row {row.index} is not of source {source} alone"
     sources = [int(np.isin(row.input_ids, foreign).all()) for row in rows]
@@ -585,7 +588,7 @@ def test_a_resume_in_raw_text_reads_one_part_of_each_source(files, tmp_path):
     for start in (3, 150, 1500):
         one = stream(files, tmp_path, lanes=1, start=start, cursors=cursors_behind(rows[:start]))
         before = _read_so_far()
-        found = {draw_source(0, 0, row.index, shares((0.7, 0.3), 2)) for row in take(iter(one), 8)}
+        found = {draw_source(0, 0, row.index, weight_edges((0.7, 0.3), 2)) for row in take(iter(one), 8)}
         cost[start] = _read_so_far() - before
         assert found == {0, 1}, "these rows are not of both sources"
     largest = max(each.bytes for each in files)

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from corpora import listing_of
 from server import COMMIT, SECRET, Server
 
 from pipeline.data import catalogue
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
-from pipeline.data.listing import Progress, list_source, natural
+from pipeline.data.local import natural
+from pipeline.data.progress import Progress
 from pipeline.data.room import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
@@ -25,17 +27,17 @@ from pipeline.run import RegrowError, Run, hash_file
 def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
     folder = tmp_path / "corpus"
     (folder / "notes.txt").write_text("no shard")
-    listing = list_source(str(folder))
+    listing = listing_of(str(folder))
     assert listing.shards == corpus, "a file that is no shard changed the list"
     assert [shard.documents for shard in corpus] == [12, 13, 14, 15, 16]
     assert listing.census.documents == 70 and listing.census.domains == {"RedPajamaWikipedia": 70}
     assert listing.census.characters > 0 and listing.skipped == []
     assert all(shard.sha256 == hash_file(folder / shard.path) for shard in corpus)
     assert [shard.groups for shard in corpus] == [None, None, (14,), None, None]
-    zst = list_source(str(folder), files="*.zst").shards
-    assert zst == list_source(f"{folder}/*.zst").shards == [corpus[0], corpus[4]], "a glob lists something else"
-    assert list_source(str(folder / "part_1.jsonl")).shards == [corpus[1]]
-    second = list_source(str(folder), source=3, text_key="text", exclude_domains=["RedPajamaBook"]).shards[0]
+    zst = listing_of(str(folder), files="*.zst").shards
+    assert zst == listing_of(f"{folder}/*.zst").shards == [corpus[0], corpus[4]], "a glob lists something else"
+    assert listing_of(str(folder / "part_1.jsonl")).shards == [corpus[1]]
+    second = listing_of(str(folder), number=3, text_key="text", exclude_domains=["RedPajamaBook"]).shards[0]
     assert (second.source, second.kind, second.exclude_domains) == (3, "local", ("RedPajamaBook",))
 
 
@@ -43,7 +45,7 @@ def test_the_order_is_natural_and_stable(shard_of, texts, tmp_path):
     names = ["chunk10/example_train_2", "chunk2/example_train_10", "chunk2/example_train_9", "chunk1/example_train_100"]
     for number, name in enumerate(names):
         shard_of(f"{name}.jsonl", texts[number : number + 1])
-    listed = [shard.path.removesuffix(".jsonl") for shard in list_source(str(tmp_path / "corpus")).shards]
+    listed = [shard.path.removesuffix(".jsonl") for shard in listing_of(str(tmp_path / "corpus")).shards]
     assert listed == [names[3], names[2], names[1], names[0]], "chunk10 stands before chunk2, or 10 before 9"
     assert sorted(["a1", "a01", "1a", "a", "10", "9b"], key=natural) == ["1a", "9b", "10", "a", "a01", "a1"]
 
@@ -52,7 +54,7 @@ def test_linked_folders_are_listed_and_lead_into_no_loop(shard_of, texts, tmp_pa
     for number, name in enumerate(["a/1.jsonl", "b/2.jsonl", "../disk/x/3.jsonl", "../disk/4.jsonl"]):
         shard_of(name, texts[number : number + 1])
     root = tmp_path / "corpus"
-    before = [shard.path for shard in list_source(str(root)).shards]
+    before = [shard.path for shard in listing_of(str(root)).shards]
     assert before == ["a/1.jsonl", "b/2.jsonl"]
     for link, target in (
         ("a/up", root),
@@ -64,22 +66,22 @@ def test_linked_folders_are_listed_and_lead_into_no_loop(shard_of, texts, tmp_pa
         (root / link).symlink_to(target, target_is_directory=True)
     (tmp_path / "disk/x/back").symlink_to(tmp_path, target_is_directory=True)
     (root / "file.jsonl").symlink_to(shard_of("../5.jsonl", texts[4:5]))
-    found = [shard.path for shard in list_source(str(root)).shards]
+    found = [shard.path for shard in listing_of(str(root)).shards]
     assert found[:2] == before and found[-1] == "file.jsonl", "a link changed the names or the order of what was there"
     assert {Path(root / name).resolve().name for name in found} == {f"{n}.jsonl" for n in (1, 2, 3, 4, 5)}
     assert found[2:-1] == ["c2/4.jsonl", "c2/x/3.jsonl", "c2/x/back/5.jsonl"], "a folder was entered twice, or not"
     (tmp_path / "linked").symlink_to(root, target_is_directory=True)
-    assert [shard.path for shard in list_source(str(tmp_path / "linked"), files="[ab]/*").shards] == before
+    assert [shard.path for shard in listing_of(str(tmp_path / "linked"), files="[ab]/*").shards] == before
 
 
 def test_what_is_not_there_is_refused_by_name(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RegrowError, match=r"empty.*no intact \.jsonl"):
-        list_source(str(tmp_path / "empty"))
+        listing_of(str(tmp_path / "empty"))
     with pytest.raises(RegrowError, match="no such file or folder"):
-        list_source(str(tmp_path / "gone"))
+        listing_of(str(tmp_path / "gone"))
     with pytest.raises(RegrowError, match=r"nosuch://x/y\.tar.*nosuch"):
-        list_source("nosuch://x/y.tar")
+        listing_of("nosuch://x/y.tar")
 
 
 @pytest.mark.parametrize("text", ["a.tar", "a.jsonl.zst", "a.parquet"])
@@ -90,11 +92,11 @@ def test_text_beside_token_ids_is_refused_before_anything_is_decoded(shard_of, t
     write_tokenised(tmp_path / "corpus" / "ids" / "b.tar", [[1, 2, 3], [4]], about={"vocabulary": 10})
     said: list[str] = []
     with pytest.raises(RegrowError, match=rf"corpus' mixes text \({text}\) and token ids \(ids/b\.tar\)") as caught:
-        list_source(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
+        listing_of(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
     assert "data.tokenised outside" in str(caught.value) and "two entries of data.sources" in str(caught.value)
     assert said == [], f"files were decoded before the refusal: {said}"
 
-    ids, texts_alone = (list_source(str(tmp_path / "corpus"), files=files) for files in ("ids/*", "[ac].*"))
+    ids, texts_alone = (listing_of(str(tmp_path / "corpus"), files=files) for files in ("ids/*", "[ac].*"))
     assert [(shard.format, shard.documents) for shard in ids.shards] == [("tokenised", 2)]
     assert (ids.census.documents, ids.census.tokens) == (2, 4)
     assert [shard.documents for shard in texts_alone.shards] == [3, 3] and texts_alone.census.tokens is None
@@ -119,8 +121,8 @@ def test_a_damaged_tar_among_token_ids_is_damage_and_no_text(tmp_path, change):
     path = tmp_path / "b.tar"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(DamagedShard, match=r"b\.tar"):
-        list_source(str(tmp_path))
-    listing = list_source(str(tmp_path), on_damage="skip")
+        listing_of(str(tmp_path))
+    listing = listing_of(str(tmp_path), on_damage="skip")
     assert [(shard.path, shard.format) for shard in listing.shards] == [("a.tar", "tokenised"), ("c.tar", "tokenised")]
     assert [entry["shard"] for entry in listing.skipped] == [str(path)]
 
@@ -130,7 +132,7 @@ def test_formats_of_text_may_stand_in_one_source(shard_of, texts, tmp_path):
     names = ["a.jsonl", "b.parquet", "c.tar", "d.jsonl.gz", "e.tar.gz"]
     for number, name in enumerate(names):
         shard_of(name, texts[10 * number : 10 * number + 10])
-    listing = list_source(str(tmp_path / "corpus"))
+    listing = listing_of(str(tmp_path / "corpus"))
     assert [shard.format for shard in listing.shards] == ["jsonl", "parquet", "tar", "jsonl", "tar"]
     read = [text for shard in listing.shards for _, text in read_documents(Path(shard.name), shard.format)]
     assert read == texts[:50] and listing.census.characters == sum(map(len, texts[:50]))
@@ -140,9 +142,9 @@ def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
     path = tmp_path / "corpus" / "part_0.jsonl.zst"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DamagedShard, match=r"part_0\.jsonl\.zst: damaged"):
-        list_source(str(tmp_path / "corpus"))
+        listing_of(str(tmp_path / "corpus"))
     said: list[str] = []
-    listing = list_source(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
+    listing = listing_of(str(tmp_path / "corpus"), on_damage="skip", say=said.append)
     assert listing.shards == corpus[1:]
     assert [entry["shard"] for entry in listing.skipped] == [corpus[0].name]
     assert "damaged" in listing.skipped[0]["reason"] and f"skipped: {listing.skipped[0]['reason']}" in said
@@ -152,7 +154,7 @@ def test_damage_is_raised_or_left_out_and_recorded(corpus, tmp_path):
     for shard in corpus[1:]:
         (tmp_path / "corpus" / shard.path).write_bytes(b"")
     with pytest.raises(RegrowError, match=r"no intact.*5 damaged or empty ones were skipped"):
-        list_source(str(tmp_path / "corpus"), on_damage="skip")
+        listing_of(str(tmp_path / "corpus"), on_damage="skip")
 
 
 def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp_path):
@@ -163,7 +165,7 @@ def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp
     for _ in range(2):
         said: list[str] = []
         with Progress(tmp_path / "progress.jsonl") as done:
-            listing = list_source(str(tmp_path / "corpus"), done=done, say=said.append)
+            listing = listing_of(str(tmp_path / "corpus"), done=done, say=said.append)
         assert [shard.documents for shard in listing.shards] == [5, 8, 2], "the records' numbers count them too"
         kinds = {"empty": 1, "no such key": 1, "null": 1}
         assert [dict(shard.without_text) for shard in listing.shards] == [{}, kinds, {"null": 1}]
@@ -173,14 +175,14 @@ def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp
         with pytest.raises(
             RegrowError, match=r"b\.jsonl\.zst: 3 records without text \(.*\), the first, at record 3; mend"
         ):
-            list_source(str(tmp_path / "corpus"), on_no_text="raise")
+            listing_of(str(tmp_path / "corpus"), on_no_text="raise")
     assert len(said) == 1, f"files were decoded again: {said}"
     entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     for entry in entries:
         del entry["census"]["without_text"]
     (tmp_path / "progress.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with Progress(tmp_path / "progress.jsonl") as done:
-        assert list_source(str(tmp_path / "corpus"), done=done) == listing, "what an earlier release counted was taken"
+        assert listing_of(str(tmp_path / "corpus"), done=done) == listing, "what an earlier release counted was taken"
     pinned = json.loads(json.dumps(build_manifest(listing.shards, [])))
     assert [entry.get("without_text") for entry in pinned["shards"]] == [None, kinds, {"null": 1}]
     assert read_manifest(pinned)[0] == listing.shards
@@ -199,15 +201,15 @@ def test_a_source_of_another_key_or_of_no_text_at_all_is_refused(shard_of, texts
     shard_of("a.jsonl", texts[:5])
     path = shard_of("b.jsonl", [{"body": "x"}, {"body": "y", "title": "z"}])
     with pytest.raises(RegrowError, match=r"b\.jsonl: no string under the key 'text' .* keys that are there \(body\)"):
-        list_source(str(tmp_path / "corpus"), on_damage="skip")
+        listing_of(str(tmp_path / "corpus"), on_damage="skip")
     with pytest.raises(RegrowError) as caught:
-        list_source(str(path))
+        listing_of(str(path))
     assert not isinstance(caught.value, DamagedShard), "a wrong key is called damage"
     shard_of("c.jsonl", ["", " "])
-    blank = list_source(str(tmp_path / "corpus"), files="[ac].jsonl")
+    blank = listing_of(str(tmp_path / "corpus"), files="[ac].jsonl")
     assert [shard.documents for shard in blank.shards] == [5, 2], "one file of blank texts ends nothing"
     with pytest.raises(RegrowError, match=r"c\.jsonl': not one record with text; it has 2 records without text"):
-        list_source(str(tmp_path / "corpus" / "c.jsonl"))
+        listing_of(str(tmp_path / "corpus" / "c.jsonl"))
 
 
 def test_a_parquet_file_without_a_row_is_left_out_as_what_it_is(shard_of, texts, tmp_path):
@@ -218,7 +220,7 @@ def test_a_parquet_file_without_a_row_is_left_out_as_what_it_is(shard_of, texts,
     empty = tmp_path / "corpus" / "b.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), empty)
     said: list[str] = []
-    listing = list_source(str(tmp_path / "corpus"), say=said.append)
+    listing = listing_of(str(tmp_path / "corpus"), say=said.append)
     reason = f"shard {empty}: a whole parquet file without a row"
     assert [shard.path for shard in listing.shards] == ["a.parquet"] and f"skipped: {reason}" in said
     assert listing.skipped == [{"shard": str(empty), "reason": reason}]
@@ -233,7 +235,7 @@ def test_a_repair_counts_also_where_size_and_time_stay(shard_of, texts, tmp_path
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
         run.hash_of(path)  # As stage data does for its fingerprint; it is remembered by size and time.
         with Progress(tmp_path / "progress.jsonl") as done:
-            listing = list_source(str(path.parent), on_damage="skip", done=done, hash_of=run.hash_of)
+            listing = listing_of(str(path.parent), on_damage="skip", done=done, hash_of=run.hash_of)
         assert [shard.path for shard in listing.shards] == expected
     assert listing.shards[0].sha256 == hash_file(path), "the manifest would hold the hash of the damaged file"
 
@@ -241,13 +243,15 @@ def test_a_repair_counts_also_where_size_and_time_stay(shard_of, texts, tmp_path
 LISTER = """
 import sys
 from pathlib import Path
-from pipeline.data.listing import Progress, list_source
+from pipeline.data.listing import list_source
+from pipeline.data.progress import Progress
+from pipeline.data.sources import TextSource
 def say(line):
     print(line, flush=True)
     if line.startswith("shard 4 "):
         sys.stdin.read()  # Until killed.
 with Progress(Path(sys.argv[2])) as done:
-    list_source(sys.argv[1], done=done, say=say, on_damage="skip")
+    list_source(TextSource(sys.argv[1], on_damage="skip"), done=done, say=say)
 """
 
 
@@ -277,13 +281,13 @@ def test_a_killed_listing_goes_on_where_it_was(corpus, shard_of, texts, tmp_path
     for expected in (["part_2.parquet", "part_3.jsonl.gz", "part_4.jsonl.zst"], []):
         decoded.clear()
         with Progress(kept) as done:
-            listing = list_source(str(folder), done=done, on_damage="skip", hash_of=hash_of)
+            listing = listing_of(str(folder), done=done, on_damage="skip", hash_of=hash_of)
         assert decoded == expected, "done work was done again, or a changed file was not looked at"
-        fresh = list_source(str(folder), on_damage="skip")
+        fresh = listing_of(str(folder), on_damage="skip")
         assert listing == fresh, "a resumed listing is another than one in a single piece"
         assert [shard.documents for shard in listing.shards] == [12, 7, 15, 16]
     with Progress(kept) as done, pytest.raises(DamagedShard, match=r"part_1\.jsonl"):
-        list_source(str(folder), done=done)
+        listing_of(str(folder), done=done)
 
 
 def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
@@ -294,7 +298,7 @@ def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
     for path in ("HEAD /a/shard-000001.jsonl", "/a/shard-000001.jsonl"):
         server.fail(path, "429:0")
     said: list[str] = []
-    listing = list_source(url, wait=0.001, say=said.append)
+    listing = listing_of(url, wait=0.001, say=said.append)
     assert [shard.path.partition("?")[0] for shard in listing.shards] == [f"shard-00000{n}.jsonl" for n in range(3)]
     assert {shard.place for shard in listing.shards} == {f"{server.address}/a"} and listing.census is None
     for shard, data in zip(listing.shards, server.files.values(), strict=True):
@@ -302,12 +306,12 @@ def test_urls_with_braces_are_pinned_by_size_and_etag(server, corpus, tmp_path):
         assert shard.etag.startswith('"') and shard.documents is None
     assert any("429 (too many requests); waiting" in line and "attempt 2 of 8" in line for line in said), said
     with pytest.raises(RegrowError, match=r"shard-000003\.jsonl: the server answered 404 \(not there\)") as caught:
-        list_source(url.replace("..000002", "..000003"), wait=0.001)
+        listing_of(url.replace("..000002", "..000003"), wait=0.001)
     assert SECRET not in str(caught.value) + "".join(said), "a signed query stands in a message"
 
 
 def test_urls_that_were_asked_after_are_not_asked_again(server, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue, "TOLD", 2)
+    monkeypatch.setattr(catalogue, "LINE_AFTER", 2)
     monkeypatch.setattr(catalogue, "AT_ONCE", 1)
     for number in range(5):
         server.files[f"/a/{number}.jsonl"] = b"x" * (number + 1)
@@ -316,18 +320,18 @@ def test_urls_that_were_asked_after_are_not_asked_again(server, texts, tmp_path,
     for method in ("HEAD ", ""):
         server.fail(f"{method}/a/4.jsonl", "404", "404")
     with Progress(kept) as done, pytest.raises(RegrowError, match=r"4\.jsonl: the server answered 404"):
-        list_source(url, done=done, say=said.append, wait=0.001)
+        listing_of(url, done=done, say=said.append, wait=0.001)
     assert said == [f"{n} of 5 files asked after at {server.address}/a" for n in (2, 4)]
     assert len(kept.read_text().splitlines()) == 4 and SECRET not in kept.read_text()
     server.requests.clear()
     server.faults.clear()
     with Progress(kept) as done:
-        listing = list_source(url, done=done, wait=0.001)
+        listing = listing_of(url, done=done, wait=0.001)
     assert {path.partition("?")[0] for _, path, _ in server.requests} == {"/a/4.jsonl"}, "answers were asked for again"
-    assert listing == list_source(url, wait=0.001) and [shard.bytes for shard in listing.shards] == [1, 2, 3, 4, 5]
+    assert listing == listing_of(url, wait=0.001) and [shard.bytes for shard in listing.shards] == [1, 2, 3, 4, 5]
     server.requests.clear()
     with Progress(kept) as done:
-        list_source(url.replace(SECRET, "other"), done=done, wait=0.001)
+        listing_of(url.replace(SECRET, "other"), done=done, wait=0.001)
     assert len({path for _, path, _ in server.requests}) == 5, "another query may be another file"
 
 
@@ -343,8 +347,8 @@ def test_remote_parquet_without_rows_is_left_out(server, shard_of, texts, tmp_pa
         server.files[f"/p/{name}.parquet"] = (tmp_path / name).read_bytes()
     for name in "bc":
         with pytest.raises(RegrowError, match=r"no intact .* file in it .*1 damaged or empty ones were skipped"):
-            list_source(f"{server.address}/p/{name}.parquet", wait=0.001)
-    listing = list_source(f"{server.address}/p/{{a,b,c}}.parquet", wait=0.001)
+            listing_of(f"{server.address}/p/{name}.parquet", wait=0.001)
+    listing = listing_of(f"{server.address}/p/{{a,b,c}}.parquet", wait=0.001)
     assert all("whole parquet file without a row" in entry["reason"] for entry in listing.skipped)
     assert [shard.groups for shard in listing.shards] == [(3,)] and len(listing.skipped) == 2
     assert needed_space(listing.shards, 1) == 2 * listing.shards[0].bytes
@@ -361,14 +365,14 @@ def test_globs_and_folders_where_the_server_can_list(server, corpus, tmp_path):
     server.files["/c/notes.txt"] = b"no shard"
     for base in (f"{server.address}/c", "memory://c"):
         names = [shard.path for shard in corpus]
-        every = list_source(f"{base}/train/*", wait=0.001).shards
+        every = listing_of(f"{base}/train/*", wait=0.001).shards
         assert [shard.path for shard in every] == names, f"{base}: the glob found others"
         assert [shard.bytes for shard in every] == [shard.bytes for shard in corpus]
         assert every[2].groups == (14,), f"{base}: the footer was not read"
-        found = list_source(f"{base}/", files="train/*.zst", wait=0.001).shards
+        found = listing_of(f"{base}/", files="train/*.zst", wait=0.001).shards
         assert [shard.path for shard in found] == [names[0], names[4]], f"{base}: the folder holds others"
         with pytest.raises(RegrowError, match="no shard found there"):
-            list_source(f"{base}/*.tar", wait=0.001)
+            listing_of(f"{base}/*.tar", wait=0.001)
     memory.rm("/c", recursive=True)
 
 
@@ -378,7 +382,7 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
     server.fail("/p/a.parquet", "500", "cut")
     said: list[str] = []
     with Progress(tmp_path / "progress.jsonl") as done:
-        listing = list_source(
+        listing = listing_of(
             f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001, say=said.append
         )
     assert [(shard.groups, shard.documents) for shard in listing.shards] == [((30, 30, 20), 80)]
@@ -389,18 +393,18 @@ def test_row_groups_of_remote_parquet_are_counted_from_the_footer(server, parque
 
     before = server.bodies("/p/a.parquet")
     with Progress(tmp_path / "progress.jsonl") as done:
-        again = list_source(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
+        again = listing_of(f"{server.address}/p/{{a,b}}.parquet", on_damage="skip", done=done, wait=0.001)
     assert again == listing and server.bodies("/p/a.parquet") == before, "a good footer was read again"
 
     with pytest.raises(
         RegrowError, match=r"a\.parquet: no column 'body'; .* are there: text, meta\.redpajama_set_name, noise"
     ):
-        list_source(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)
+        listing_of(f"{server.address}/p/a.parquet", text_key="body", wait=0.001)
     large = parquet.with_name("large.parquet")
     _write_large(large)
     server.files["/p/large.parquet"] = large.read_bytes()
     server.ranges = False
-    shard = list_source(f"{server.address}/p/large.parquet", wait=0.001).shards[0]
+    shard = listing_of(f"{server.address}/p/large.parquet", wait=0.001).shards[0]
     assert shard.groups is None and shard.documents is None, "a server without ranges cannot deliver row groups"
 
 
@@ -419,11 +423,13 @@ HUB = """
 import json, sys
 from dataclasses import asdict
 from pipeline.data.listing import list_source
+from pipeline.data.remote import Patience
+from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError
 for name in sys.argv[2:]:
     said = []
     try:
-        shards = list_source(name, files=sys.argv[1], wait=0.01, attempts=3, say=said.append).shards
+        shards = list_source(TextSource(name, files=sys.argv[1]), patience=Patience(3, 0.01, said.append)).shards
         print(json.dumps({"shards": [asdict(shard) for shard in shards], "said": said}))
     except RegrowError as error:
         print(json.dumps({"error": str(error), "said": said}))

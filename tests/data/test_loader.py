@@ -15,12 +15,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from corpora import cursors_behind, differs, encode, shard, stream, take, two_sources, write_shard
+from corpora import cursors_behind, differs, listing_of, row_stream, shard, stream, take, two_sources, write_shard
 
 from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
-from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.loader import fitting_workers, load_rows
 from pipeline.data.overlap import hash_text
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
@@ -56,7 +55,7 @@ def broken(text: str) -> list[int]:
 
 
 def test_a_defect_in_a_worker_keeps_its_traceback(corpus, tmp_path):
-    rows = RowStream(corpus, encode=broken, lanes=12, row_length=64, seed=0, cache=tmp_path)
+    rows = row_stream(corpus, tmp_path, encode=broken, lanes=12)
     with pytest.raises(ZeroDivisionError, match=r"in broken"):
         next(load_rows(rows, 1, die_with_parent))
 
@@ -136,7 +135,7 @@ def _read_with_few_files(shards, cache):
     import resource
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    rows = iter(RowStream(shards, encode=encode, lanes=120, row_length=8, seed=0, cache=cache))
+    rows = iter(row_stream(shards, cache, lanes=120, row_length=8))
     assert len(take(rows, 240)) == 240
     assert len(list(Path("/proc/self/fd").iterdir())) > 100, "the lanes hold fewer files open than this test is for"
 
@@ -230,11 +229,11 @@ def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
     """A remote tokenised shard can be asked only when it has come: the reader asks it."""
     made = {"vocabulary": 1000, "tokenizer": "one", "bos": None, "separator": 1, "special_tokens": "plain"}
     write_tokenised(tmp_path / "ids" / "a.tar", [[2, 3, 1]] * 9, about=made)
-    shards = list_source(str(tmp_path / "ids")).shards
-    settings = {"encode": encode, "lanes": 1, "row_length": 4, "seed": 0, "cache": tmp_path / "cache"}
-    assert next(iter(RowStream(shards, about=made, **settings))).input_ids.tolist() == [2, 3, 1, 2]
+    shards = listing_of(str(tmp_path / "ids")).shards
+    settings = {"lanes": 1, "row_length": 4}
+    assert next(iter(row_stream(shards, tmp_path / "cache", about=made, **settings))).input_ids.tolist() == [2, 3, 1, 2]
     with pytest.raises(RegrowError, match=r"a\.tar: tokenised with another separator \(it has 1, .* give 5\)"):
-        next(iter(RowStream(shards, about={**made, "separator": 5}, **settings)))
+        next(iter(row_stream(shards, tmp_path / "cache", about={**made, "separator": 5}, **settings)))
 
 
 @pytest.mark.parametrize("ending", ["jsonl.zst", "parquet"])

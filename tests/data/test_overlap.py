@@ -6,9 +6,10 @@ import re
 import shutil
 
 import pytest
+from corpora import listing_of
 
-from pipeline.data.listing import Progress, list_source
 from pipeline.data.overlap import can_look_into, held_out_hashes, read_hashes, refuse_overlap, write_hashes
+from pipeline.data.progress import Progress
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
@@ -22,7 +23,7 @@ def kept(shard_of, cache):
     """``kept(documents, **options)``: hashes of the documents of a held-out shard."""
 
     def make(documents, **options):
-        return held_out_hashes(list_source(str(shard_of("../kept/kept.jsonl", documents)), **options).shards, cache)
+        return held_out_hashes(listing_of(str(shard_of("../kept/kept.jsonl", documents)), **options).shards, cache)
 
     return make
 
@@ -30,7 +31,7 @@ def kept(shard_of, cache):
 @pytest.fixture
 def searched(shard_of):
     """``searched(name, documents, held_out, **options)``: the listing of a source of one shard."""
-    return lambda name, documents, held_out, **options: list_source(
+    return lambda name, documents, held_out, **options: listing_of(
         str(shard_of(name, documents)), held_out=held_out, **options
     )
 
@@ -87,9 +88,7 @@ def test_what_was_found_is_kept_and_holds_for_what_was_searched_for_alone(search
     def again(held_out, **options):
         said.clear()
         with Progress(tmp_path / "progress.jsonl") as done:
-            twins = list_source(
-                str(tmp_path / "corpus"), held_out=held_out, done=done, say=said.append, **options
-            ).twins
+            twins = listing_of(str(tmp_path / "corpus"), held_out=held_out, done=done, say=said.append, **options).twins
         return [place.split(" (")[0] for _, twin in twins for place in twin.first], len(said)
 
     searched("a.jsonl", [*texts[:8], book(texts[50])], {})
@@ -102,8 +101,8 @@ def test_what_was_found_is_kept_and_holds_for_what_was_searched_for_alone(search
 
 def test_what_holds_no_text_is_not_read(shard_of, cache, texts, tmp_path):
     write_tokenised(tmp_path / "ids" / "a.tar", [[1, 2], [3]], about={"vocabulary": 10})
-    ids = list_source(str(tmp_path / "ids"), held_out={b"1": "some"})
-    text = list_source(str(shard_of("a.jsonl", texts[5:9]))).shards[0]
+    ids = listing_of(str(tmp_path / "ids"), held_out={b"1": "some"})
+    text = listing_of(str(shard_of("a.jsonl", texts[5:9]))).shards[0]
     assert not can_look_into(ids.shards[0]) and can_look_into(text) and ids.twins == []
     assert len(held_out_hashes([text, *ids.shards], cache)) == 4
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import listing_of
 
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
 from pipeline.data.samples import calibration_sequences
 from pipeline.data.shards import Shard
 from pipeline.data.tokenised import write_tokenised
@@ -86,9 +86,9 @@ def every_kind(shard_of, bytes_encoder, server, tmp_path) -> Callable[..., list[
 
     def listed(*names: str) -> list[Shard]:
         shards = [
-            *list_source(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards,
-            *list_source(str(tmp_path / "ids")).shards,
-            *list_source(f"{server.address}/c/far.parquet").shards,
+            *listing_of(str(tmp_path / "corpus"), exclude_domains=("RedPajamaBook",)).shards,
+            *listing_of(str(tmp_path / "ids")).shards,
+            *listing_of(f"{server.address}/c/far.parquet").shards,
         ]
         return [shard for shard in shards if not names or shard.path in names]
 
@@ -159,7 +159,7 @@ def test_no_copy_stays_of_what_was_read_for_calibration(remote, corpus, encoder,
 def test_a_large_file_is_not_held_in_memory(shard_of, bytes_encoder, tmp_path):
     documents = [f"{number} " + "river stone market winter bridge " * 12 for number in range(8000)]
     path = shard_of("large.jsonl", documents)
-    shards = list_source(str(path.parent)).shards
+    shards = listing_of(str(path.parent)).shards
     del documents
     tracemalloc.start()
     ids, _ = draw(shards, bytes_encoder, tmp_path, sequences=4)

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from corpora import listing_of
 
-from pipeline.data.listing import list_source
 from pipeline.data.shards import build_manifest, read_manifest, without_secrets
 from pipeline.run import RegrowError
 
@@ -40,7 +40,7 @@ def test_a_shard_in_two_places_is_refused(corpus, tmp_path):
     twin = tmp_path / "elsewhere" / "copy.jsonl"
     twin.parent.mkdir()
     twin.write_bytes((tmp_path / "corpus" / "part_1.jsonl").read_bytes())
-    copies = list_source(str(twin.parent)).shards
+    copies = listing_of(str(twin.parent)).shards
     with pytest.raises(RegrowError, match=r"part_1\.jsonl and .*copy\.jsonl are the same file"):
         build_manifest([*corpus, *copies], [])
     with pytest.raises(RegrowError, match=r"held-out shard .*copy\.jsonl is also in the corpus \(.*part_1\.jsonl\)"):

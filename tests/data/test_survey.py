@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from corpora import listing_of
 
-from pipeline.data.listing import list_source
 from pipeline.data.survey import SAMPLE, survey
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
@@ -23,7 +23,7 @@ def tokens_of(texts, encode):
 def test_a_corpus_many_times_the_sample_is_estimated_within_five_percent(shard_of, texts, encode, cache, tmp_path):
     for number in range(4):
         shard_of(f"{number}.jsonl.zst", texts[number * 300 : number * 300 + 300] * 3)
-    listing = list_source(str(tmp_path / "corpus"))
+    listing = listing_of(str(tmp_path / "corpus"))
     assert listing.census.characters > 4 * SAMPLE, "the sample is not a small part of the text"
     found = survey(listing.shards, encode, cache, listing.census.characters)
     true = 3 * tokens_of(texts[:1200], encode)
@@ -33,13 +33,13 @@ def test_a_corpus_many_times_the_sample_is_estimated_within_five_percent(shard_o
 
 def test_strings_of_special_tokens_are_counted_in_the_sample(shard_of, texts, encode, cache):
     shard = shard_of("a.jsonl", [*texts[:10], "a </s> b </s>", "<s>", "", *texts[10:15]])
-    found = survey(list_source(str(shard)).shards, encode, cache, 1)
+    found = survey(listing_of(str(shard)).shards, encode, cache, 1)
     assert (found.sampled, found.holding, found.special) == (17, 2, {"</s>": 2, "<s>": 1})
 
 
 def test_a_remote_shard_says_what_has_no_text(server, shard_of, texts, encode, cache):
     server.files["/c/a.jsonl"] = shard_of("a.jsonl", [*texts[:10], {"text": None}, ""]).read_bytes()
-    listed = [list_source(f"{server.address}/c/a.jsonl", on_no_text=policy).shards for policy in ("skip", "raise")]
+    listed = [listing_of(f"{server.address}/c/a.jsonl", on_no_text=policy).shards for policy in ("skip", "raise")]
     assert survey(listed[0], encode, cache, None).without_text == {"empty": 1, "null": 1}
     with pytest.raises(RegrowError, match=r"a\.jsonl: a record without text \(null\), at record 10"):
         survey(listed[1], encode, cache, None)
@@ -48,7 +48,7 @@ def test_a_remote_shard_says_what_has_no_text(server, shard_of, texts, encode, c
 def test_tokenised_shards_know_their_tokens(tmp_path, encode, cache):
     for name, ids in (("a", [[1, 2, 3], [], [4]]), ("b", [[5] * 7])):
         write_tokenised(tmp_path / "ids" / f"{name}.tar", ids, about={"vocabulary": 10})
-    shards = list_source(str(tmp_path / "ids")).shards
+    shards = listing_of(str(tmp_path / "ids")).shards
     found = survey(shards, encode, cache, 0)
     assert (found.tokens, found.exact, found.tokens_per_second) == (11, True, None)
 
@@ -64,7 +64,7 @@ def test_one_remote_shard_stands_for_all(server, shard_of, texts, encode, cache,
         kept += part[:100]
         path = shard_of(f"{number}.{ending}", [*plain, *books])
         server.files[f"/c/{path.name}"] = path.read_bytes()
-    listing = list_source(f"{server.address}/c/{{0..2}}.{ending}", exclude_domains=("RedPajamaBook",), wait=0.01)
+    listing = listing_of(f"{server.address}/c/{{0..2}}.{ending}", exclude_domains=("RedPajamaBook",), wait=0.01)
     assert listing.census is None and len(listing.shards) == 3
     before = len(server.requests)
     found = survey(listing.shards, encode, cache, None)
@@ -80,7 +80,7 @@ def test_remote_ids_are_not_all_fetched_to_be_counted(server, tmp_path, encode, 
         path = tmp_path / "ids" / f"{number}.tar"
         write_tokenised(path, [[7] * 2000] * 30, about={"vocabulary": 10})
         server.files[f"/ids/{number}.tar"] = path.read_bytes()
-    shards = list_source(f"{server.address}/ids/{{0..2}}.tar", format="tokenised", wait=0.01).shards
+    shards = listing_of(f"{server.address}/ids/{{0..2}}.tar", format="tokenised", wait=0.01).shards
     found = survey(shards, encode, cache, None)
     assert (found.tokens, found.exact) == (180_000, False)
     fetched = {asked for method, asked, _ in server.requests if method == "GET"}

@@ -20,13 +20,12 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import listing_of, row_stream
 from webdataset import TarWriter
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.listing import list_source
-from pipeline.data.loader import RowStream
 from pipeline.data.overlap import hash_text
 from pipeline.data.tokenise import tokenise_corpus
 from pipeline.data.tokenised import about_tokenised, read_tokenised, write_tokenised
@@ -51,9 +50,9 @@ def mixed(texts, tmp_path_factory):
     table = pyarrow.Table.from_pylist([*articles[80:87], book, *articles[87:110]])
     pyarrow.parquet.write_table(table, folder / "corpus" / "d.parquet", row_group_size=8)
     write_jsonl_zst(folder / "other" / "b.jsonl.zst", articles[120:150])
-    first = list_source(str(folder / "corpus"), exclude_domains=("RedPajamaBook",)).shards
+    first = listing_of(str(folder / "corpus"), exclude_domains=("RedPajamaBook",)).shards
     assert [shard.path for shard in first] == ["a.tar", "b.jsonl.zst", "d.parquet", "deep/c.jsonl"]
-    return [*first, *list_source(str(folder / "other"), source=1).shards]
+    return [*first, *listing_of(str(folder / "other"), number=1).shards]
 
 
 def call(shards, folder, tokenizer, **changes):
@@ -121,7 +120,7 @@ def test_documents_and_their_numbers_are_those_of_the_text(mixed, done, encode):
         assert (shard.bytes, shard.sha256) == (path.stat().st_size, hash_file(path))
         assert (shard.source, shard.kind, shard.format) == (text.source, "local", "tokenised")
     for number, place in {(shard.source, shard.place) for shard in made}:
-        listed = list_source(place, source=number).shards
+        listed = listing_of(place, number=number).shards
         mine = {shard.path: (shard.bytes, shard.sha256, shard.documents) for shard in made if shard.source == number}
         assert {shard.path: (shard.bytes, shard.sha256, shard.documents) for shard in listed} == mine
     tokens = sum(len(ids) for shard in made for ids in ids_of(shard, encode).values())
@@ -131,8 +130,8 @@ def test_documents_and_their_numbers_are_those_of_the_text(mixed, done, encode):
 
 @pytest.mark.parametrize("lanes", [3, 16])
 def test_the_lanes_give_the_same_rows(mixed, done, encode, tmp_path, lanes):
-    settings = {"encode": encode, "lanes": lanes, "row_length": 48, "seed": 3, "cache": tmp_path, "weights": (2.0, 1.0)}
-    rows = zip(RowStream(mixed, **settings), RowStream(done[1], **settings), strict=True)
+    settings = {"encode": encode, "lanes": lanes, "row_length": 48, "seed": 3, "weights": (2.0, 1.0)}
+    rows = zip(*(row_stream(shards, tmp_path, **settings) for shards in (mixed, done[1])), strict=True)
     count = 0
     for text, ahead in islice(rows, 1200):
         assert np.array_equal(text.input_ids, ahead.input_ids), f"row {text.index} has other ids"
@@ -173,7 +172,7 @@ def test_what_is_finished_is_not_done_again(mixed, copied, tokenise, tmp_path):
     source.parent.mkdir()
     table = pyarrow.parquet.read_table(Path(mixed[2].place) / mixed[2].path)
     pyarrow.parquet.write_table(table.slice(0, 20), source)
-    changed = list_source(str(source), exclude_domains=("RedPajamaBook",)).shards
+    changed = listing_of(str(source), exclude_domains=("RedPajamaBook",)).shards
     again, _, said = tokenise([*mixed[:2], *changed, *mixed[3:]])
     assert said[0] == "2 of 5 shards were tokenised before", said
     after = times(folder)
@@ -196,7 +195,7 @@ def test_tokenised_shards_pass_through_if_their_ids_are_the_same(mixed, copied, 
     foreign = tmp_path / "foreign" / "x.tar"
     write_tokenised(foreign, [[1, 2, 3]], about={"vocabulary": 1000, "tokenizer": "another"})
     with pytest.raises(RegrowError, match="tokenised with another tokenizer"):
-        tokenise([*mixed, *list_source(str(foreign.parent)).shards])
+        tokenise([*mixed, *listing_of(str(foreign.parent)).shards])
 
 
 @pytest.fixture
@@ -205,7 +204,7 @@ def long_and_short(texts, shard_of, tmp_path):
     shard_of("long.jsonl", [text for _ in range(30) for text in texts])
     for number in range(2):
         shard_of(f"short_{number}.jsonl.zst", texts[number : number + 20])
-    return list_source(str(tmp_path / "corpus")).shards
+    return listing_of(str(tmp_path / "corpus")).shards
 
 
 def wait_for_file(folder, pattern, seconds=60):
@@ -305,7 +304,7 @@ def test_remote_shards_are_fetched_and_given_back(mixed, tokenise, encode, serve
     for shard in mixed[:3]:
         server.files[f"/{shard.path}"] = (Path(shard.place) / shard.path).read_bytes()
     remote = [
-        list_source(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
+        listing_of(f"{server.address}/{shard.path}", exclude_domains=shard.exclude_domains).shards[0]
         for shard in mixed[:3]
     ]
     assert remote[2].groups == mixed[2].groups and remote[0].documents is None
@@ -330,13 +329,13 @@ def test_records_without_text_keep_their_numbers_and_have_no_token(shard_of, tex
     server.files["/a.jsonl"] = path.read_bytes()
     expected = {0: encode(texts[0]), 3: encode(texts[1]), 6: encode(texts[2])}
     for place in (str(path), f"{server.address}/a.jsonl"):
-        shards = list_source(place).shards
+        shards = listing_of(place).shards
         (made,), _, _ = tokenise(shards)
         assert ids_of(made, encode) == expected and made.documents == 7, (
             f"{place}: other documents than those with text"
         )
         assert made.without_text == shards[0].without_text
-    far = list_source(f"{server.address}/a.jsonl", on_no_text="raise").shards
+    far = listing_of(f"{server.address}/a.jsonl", on_no_text="raise").shards
     shutil.rmtree(tmp_path / "made")
     with pytest.raises(RegrowError, match=r"a\.jsonl: a record without text \(null\), at record 1; .*on_no_text: skip"):
         tokenise(far)
@@ -344,7 +343,7 @@ def test_records_without_text_keep_their_numbers_and_have_no_token(shard_of, tex
 
 def test_ids_of_another_setting_of_special_tokens_are_others(shard_of, tokenise, encode):
     """Made apart in the same folder, and refused where a corpus lists them, as are those that do not say."""
-    shards = list_source(str(shard_of("a.jsonl", ["one </s> two"]))).shards
+    shards = listing_of(str(shard_of("a.jsonl", ["one </s> two"]))).shards
     (plain,), _, _ = tokenise(shards)
     (parse,), _, said = tokenise(shards, special_tokens="parse")
     assert said[-1].startswith("1 of 1 done") and plain.place != parse.place, "the ids of the first were taken"

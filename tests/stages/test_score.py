@@ -18,6 +18,7 @@ from pipeline.data.documents import read_documents
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.listing import list_source
 from pipeline.data.shards import build_manifest, read_manifest
+from pipeline.data.sources import TextSource
 from pipeline.data.tokenised import write_tokenised
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
@@ -227,7 +228,7 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
     corpus, _ = read_manifest(read_json(run.stage("data") / "manifest.json"))
 
     def score_against(name: str) -> dict:
-        kept = list_source(str(tmp_path / name)).shards
+        kept = list_source(TextSource(str(tmp_path / name))).shards
         write_json(run.stage("data") / "manifest.json", build_manifest(corpus, kept))
         (run.stage("score") / "scores.json").unlink()
         score.work(config, run, World.join(Place()), said.append)
