@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import LANES, cursors_behind, differs, encode, shard, stream, take, together, two_sources, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,18 @@ from pipeline.data.shards import Shard
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
+from tests.data.corpora import (
+    LANES,
+    cursors_behind,
+    differs,
+    encode,
+    shard,
+    stream,
+    take,
+    together,
+    two_sources,
+    write_shard,
+)
 
 
 def listed(documents: int | None, groups: tuple[int, ...] | None = None, source: int = 0) -> Shard:

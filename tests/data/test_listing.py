@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from server import COMMIT, SECRET, Server
 
 from pipeline.data import catalogue
 from pipeline.data.damage import DamagedShard
@@ -20,6 +19,7 @@ from pipeline.data.room import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError, Run, hash_file
+from tests.data.server import COMMIT, SECRET, Server
 
 
 def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
