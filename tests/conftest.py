@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from budget import Meter
 from filelock import FileLock
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+from tests.budget import Meter
+
 DEMO = ROOT / ".cache" / "demo"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers and the processes that they start have more threads than there are cores. A thread that waits for another

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
+from tests import ROOT
 
 BARE = ("bare_transformers", "bare_compiled", "bare_few")
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 SCRIPTS = {
     "shows.py": """

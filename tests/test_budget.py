@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from budget import BUDGETS, CORES, MINUTES
 
-HERE = Path(__file__).parent
+from tests import ROOT
+from tests.budget import BUDGETS, CORES, MINUTES
+
 CONFTEST = """
-import sys
-sys.path.append({here!r})
-import budget
+from tests import budget
+
 budget.BUDGETS = {{"tests/dear": 0.3, "tests/cheap": 0.3}}
 
 def pytest_configure(config):
@@ -36,9 +37,11 @@ def suite(folder: Path, fail: bool, *options: str) -> subprocess.CompletedProces
     for name, text in (("dear/test_dear.py", DEAR), ("cheap/test_cheap.py", CHEAP)):
         (folder / "tests" / name).parent.mkdir(parents=True)
         (folder / "tests" / name).write_text(text)
-    (folder / "conftest.py").write_text(CONFTEST.format(here=str(HERE), fail=fail))
+    (folder / "conftest.py").write_text(CONFTEST.format(fail=fail))
     command = [sys.executable, "-m", "pytest", "tests", *options]
-    return subprocess.run(command, cwd=folder, text=True, capture_output=True)
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
 
 
 def test_a_folder_over_its_budget_fails_the_run(tmp_path: Path) -> None:
@@ -57,5 +60,5 @@ def test_it_only_says_so_unless_asked_to_fail(tmp_path: Path) -> None:
 
 def test_every_folder_of_tests_has_a_budget() -> None:
     assert sum(BUDGETS.values()) <= CORES * MINUTES * 60, "together the budgets would take longer than is promised"
-    folders = {"tests", *(f"tests/{path.parent.name}" for path in HERE.glob("*/test_*.py"))}
+    folders = {"tests", *(f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/test_*.py"))}
     assert set(BUDGETS) == folders, f"folders without a budget, or budgets without a folder: {set(BUDGETS) ^ folders}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_code import write_own_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
@@ -17,6 +16,7 @@ from pipeline.checks import FIRST, check_prompts, check_texts, check_tokenizer, 
 from pipeline.config import Config, load_config
 from pipeline.model.costs import meta_model
 from pipeline.run import RegrowError
+from tests.own_code import write_own_tokenizer
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import typer.main
 
 from pipeline.cli import app, main
 from pipeline.config import STAGES, load_config
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 SURFACE = {
     "run": ["config", "overrides", "--until", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},

@@ -8,8 +8,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.config import dump_config, load_config
+from tests import ROOT
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 
 
 def _raw(path: Path) -> dict:

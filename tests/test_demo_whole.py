@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT, Regrow
+from tests import ROOT
+from tests.conftest import Regrow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONFIG = "configs/demo.yaml"

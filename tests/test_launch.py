@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from pipeline.launch import AGENT, PARENT, TOLD, Place, count_processes, find_place
 from pipeline.run import RegrowError
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def wait_for(what, seconds: float = 30, step: float = 0.02):

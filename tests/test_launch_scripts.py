@@ -20,7 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run", ROOT / "benchmarks" / "gpu.sh"]
 BASH = shutil.which("bash")

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
 from transformers import LlamaConfig, MixtralConfig
 
 from pipeline.config import load_config
 from pipeline.plan import find_architecture, plan, plan_text
 from pipeline.run import RegrowError
+from tests import ROOT
+from tests.families import build
 
-PRESETS = Path(__file__).parent.parent / "configs" / "vicuna-7b"
+PRESETS = ROOT / "configs" / "vicuna-7b"
 
 
 def preset(size: str, *overrides: str) -> dict:

@@ -24,8 +24,7 @@ from pipeline.run import (
     write_atomic,
     write_json,
 )
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def python(code: str, *arguments: object, **more: object) -> subprocess.Popen:

@@ -17,6 +17,7 @@ import torch
 from pipeline.launch import TOLD, Place
 from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
+from tests import ROOT
 
 
 def one_process(folder: Path, rank: int, size: int, device: str) -> None:
@@ -54,9 +55,11 @@ def together(folder: Path, size: int, device: str = "cpu") -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (folder / "port").write_text(str(free.getsockname()[1]))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen([sys.executable, __file__, str(folder), str(rank), str(size), device], env=environment)
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(folder), str(rank), str(size), device], cwd=ROOT, env=environment
+        )
         for rank in range(size)
     ]
     statuses = [process.wait(120) for process in started]

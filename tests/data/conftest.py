@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import listing_of
-from server import SECRET, Server
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +18,8 @@ from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
+from tests.data.corpora import listing_of
+from tests.data.server import SECRET, Server
 
 
 def write_shard(path: Path, documents: list[Any]) -> Path:

@@ -1,8 +1,8 @@
 """Ranks that read rows as training does: steps of 12 rows, and after each the position, gathered, in a file.
 
-``python reading.py FOLDER WORLD STEPS WORKERS``. FOLDER has manifest.json; state.json, where there is one, is where the
-ranks go on. Rank 0 writes log.jsonl: for each step the rows that all ranks have read. The ranks are forked, since
-importing torch takes longer than all that they do.
+``python -m tests.data.reading FOLDER WORLD STEPS WORKERS``. FOLDER has manifest.json; state.json, where there is one,
+is where the ranks go on. Rank 0 writes log.jsonl: for each step the rows that all ranks have read. The ranks are
+forked, since importing torch takes longer than all that they do.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 import torch.distributed
-from corpora import LANES, cursors_behind, digest, stream
 
 from pipeline.data.loader import load_rows
 from pipeline.data.position import from_json, to_json
 from pipeline.data.shards import read_manifest
 from pipeline.launch import die_with_parent
 from pipeline.run import read_json, write_json
+from tests.data.corpora import LANES, cursors_behind, digest, stream
 
 
 def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:

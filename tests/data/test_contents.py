@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import listing_of
 
 from pipeline.data.contents import read_contents
 from pipeline.run import RegrowError
+from tests.data.corpora import listing_of
 
 
 @pytest.mark.parametrize("ending", ["jsonl.zst", "parquet", "tar"])

@@ -18,7 +18,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from corpora import listing_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from pipeline.data.fetching import ShardCache
 from pipeline.data.jsonl import write_jsonl_zst
 from pipeline.data.tokenised import read_tokenised, write_tokenised
 from pipeline.run import RegrowError, hash_file
+from tests.data.corpora import listing_of
 
 CASES = 120
 DOCUMENTS = 40

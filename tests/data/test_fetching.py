@@ -13,13 +13,13 @@ from dataclasses import replace
 from email.utils import formatdate
 
 import pytest
-from corpora import listing_of
-from server import COMMIT, SECRET, Server
 
 from pipeline.data.damage import DamagedShard
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.run import RegrowError
+from tests.data.corpora import listing_of
+from tests.data.server import COMMIT, SECRET, Server
 
 
 def test_only_the_manifest_s_bytes_of_a_local_shard_are_delivered(corpus, cache, tmp_path):

@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from corpora import listing_of
 
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
 from pipeline.data.held_out import held_out_rows
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
+from tests.data.corpora import listing_of
 
 
 def rows_of(shards, encoder, tmp_path, *, length=32, bos="document", rows=None):

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.documents import DamagedShard, read_documents
+from pipeline.data.lanes import Lane, Mixture, draw_source, weight_edges
+from pipeline.data.parts import deal, shuffle, split_into_parts
+from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.shards import Shard
+from pipeline.data.strands import CHARACTERS, TEXTS
+from pipeline.data.tokenised import write_tokenised
+from pipeline.data.tokens import load_tokenizer, make_encoder
+from pipeline.run import RegrowError
+from tests.data.corpora import (
     LANES,
     cursors_behind,
     differs,
@@ -25,18 +37,6 @@ from corpora import (
     two_sources,
     write_shard,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from pipeline.data.documents import DamagedShard, read_documents
-from pipeline.data.lanes import Lane, Mixture, draw_source, weight_edges
-from pipeline.data.parts import deal, shuffle, split_into_parts
-from pipeline.data.position import Cursor, LaneCursor
-from pipeline.data.shards import Shard
-from pipeline.data.strands import CHARACTERS, TEXTS
-from pipeline.data.tokenised import write_tokenised
-from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
 
 
 def listed(documents: int | None, groups: tuple[int, ...] | None = None, source: int = 0) -> Shard:

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from corpora import listing_of
-from server import COMMIT, SECRET, Server
 
 from pipeline.data import catalogue
 from pipeline.data.damage import DamagedShard
@@ -22,6 +20,8 @@ from pipeline.data.room import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError, Run, hash_file
+from tests.data.corpora import listing_of
+from tests.data.server import COMMIT, SECRET, Server
 
 
 def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):

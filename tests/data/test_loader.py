@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from corpora import cursors_behind, differs, listing_of, row_stream, shard, stream, take, two_sources, write_shard
 
 from pipeline.data.documents import DamagedShard
 from pipeline.data.fetching import ShardCache
@@ -24,6 +23,17 @@ from pipeline.data.overlap import hash_text
 from pipeline.data.tokenised import write_tokenised
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError
+from tests.data.corpora import (
+    cursors_behind,
+    differs,
+    listing_of,
+    row_stream,
+    shard,
+    stream,
+    take,
+    two_sources,
+    write_shard,
+)
 
 
 @pytest.fixture

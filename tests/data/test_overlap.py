@@ -6,12 +6,12 @@ import re
 import shutil
 
 import pytest
-from corpora import listing_of
 
 from pipeline.data.overlap import can_look_into, held_out_hashes, read_hashes, refuse_overlap, write_hashes
 from pipeline.data.progress import Progress
 from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError
+from tests.data.corpora import listing_of
 
 
 def book(text):

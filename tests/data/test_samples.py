@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import listing_of
 
 from pipeline.data.documents import read_documents
 from pipeline.data.fetching import ShardCache
@@ -20,6 +19,7 @@ from pipeline.data.shards import Shard
 from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError, hash_json
+from tests.data.corpora import listing_of
 
 
 def draw(corpus, encoder, tmp_path, *, sequences=10, length=32, bos="document", seed=0):

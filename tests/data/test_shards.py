@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from corpora import listing_of
 
 from pipeline.data.shards import build_manifest, read_manifest, without_secrets
 from pipeline.run import RegrowError
+from tests.data.corpora import listing_of
 
 
 def test_a_manifest_survives_json_and_its_hash_names_its_content(corpus):

@@ -20,7 +20,6 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
-from corpora import listing_of, row_stream
 from webdataset import TarWriter
 
 from pipeline.data.damage import DamagedShard
@@ -32,6 +31,7 @@ from pipeline.data.tokenised import about_tokenised, read_tokenised, write_token
 from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError, hash_file
+from tests.data.corpora import listing_of, row_stream
 
 
 @pytest.fixture(scope="module")

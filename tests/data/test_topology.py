@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 from itertools import islice
-from pathlib import Path
 
 import psutil
 import pytest
-from corpora import ENDINGS, LANES, cursors_behind, differs, digest, stream, take, together, two_sources
 
 from pipeline.data.position import from_json, to_json
 from pipeline.data.shards import build_manifest
 from pipeline.run import read_json, write_json
+from tests import ROOT
+from tests.data.corpora import ENDINGS, LANES, cursors_behind, differs, digest, stream, take, together, two_sources
 
 #: Processes, and workers of each, whose product divides the 12 lanes.
 LAYOUTS = [
@@ -118,10 +118,9 @@ def reading(tmp_path):
     started: list[subprocess.Popen] = []
 
     def start(*arguments: int) -> subprocess.Popen:
-        here = Path(__file__).parent
-        command = [sys.executable, str(here / "reading.py"), str(tmp_path), *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(here.parent.parent), "OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, env=environment))
+        command = [sys.executable, "-m", "tests.data.reading", str(tmp_path), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         return started[-1]
 
     yield start

@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 from pipeline.evaluation.perplexity import perplexity, row_losses
 from pipeline.run import RegrowError
 from pipeline.world import World
+from tests import ROOT
 
 
 def one_process(folder: Path, rank: int) -> None:
@@ -54,9 +55,11 @@ def over_processes(fresh_model, rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     fresh_model().save_pretrained(folder / "model")
     torch.save(rows, folder / "rows.pt")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(folder), str(rank)], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+        )
         for rank in range(4)
     ]
     for rank, process in enumerate(started):

@@ -14,16 +14,13 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from families import VOCABULARY, build
-
 from pipeline.criteria import CRITERIA
 from pipeline.importance.criteria import Settings
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.scoring import score_blocks
 from pipeline.world import World
+from tests.families import VOCABULARY, build
 
 #: Built before the forks: transformers imports much of itself for that.
 MODEL = build("llama")

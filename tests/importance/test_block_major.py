@@ -15,11 +15,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import torch
-from families import BLOCKS, VOCABULARY, build
 
 from pipeline.importance.block_major import needs, sweep_by_block
 from pipeline.importance.distances import StateDistances
@@ -27,6 +23,8 @@ from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
+from tests import ROOT
+from tests.families import BLOCKS, VOCABULARY, build
 
 #: Blocks of the model that is killed many times.
 FEW = 3
@@ -137,7 +135,9 @@ def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
 def measured() -> dict:
     """What the processes of this file found."""
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=here, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__], cwd=ROOT, capture_output=True, text=True, env=here, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,7 +6,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from families import BLOCKS, VOCABULARY, build
 
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.selection import order_blocks
@@ -14,6 +13,7 @@ from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
+from tests.families import BLOCKS, VOCABULARY, build
 
 FREE = {"protect_first": 0, "protect_last": 0}
 IDS = torch.randint(0, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))

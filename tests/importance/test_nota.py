@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import BLOCKS, VOCABULARY, build
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -27,6 +26,7 @@ from pipeline.importance.ppl import summarise
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.model.load import load_model
+from tests.families import BLOCKS, VOCABULARY, build
 
 #: The weights of a Llama block that are scored.
 SCORED = (

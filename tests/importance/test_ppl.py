@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from families import VOCABULARY, build
 
 from pipeline.importance.ppl import perplexity_without, summarise, windows_of
 from pipeline.model.blocks import remove_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.run import RegrowError
+from tests.families import VOCABULARY, build
 
 
 def text(rows: int) -> torch.Tensor:

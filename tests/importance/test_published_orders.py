@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCABULARY, build
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.importance.controls import control_blocks
@@ -22,6 +21,7 @@ from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window, order_blocks, read_block_order
 from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.costs import meta_model
+from tests.families import VOCABULARY, build
 
 #: (model, criterion) -> the order, least important first. Taylor and magnitude are without the "+" rule.
 ORDERS = {

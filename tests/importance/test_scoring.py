@@ -6,11 +6,9 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from families import BLOCKS, VOCABULARY, build
 
 from pipeline.criteria import CRITERIA
 from pipeline.importance.criteria import Settings
@@ -23,8 +21,8 @@ from pipeline.importance.sweep import removal_losses
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.run import RegrowError
-
-HERE = Path(__file__).parent
+from tests import ROOT
+from tests.families import BLOCKS, VOCABULARY, build
 
 
 def text(rows: int, length: int = 16) -> torch.Tensor:
@@ -136,8 +134,8 @@ def test_perplexities_beyond_fp64_are_said_to_be_so():
 
 def test_one_two_and_four_processes_agree():
     """Sequences divided over processes, sums over gloo: the same scores, order, intervals and greedy rounds."""
-    command = [sys.executable, str(HERE / "processes.py"), "1", "2", "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "tests.importance.processes", "1", "2", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two, four = json.loads(done.stdout.splitlines()[-1])
     for number, other in ((2, two), (4, four)):

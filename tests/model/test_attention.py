@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from families import VOCABULARY, build
 from torch import nn
 from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available
@@ -17,6 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 from pipeline.model.attention import attention_of, document_arguments, require_document_attention
 from pipeline.model.loss import document_targets, next_token_losses
 from pipeline.run import RegrowError
+from tests.families import VOCABULARY, build
 
 LENGTH = 24
 #: A row that is one document, documents of one token at a row's start, inside it and at its end. All begin where the

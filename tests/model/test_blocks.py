@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import build
 
 from pipeline.model.blocks import block_parameters, find_blocks, remove_blocks, skip_blocks
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError
+from tests.families import build
 
 
 def test_the_original_indices_travel_and_the_first_dense_model_s_are_kept(tmp_path):

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from families import VOCABULARY, build
 
 from pipeline.model.blocks import skip_blocks
 from pipeline.model.equivalence import (
@@ -20,6 +19,7 @@ from pipeline.model.equivalence import (
     probe_ids,
 )
 from pipeline.run import RegrowError
+from tests.families import VOCABULARY, build
 
 
 def test_the_probe_is_the_same_every_time():

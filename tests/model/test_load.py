@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_code import write_own_model, write_own_tokenizer
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.tokens import load_tokenizer
@@ -16,6 +15,7 @@ from pipeline.model.architecture import own_code, read_config, tokenizer_code
 from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
+from tests.own_code import write_own_model, write_own_tokenizer
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import build, build_multimodal
 from transformers import DbrxConfig, JetMoeConfig, LlamaConfig, MixtralConfig, Qwen3VLMoeConfig
 
 from pipeline.model.loss import (
@@ -18,6 +17,7 @@ from pipeline.model.loss import (
     router_coefficient,
 )
 from pipeline.training.reach import probe
+from tests.families import build, build_multimodal
 
 
 def test_losses_are_the_negative_log_probabilities_of_the_next_tokens():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import VOCABULARY, build
 
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.importance.block_major import sweep_by_block
@@ -19,6 +18,7 @@ from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
 from pipeline.training.reach import probe
+from tests.families import VOCABULARY, build
 
 WISHES = {
     "output_router_logits": True,

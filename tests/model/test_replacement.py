@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCABULARY, build
 from torch import nn
 
 from pipeline.model.blocks import find_blocks, remove_blocks
@@ -15,6 +14,7 @@ from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
 from pipeline.model.replacement import fold_linear, output_projection, removed_runs, replace_blocks
 from pipeline.run import RegrowError
+from tests.families import VOCABULARY, build
 
 IDS = probe_ids(VOCABULARY)
 MATRIX = torch.randn(32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 6

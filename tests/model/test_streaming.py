@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import BLOCKS, build
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
@@ -16,6 +15,7 @@ from pipeline.model.hollow import make_buffers
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import RegrowError
+from tests.families import BLOCKS, build
 
 #: Tied and not, two rotaries, keys without the prefix of the modules' names, experts that are fused, buffers in blocks
 #: (GPT-J's sines, DeepSeek's fp32 bias).

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import BLOCKS, GATED, build
 from torch import nn
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, T5Config, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -16,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.structure import module_tree, require_separate_blocks
 from pipeline.run import RegrowError
+from tests.families import BLOCKS, GATED, build
 
 
 def refused(model: Any, words: str) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, OTHERS, PUBLISHED, VOCABULARY, build
 from safetensors.torch import load_file, save_file
 
 from pipeline.model.equivalence import full_logits, probe_ids
@@ -14,6 +13,7 @@ from pipeline.model.headers import shortfall
 from pipeline.model.load import load_model
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.surgery import prune_folder
+from tests.families import FAMILIES, OTHERS, PUBLISHED, VOCABULARY, build
 
 #: No square root of these is exact in bf16, and so no factor of a Gemma on its embeddings.
 WIDTHS = {"hidden_size": 48, "n_embd": 48, "d_model": 48}

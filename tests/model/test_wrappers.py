@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import BLOCKS, GATED, MULTIMODAL, QWEN_VISION, VOCABULARY, build_multimodal
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
@@ -23,6 +22,7 @@ from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
 from pipeline.plan import plan, plan_text
 from pipeline.run import RegrowError
+from tests.families import BLOCKS, GATED, MULTIMODAL, QWEN_VISION, VOCABULARY, build_multimodal
 
 REMOVED = [1, 4]
 SLOW = {"llama4", "qwen3_5_moe"}

@@ -1,7 +1,7 @@
 """Made-up inputs for the layout of the report: no number here was measured, and none may be quoted.
 
 The shapes are those of the run folder, at the size of the demo (30 blocks, 9 removed), so that page and card can
-be looked at without running a pipeline. `python tests/reporting/conftest.py FOLDER` writes such a page.
+be looked at without running a pipeline. `python -m tests.reporting.conftest FOLDER` writes such a page.
 """
 
 import math

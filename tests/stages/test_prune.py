@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_code import write_own_model
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
@@ -20,6 +19,7 @@ from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, evaluate, prune
 from pipeline.world import World
+from tests.own_code import write_own_model
 
 ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
 

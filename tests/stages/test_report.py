@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from own_code import write_own_tokenizer
-
 from pipeline.config import load_config
 from pipeline.stages.report import _loading
+from tests.own_code import write_own_tokenizer
 
 
 def test_the_card_is_told_of_a_tokenizer_s_own_code(tiny_config, tiny_model, tmp_path):

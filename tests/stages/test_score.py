@@ -27,8 +27,8 @@ from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
 from pipeline.stages import data, score
 from pipeline.world import World
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 OVERRIDES = ["score.sequences=6", "score.length=32", "score.dtype=float32"]
 EVERY = [*OVERRIDES, f"score.criteria=[{', '.join(CRITERIA)}]", "score.linear_n=[1, 2]", "score.ppl_n=[3, 2]"]
 

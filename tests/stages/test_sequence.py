@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 BIN = Path(sys.executable).parent
 
 

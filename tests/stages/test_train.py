@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
 
 from pipeline.config import load_config
 from pipeline.data.jsonl import write_jsonl_zst
@@ -26,6 +25,7 @@ from pipeline.run import Run, hash_file, read_json, write_json
 from pipeline.stages.train import told_of
 from pipeline.training.metrics import pace
 from pipeline.training.reach import probe, unreached
+from tests.families import build
 
 
 def test_what_the_stage_writes(reference):

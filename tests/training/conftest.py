@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from functools import cache
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 CASES = {
     2: [
         *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
@@ -44,11 +44,11 @@ def _start(processes: int, folder: Path, *cases: str) -> subprocess.CompletedPro
             "--standalone",
             "--nproc-per-node",
             str(processes),
-            str(ROOT / "tests" / "training" / "parity.py"),
+            "-m",
+            "tests.training.parity",
             str(folder),
             *cases,
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         text=True,
         capture_output=True,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kit import (
+from tests.training.kit import (
     BATCH,
     LAYOUT,
     LENGTH,

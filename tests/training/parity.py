@@ -1,6 +1,6 @@
 """The program that the tests of training start under torchrun: real DeepSpeed engines, one after another.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 tests/training/parity.py FOLDER CASE...
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m tests.training.parity FOLDER CASE...
 
 Each case writes what it measured to FOLDER/CASE.json on rank 0; the tests judge it. The reference is a plain torch
 loop on rank 0 over the same rows: AdamW with the same groups, clip_grad_norm_, one update for each global batch.
@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kit import (  # first of all: it settles this process's place and threads
+from tests.training.kit import (  # first of all: it settles this process's place and threads
     BATCH,
     LAYOUT,
     LENGTH,
@@ -42,7 +42,6 @@ from kit import (  # first of all: it settles this process's place and threads
 )
 
 # isort: split
-import gradients
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
@@ -52,6 +51,7 @@ from pipeline.run import RegrowError
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine, decay_groups
 from pipeline.training.loop import Position, Sample, SignOfLife, train_steps
+from tests.training import gradients
 
 
 def whole_rows(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, OTHERS, build
 from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from pipeline.training.reach import describe_unreached, probe, unreached
+from tests.families import FAMILIES, OTHERS, build
 
 
 def names(model: nn.Module) -> list[str]:
