@@ -45,16 +45,16 @@ import torch
 import webdataset
 from machine import show
 
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.listing import list_source
-from pipeline.data.loader import RowStream, load_rows
-from pipeline.data.position import Cursor, LaneCursor, from_json, to_json
+from pipeline.data.corpus.listing import list_source
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.formats.tokenised import write_tokenised
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
-from pipeline.data.strands import TEXTS, Reading
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.stream.loader import RowStream, load_rows
+from pipeline.data.stream.position import Cursor, LaneCursor, from_json, to_json
+from pipeline.data.stream.strands import TEXTS, Reading
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 

@@ -28,8 +28,8 @@ from machine import peak_memory, show, wait_for
 from scoring_processes import one_and_two_processes
 from shapes import random_model, vicuna
 
-from pipeline.data.listing import list_source
-from pipeline.data.samples import calibration_sequences
+from pipeline.data.corpus.calibration import calibration_sequences
+from pipeline.data.corpus.listing import list_source
 from pipeline.data.sources import TextSource
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.distances import StateDistances

@@ -19,8 +19,8 @@ import torch
 from machine import one_world, peak_memory, show
 from shapes import random_model, vicuna
 
-from pipeline.data.packing import Row
-from pipeline.data.position import LaneCursor
+from pipeline.data.stream.packing import Row
+from pipeline.data.stream.position import LaneCursor
 from pipeline.launch import find_place, take_place
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import attention_width, flops_per_token, memory_per_gpu, mfu, peak_flops, product_parameters

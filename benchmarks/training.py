@@ -27,11 +27,11 @@ from machine import one_world, show, wait_for
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
-from pipeline.data.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.corpus.listing import list_source
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.sources import TextSource
-from pipeline.data.strands import Reading
+from pipeline.data.stream.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses

@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.config import Config, Source
+from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import format_of, read_records
-from pipeline.data.local import local_files
+from pipeline.data.formats.documents import format_of, read_records
+from pipeline.data.formats.tokenised import about_tokenised, is_tokenised
 from pipeline.data.shards import without_secrets
 from pipeline.data.sources import may_be_remote, no_such_place
 from pipeline.data.texts import NO_SUCH_KEY, NoText
-from pipeline.data.tokenised import about_tokenised, is_tokenised
 from pipeline.evaluation.generation import encode_prompt
 from pipeline.inputs import read_encoder
 from pipeline.model.files import require_finite_files, require_whole

@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.launch import name_accelerator
 from pipeline.run import RegrowError, hash_file, write_json
 

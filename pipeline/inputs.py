@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.data.fetching import ShardCache
-from pipeline.data.held_out import held_out_rows
-from pipeline.data.loader import RowStream
-from pipeline.data.overlap import read_hashes
-from pipeline.data.position import Identity, LaneCursor
-from pipeline.data.samples import calibration_sequences
+from pipeline.data.corpus.calibration import calibration_sequences
+from pipeline.data.corpus.overlap import read_hashes
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard, read_manifest
-from pipeline.data.strands import Reading
+from pipeline.data.stream.held_out import held_out_rows
+from pipeline.data.stream.loader import RowStream
+from pipeline.data.stream.position import Identity, LaneCursor
+from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model

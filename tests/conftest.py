@@ -97,7 +97,7 @@ def demo() -> Path:
 @pytest.fixture(scope="session")
 def texts(demo: Path) -> list[str]:
     """Some 1,200 real documents: the first shard of the demo's text."""
-    from pipeline.data.documents import read_documents
+    from pipeline.data.formats.documents import read_documents
 
     shard = demo / "text" / "train" / "chunk1" / "example_train_0.jsonl.zst"
     return [text for _, text in read_documents(shard, "jsonl")]

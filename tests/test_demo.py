@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import demo as module
-from pipeline.data.listing import list_source
+from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import build_manifest
 from pipeline.data.sources import TextSource
 from pipeline.model.costs import count_parameters
@@ -43,7 +43,7 @@ def test_the_text_is_slimpajama_shaped_and_its_halves_are_apart(demo):
     documents = [shard.documents for shard in corpus]
     assert max(documents) - min(documents) <= 1 and sum(documents) + held_out[0].documents > 9_500
     assert 0.049 < held_out[0].documents / (sum(documents) + held_out[0].documents) < 0.051
-    from pipeline.data.documents import read_documents
+    from pipeline.data.formats.documents import read_documents
 
     texts = [text for shard in (*corpus, *held_out) for _, text in read_documents(Path(shard.name), "jsonl")]
     assert len(set(texts)) == len(texts), "a held-out article stands in the corpus too, or one stands twice"

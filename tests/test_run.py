@@ -134,8 +134,8 @@ def test_a_second_holder_is_refused_by_host_and_pid_until_the_first_is_killed(ho
 #: system calls (seccomp). In a child for each error, since it cannot be taken back.
 WITHOUT_LOCKS = """
 import ctypes, errno, os, pathlib, platform, struct, sys
-from pipeline.data.locks import locked
-from pipeline.data.tokenise import _alone
+from pipeline.data.remote.locks import locked
+from pipeline.data.corpus.tokenising import _alone
 from pipeline.run import RegrowError, Run
 from pipeline.commands.status import status_text
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.data.packing import Row
-from pipeline.data.position import LaneCursor, check_identity, from_json
+from pipeline.data.stream.packing import Row
+from pipeline.data.stream.position import LaneCursor, check_identity, from_json
 from pipeline.inputs import Inputs
 from pipeline.run import RegrowError, Run, read_json
 from pipeline.training.checkpoint import complete_checkpoints

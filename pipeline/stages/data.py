@@ -14,18 +14,18 @@ from typing import Any
 
 from pipeline.checks import check_texts
 from pipeline.config import Config, Source
-from pipeline.data.documents import format_of
-from pipeline.data.listing import Listing, list_source
-from pipeline.data.local import local_files
-from pipeline.data.overlap import held_out_hashes, refuse_overlap, write_hashes
-from pipeline.data.parts import deal
+from pipeline.data.corpus.listing import Listing, list_source
+from pipeline.data.corpus.local import local_files
+from pipeline.data.corpus.overlap import held_out_hashes, refuse_overlap, write_hashes
+from pipeline.data.corpus.survey import Survey, survey
+from pipeline.data.corpus.tokenising import tokenise_corpus
+from pipeline.data.formats.documents import format_of
+from pipeline.data.formats.tokenised import is_tokenised, require_same_ids
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
 from pipeline.data.sources import TextSource, may_be_remote, no_such_place
-from pipeline.data.survey import Survey, survey
+from pipeline.data.stream.parts import deal
 from pipeline.data.texts import counted
-from pipeline.data.tokenise import tokenise_corpus
-from pipeline.data.tokenised import is_tokenised, require_same_ids
 from pipeline.data.tokens import about_encoder, encoder_hash
 from pipeline.inputs import HELD_OUT_HASHES, Inputs
 from pipeline.launch import die_with_parent

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data.overlap import can_look_into, held_out_hashes
+from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
 from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.data.loader import fitting_workers, load_rows
-from pipeline.data.position import check_identity, from_json, skipped_parts, to_json
-from pipeline.data.room import require_cache_space
+from pipeline.data.remote.space import require_cache_space
+from pipeline.data.stream.loader import fitting_workers, load_rows
+from pipeline.data.stream.position import check_identity, from_json, skipped_parts, to_json
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.inputs import Inputs
 from pipeline.launch import count_processes, die_with_parent

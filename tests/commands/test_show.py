@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.commands.show import shown_step
 from pipeline.config import load_config
-from pipeline.data.documents import read_documents
+from pipeline.data.formats.documents import read_documents
 from pipeline.data.shards import read_manifest
 from pipeline.run import RegrowError, read_json
 

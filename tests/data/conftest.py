@@ -14,8 +14,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.fetching import ShardCache
-from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
 from tests.data.corpora import listing_of

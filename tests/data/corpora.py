@@ -13,17 +13,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.documents import check_documents, format_of
-from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import Listing, list_source
-from pipeline.data.loader import RowStream, load_rows
-from pipeline.data.packing import Row
-from pipeline.data.position import LaneCursor
-from pipeline.data.remote import Patience
+from pipeline.data.corpus.listing import Listing, list_source
+from pipeline.data.formats.documents import check_documents, format_of
+from pipeline.data.formats.tokenised import write_tokenised
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
-from pipeline.data.strands import Reading
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.stream.loader import RowStream, load_rows
+from pipeline.data.stream.packing import Row
+from pipeline.data.stream.position import LaneCursor
+from pipeline.data.stream.strands import Reading
 from pipeline.launch import die_with_parent
 from pipeline.run import hash_file
 

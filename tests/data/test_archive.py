@@ -8,14 +8,14 @@ import tarfile
 
 import pytest
 
-from pipeline.data.archive import read_archive
-from pipeline.data.documents import DamagedShard
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.formats.tar import read_tar
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
 
 def read(path, **more):
-    return [(index, text) for index, text, _ in read_archive(path, **more)]
+    return [(index, text) for index, text, _ in read_tar(path, **more)]
 
 
 def tar_of(path, members, **more):
@@ -42,7 +42,7 @@ def test_the_samples_are_those_of_webdataset(shard_of, texts, ending):
     path = shard_of(f"a.{ending}", texts[:50])
     samples = as_webdataset_reads(path)
     assert [text for _, text in read(path)] == [sample["txt"].decode() for sample in samples] == texts[:50]
-    domains = {domain for _, _, domain in read_archive(path)}
+    domains = {domain for _, _, domain in read_tar(path)}
     assert domains == {"RedPajamaWikipedia"}, "the domain in KEY.json was not read"
 
 
@@ -70,7 +70,7 @@ def test_keys_names_and_other_members(tmp_path):
     folder.type = tarfile.DIRTYPE
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         path = tar_of(tmp_path / "a.tar", [folder, *members], format=format)
-        assert list(read_archive(path)) == [(0, "one", "RedPajamaC4"), (1, "two", None)]
+        assert list(read_tar(path)) == [(0, "one", "RedPajamaC4"), (1, "two", None)]
         assert [sample["txt"] for sample in as_webdataset_reads(path)] == [b"one", b"two"]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.room import needed_space, require_cache_space
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.remote.space import needed_space, require_cache_space
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError
 
@@ -117,7 +117,7 @@ def test_a_cache_travels_and_a_fork_begins_anew(remote, server, tmp_path):
 WORKER = """
 import json, sys
 from pathlib import Path
-from pipeline.data.fetching import ShardCache
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import read_manifest
 manifest, folder, rounds = json.loads(sys.stdin.readline()), Path(sys.argv[1]), int(sys.argv[2])
 shards, _ = read_manifest(manifest)

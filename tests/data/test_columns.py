@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.data.columns import read_columns, row_groups
-from pipeline.data.documents import DamagedShard, read_documents
+from pipeline.data.formats.documents import DamagedShard, read_documents
+from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.texts import NoText
 from pipeline.run import RegrowError
 
@@ -31,7 +31,7 @@ def test_rows_are_read_from_any_row_on(tmp_path, texts, rows):
     pyarrow.parquet.write_table(table_of(texts[:600]), path, row_group_size=rows)
     expected = [(index, text, "RedPajamaC4") for index, text in enumerate(texts[:600])]
     for first in (0, 6, 7, 8, 99, 100, 256, 511, 599):
-        assert list(read_columns(path, first=first)) == expected[first:], f"from row {first} on"
+        assert list(read_parquet(path, first=first)) == expected[first:], f"from row {first} on"
     assert row_groups(path) == tuple(min(rows, 600 - at) for at in range(0, 600, rows))
 
 
@@ -43,9 +43,9 @@ def test_row_groups_before_the_first_are_not_read(tmp_path, texts):
     data = bytearray(path.read_bytes())
     data[begin + 200] ^= 1
     path.write_bytes(data)
-    assert [index for index, _, _ in read_columns(path, first=10)] == list(range(10, 30))
+    assert [index for index, _, _ in read_parquet(path, first=10)] == list(range(10, 30))
     with pytest.raises(DamagedShard, match=r"a\.parquet: damaged at document 0: .*(crc|CRC)"):
-        list(read_columns(path, first=9))
+        list(read_parquet(path, first=9))
 
 
 STRINGS = [
@@ -60,13 +60,13 @@ STRINGS = [
 def test_other_kinds_of_strings_are_texts_too(tmp_path, type):
     table = pyarrow.table({"text": pyarrow.array(["a", "b"]).cast(type), "meta": ["no struct", None]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert list(read_columns(tmp_path / "a.parquet")) == [(0, "a", None), (1, "b", None)]
+    assert list(read_parquet(tmp_path / "a.parquet")) == [(0, "a", None), (1, "b", None)]
 
 
 def refused(path, text_key="text") -> str:
     """What is said of a file that is not damaged."""
     with pytest.raises(RegrowError) as caught:
-        list(read_columns(path, text_key))
+        list(read_parquet(path, text_key))
     assert not isinstance(caught.value, DamagedShard), "it is called damaged"
     return str(caught.value)
 
@@ -87,14 +87,14 @@ def test_a_column_of_another_type_names_it_and_what_is_read(tmp_path, type):
     told = refused(path)
     assert f"a.parquet: the column 'text' is of type {type}, and texts are read from string, " in told, told
     assert "set text_key of its source to such a column" in told and "body" in told, told
-    assert list(read_columns(path, "body")) == [(0, "x", None)]
+    assert list(read_parquet(path, "body")) == [(0, "x", None)]
 
 
 def test_a_null_is_a_record_without_text(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "c"]}), path, row_group_size=2)
-    assert list(read_columns(path)) == [(0, "a", None), (1, NoText("null"), None), (2, "c", None)]
-    assert next(read_columns(path, first=1)) == (1, NoText("null"), None)
+    assert list(read_parquet(path)) == [(0, "a", None), (1, NoText("null"), None), (2, "c", None)]
+    assert next(read_parquet(path, first=1)) == (1, NoText("null"), None)
 
 
 @pytest.mark.parametrize("type", [pyarrow.string(), *STRINGS])
@@ -106,14 +106,14 @@ def test_a_key_leads_into_structs_unless_a_column_has_its_name(tmp_path, type):
     table = pyarrow.table({"doc": inside, "deep": pyarrow.StructArray.from_arrays([inside], ["doc"]), "meta": meta})
     pyarrow.parquet.write_table(table, path)
     expected = [(0, "x", "RedPajamaC4"), (1, NoText("null"), None), (2, "z", "B")]
-    assert list(read_columns(path, "doc.text")) == list(read_columns(path, "deep.doc.text")) == expected
-    assert [text for _, text, _ in read_columns(path, "meta.title")] == ["t", NoText("null"), NoText("null")]
+    assert list(read_parquet(path, "doc.text")) == list(read_parquet(path, "deep.doc.text")) == expected
+    assert [text for _, text, _ in read_parquet(path, "meta.title")] == ["t", NoText("null"), NoText("null")]
     assert (
         "no column 'doc.body'; set text_key of its source to one of those that are there: doc.text, doc.id, deep"
         in (refused(path, "doc.body"))
     )
     pyarrow.parquet.write_table(table.append_column("doc.text", [["p", "q", "r"]]), path)
-    assert [text for _, text, _ in read_columns(path, "doc.text")] == ["p", "q", "r"], "the name itself comes first"
+    assert [text for _, text, _ in read_parquet(path, "doc.text")] == ["p", "q", "r"], "the name itself comes first"
 
 
 def test_two_columns_of_one_name_are_said(tmp_path):
@@ -133,7 +133,7 @@ def test_a_file_without_a_row_is_said_and_row_groups_without_one_are_passed_over
                 file.write_table(table)
         assert sum(row_groups(path)) == sum(rows)
         if sum(rows):
-            assert [text for _, text, _ in read_columns(path)] == ["a", "b", "a", "b"]
+            assert [text for _, text, _ in read_parquet(path)] == ["a", "b", "a", "b"]
         else:
             assert "a.parquet: a whole parquet file without a row" in refused(path)
 
@@ -151,7 +151,7 @@ def test_a_footer_that_lost_row_groups_is_refused(tmp_path):
         with contextlib.suppress(pyarrow.ArrowException, OSError):
             shortened += pyarrow.parquet.ParquetFile(path).read(["text"]).num_rows in (2, 4)
         try:
-            read = [text for _, text, _ in read_columns(path)]
+            read = [text for _, text, _ in read_parquet(path)]
         except RegrowError:
             continue
         assert len(read) == 6, f"a zero at byte {at}: {len(read)} of 6 documents, without an error"
@@ -177,7 +177,7 @@ def test_a_domain_in_a_string_of_json_is_filtered_by(tmp_path, type):
     texts = [str(number) for number in range(len(metas))]
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "meta": pyarrow.array(metas).cast(type)}), path)
-    domains = [domain for _, _, domain in read_columns(path)]
+    domains = [domain for _, _, domain in read_parquet(path)]
     assert domains == ["RedPajamaBook", "RedPajamaC4", None, None, None, None, None, None]
     kept = [text for _, text in read_documents(path, "parquet", exclude_domains=["RedPajamaBook"])]
     assert kept == texts[1:]

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.data.contents import read_contents
+from pipeline.data.remote.contents import read_contents
 from pipeline.run import RegrowError
 from tests.data.corpora import listing_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.data import crew
+from pipeline.data.corpus import crew
 from pipeline.data.damage import DamagedShard
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError

@@ -21,11 +21,11 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import tokenised
-from pipeline.data.documents import READERS, DamagedShard, check_documents, format_of
-from pipeline.data.fetching import ShardCache
-from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.tokenised import read_tokenised, write_tokenised
+from pipeline.data.formats import tokenised
+from pipeline.data.formats.documents import READERS, DamagedShard, check_documents, format_of
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.formats.tokenised import read_tokenised, write_tokenised
+from pipeline.data.remote.cache import ShardCache
 from pipeline.run import RegrowError, hash_file
 from tests.data.corpora import listing_of
 

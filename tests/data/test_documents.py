@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
-from pipeline.data.documents import Census, DamagedShard, check_documents, format_of, read_documents
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.formats.documents import Census, DamagedShard, check_documents, format_of, read_documents
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.run import RegrowError
 
 ENDINGS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "tar.gz")

@@ -15,8 +15,8 @@ from email.utils import formatdate
 import pytest
 
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.remote.cache import ShardCache
 from pipeline.run import RegrowError
 from tests.data.corpora import listing_of
 from tests.data.server import COMMIT, SECRET, Server
@@ -196,8 +196,8 @@ def test_other_file_systems_go_the_same_way(corpus, cache, tmp_path):
 HUB = """
 import json, sys
 from pathlib import Path
-from pipeline.data.fetching import ShardCache
-from pipeline.data.listing import list_source
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import read_manifest
 from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.held_out import held_out_rows
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.stream.held_out import held_out_rows
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
 from tests.data.corpora import listing_of

@@ -9,8 +9,8 @@ import json
 import pytest
 import zstandard
 
-from pipeline.data.documents import DamagedShard
-from pipeline.data.jsonl import read_jsonl, write_jsonl_zst
+from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.formats.jsonl import read_jsonl, write_jsonl_zst
 from pipeline.run import RegrowError
 
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.documents import DamagedShard, read_documents
-from pipeline.data.lanes import Lane, Mixture, draw_source, weight_edges
-from pipeline.data.parts import deal, shuffle, split_into_parts
-from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.formats.documents import DamagedShard, read_documents
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.shards import Shard
-from pipeline.data.strands import CHARACTERS, TEXTS
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.stream.lanes import Lane, Mixture, draw_source, weight_edges
+from pipeline.data.stream.parts import deal, shuffle, split_into_parts
+from pipeline.data.stream.position import Cursor, LaneCursor
+from pipeline.data.stream.strands import CHARACTERS, TEXTS
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
 from tests.data.corpora import (

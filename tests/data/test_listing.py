@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import catalogue
+from pipeline.data.corpus.local import natural
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import read_documents
-from pipeline.data.local import natural
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.progress import Progress
-from pipeline.data.room import needed_space
+from pipeline.data.remote import catalogue
+from pipeline.data.remote.space import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
-from pipeline.data.tokenised import write_tokenised
 from pipeline.run import RegrowError, Run, hash_file
 from tests.data.corpora import listing_of
 from tests.data.server import COMMIT, SECRET, Server
@@ -243,7 +243,7 @@ def test_a_repair_counts_also_where_size_and_time_stay(shard_of, texts, tmp_path
 LISTER = """
 import sys
 from pathlib import Path
-from pipeline.data.listing import list_source
+from pipeline.data.corpus.listing import list_source
 from pipeline.data.progress import Progress
 from pipeline.data.sources import TextSource
 def say(line):
@@ -422,8 +422,8 @@ def _write_large(path: Path) -> None:
 HUB = """
 import json, sys
 from dataclasses import asdict
-from pipeline.data.listing import list_source
-from pipeline.data.remote import Patience
+from pipeline.data.corpus.listing import list_source
+from pipeline.data.remote.servers import Patience
 from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError
 for name in sys.argv[2:]:

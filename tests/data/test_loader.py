@@ -16,11 +16,11 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.documents import DamagedShard
-from pipeline.data.fetching import ShardCache
-from pipeline.data.loader import fitting_workers, load_rows
-from pipeline.data.overlap import hash_text
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.corpus.overlap import hash_text
+from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.formats.tokenised import write_tokenised
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.stream.loader import fitting_workers, load_rows
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError
 from tests.data.corpora import (

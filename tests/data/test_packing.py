@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.packing import Row, pack
-from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.stream.packing import Row, pack
+from pipeline.data.stream.position import Cursor, LaneCursor
 
 
 def packed(lengths, row_length, *, taken=0):

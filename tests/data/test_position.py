@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.position import Cursor, Identity, LaneCursor, check_identity, from_json, skipped_parts, to_json
+from pipeline.data.stream.position import (
+    Cursor,
+    Identity,
+    LaneCursor,
+    check_identity,
+    from_json,
+    skipped_parts,
+    to_json,
+)
 from pipeline.run import RegrowError, write_json
 
 IDENTITY = Identity(

@@ -12,11 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.samples import calibration_sequences
+from pipeline.data.corpus.calibration import calibration_sequences
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.tokenised import write_tokenised
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
-from pipeline.data.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError, hash_json
 from tests.data.corpora import listing_of

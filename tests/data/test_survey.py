@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.data.survey import SAMPLE, survey
-from pipeline.data.tokenised import write_tokenised
+from pipeline.data.corpus.survey import SAMPLE, survey
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.run import RegrowError
 from tests.data.corpora import listing_of

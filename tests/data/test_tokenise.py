@@ -22,12 +22,12 @@ import pyarrow.parquet
 import pytest
 from webdataset import TarWriter
 
+from pipeline.data.corpus.overlap import hash_text
+from pipeline.data.corpus.tokenising import tokenise_corpus
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import read_documents
-from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.overlap import hash_text
-from pipeline.data.tokenise import tokenise_corpus
-from pipeline.data.tokenised import about_tokenised, read_tokenised, write_tokenised
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.formats.tokenised import about_tokenised, read_tokenised, write_tokenised
 from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError, hash_file

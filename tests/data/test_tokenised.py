@@ -11,9 +11,15 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.data import tokenised
-from pipeline.data.documents import DamagedShard
-from pipeline.data.tokenised import about_tokenised, check_tokenised, is_tokenised, read_tokenised, write_tokenised
+from pipeline.data.formats import tokenised
+from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.formats.tokenised import (
+    about_tokenised,
+    check_tokenised,
+    is_tokenised,
+    read_tokenised,
+    write_tokenised,
+)
 from pipeline.run import RegrowError, hash_file
 
 ABOUT = {"vocabulary": 49152, "tokenizer": "abc", "separator": 2, "bos": None}

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from pipeline.data.documents import read_documents
+from pipeline.data.formats.documents import read_documents
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.ppl import summarise
 from pipeline.importance.sweep import removal_losses

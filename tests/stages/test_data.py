@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from pipeline.config import load_config
-from pipeline.data.jsonl import write_jsonl_zst
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.formats.tokenised import about_tokenised
 from pipeline.data.shards import read_manifest
-from pipeline.data.tokenised import about_tokenised
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.run import RegrowError, Run, read_json
 

@@ -14,12 +14,12 @@ import torch
 
 from pipeline.config import Config, load_config
 from pipeline.criteria import CRITERIA
-from pipeline.data.documents import read_documents
-from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.listing import list_source
+from pipeline.data.corpus.listing import list_source
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.sources import TextSource
-from pipeline.data.tokenised import write_tokenised
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import Place

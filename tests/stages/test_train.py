@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from pipeline.config import load_config
-from pipeline.data.jsonl import write_jsonl_zst
-from pipeline.data.parts import deal, shuffle
+from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.shards import read_manifest
+from pipeline.data.stream.parts import deal, shuffle
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.model.loss import router_coefficient

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402 (threads are settled before)
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from pipeline.data.position import Cursor  # noqa: E402
+from pipeline.data.stream.position import Cursor  # noqa: E402
 from pipeline.training.engine import Engine  # noqa: E402
 from pipeline.training.loop import Position, train_steps  # noqa: E402
 

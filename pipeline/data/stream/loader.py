@@ -15,12 +15,12 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.data.lanes import Lane, Mixture, draw_source
-from pipeline.data.packing import Row
-from pipeline.data.parts import shuffle
-from pipeline.data.position import LaneCursor
 from pipeline.data.shards import Shard
-from pipeline.data.strands import Reading
+from pipeline.data.stream.lanes import Lane, Mixture, draw_source
+from pipeline.data.stream.packing import Row
+from pipeline.data.stream.parts import shuffle
+from pipeline.data.stream.position import LaneCursor
+from pipeline.data.stream.strands import Reading
 from pipeline.run import RegrowError
 
 #: How torch says that a worker is gone; its own errors come out of the loader as what they are.

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.data.contents import read_contents
-from pipeline.data.fetching import ShardCache
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.remote.contents import read_contents
 from pipeline.data.replacing import replacing
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, hash_json

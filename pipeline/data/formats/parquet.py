@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import naming, require_documents
-from pipeline.data.jsonl import domain_of
+from pipeline.data.formats.jsonl import domain_of
 from pipeline.data.texts import NAMED, NoText
 from pipeline.run import RegrowError
 
@@ -25,7 +25,7 @@ NO_ROWS = "a whole parquet file without a row"
 META, DOMAIN = "meta", "redpajama_set_name"
 
 
-def read_columns(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+def read_parquet(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every row from ``first`` on, in file order; row groups before it are not read.
 
     The text is the string column ``text_key``, which leads into structs by dots (see ``text_path``), the domain the

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.data.damage import DamagedShard
-from pipeline.data.remote import locate, state_of
+from pipeline.data.remote.servers import locate, state_of
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, hash_file, write_atomic
 

@@ -16,12 +16,12 @@ from itertools import accumulate
 
 import numpy as np
 
-from pipeline.data.overlap import Search
-from pipeline.data.packing import pack
-from pipeline.data.parts import Dealt, deal, draw
-from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.corpus.overlap import Search
 from pipeline.data.shards import Shard
-from pipeline.data.strands import Reading, Strand
+from pipeline.data.stream.packing import pack
+from pipeline.data.stream.parts import Dealt, deal, draw
+from pipeline.data.stream.position import Cursor, LaneCursor
+from pipeline.data.stream.strands import Reading, Strand
 from pipeline.run import RegrowError
 
 

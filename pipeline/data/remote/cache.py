@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.data.damage import DamagedShard
-from pipeline.data.locks import delete_unless_in_use, is_at, locked
-from pipeline.data.remote import STALLED, Patience, ShortBody, locate
-from pipeline.data.room import TEMPORARY, copy_size, taken_room
-from pipeline.data.row_groups import NotParquet, fetch_row_group
+from pipeline.data.remote.locks import delete_unless_in_use, is_at, locked
+from pipeline.data.remote.row_groups import NotParquet, fetch_row_group
+from pipeline.data.remote.servers import STALLED, Patience, ShortBody, locate
+from pipeline.data.remote.space import TEMPORARY, copy_size, taken_room
+from pipeline.data.remote.verifying import checked_local, require_unchanged, unlike_first, why_wrong
 from pipeline.data.shards import Shard
-from pipeline.data.verifying import checked_local, require_unchanged, unlike_first, why_wrong
 from pipeline.run import RegrowError, take_lock
 
 

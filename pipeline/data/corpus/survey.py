@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import check_documents, read_documents
-from pipeline.data.fetching import ShardCache
+from pipeline.data.formats.documents import check_documents, read_documents
+from pipeline.data.formats.tokenised import about_tokenised
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.special_tokens import count_strings
 from pipeline.data.texts import counted, refuse_no_text
-from pipeline.data.tokenised import about_tokenised
 from pipeline.data.tokens import Encoder
 
 #: Characters that are tokenized for an estimate.

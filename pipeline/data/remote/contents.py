@@ -7,11 +7,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from pipeline.data.documents import read_documents
-from pipeline.data.fetching import ShardCache
+from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.tokenised import read_tokenised
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.texts import why_no_text
-from pipeline.data.tokenised import read_tokenised
 
 
 def read_contents(shard: Shard, cache: ShardCache, group: int | None = None) -> Iterator[tuple[int, str | np.ndarray]]:

@@ -14,11 +14,11 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pipeline.data.columns import NO_ROWS, text_path
-from pipeline.data.documents import format_for
+from pipeline.data.formats.documents import format_for
+from pipeline.data.formats.parquet import NO_ROWS, text_path
 from pipeline.data.progress import Progress
-from pipeline.data.remote import NoRanges, Patience, locate, open_url, state_of
-from pipeline.data.row_groups import NotParquet, parse_footer, read_footer, row_counts
+from pipeline.data.remote.row_groups import NotParquet, parse_footer, read_footer, row_counts
+from pipeline.data.remote.servers import NoRanges, Patience, locate, open_url, state_of
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.sources import TextSource
 from pipeline.run import RegrowError

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.catalogue import list_hub, list_urls, look_into
+from pipeline.data.corpus.local import list_local, local_files, natural
+from pipeline.data.corpus.overlap import Search, Twins
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import Census, add_up
-from pipeline.data.local import list_local, local_files, natural
-from pipeline.data.overlap import Search, Twins
+from pipeline.data.formats.documents import Census, add_up
 from pipeline.data.progress import Progress
-from pipeline.data.remote import Patience
+from pipeline.data.remote.catalogue import list_hub, list_urls, look_into
+from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.sources import TextSource, may_be_remote, no_such_place
 from pipeline.data.texts import counted, refuse_no_text

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.contents import read_contents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.overlap import hash_text
+from pipeline.data.corpus.overlap import hash_text
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.remote.contents import read_contents
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError

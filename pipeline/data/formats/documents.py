@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.archive import read_archive
-from pipeline.data.columns import read_columns, row_groups
 from pipeline.data.damage import DamagedShard
-from pipeline.data.jsonl import read_jsonl
+from pipeline.data.formats.jsonl import read_jsonl
+from pipeline.data.formats.parquet import read_parquet, row_groups
+from pipeline.data.formats.tar import read_tar
+from pipeline.data.formats.tokenised import check_tokenised
 from pipeline.data.sources import TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
-from pipeline.data.tokenised import check_tokenised
 from pipeline.run import RegrowError
 
 ENDINGS = {
@@ -28,7 +28,7 @@ ENDINGS = {
     ".tar": "tar",
     ".tar.gz": "tar",
 }
-READERS = {"jsonl": read_jsonl, "tar": read_archive, "parquet": read_columns}
+READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
 
 __all__ = ["Census", "DamagedShard", "add_up", "check_documents", "format_of", "read_documents", "read_records"]
 

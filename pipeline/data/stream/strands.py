@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.corpus.overlap import Search, Twins, refuse_overlap
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import Census, check_documents, read_documents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.overlap import Search, Twins, refuse_overlap
-from pipeline.data.parts import Dealt, Part, shuffle
-from pipeline.data.position import Cursor
+from pipeline.data.formats.documents import Census, check_documents, read_documents
+from pipeline.data.formats.tokenised import read_tokenised, require_same_ids
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
+from pipeline.data.stream.parts import Dealt, Part, shuffle
+from pipeline.data.stream.position import Cursor
 from pipeline.data.texts import counted, refuse_no_text
-from pipeline.data.tokenised import read_tokenised, require_same_ids
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
 

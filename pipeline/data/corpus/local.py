@@ -11,14 +11,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.columns import NO_ROWS, row_groups
+from pipeline.data.corpus.overlap import Search, Twins
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import check_documents, format_for, read_records
-from pipeline.data.overlap import Search, Twins
+from pipeline.data.formats.documents import check_documents, format_for, read_records
+from pipeline.data.formats.parquet import NO_ROWS, row_groups
+from pipeline.data.formats.tokenised import is_tokenised
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
-from pipeline.data.tokenised import is_tokenised
 from pipeline.run import RegrowError, hash_file
 
 

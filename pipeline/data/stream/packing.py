@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.position import Cursor, LaneCursor
+from pipeline.data.stream.position import Cursor, LaneCursor
 
 
 @dataclass(frozen=True)

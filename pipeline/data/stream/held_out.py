@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.contents import read_contents
-from pipeline.data.fetching import ShardCache
-from pipeline.data.packing import pack
-from pipeline.data.samples import encoded, leading_ids
+from pipeline.data.corpus.calibration import encoded, leading_ids
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.remote.contents import read_contents
 from pipeline.data.shards import Shard
+from pipeline.data.stream.packing import pack
 from pipeline.data.tokens import Encoder
 from pipeline.run import RegrowError
 

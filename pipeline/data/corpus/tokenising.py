@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.crew import Tell, outcomes
+from pipeline.data.corpus.crew import Tell, outcomes
+from pipeline.data.corpus.overlap import Search, Twins, refuse_overlap
 from pipeline.data.damage import DamagedShard
-from pipeline.data.documents import read_records
-from pipeline.data.fetching import ShardCache
-from pipeline.data.overlap import Search, Twins, refuse_overlap
+from pipeline.data.formats.documents import read_records
+from pipeline.data.formats.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.progress import Progress
+from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
-from pipeline.data.tokenised import about_tokenised, require_same_ids, write_tokenised
 from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
 from pipeline.run import RegrowError, hash_file, hash_json, require_space, take_lock
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.data.damage import naming, require_documents
-from pipeline.data.jsonl import domain_of
+from pipeline.data.formats.jsonl import domain_of
 from pipeline.data.texts import NoText, text_of
 from pipeline.run import RegrowError
 
@@ -28,7 +28,7 @@ META = re.compile(r"__[^/]*__($|/)")
 READ = ("txt", "json")
 
 
-def read_archive(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every sample from ``first`` on, in file order, of a .tar or .tar.gz.
 
     The text is KEY.txt, or without one ``text_key`` in KEY.json; the domain is ``meta.redpajama_set_name`` in

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.columns import META, rows_of_groups
-from pipeline.data.remote import locate, read_range
+from pipeline.data.formats.parquet import META, rows_of_groups
+from pipeline.data.remote.servers import locate, read_range
 from pipeline.data.shards import Shard
 from pipeline.run import RegrowError, first_line
 

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.data.archive import members, read_member
 from pipeline.data.damage import naming, require_documents
+from pipeline.data.formats.tar import members, read_member
 from pipeline.data.replacing import replacing
 from pipeline.run import RegrowError, hash_json
 

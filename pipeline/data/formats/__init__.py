@@ -1,0 +1,1 @@
+"""How records stand in files: JSON Lines, tar, parquet, and token ids."""

@@ -1,0 +1,1 @@
+"""Files on the hub and on servers: asked after, fetched, verified, and kept as long as they are read."""
