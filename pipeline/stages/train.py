@@ -64,6 +64,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             if last or step.step % recipe.checkpoint_every == 0:
                 session.checkpoint(recipe.keep_checkpoints)
         exported = session.export()
+        session.engine.close()
     lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
     return {
         "steps": steps,

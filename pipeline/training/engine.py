@@ -109,7 +109,7 @@ class Engine:
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
-        optimizer = torch.optim.AdamW(
+        self._adamw = torch.optim.AdamW(
             decay_groups(model, optimisation.weight_decay, optimisation.no_decay),
             lr=optimisation.learning_rate,
             betas=optimisation.betas,
@@ -119,7 +119,7 @@ class Engine:
         deepspeed, config = _deepspeed(), self._settings(model, optimisation.clip)
         # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
         with contextlib.redirect_stdout(io.StringIO()):
-            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=config)
         if world.size == 1 and (zero_stage == 0 or (self._bf16 and zero_stage == 1)):
             # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
             # the reduction also hands the gradients to the optimizer, and must stay.)
@@ -248,6 +248,20 @@ class Engine:
             return None
         held = self.model.state_dict()
         return {name: value.detach().to("cpu", self._dtypes[name]) for name, value in held.items()}
+
+    def close(self) -> None:
+        """Give up weights, gradients and moments; the engine is of no use afterwards.
+
+        DeepSpeed ties parameters, optimizer and modules into a knot that hangs on its own tables, and is never
+        collected: what it keeps is taken out of it.
+        """
+        weights = list(self.model.parameters())
+        self.engine.destroy()
+        for optimizer in (self.optimizer, self._adamw):
+            vars(optimizer).clear()
+        for weight in weights:
+            vars(weight).clear()
+            weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
 def _deepspeed() -> Any:
