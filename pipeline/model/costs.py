@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
@@ -111,6 +112,13 @@ def flops_per_token(parameters_without_input_embedding: int, blocks: int, width:
     arXiv 2204.02311), appendix B; the convention of torchtitan, OLMo-core, llm-foundry and nanochat, here ``palm``.
     """
     return 6.0 * parameters_without_input_embedding + 12.0 * blocks * width * row_length
+
+
+def model_flops_per_token(model: PreTrainedModel, row_length: int) -> float:
+    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``)."""
+    config = model.config.get_text_config()
+    width = attention_width(config)
+    return flops_per_token(product_parameters(model), config.num_hidden_layers, width, row_length)
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -34,7 +34,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             "steps": trained["steps"],
             "flops": trained["flops"],
             "flops_formula": FLOPS_FORMULA,
-            "seconds": trained["seconds_in_steps"],
+            "seconds": trained["seconds"],
             "processes": trained["processes"],
         },
         "hardware": records["train"]["hardware"],

@@ -7,6 +7,8 @@ import json
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from itertools import islice, pairwise
 from pathlib import Path
@@ -22,9 +24,10 @@ from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.model.loss import router_coefficient
 from pipeline.run import Run, hash_file, read_json, write_json
-from pipeline.stages.train import told_of
 from pipeline.training.metrics import pace
 from pipeline.training.reach import probe, unreached
+from pipeline.training.trained import told_of
+from tests import ROOT
 from tests.families import build
 
 
@@ -44,7 +47,6 @@ def test_what_the_stage_writes(reference):
             "tokens_per_second",
             "mfu",
             "seconds",
-            "interval",
             "data_wait",
         }
         for line in metrics
@@ -340,3 +342,26 @@ def test_a_shard_that_is_damaged_while_training_is_left_out_and_recorded(
 
     message = refused("train", config, "data.on_damage=raise")
     assert 'data.on_damage: was "skip", is "raise"' in message, message
+
+
+def test_nothing_of_training_is_held_when_the_stage_is_done(lengthen, copy_until, tmp_path):
+    """Under an outside launcher stage evaluate loads three models in the same process."""
+    config, runs = lengthen(tmp_path), {f"zero-{stage}": stage for stage in (1, 3)}
+    longer = config.read_text()
+    assert "tokens: 12288" in longer
+    config.write_text(longer.replace("tokens: 12288", "tokens: 1024"))
+    for name in runs:
+        copy_until("prune", tmp_path, name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    named = [f"{name}={stage}" for name, stage in runs.items()]
+    done = subprocess.run(
+        [*command, "-m", "tests.stages.closing", str(config), *named], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    model = sum(
+        path.stat().st_size for path in (tmp_path / "runs" / "zero-1" / "prune" / "model").glob("*.safetensors")
+    )
+    before, *after = found["held"]
+    assert max(after) - before < model / 100, f"of a model of {model:,} bytes, bytes held after each run: {after}"
+    assert not found["deterministic"], "deterministic kernels stay on for the stages behind"
