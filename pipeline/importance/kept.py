@@ -1,4 +1,4 @@
-"""What scoring knows already: in files, where another start finds it, or in memory for a call that is not resumed."""
+"""What scoring and choosing know already: in files, for another start, or in memory for a call that is not resumed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Kept:
     def get(self, name: str) -> Any:
         """What was put under the name, here or by another process before ``meet``."""
         return self._values[name] if self._folder is None else read_json(self._folder / f"{name}.json")
+
+    def known(self, name: str, otherwise: Any) -> Any:
+        """What the first process has put under the name, or ``otherwise``; the same on every process."""
+        here = name in self._values if self._folder is None else (self._folder / f"{name}.json").exists()
+        return self._world.broadcast(self.get(name) if here and self._world.rank == 0 else otherwise)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What is known under the name, or what ``make`` gives, which every process calls; the first one keeps it."""

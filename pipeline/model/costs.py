@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, memory and how many blocks must go, all without weights and without a GPU.
+"""What a model costs: parameters, FLOPs and memory, all without weights and without a GPU.
 
 Everything here is arithmetic on a Hugging Face config or on a model on the meta device, so that a plan can be checked
 before an hour of a cluster is spent, and so that training logs and plan count with one formula.
@@ -6,10 +6,7 @@ before an hour of a cluster is spent, and so that training logs and plan count w
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -190,53 +187,6 @@ def memory_per_gpu(
         "logits": (12 + (0 if fp32 else 2)) * tokens * hf_config.vocab_size,
     }
     return {**items, "total": sum(items.values())}
-
-
-def count_removals(
-    blocks: int,
-    protected: int,
-    *,
-    remove: int | None = None,
-    ratio: float | None = None,
-    parameters: int | None = None,
-    dense_parameters: int | None = None,
-    block_parameters: int | Sequence[int] | None = None,
-) -> int:
-    """How many of ``blocks`` blocks go, ``protected`` of which must stay, by exactly one of three statements.
-
-    ``remove``: so many. ``ratio``: floor(ratio x blocks), the ratio taken as it is written (0.29 of 100 is 29).
-    ``parameters``: the fewest removals that leave at most so many of ``dense_parameters``, when a block has
-    ``block_parameters``; for a list of sizes the smallest are taken to go first, so that the target holds whichever
-    blocks go. Raises RegrowError when no block would go or more than ``blocks - protected``.
-    """
-    if sum(statement is not None for statement in (remove, ratio, parameters)) != 1:
-        raise RegrowError("state exactly one of remove, ratio and parameters")
-    free = max(0, min(blocks - protected, blocks - 1))
-    limit = f"{free} of {blocks} blocks may go, {min(protected, blocks)} are protected"
-    if parameters is not None:
-        if dense_parameters is None or block_parameters is None:
-            raise RegrowError("a target in parameters needs dense_parameters and block_parameters")
-        sizes = [block_parameters] * blocks if isinstance(block_parameters, int) else sorted(block_parameters)
-        if dense_parameters <= parameters:
-            raise RegrowError(
-                f"parameters {parameters:,}: the dense model has {dense_parameters:,}, so that no block would go; "
-                "set a smaller target"
-            )
-        left = [dense_parameters - sum(sizes[:count]) for count in range(free + 1)]
-        count = next((count for count, rest in enumerate(left) if rest <= parameters), None)
-        if count is None:
-            raise RegrowError(
-                f"parameters {parameters:,}: {limit}, and removing all of them leaves {left[-1]:,}; set a larger "
-                "target or protect fewer"
-            )
-        return count
-    count = math.floor(Fraction(str(ratio)) * blocks) if remove is None else remove
-    stated = f"remove {remove}" if remove is not None else f"ratio {ratio} of {blocks} blocks is {count}"
-    if count < 1:
-        raise RegrowError(f"{stated}: no block would go; the smallest cut is 1 of {blocks} blocks ({1 / blocks:.4g})")
-    if count > free:
-        raise RegrowError(f"{stated}: only {limit}; remove fewer or protect fewer")
-    return count
 
 
 def accumulation(global_batch: int, micro_batch: int, processes: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.checks import one_large_step
 from pipeline.config import Config
 from pipeline.data.remote.space import require_cache_space
 from pipeline.data.stream.loader import fitting_workers, load_rows
@@ -26,7 +27,6 @@ from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, attention_width, flops_per_token, mfu, peak_flops, product_parameters
 from pipeline.model.load import copy_companions, load_model
 from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
-from pipeline.plan import one_large_step
 from pipeline.run import RegrowError, Run, require_space
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import (

@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
+from pipeline.cuts import read_cut, read_way
+from pipeline.importance.choosing import choose
 from pipeline.launch import Place
+from pipeline.model.describe import Sizes
 from pipeline.model.equivalence import TOLERANCE, compare, difference, full_logits, probe_ids
 from pipeline.model.load import load_model
 from pipeline.run import RegrowError, Run, read_json, write_json
@@ -43,8 +46,8 @@ def test_every_way_of_saying_what_goes(tiny_config, tmp_path):
     (tmp_path / "other.csv").write_text("1,2,3,4,5,6,7,0\n")
 
     def chosen(*overrides: str) -> list[int]:
-        criteria = {"ppl": {"order": ORDER}}
-        return prune.removed_blocks(load_config(tiny_config, overrides), criteria, [100] * 8, 1000, None)[0]
+        config = load_config(tiny_config, overrides)
+        return choose(read_way(config, 8), read_cut(config), {"ppl": {"order": ORDER}}, Sizes((100,) * 8, 1000))
 
     for overrides, removed in (
         (["prune.remove=3"], [2, 3, 5]),
