@@ -38,12 +38,12 @@ class MeasuredSet(ComparedSet):
     perplexity: ByText
 
 
-def compare(
+def compare_ways(
     removals: Removals,
     entries: Entries,
     way: Way,
     removed: list[int],
-    maps: Maps,
+    maps: Maps | None = None,
     *,
     shares: Sequence[float] = (),
     greedy: bool = False,
@@ -66,7 +66,7 @@ def compare(
     own = _named(way.by, way.selection, removed)
     if not any(all(one[key] == own[key] for key in ("by", "selection", "remove")) for one in sets):
         sets.append(own)
-    measured = measure(removals, sets)
+    measured = measured_sets(removals, sets)
     measured += _with_maps(removals, measured, planned)
     if maps and not any(one["linear_map"] and one["blocks"] == removed for one in measured):
         measured.append({**own, "linear_map": True, "perplexity": removals.perplexities(removed, maps)})
@@ -102,7 +102,7 @@ def compared_sets(
             yield _named(control, "control", control_blocks(control, total, taking, seed=seed))
 
 
-def measure(removals: Removals, sets: Sequence[ComparedSet]) -> list[MeasuredSet]:
+def measured_sets(removals: Removals, sets: Sequence[ComparedSet]) -> list[MeasuredSet]:
     """The sets with their perplexities. Raises RegrowError when the model itself has none."""
     if not removals.perplexities.dense_is_finite():
         raise RegrowError("the dense model's perplexity is not a finite number: removals cannot be compared with it")

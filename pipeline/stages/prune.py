@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.criteria import CONTROLS
 from pipeline.cuts import open_removals, read_cut, read_way, runs_model
 from pipeline.importance.choosing import Choice, Entries, choose
-from pipeline.importance.comparison import compare
+from pipeline.importance.comparison import compare_ways
 from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
 from pipeline.model.describe import Sizes, describe_folder
@@ -93,7 +93,7 @@ def _choose(
     comparison = None
     if prune.compare.enabled:
         asked = prune.compare
-        comparison = compare(removals, entries, way, removed, maps, shares=asked.shares, greedy=asked.greedy)
+        comparison = compare_ways(removals, entries, way, removed, maps, shares=asked.shares, greedy=asked.greedy)
     return _Chosen(choice, maps, linear, comparison)
 
 
