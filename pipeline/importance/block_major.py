@@ -26,7 +26,7 @@ from pipeline.importance.sweep import run_without_head, summed_losses, take_hidd
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
-from pipeline.model.structure import tensors_in
+from pipeline.model.structure import BlockOutput, tensors_in
 from pipeline.run import RegrowError, hash_json, require_space
 
 #: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
@@ -136,7 +136,7 @@ def _arguments(
     places, entered, given = count(), [], []
     other = torch.empty(0)  # stands for whatever else a block returns
 
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
+    def stand_in(*args: object, **kwargs: object) -> BlockOutput:
         hidden, args, kwargs = take_hidden(args, kwargs)
         entered.append(hidden)
         if hidden is not entered[0] and not torch.equal(hidden.nan_to_num(), entered[0].nan_to_num()):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.run import read_json, write_json
 from pipeline.world import World
+
+#: JSON-ready.
+Value = TypeVar("Value")
 
 
 class Kept:
@@ -27,7 +30,7 @@ class Kept:
         found = {path.stem for path in self._folder.glob(f"{begin}*.json")} if self._world.rank == 0 else None
         return self._world.broadcast(found)
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: object) -> None:
         """Keep what this process has made."""
         if self._folder is None:
             self._values[name] = value
@@ -44,7 +47,7 @@ class Kept:
         """What was put under the name, here or by another process before ``meet``."""
         return self._values[name] if self._folder is None else read_json(self._folder / f"{name}.json")
 
-    def known(self, name: str, otherwise: Any) -> Any:
+    def known(self, name: str, otherwise: Value) -> Value:
         """What the first process has put under the name, or ``otherwise``; the same on every process."""
         here = name in self._values if self._folder is None else (self._folder / f"{name}.json").exists()
         return self._world.broadcast(self.get(name) if here and self._world.rank == 0 else otherwise)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -26,8 +26,11 @@ from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
+from pipeline.model.structure import BlockOutput
 from pipeline.run import RegrowError
 
+#: Whatever a model gives its blocks beside the hidden state.
+Argument = TypeVar("Argument")
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
 HEAD_ROWS = 8
 
@@ -144,7 +147,7 @@ def _final_states(
         wide = torch.cat([hidden, *variants])
         return (wide, *_repeat(args, doubled_args, times, name)), _repeat(kwargs, doubled_kwargs, times, name)
 
-    def narrow(block: nn.Module, args: tuple, output: Any) -> Any:
+    def narrow(block: nn.Module, args: tuple, output: BlockOutput) -> BlockOutput:
         """Keep the variants, add those whose window ends here, and hand the dense state back to the model."""
         hidden = output[0] if isinstance(output, tuple) else output
         dense, *moved = hidden.split(batch)
@@ -203,7 +206,7 @@ def _logits(
 ) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 
-    def deliver(*args: Any, **kwargs: Any) -> Any:
+    def deliver(*args: object, **kwargs: object) -> BlockOutput:
         return (state,) if as_tuple else state
 
     # No block runs: each hands on the state, and so does the last.
@@ -218,7 +221,9 @@ def run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _hooks(blocks: Iterable[nn.Module], *, before: Any, after: Any) -> Iterator[None]:
+def _hooks(
+    blocks: Iterable[nn.Module], *, before: Callable[..., object], after: Callable[..., object]
+) -> Iterator[None]:
     handles = []
     try:
         for block in blocks:
@@ -251,10 +256,10 @@ def _arguments_for_twice(
     def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         given[block] = take_hidden(args, kwargs)[1:]
 
-    def look(block: nn.Module, args: tuple, output: Any) -> None:
+    def look(block: nn.Module, args: tuple, output: BlockOutput) -> None:
         tuples.append(isinstance(output, tuple))
 
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
+    def hand_on(*args: object, **kwargs: object) -> BlockOutput:
         hidden = take_hidden(args, kwargs)[0]
         return (hidden,) if tuples[0] else hidden
 
@@ -263,7 +268,7 @@ def _arguments_for_twice(
     return given
 
 
-def _repeat(value: Any, doubled: Any, times: int, name: str) -> Any:
+def _repeat(value: Argument, doubled: Argument, times: int, name: str) -> Argument:
     """An argument of one batch for ``times`` such batches, one behind the other.
 
     ``doubled`` is what the model itself made of it for two. A tensor that is the same there belongs to all sequences
@@ -299,7 +304,7 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, rtol=1e-3, atol=1e-5))
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     return (
         f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.60}"
     )

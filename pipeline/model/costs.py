@@ -7,7 +7,7 @@ before an hour of a cluster is spent, and so that training logs and plan count w
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from torch import nn
 from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
 from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Dense bf16 FLOP/s by words of the device's name, first match wins. From NVIDIA's and AMD's data sheets, which print
 #: most of these with 2:4 sparsity: halved here (H100 SXM: 1,978.9 TFLOP/s with sparsity).
@@ -39,7 +42,7 @@ PEAK_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
 )
 
 
-def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
+def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
     """The model of a config on the meta device, whole: shapes without memory, tied weights tied.
 
     Raises RegrowError when it is no causal language model (``architecture``), or cannot be made from the config.
@@ -53,7 +56,7 @@ def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
         raise RegrowError(f"no model can be made from {type(hf_config).__name__}: {reason}") from None
 
 
-def count_parameters(hf_config: Any, blocks: int | None = None) -> int:
+def count_parameters(hf_config: PreTrainedConfig, blocks: int | None = None) -> int:
     """Parameters of the model, tied weights once; of the model cut to ``blocks`` blocks where that is given.
 
     Where blocks differ in size the smallest are taken to go first, so that the count is an upper bound. Raises
@@ -94,7 +97,7 @@ def product_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in text_parameters(model) if id(parameter) not in lookups)
 
 
-def attention_width(hf_config: Any) -> int:
+def attention_width(hf_config: PreTrainedConfig) -> int:
     """Query heads x head size: the width of the attention's two products, which need not be the hidden size."""
     heads = hf_config.num_attention_heads
     return heads * (getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
@@ -124,7 +127,7 @@ def mfu(tokens_per_second_per_device: float, flops_per_token: float, peak: float
     return None if peak is None else tokens_per_second_per_device * flops_per_token / peak
 
 
-def activation_bytes(hf_config: Any, rows: int, row_length: int, weight_bytes: int = 2) -> int:
+def activation_bytes(hf_config: PreTrainedConfig, rows: int, row_length: int, weight_bytes: int = 2) -> int:
     """Bytes that autograd keeps for the backward pass of one block, for a Llama block of Hugging Face.
 
     With w bytes a value, hidden size h, query width q, key (and value) width k, MLP width f and a heads, a token
@@ -148,7 +151,7 @@ def memory_per_gpu(
     processes: int,
     micro_batch: int,
     row_length: int,
-    hf_config: Any,
+    hf_config: PreTrainedConfig,
     *,
     frozen: int = 0,
     blocks: int | None = None,

@@ -6,7 +6,7 @@ import gc
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.replacement import mapped_outputs, replace_blocks
 from pipeline.run import require_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: How many of the tensors that the pruned model has less of than the dense files a line names; the record has all.
 NAMED = 3
@@ -99,7 +102,7 @@ def prune_folder(
     }
 
 
-def _lost(model: Any, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _lost(model: PreTrainedModel, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What prune.json says of tensors that the run holds less precisely than the dense model's files, or not at all."""
     lost = shortfall(model, dense)
     lines = {f"model.dtype {dtype} narrows": list(lost.narrowed), "the text model leaves out": lost.left_out}

@@ -163,7 +163,7 @@ def _hub_dataset(path: str) -> str | None:
     return path if is_hub_name(path) else None
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Text for a Markdown table or list: on one line, with the signs that Markdown or HTML would act on escaped."""
     text = " ".join(str(value).split())
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend, log_scale
@@ -214,7 +215,7 @@ def _outline(first: int, length: int) -> tuple[list[float], list[float]]:
     return [*x, first - 0.5], [*y, length + 0.5]
 
 
-def _colour_key(axes: Axes, image: Any, normalized: bool) -> None:
+def _colour_key(axes: Axes, image: AxesImage, normalized: bool) -> None:
     """The key of the colours, in the corner below the diagonal where no window fits."""
     inset = axes.inset_axes((0.6, 0.13, 0.38, 0.04))
     bar = axes.figure.colorbar(image, cax=inset, orientation="horizontal")

@@ -3,7 +3,7 @@
 Plain dicts of numbers and words, in the order in which they are shown; what was not measured is None or said in words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting import notation
@@ -45,7 +45,13 @@ def measure_rows(
     """
     rows = []
 
-    def add(label: str, note: str, values: Mapping[str, Any], write: Any, compare: Any) -> None:
+    def add(
+        label: str,
+        note: str,
+        values: Mapping[str, Any],
+        write: Callable[[float | None], str],
+        compare: Callable[[float | None, float | None], str],
+    ) -> None:
         reference = values.get("dense")
         cells = []
         for model in MODELS:
