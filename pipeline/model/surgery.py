@@ -79,12 +79,7 @@ def prune_folder(
         pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     narrow(stored)
     parameters = model.num_parameters()
-    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
-    scratch = target.with_name(f"{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    _replace_folder(target, model, dense)
     del model
     gc.collect()
 
@@ -100,6 +95,16 @@ def prune_folder(
         **lost,
         "self_test": {"dtype": "float32", "checks": checks},
     }
+
+
+def _replace_folder(target: Path, model: PreTrainedModel, dense: Path) -> None:
+    """Save the model with the dense one's tokenizer; what stood in ``target`` stays until all is written."""
+    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
+    scratch = target.with_name(f"{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_model(model, scratch, companions_from=dense)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
 
 
 def _lost(model: PreTrainedModel, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:

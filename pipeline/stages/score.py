@@ -47,7 +47,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     dense = text.model
     sequences, origins = world.on_first(text.calibration)
     meta = describe_folder(dense, config.model.trust_remote_code)
-    by_block = _by_block(config, meta, world)
+    blocks, by_block = len(find_blocks(meta)), _by_block(config, meta, world)
     asked, settings, progress = config.score.criteria, _settings(config, meta), folder / "progress"
     load = {
         "dtype": config.score.dtype,
@@ -80,28 +80,33 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank == 0:
         if len(sequences) == 1:
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
-        calibration = {
-            "sequences": config.score.sequences,
-            "length": config.score.length,
-            "bos": config.score.bos,
-            "dtype": config.score.dtype,
-            "seed": config.score.seed,
-            "overlap": {"held_out": _held_out(text, origins)},
-            "targets": (config.score.length - 1) * config.score.sequences,
-        }
+        held_out = _held_out(text, origins)
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
-        blocks = len(find_blocks(meta))
+        calibration = _calibration(config, held_out)
         write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
         _write_tables(folder, entries)
         for states in (folder / "progress").glob("states-*"):
             shutil.rmtree(states)
-        held_out = calibration["overlap"]["held_out"]
         known = "an unknown number" if held_out is None else held_out
         say(f"{len(origins)} calibration documents, {known} of them held out too")
         for name, entry in entries.items():
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")
-    return {"blocks": len(find_blocks(meta)), "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+    return {"blocks": blocks, "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+
+
+def _calibration(config: Config, held_out: int | None) -> dict[str, Any]:
+    """What scores.json says of the text; ``held_out`` of its sequences are of held-out documents."""
+    score = config.score
+    return {
+        "sequences": score.sequences,
+        "length": score.length,
+        "bos": score.bos,
+        "dtype": score.dtype,
+        "seed": score.seed,
+        "overlap": {"held_out": held_out},
+        "targets": (score.length - 1) * score.sequences,
+    }
 
 
 def _by_block(config: Config, meta: nn.Module, world: World) -> bool:
