@@ -31,6 +31,7 @@ from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
 from pipeline.launch import count_processes
 from pipeline.model.costs import (
+    Trained,
     accumulation,
     attention_width,
     flops_per_token,
@@ -114,21 +115,25 @@ def _memory(
     # ZeRO stage 3 gathers blocks and embeddings as a whole.
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     gathered = [*sizes.blocks, *(end.weight.numel() for end in ends if end is not None)]
+    held = Trained(
+        trained,
+        max(gathered),
+        model.config.get_text_config(),
+        frozen=sizes.whole - sum(removed) - trained,
+        blocks=len(sizes.blocks) - len(removed),
+        weight_bytes=4 if config.model.dtype == "float32" else 2,
+    )
+    train, row = config.train, config.data.row_length
     return [
         {
             "zero_stage": stage,
             **memory_per_gpu(
-                trained,
-                max(gathered),
+                held,
                 stage,
                 processes,
-                config.train.micro_batch,
-                config.data.row_length,
-                model.config.get_text_config(),
-                frozen=sizes.whole - sum(removed) - trained,
-                blocks=len(sizes.blocks) - len(removed),
-                gradient_checkpointing=config.train.gradient_checkpointing,
-                weight_bytes=4 if config.model.dtype == "float32" else 2,
+                train.micro_batch,
+                row,
+                gradient_checkpointing=train.gradient_checkpointing,
             ),
         }
         for stage in range(4)

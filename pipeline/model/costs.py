@@ -7,6 +7,7 @@ before an hour of a cluster is spent, and so that training logs and plan count w
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,46 +145,57 @@ def activation_bytes(hf_config: PreTrainedConfig, rows: int, row_length: int, we
     return rows * row_length * (norms + attention + 4 * weight_bytes * middle)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model as training holds it: ``parameters`` that get gradients and ``frozen`` ones beside them.
+
+    ``largest_module`` has the most parameters of those that ZeRO stage 3 gathers as a whole. ``blocks`` of
+    ``hf_config``'s widths (default: as many as it says), weights of ``weight_bytes``: 2 in bf16, 4 in fp32.
+    """
+
+    parameters: int
+    largest_module: int
+    hf_config: PreTrainedConfig
+    frozen: int = 0
+    blocks: int | None = None
+    weight_bytes: int = 2
+
+
 def memory_per_gpu(
-    parameters: int,
-    largest_module: int,
+    trained: Trained,
     zero_stage: int,
     processes: int,
     micro_batch: int,
     row_length: int,
-    hf_config: PreTrainedConfig,
     *,
-    frozen: int = 0,
-    blocks: int | None = None,
     gradient_checkpointing: bool = False,
-    weight_bytes: int = 2,
 ) -> dict[str, int]:
     """Estimated bytes on one GPU, by item and in ``total``, for AdamW under DeepSpeed with fp32 accumulation.
 
     With N parameters: weights and gradients 2 N each in bf16, accumulation 4 N, optimizer 12 N (fp32 master, m, v).
     ZeRO stage 1 divides the optimizer by the processes, 2 the gradients and the accumulation too, 3 the weights too,
-    but gathers ``largest_module`` twice (the one at work and the next). ``weight_bytes=4`` is training in fp32: no
-    accumulation apart from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights
-    and gradients (4 N each) beside autocast's bf16 copies (2 N) and the two moments (8 N). ``frozen`` parameters beside
-    the N, which get no gradient, are weights alone.
+    but gathers the largest module twice (the one at work and the next). Training in fp32 has no accumulation apart
+    from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights and gradients (4 N
+    each) beside autocast's bf16 copies (2 N) and the two moments (8 N). Frozen parameters are weights alone.
 
-    Activations: ``activation_bytes`` for each of ``blocks`` (default: the config's), or with
-    ``gradient_checkpointing`` each block's input and one block recomputed. Logits: 14 bytes for each of the
-    micro-batch's tokens and vocabulary entries (bf16 logits; in fp32 the log-softmax, its gradient and theirs).
-    Not counted: the CUDA context, communication buckets, fragmentation; leave a tenth of the GPU for them.
+    Activations: ``activation_bytes`` for each block, or with ``gradient_checkpointing`` each block's input and one
+    block recomputed. Logits: 14 bytes for each of the micro-batch's tokens and vocabulary entries (bf16 logits; in
+    fp32 the log-softmax, its gradient and theirs). Not counted: the CUDA context, communication buckets,
+    fragmentation; leave a tenth of the GPU for them.
     """
-    blocks = hf_config.num_hidden_layers if blocks is None else blocks
+    hf_config, parameters, weight_bytes = trained.hf_config, trained.parameters, trained.weight_bytes
+    blocks = hf_config.num_hidden_layers if trained.blocks is None else trained.blocks
     fp32 = weight_bytes == 4
     autocast = zero_stage == 0 and not fp32
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
     items = {
-        "weights": (6 if autocast else weight_bytes) * (parameters + frozen) // share[3],
+        "weights": (6 if autocast else weight_bytes) * (parameters + trained.frozen) // share[3],
         "gradients": (4 if autocast else weight_bytes) * parameters // share[2],
         "accumulation": 0 if fp32 or autocast else 4 * parameters // share[2],
         "optimizer": (8 if zero_stage == 0 else 12) * parameters // share[1],
-        "gathered": 2 * weight_bytes * largest_module if zero_stage == 3 else 0,
+        "gathered": 2 * weight_bytes * trained.largest_module if zero_stage == 3 else 0,
         "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
         if gradient_checkpointing
         else blocks * per_block,

@@ -52,6 +52,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     gc.collect()
     if world.rank > 0:
         return {}
+    if chosen.comparison is not None:
+        write_json(folder / "comparison.json", chosen.comparison)
 
     removed = chosen.blocks.removed
     proof = prune_folder(
@@ -63,9 +65,6 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         trust_remote_code=config.model.trust_remote_code,
         say=say,
     )
-
-    if chosen.comparison is not None:
-        write_json(folder / "comparison.json", chosen.comparison)
     write_json(folder / "prune.json", {**proof, **_record(config, entries, len(sizes.blocks), chosen)})
     return {"removed": removed, "parameters": proof["parameters"]}
 

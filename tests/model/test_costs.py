@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, T5Config
 
 from pipeline.model.blocks import remove_blocks
 from pipeline.model.costs import (
+    Trained,
     accumulation,
     activation_bytes,
     attention_width,
@@ -183,7 +184,7 @@ def test_checkpointing_keeps_the_input_of_each_block() -> None:
         kept_for_backward(llama(num_hidden_layers=blocks), torch.bfloat16, rows, length, True) for blocks in (2, 4)
     )
     one, two = (
-        memory_per_gpu(10**6, 10**5, 1, 2, rows, length, llama(), blocks=blocks, gradient_checkpointing=True)
+        memory_per_gpu(Trained(10**6, 10**5, llama(), blocks=blocks), 1, 2, rows, length, gradient_checkpointing=True)
         for blocks in (1, 2)
     )
     assert two["activations"] - one["activations"] == (deep - shallow) // 2
@@ -191,7 +192,8 @@ def test_checkpointing_keeps_the_input_of_each_block() -> None:
 
 def test_memory_of_the_recipe_at_every_zero_stage() -> None:
     parameters = 5524115456
-    by_stage = [memory_per_gpu(parameters, 202383360, stage, 8, 2, 2048, VICUNA, blocks=26) for stage in range(4)]
+    trained = Trained(parameters, 202383360, VICUNA, blocks=26)
+    by_stage = [memory_per_gpu(trained, stage, 8, 2, 2048) for stage in range(4)]
     states = ("weights", "gradients", "accumulation", "optimizer")
     in_gb = [tuple(round(row[name] / 1e9, 1) for name in states) for row in by_stage]
     assert in_gb == [
@@ -207,7 +209,7 @@ def test_memory_of_the_recipe_at_every_zero_stage() -> None:
 
 
 def test_fp32_training_has_no_second_copy_of_gradients() -> None:
-    row = memory_per_gpu(10**6, 10**5, 0, 1, 1, 128, llama(), weight_bytes=4)
+    row = memory_per_gpu(Trained(10**6, 10**5, llama(), weight_bytes=4), 0, 1, 1, 128)
     assert (row["weights"], row["gradients"], row["accumulation"], row["optimizer"]) == (4e6, 4e6, 0, 8e6)
 
 
