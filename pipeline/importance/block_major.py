@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.importance.arguments import run_without_head, take_hidden
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.shelf import FileShelf, MemoryShelf
-from pipeline.importance.sweep import run_without_head, summed_losses, take_hidden
+from pipeline.importance.sweep import summed_losses
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
