@@ -1,7 +1,8 @@
 """What a model gives its blocks: the hidden state, and arguments beside it that a growing batch takes repeated.
 
-Masks, positions and biases have to grow with the batch, and no shape says which of them does: a first axis as long as the batch may be that of the heads, and Bloom's bias has batch x
-heads. So the model is asked: it makes these arguments for every sequence twice, and what came out doubled is repeated.
+Masks, positions and biases have to grow with the batch, and no shape says which of them does: a first axis as long as
+the batch may be that of the heads, and Bloom's bias has batch x heads. So the model is asked: it makes these arguments
+for every sequence twice, and what came out doubled is repeated.
 """
 
 from __future__ import annotations
