@@ -24,6 +24,7 @@ from pipeline.data.stream.position import LaneCursor
 from pipeline.launch import find_place, take_place
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import (
+    Trained,
     attention_width,
     memory_per_gpu,
     mfu,
@@ -67,13 +68,11 @@ def main() -> None:
     flops = model_flops_per_token(model, arguments.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     estimate = memory_per_gpu(
-        parameters,
-        block,
+        Trained(parameters, block, config),
         arguments.zero_stage,
         world.size,
         arguments.micro_batch,
         arguments.row_length,
-        config,
         gradient_checkpointing=arguments.gradient_checkpointing,
     )["total"]
     rows = random_rows(config.vocab_size, arguments.row_length, world.rank)

@@ -2,11 +2,11 @@
 
 The pieces that a notebook wants, loaded when they are first used::
 
-    from pipeline import choose_blocks, load_model, remove_blocks, score_blocks
+    from pipeline import Cut, choose_blocks, load_model, remove_blocks, score_blocks
 
     model = load_model("path/of/a/model")
     scores = score_blocks(model, batches)
-    remove_blocks(model, choose_blocks(scores["ppl"]["order"], remove=9))
+    remove_blocks(model, choose_blocks(scores["ppl"]["order"], Cut(remove=9)))
     model.save_pretrained("smaller")
 """
 
@@ -14,8 +14,13 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Cut": "pipeline.importance.cut",
+    "Removals": "pipeline.importance.choosing",
+    "Text": "pipeline.importance.criteria",
+    "Way": "pipeline.importance.choosing",
     "choose_blocks": "pipeline.importance.selection",
     "choose_window": "pipeline.importance.selection",
+    "compare_ways": "pipeline.importance.comparison",
     "draw_heat_map": "pipeline.reporting.heat_maps",
     "draw_layer_bars": "pipeline.reporting.layer_bars",
     "load_config": "pipeline.config",

@@ -1,4 +1,4 @@
-"""What model, tokenizer and text must be for a run to end well: looked at in seconds, before anything starts.
+"""What model, tokenizer, text and budget must be for a run to end well: looked at in seconds, before anything starts.
 
 Headers are read and not weights (but small ones), one document of each source and not the corpus. What is not here, or
 too large to be read, is given back as a line that says so.
@@ -33,6 +33,8 @@ TRIED = 8
 FIRST = 1000
 #: Plain words, which any tokenizer has tokens for.
 WORDS = "The house stands near the river."
+#: A budget that is stretched by more than this, to whole steps, is said.
+STRETCHED = 1.1
 
 
 def check_weights(folder: Path, model: nn.Module) -> list[str]:
@@ -138,3 +140,18 @@ def _has_document(path: Path, kind: str, text_key: str) -> bool:
             f"source to one of the keys that are there ({', '.join(texts[0].keys) or 'none'})"
         )
     return any(isinstance(text, str) for text in texts)
+
+
+def one_large_step(config: Config) -> list[str]:
+    """A line where whole steps make much more of the token budget than it is."""
+    train = config.train
+    per_step, steps = config.tokens_per_step, config.steps
+    stretched = steps * per_step / train.tokens
+    if stretched <= STRETCHED:
+        return []
+    what = "one step is" if steps == 1 else f"{steps} steps are"
+    return [
+        f"{what} {stretched:.{0 if stretched >= 10 else 1}f} times the budget: train.tokens {train.tokens:,} becomes "
+        f"{steps * per_step:,}, by {train.global_batch} rows of {config.data.row_length} tokens a step; lower "
+        "train.global_batch or data.row_length"
+    ]

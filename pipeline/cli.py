@@ -82,9 +82,10 @@ _stage_command("report", "Draw the page and write the model card.")
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
-    from pipeline import plan as planning
+    from pipeline.commands.plan import plan as made_plan
+    from pipeline.commands.plan_text import plan_text
 
-    print(planning.plan_text(planning.plan(load_config(config, overrides or []))))
+    print(plan_text(made_plan(load_config(config, overrides or []))))
 
 
 @app.command()

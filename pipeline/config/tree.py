@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -244,7 +245,7 @@ class Config(Section):
         }
 
 
-def _at(tree: Any, dotted: str) -> Any:
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree[part]
     return tree

@@ -236,11 +236,11 @@ def _dense(
     return states, {start: output.reshape(states[0].shape) for start, output in outputs.items()}
 
 
-def _accumulate(sums: dict[Any, torch.Tensor], key: Any, term: torch.Tensor) -> None:
-    if key in sums:
-        sums[key] += term
+def _accumulate(sums: dict[Window, torch.Tensor], window: Window, term: torch.Tensor) -> None:
+    if window in sums:
+        sums[window] += term
     else:
-        sums[key] = term
+        sums[window] = term
 
 
 def _solve(gram: torch.Tensor, cross: torch.Tensor, ridge: float, window: Window) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.criteria import CRITERIA
-from pipeline.importance.batch_major import own_share, sweep_by_batch
+from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.criteria import DEFAULTS, MAKERS, NEEDS, SWEPT, Settings, Text
 from pipeline.importance.distances import StateDistances
@@ -79,11 +79,9 @@ def score_blocks(
         losses, distances = sweep_by_batch(
             model,
             text.sequences,
+            Wanted("ppl" in asked, windows, settings.position if _wants_states(asked) else None),
             kept=kept,
             micro_batch=text.micro_batch,
-            losses="ppl" in asked,
-            windows=windows,
-            position=settings.position if _wants_states(asked) else None,
             world=world,
             say=say,
         )

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.run import RegrowError, first_line, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Model types that are loaded under image-text-to-text. What another wrapper's blocks are given with an image may
 #: depend on their place (Qwen3-VL adds image features behind its first blocks), which text does not show.
 WRAPPERS = ("llama4", "mistral3", "qwen3_5", "qwen3_5_moe")
 
 
-def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
+def read_config(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The Hugging Face config in a folder.
 
     Raises RegrowError when there is none, when transformers cannot read it, and when it takes code of the folder's own
@@ -74,7 +77,7 @@ def _named_code(file: Path) -> list[str]:
     return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
 
 
-def auto_class(hf_config: Any) -> Any:
+def auto_class(hf_config: PreTrainedConfig) -> Any:
     """The class whose ``from_config`` and ``from_pretrained`` make this config's model.
 
     Raises RegrowError, in one line, when it is neither a causal language model nor one of ``WRAPPERS``.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pipeline.model.depth import PLACES, set_values, shorten
-from pipeline.model.structure import find_blocks, require_separate_blocks
+from pipeline.model.structure import BlockOutput, find_blocks, require_separate_blocks
 from pipeline.run import RegrowError
 
 __all__ = ["block_parameters", "check_indices", "find_blocks", "remove_blocks", "replaced_forward", "skip_blocks"]
@@ -57,7 +57,7 @@ def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
     places = (getattr(module, name, None) for module in block.modules() for name in PLACES)
     slots = {place for place in places if isinstance(place, int)}
 
-    def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def identity(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> BlockOutput:
         for cache in [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]:
             cache = getattr(cache, "self_attention_cache", cache)
             # transformers reads how many tokens a cache holds from the first slot of a kind.
@@ -71,7 +71,7 @@ def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., object]) -> Iterator[None]:
     """Within the context ``forward`` stands in for the blocks' own."""
     blocks = list(blocks)
     # An instance attribute shadows the class's forward. One that was there before (from a context around this one, or

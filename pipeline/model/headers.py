@@ -11,12 +11,15 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.model.files import weight_files
 from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: safetensors' names of the dtypes that a narrower one may cut; tensors of others are integers, or quantised.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -48,7 +51,7 @@ class Shortfall:
     held: int
 
 
-def read_headers(model: Any, files: Sequence[Path]) -> dict[str, Entry]:
+def read_headers(model: PreTrainedModel, files: Sequence[Path]) -> dict[str, Entry]:
     """Every tensor of a model's files by its key; ``model`` may be on the meta device.
 
     Raises RegrowError when a file is damaged.
@@ -69,14 +72,14 @@ def read_headers(model: Any, files: Sequence[Path]) -> dict[str, Entry]:
     return entries
 
 
-def conversions(model: Any) -> list[Any]:
+def conversions(model: PreTrainedModel) -> list[Any]:
     """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return get_model_conversion_mapping(model)
 
 
-def shortfall(model: Any, folder: Path) -> Shortfall:
+def shortfall(model: PreTrainedModel, folder: Path) -> Shortfall:
     """What ``model``, loaded from ``folder``, has lost of its files.
 
     A tensor is narrowed where its dtype in the model cannot hold every value of that in the file. Tables that models

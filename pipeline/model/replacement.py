@@ -17,15 +17,18 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
 from pipeline.model.outputs import logits_alone
-from pipeline.model.structure import module_tree
+from pipeline.model.structure import BlockOutput, module_tree
 from pipeline.run import RegrowError
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 #: Largest part of the noise that may be lost between the projection and the block's output, by dtype.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -112,7 +115,11 @@ def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[
 
 
 def _run_block(
-    model: Any, block: nn.Module, projection: nn.Module | None, seen: dict[str, torch.Tensor], instead: Any
+    model: nn.Module,
+    block: nn.Module,
+    projection: nn.Module | None,
+    seen: dict[str, torch.Tensor],
+    instead: torch.Tensor | None,
 ) -> torch.Tensor:
     """A block's output (1, tokens, d) in the model, in evaluation mode; ``instead`` stands in for the projection's."""
 
@@ -121,7 +128,7 @@ def _run_block(
         seen["projected"] = output.clone()
         return None if instead is None else instead.clone()
 
-    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+    def leave(module: nn.Module, args: tuple, output: BlockOutput) -> None:
         seen["left"] = (output[0] if isinstance(output, tuple) else output).clone()
 
     modes = [(module, module.training) for module in model.modules()]
@@ -152,7 +159,7 @@ def fold_linear(model: nn.Module, index: int, matrix: torch.Tensor) -> None:
     _fold(projection, matrix)
 
 
-def _check_matrix(projection: Any, matrix: torch.Tensor, index: int) -> None:
+def _check_matrix(projection: nn.Linear | Conv1D, matrix: torch.Tensor, index: int) -> None:
     width = projection.out_features if isinstance(projection, nn.Linear) else projection.nf
     if matrix.shape != (width, width) or not matrix.is_floating_point():
         raise RegrowError(
@@ -164,7 +171,7 @@ def _check_matrix(projection: Any, matrix: torch.Tensor, index: int) -> None:
 
 
 @torch.no_grad()
-def _fold(projection: Any, matrix: torch.Tensor) -> None:
+def _fold(projection: nn.Linear | Conv1D, matrix: torch.Tensor) -> None:
     weight = projection.weight
     mapped = matrix.to(weight.device, torch.float64)
     if isinstance(projection, nn.Linear):

@@ -6,7 +6,7 @@ import gc
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.replacement import mapped_outputs, replace_blocks
 from pipeline.run import require_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: How many of the tensors that the pruned model has less of than the dense files a line names; the record has all.
 NAMED = 3
@@ -76,12 +79,7 @@ def prune_folder(
         pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     narrow(stored)
     parameters = model.num_parameters()
-    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
-    scratch = target.with_name(f"{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    _replace_folder(target, model, dense)
     del model
     gc.collect()
 
@@ -99,7 +97,17 @@ def prune_folder(
     }
 
 
-def _lost(model: Any, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _replace_folder(target: Path, model: PreTrainedModel, dense: Path) -> None:
+    """Save the model with the dense one's tokenizer; what stood in ``target`` stays until all is written."""
+    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
+    scratch = target.with_name(f"{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_model(model, scratch, companions_from=dense)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+
+
+def _lost(model: PreTrainedModel, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What prune.json says of tensors that the run holds less precisely than the dense model's files, or not at all."""
     lost = shortfall(model, dense)
     lines = {f"model.dtype {dtype} narrows": list(lost.narrowed), "the text model leaves out": lost.left_out}

@@ -192,7 +192,7 @@ def _draw_way(axes: Axes, way: Mapping[str, Any], top: float) -> None:
     """One line; dashed for greedy, dash-dotted with a linear map, dotted for a control, thick for the chosen way."""
     control = way["selection"] == "control"
     colour, marker = _colour_and_marker(way["by"])
-    style: Any = "-"
+    style: str | tuple[int, tuple[float, ...]] = "-"
     if control:
         style = (0, (1, 1.6))
     elif way.get("linear_map"):

@@ -45,7 +45,7 @@ COLOURS = {
 WIDE, NARROW = 8.4, 4.3  # inches; the page shows the narrow drawing on a phone
 
 
-def finite(value: Any) -> bool:
+def finite(value: object) -> bool:
     """Whether this is a number that can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
 

@@ -168,7 +168,13 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
 
 
 def _finish(
-    stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None, result: Any, seconds: float
+    stage: str,
+    config: Config,
+    run: Run,
+    world: World,
+    fingerprint: dict[str, Any] | None,
+    result: dict[str, Any],
+    seconds: float,
 ) -> None:
     """Write the stage's record."""
     run.finish(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.checks import one_large_step
 from pipeline.config import Config
 from pipeline.data.remote.space import require_cache_space
 from pipeline.data.stream.loader import fitting_workers
@@ -22,7 +23,6 @@ from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, mfu, model_flops_per_token, peak_flops
-from pipeline.plan import one_large_step
 from pipeline.run import RegrowError, Run, require_space
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn, newest_checkpoint

@@ -38,30 +38,6 @@ def pruned(tiny_config, tmp_path):
     return carry_out
 
 
-def test_every_way_of_saying_what_goes(tiny_config, tmp_path):
-    """The tiny config protects the first two blocks and the last; eight blocks of 100 in a model of 1,000."""
-    (tmp_path / "other.csv").write_text("1,2,3,4,5,6,7,0\n")
-
-    def chosen(*overrides: str) -> list[int]:
-        criteria = {"ppl": {"order": ORDER}}
-        return prune.removed_blocks(load_config(tiny_config, overrides), criteria, [100] * 8, 1000, None)[0]
-
-    for overrides, removed in (
-        (["prune.remove=3"], [2, 3, 5]),
-        (["prune.remove=3", "prune.protect_first=0"], [0, 3, 5]),
-        (["prune.ratio=0.49"], [2, 3, 5]),
-        (["prune.parameters=800"], [3, 5]),
-        (["prune.parameters=799"], [2, 3, 5]),
-        (["prune.blocks=[7, 0]"], [0, 7]),
-        ([f"prune.blocks={tmp_path}/other.csv", "prune.remove=4"], [2, 3, 4, 5]),
-    ):
-        assert chosen(*overrides) == removed, overrides
-    with pytest.raises(RegrowError, match="only 5 of 8 blocks may go, 3 are protected"):
-        chosen("prune.remove=6")
-    with pytest.raises(RegrowError, match="blocks 0 to 7"):
-        chosen("prune.blocks=[8]")
-
-
 def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_model):
     record, run = pruned("prune.remove=3")
     assert (record["criterion"], record["removed"], record["kept"]) == ("ppl", [2, 3, 5], [0, 1, 4, 6, 7])

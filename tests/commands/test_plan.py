@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, MixtralConfig
 
+from pipeline.commands.plan import find_architecture, plan
+from pipeline.commands.plan_text import plan_text
 from pipeline.config import load_config
-from pipeline.plan import find_architecture, plan, plan_text
 from pipeline.run import RegrowError
 from tests import ROOT
 from tests.families import build
@@ -287,7 +288,7 @@ def test_planning_opens_no_connection() -> None:
         "def refuse(*args, **kwargs): raise SystemExit('a connection was tried')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from pipeline.config import load_config\n"
-        "from pipeline.plan import plan\n"
+        "from pipeline.commands.plan import plan\n"
         "print(plan(load_config(sys.argv[1]))['parameters']['pruned'])\n"
     )
     done = subprocess.run(
