@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.formats.documents import check_documents, format_of
+from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.servers import Patience
@@ -38,29 +39,32 @@ def encode(text: str) -> list[int]:
     return [*text.encode(), 256]
 
 
-def write_shard(path: Path, texts: Sequence[Any], *, tokenised: bool = False) -> Path:
-    """One shard in the format that its ending names; parquet in row groups of 4, tar tokenised if asked. In jsonl a
-    record may stand instead of a text."""
+def write_shard(path: Path, documents: Sequence[Any], *, group: int | None = None, tokenised: bool = False) -> Path:
+    """One shard in the format that its ending names; parquet in row groups of ``group``, tar tokenised if asked.
+
+    A document that is a text gets the key ``text`` and a domain; in a tar it becomes KEY.txt, with its domain in
+    KEY.json. Any other document is a record as it stands; in a tar, KEY.json alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = [{"text": item} if isinstance(item, str) else item for item in texts]
-    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    about = {"meta": {"redpajama_set_name": "RedPajamaWikipedia"}}
+    records = [{"text": item, **about} if isinstance(item, str) else item for item in documents]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
     if tokenised:
-        write_tokenised(path, map(encode, texts), about={"vocabulary": 257})
-    elif path.suffix == ".tar":
+        write_tokenised(path, map(encode, documents), about={"vocabulary": 257})
+    elif path.name.endswith((".tar", ".tar.gz")):
         from webdataset import TarWriter
 
-        with TarWriter(str(path), mtime=0) as tar:
-            for number, text in enumerate(texts):
-                tar.write({"__key__": f"{number:06d}", "json": {"text": text}})
+        with path.open("wb") as file, TarWriter(file, mtime=0, compress=path.suffix == ".gz") as tar:
+            for number, item in enumerate(documents):
+                parts = {"txt": item, "json": about} if isinstance(item, str) else {"json": item}
+                tar.write({"__key__": f"{number:06d}", **parts})
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table({"text": list(texts)}), path, row_group_size=4)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=group)
     elif path.suffix == ".zst":
-        import zstandard
-
-        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+        write_jsonl_zst(path, records)
     else:
         path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
     return path
@@ -99,7 +103,7 @@ def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
         if number in (5, 16):
             documents[2] = ""
         path = write_shard(
-            folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents, tokenised=kind == "tokenised"
+            folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents, group=4, tokenised=kind == "tokenised"
         )
         shards.append(shard(path, source, tokenised=kind == "tokenised"))
     return shards

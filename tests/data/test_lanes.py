@@ -63,18 +63,10 @@ def lane(shards, cache, number=0, *, lanes=4, row=0, cursor=None, **more) -> Lan
 
 
 @pytest.fixture
-def corpus(texts, tmp_path):
-    """Five shards of 12 to 16 real documents in several formats; the first document of each is a long one."""
-    long = "\n\n".join(texts[:20])
-    return [
-        shard(
-            write_shard(
-                tmp_path / "corpus" / f"part_{number}.{ending}",
-                [f"{number} {long}", *texts[100 + 20 * number : 111 + 21 * number]],
-            )
-        )
-        for number, ending in enumerate(("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "tar"))
-    ]
+def grouped(corpus, tmp_path) -> list[Shard]:
+    """The corpus, with its parquet file in row groups of 4."""
+    documents = [text for _, text in read_documents(Path(corpus[2].name), "parquet")]
+    return [*corpus[:2], shard(write_shard(tmp_path / "grouped/part_2.parquet", documents, group=4)), *corpus[3:]]
 
 
 # ---- parts
@@ -164,11 +156,11 @@ def texts_of(shards, parts) -> list[str]:
     ]
 
 
-def test_rows_are_the_lane_s_documents_end_to_end_epoch_after_epoch(corpus, tmp_path):
+def test_rows_are_the_lane_s_documents_end_to_end_epoch_after_epoch(grouped, tmp_path):
     everything = []
     for number in range(8):
-        one = lane(corpus, tmp_path, number, lanes=8)
-        documents = texts_of(corpus, deal(corpus, 8, 0)[0].parts[number::8])
+        one = lane(grouped, tmp_path, number, lanes=8)
+        documents = texts_of(grouped, deal(grouped, 8, 0)[0].parts[number::8])
         size = sum(len(encode(text)) for text in documents)
         rows = [next(one) for _ in range(2 * size // 64 + 1)]
         assert all(ids.dtype == np.int64 and ids.shape == (64,) for ids, _, _ in rows)
@@ -180,7 +172,7 @@ def test_rows_are_the_lane_s_documents_end_to_end_epoch_after_epoch(corpus, tmp_
         assert max(map(len, documents)) > 256, "this test wants a document longer than a few rows"
         assert epochs == sorted(epochs) and epochs[-1] >= 1, "no epoch's end was crossed"
         everything += documents
-    held = [text for each in corpus for _, text in read_documents(Path(each.name), each.format)]
+    held = [text for each in grouped for _, text in read_documents(Path(each.name), each.format)]
     assert sorted(everything) == sorted(held), "the lanes together do not hold each document once"
 
 
@@ -205,25 +197,25 @@ def test_cu_seqlens_give_the_documents_back(texts, tmp_path):
     assert rebuilt[: len(documents)] == documents, "the pieces between the edges are not the documents"
 
 
-def test_epochs_differ_in_order_and_seeds_too(corpus, tmp_path):
+def test_epochs_differ_in_order_and_seeds_too(grouped, tmp_path):
     """Two parts in a lane: some later epoch has them in the other order, and another seed deals them otherwise."""
-    one = lane(corpus, tmp_path, lanes=2, row_length=512)
+    one = lane(grouped, tmp_path, lanes=2, row_length=512)
     orders = {}
     while len(orders) < 6:
         ids, _, cursor = next(one)
         orders.setdefault(cursor.cursors[0].epoch, ids.tolist())
     assert len({tuple(row) for row in orders.values()}) > 1, "every epoch begins with the same part"
-    deals = {tuple(deal(corpus, 2, seed)[0].parts) for seed in range(4)}
+    deals = {tuple(deal(grouped, 2, seed)[0].parts) for seed in range(4)}
     assert len(deals) > 1, "the seed does not change which parts a lane has"
 
 
-def test_every_cursor_goes_on_exactly(corpus, tmp_path):
-    one = lane(corpus, tmp_path, 1)
-    size = sum(len(encode(text)) for text in texts_of(corpus, deal(corpus, 4, 0)[0].parts[1::4]))
+def test_every_cursor_goes_on_exactly(grouped, tmp_path):
+    one = lane(grouped, tmp_path, 1)
+    size = sum(len(encode(text)) for text in texts_of(grouped, deal(grouped, 4, 0)[0].parts[1::4]))
     rows = [next(one) for _ in range(size // 64 + 15)]
     assert any(a.cursors[0].epoch < b.cursors[0].epoch for (*_, a), (*_, b) in pairwise(rows)), "no epoch's end"
     for at in (0, 1, 2, 7, size // 128, *range(len(rows) - 19, len(rows) - 3)):
-        resumed = lane(corpus, tmp_path, 1, cursor=rows[at][2], row=at + 1)
+        resumed = lane(grouped, tmp_path, 1, cursor=rows[at][2], row=at + 1)
         for later in range(at + 1, at + 4):
             ids, edges, cursor = next(resumed)
             assert np.array_equal(ids, rows[later][0]) and cursor == rows[later][2], f"resumed behind row {at}"
@@ -296,11 +288,11 @@ def test_a_lane_whose_documents_are_all_excluded_refuses(tmp_path):
         next(lane([shard(tmp_path / "c.tar", tokenised=True)], tmp_path, lanes=1))
 
 
-def test_a_cursor_of_another_corpus_is_refused(corpus, tmp_path):
+def test_a_cursor_of_another_corpus_is_refused(grouped, tmp_path):
     with pytest.raises(RegrowError, match="lane 1: its cursor is at part 9 of 2"):
-        next(lane(corpus, tmp_path, 1, cursor=LaneCursor((Cursor(0, 9),))))
+        next(lane(grouped, tmp_path, 1, cursor=LaneCursor((Cursor(0, 9),))))
     with pytest.raises(RegrowError, match="lane 1: a cursor of 2 sources for 1"):
-        lane(corpus, tmp_path, 1, cursor=LaneCursor((Cursor(), Cursor())))
+        lane(grouped, tmp_path, 1, cursor=LaneCursor((Cursor(), Cursor())))
 
 
 # ---- sources

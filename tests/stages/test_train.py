@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -102,79 +101,6 @@ def test_tensors_that_are_trained_in_less_precision_are_told():
     (line,) = told_of(build("llama"), {}, [f"gate.{number}" for number in range(5)], None)
     assert line.startswith("5 tensors that the pruned model keeps in float32 are trained in bfloat16"), line
     assert "gate.0, gate.1, gate.2, ...; train.zero_stage=0" in line, line
-
-
-@pytest.fixture(scope="module")
-def half(lengthen, copy_until, tmp_path_factory) -> Path:
-    """The folder of a run that is pruned, for the tests below, which follow each other: training ends at step 24 of
-    24 for want of space, meets another layout, then a corrupt checkpoint, and gets to its end."""
-    folder = tmp_path_factory.mktemp("half")
-    lengthen(folder)
-    copy_until("prune", folder)
-    return folder
-
-
-@pytest.fixture
-def small_files():
-    """Programs that are started now cannot write files above 200 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob("runs/tiny/train/checkpoints/*/COMPLETE"))
-
-
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_nothing_earlier_is_lost(regrow, half, request):
-    begun = regrow("train", half / "longer.yaml")
-    begun.read_until("[train] step 21 of 24")
-    begun.kill()
-    begun.wait()
-    assert checkpoints(half) == ["step-00000010", "step-00000020"]
-
-    request.getfixturevalue("small_files")
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 1, command.output
-    assert "[train] resuming at step 20 of 24" in command.output
-    said = [line for line in command.output.splitlines() if line.startswith("regrow")]
-    assert len(said) == 1, f"not one message but: {said}"
-    assert "step-00000024: could not be written" in said[0], said
-    assert "the disk is full, or a quota or a limit on the size of files was met" in said[0], said
-    assert "Traceback" not in command.output, command.output
-    assert checkpoints(half) == ["step-00000010", "step-00000020"], "an earlier checkpoint is gone"
-
-
-def test_another_layout_in_the_middle_of_a_run_is_refused_by_name(regrow, half):
-    command = regrow("train", half / "longer.yaml", "train.processes=1", "train.micro_batch=4", "train.zero_stage=2")
-    assert command.wait() == 1
-    for part in ("processes was 2, is 1", "micro_batch was 2, is 4", "zero_stage was 1, is 2", "--redo train"):
-        assert part in command.output, f"{part!r} is not in:\n{command.output}"
-    assert command.output.count("regrow: ") == 1, command.output
-    assert "Traceback" not in command.output
-    assert checkpoints(half) == ["step-00000010", "step-00000020"]
-
-
-def test_a_corrupt_checkpoint_is_named_and_the_advice_leads_to_the_same_bytes(regrow, half, same_as_reference):
-    newest = half / "runs" / "tiny" / "train" / "checkpoints" / "step-00000020"
-    file = newest / "mp_rank_00_model_states.pt"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 1
-    for part in (f"checkpoint {newest}: {file.name} is damaged", "the one before it, step-00000010"):
-        assert part in command.output, f"{part!r} is not in:\n{command.output}"
-    assert command.output.count("regrow: ") == 1, command.output
-    assert "Traceback" not in command.output
-
-    shutil.move(newest, half / "aside")
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 0, command.output
-    assert "[train] resuming at step 10 of 24" in command.output
-    assert len(list((newest.parent).glob("step-*"))) == 2, "what the failed save left was not cleared"
-    same_as_reference(half / "runs" / "tiny")
 
 
 def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
