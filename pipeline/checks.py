@@ -23,7 +23,8 @@ from pipeline.data.texts import NO_SUCH_KEY, NoText
 from pipeline.evaluation.generation import encode_prompt
 from pipeline.inputs import read_encoder
 from pipeline.model.files import require_finite_files, require_whole
-from pipeline.run import RegrowError
+from pipeline.model.fit import require_fit
+from pipeline.run import RegrowError, of_bytes
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30
@@ -40,12 +41,13 @@ def check_weights(folder: Path, model: nn.Module) -> list[str]:
 
     Raises RegrowError naming the file, or the tensor, that is not as it must be.
     """
-    files = require_whole(folder, model)
+    files = require_whole(folder)
+    require_fit(model, folder, files)
     size = sum(path.stat().st_size for path in files)
     if size <= FEW and files[0].suffix == ".safetensors":
         require_finite_files(files)
         return []
-    return [f"weights of {folder}: {size / 1e9:.1f} GB; whether all are finite is seen when they are loaded"]
+    return [f"weights of {folder}: {of_bytes(size)}; whether all are finite is seen when they are loaded"]
 
 
 def has_weights(folder: Path) -> bool:
