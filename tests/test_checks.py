@@ -115,7 +115,7 @@ def test_weights_that_are_many_are_said_and_not_read(model, monkeypatch):
     assert check_weights(model, meta) == []
     monkeypatch.setattr(checks, "FEW", 1000)
     (line,) = check_weights(model, meta)
-    assert "0.0 GB" in line and "seen when they are loaded" in line
+    assert "954.10 kB" in line and "seen when they are loaded" in line
 
 
 def with_source(config: Path, folder: Path, *more: str) -> Config:

@@ -59,9 +59,19 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def _at_home(path: Path) -> Path:
+    """The path with ~ and ~name replaced by a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is nobody's home here") from None
+
+
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number)]
 Real = Annotated[float, BeforeValidator(number)]
-Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+Folder = Annotated[Path, AfterValidator(_at_home)]
+#: A folder, or a name elsewhere: the same in every command, wherever ~ stands for.
+PathOrName = Annotated[str, AfterValidator(lambda path: str(_at_home(Path(path))) if path.startswith("~") else path)]
 Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 

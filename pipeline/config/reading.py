@@ -5,6 +5,7 @@ Where every key was stated, file and line, is kept on the way, so that a complai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _beside(tree: Any, folder: Path) -> Any:
     stated = model.get("architecture") if isinstance(model, Mapping) else None
     if not isinstance(stated, str):
         return tree
-    return {**tree, "model": {**model, "architecture": str((folder / stated).resolve())}}
+    return {**tree, "model": {**model, "architecture": str((folder / os.path.expanduser(stated)).resolve())}}
 
 
 def _merge(base: Any, over: Any, prefix: str = "") -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.keys import Folder, Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.keys import Folder, PathOrName, Processes, Real, Section, Whole, fields, key, number
 from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
@@ -21,7 +21,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    path: str = key(..., "Hugging Face folder, or a model's name on the hub.", source="required")
+    path: PathOrName = key(..., "Hugging Face folder, or a model's name on the hub.", source="required", min_length=1)
     revision: str | None = key(None, "Commit, tag or branch on the hub.")
     architecture: Path | None = key(
         None,
@@ -49,6 +49,7 @@ class Source(Section):
         ...,
         "Folder, glob or file; a data set's name on the hub; or a URL with {000..099} for numbers (https, s3, ...).",
         source="required",
+        min_length=1,
     )
     revision: str | None = key(None, "Commit, tag or branch of the data set on the hub.")
     files: str = key("**", "Glob of the files to take inside a folder or hub data set.")
@@ -117,6 +118,12 @@ class DataSection(Section):
         free=True,
         gt=0,
     )
+
+    @property
+    def texts(self) -> dict[str, Source]:
+        """Every source by its key: those of the corpus, and the held-out text where there is any."""
+        corpus = {f"data.sources.{number}": source for number, source in enumerate(self.sources)}
+        return corpus if self.held_out is None else corpus | {"data.held_out": self.held_out}
 
 
 class TrainSection(Section):

@@ -31,8 +31,7 @@ from pipeline.world import World
 
 def runs_model(config: Config) -> bool:
     """Whether choosing or comparing runs the model, so that several processes share the work."""
-    cut = config.prune
-    return cut.selection == "greedy" or cut.perplexity is not None or cut.linear or cut.compare.enabled
+    return config.prune.runs_model
 
 
 class Chooser:

@@ -207,7 +207,7 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path)
 @pytest.mark.parametrize("rows", [None, 4])
 def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path, rows):
     path = shard_of("a.jsonl", ["one short text"])
-    with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
+    with pytest.raises(RegrowError, match=r"data\.held_out: \d+ tokens in all, not one row of 512"):
         rows_of(listing_of(str(path.parent)).shards, encoder, tmp_path, length=512, rows=rows)
 
 
