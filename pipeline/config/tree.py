@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.keys import Folder, PathOrName, Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.keys import AsWritten, Folder, PathOrName, Processes, Real, Section, Whole, fields, key, number
 from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
@@ -45,7 +45,7 @@ class ModelSection(Section):
 
 
 class Source(Section):
-    path: str = key(
+    path: Annotated[str, AsWritten] = key(
         ...,
         "Folder, glob or file; a data set's name on the hub; or a URL with {000..099} for numbers (https, s3, ...).",
         source="required",
@@ -104,7 +104,7 @@ class DataSection(Section):
         stages="data",
         source="field's practice",
     )
-    tokenised: Path | None = key(
+    tokenised: Annotated[Path, AsWritten] | None = key(
         None,
         "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
         stages="data",

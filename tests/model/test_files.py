@@ -100,6 +100,13 @@ def test_a_cut_off_bin_is_named_and_an_old_one_passes(single):
     assert require_whole(single) == [path]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_to_be_fetched_again(parts, text):
+    (parts / "model.safetensors.index.json").write_text(text)
+    said = refusal(parts)
+    assert "index.json: " in said and said.endswith("fetch the model again"), said
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_no_number_names_its_tensor(single, value):
     path, name = single / "model.safetensors", "model.layers.5.mlp.up_proj.weight"

@@ -212,6 +212,20 @@ def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model
     assert load_model(write_own_model(tiny_model, tmp_path / "kept"), trust_remote_code=True).config.auto_map
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_broken_file_of_the_model_s_is_to_be_fetched_again(folder, name):
+    (folder / name).write_text('{"auto_map": ')
+    with pytest.raises(RegrowError, match=rf"{name}: damaged, not valid JSON .*; fetch the model again$"):
+        (read_config if name == "config.json" else tokenizer_code)(folder)
+
+
+def test_quantised_weights_are_refused_before_they_are_loaded(folder):
+    change_config(folder, quantization_config={"quant_method": "fp8"})
+    for load in (load_model, StreamedModel):
+        with pytest.raises(RegrowError, match=r"config\.json: the weights are quantised \(quantization_config\)"):
+            load(folder)
+
+
 @pytest.mark.parametrize("values", [{"use_return_dict": False}, {"num_attention_heads": 0}, {"model_type": "no_such"}])
 def test_a_config_that_transformers_cannot_read_is_refused_in_a_line(folder, values):
     change_config(folder, **values)

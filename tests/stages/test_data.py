@@ -340,6 +340,10 @@ def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, tex
         assert (run.stage("data") / "held_out.hashes").stat().st_size == 10 * 16
         return iter(Inputs(config, run).stream())
 
+    write(tmp_path / "web" / "short.jsonl", records(["Water is wet."]))
+    short = f"data.held_out.path={served}/short.jsonl"
+    status, _, error = here("data", path, "run.name=short", short)
+    assert status == 1 and "data.held_out: " in error and "not one row of data.row_length (64)" in error, error
     assert len(list(islice(rows_of("clean"), 60))) == 60
     write(tmp_path / "web" / "07.jsonl", records([*texts[63:68], texts[203]]))
     with pytest.raises(RegrowError, match=r"07\.jsonl, document 5 \(held out as one of data\.held_out\)"):
