@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import format_for, read_records
+from pipeline.data.formats.parquet import row_groups
 from pipeline.data.formats.tokenised import about_tokenised, is_tokenised
 from pipeline.data.shards import without_secrets
 from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard, no_such_place
@@ -125,6 +126,7 @@ def check_held_out(config: Config, encoder: Encoder) -> None:
         shards = [
             source.shard(place=str(path.parent), path=path.name, kind="local", format=kind, bytes=sizes[path])
             for path, kind in kinds.items()
+            if not _has_no_rows(path, kind)
         ]
         require_one_row(shards, encoder, held_out_asked(config), config.data.cache)
     except DamagedShard:
@@ -144,6 +146,11 @@ def _local_files(source: TextSource) -> dict[Path, str] | None:
 def _kind(source: TextSource, path: Path, kind: str) -> str:
     """Format of a file whose name says ``kind``: a tar may hold ids."""
     return "tokenised" if source.format == "auto" and kind == "tar" and is_tokenised(path) else kind
+
+
+def _has_no_rows(path: Path, kind: str) -> bool:
+    """Whether this is a parquet file without a row, which a listing leaves out."""
+    return kind == "parquet" and not sum(row_groups(path))
 
 
 def _check_source(source: TextSource, elsewhere: bool) -> str | None:
@@ -181,6 +188,8 @@ def _first_texts(source: TextSource, path: Path, kind: str) -> list[str | None]:
     them has the key, or one without text is to end the run."""
     if kind == "tokenised":
         return [None] if about_tokenised(path)["documents"] else []
+    if _has_no_rows(path, kind):
+        return []
     texts = [text for _, text, _ in islice(read_records(path, kind, source.text_key), FIRST)]
     if texts and all(isinstance(text, NoText) and text.kind == NO_SUCH_KEY for text in texts):
         raise RegrowError(

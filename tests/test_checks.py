@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
@@ -199,6 +201,15 @@ def test_white_space_is_no_text(tiny_config, tmp_path):
     assert len(check_texts(with_source(tiny_config, tmp_path / "text"))) == 1
     write(tmp_path / "text" / "c.jsonl", {"text": " "}, {"text": "One."})
     assert check_texts(with_source(tiny_config, tmp_path / "text")) == []
+
+
+def test_a_parquet_file_without_a_row_is_left_out_as_a_listing_does(tiny_config, count, tmp_path):
+    (tmp_path / "kept").mkdir()
+    none = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(none, tmp_path / "kept" / "a.parquet")
+    write(tmp_path / "kept" / "b.jsonl", {"text": "Water is wet. " * 30})
+    assert check_texts(with_source(tiny_config, tmp_path / "kept")) == []
+    count()
 
 
 def test_a_record_without_text_is_met_at_once_where_it_is_to_end_the_run(tiny_config, tmp_path):

@@ -42,7 +42,8 @@ class TextSource:
     @property
     def name(self) -> str:
         """Key and path, for messages: without what may be secret in a URL."""
-        return f"{self.key} {without_secrets(self.path)!r}"
+        shown = without_secrets(self.path) if "://" in self.path else self.path
+        return f"{self.key} {shown!r}"
 
     def shard(self, **found: Any) -> Shard:
         """A file of this source: what is known of all of them, and what was ``found`` of it."""
