@@ -45,12 +45,6 @@ def read_way(config: Config, total: int) -> Way:
     return Way(prune.criterion, "control" if prune.criterion in CONTROLS else prune.selection, prune.seed)
 
 
-def runs_model(config: Config) -> bool:
-    """Whether choosing or comparing runs the model, so that several processes share the work."""
-    prune = config.prune
-    return prune.selection == "greedy" or prune.perplexity is not None or prune.linear or prune.compare.enabled
-
-
 def open_removals(config: Config, run: Run, world: World, say: Callable[[str], None]) -> Removals:
     """The dense model on every process's device, with the texts that it is run on. Every process asks for it.
 

@@ -26,6 +26,8 @@ from typing import IO, Any
 NAMED = 5
 #: Looks at a lock before it counts as held: ``regrow status`` holds it for a moment.
 LOOKS = 4
+#: Units of bytes, the largest first.
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 class RegrowError(Exception):
@@ -62,14 +64,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``; RegrowError names the file when it is missing or damaged."""
+def read_json(path: Path, remedy: str = "move it aside and redo its stage") -> Any:
+    """The JSON in ``path``; RegrowError names the file when it is missing or damaged, and the ``remedy`` of the latter:
+    a file that no stage wrote has another."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegrowError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise RegrowError(f"{path}: damaged, not valid JSON ({error}); move it aside and redo its stage") from None
+        raise RegrowError(f"{path}: damaged, not valid JSON ({error}); {remedy}") from None
 
 
 def hash_json(value: Any) -> str:
@@ -83,13 +86,19 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def of_bytes(count: float) -> str:
+    """A number of bytes for a line of text, in the unit that suits its size (powers of ten): 1.25 GB, 310.00 kB."""
+    unit, size = next(((unit, size) for unit, size in UNITS if count >= size), ("bytes", 1))
+    return f"{count / size:.2f} {unit}" if size > 1 else f"{count:.0f} bytes"
+
+
 def require_space(folder: Path, needed: int, what: str) -> None:
     """RegrowError unless ``folder``'s disk has ``needed`` bytes free (and a tenth more)."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed * 1.1:
         raise RegrowError(
-            f"no space for {what}: {needed / 1e9:.2f} GB needed in {folder}, {free / 1e9:.2f} GB free; "
+            f"no space for {what}: {of_bytes(needed)} needed in {folder}, {of_bytes(free)} free; "
             "free some space and start the same command again, it goes on from here"
         )
 

@@ -109,6 +109,17 @@ def test_folders_of_the_user_s_own_are_found(file: Path) -> None:
     assert (config.run.folder, config.data.cache) == (Path.home() / "runs", Path.home() / "shards")
 
 
+@pytest.mark.parametrize("key", ["run.folder", "data.cache", "data.tokenised", "data.sources.0.path", "model.path"])
+def test_a_home_that_is_nobody_s_is_refused(file: Path, key: str) -> None:
+    assert f"{key}: ~nobody-of-that-name is nobody's home here; got" in refused(file, f"{key}=~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize("key", ["model.path", "data.sources.0.path"])
+def test_an_empty_path_is_refused(file: Path, key: str) -> None:
+    """It would be the folder where the command was started."""
+    assert f"{key}: it is empty; got ''" in refused(file, f"{key}=''")
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
 def test_small_rates_are_numbers(file: Path, text: str) -> None:
     assert load_config(file, [f"train.learning_rate={text}"]).train.learning_rate == 0.0001

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import load_config
-from pipeline.cuts import read_cut, read_way, runs_model
+from pipeline.cuts import read_cut, read_way
 from pipeline.importance.choosing import Way, choose
 from pipeline.importance.cut import Cut
 from pipeline.model.describe import Sizes
@@ -57,6 +57,6 @@ def test_a_way_is_named_as_the_comparison_names_it(tiny_config, tmp_path):
 
 def test_the_model_is_run_where_scores_alone_do_not_tell(tiny_config):
     """The tiny config does not compare."""
-    assert not runs_model(load_config(tiny_config, ["prune.criterion=angular_last", "prune.selection=contiguous"]))
+    assert not load_config(tiny_config, ["prune.criterion=angular_last", "prune.selection=contiguous"]).prune.runs_model
     for asked in ("selection=greedy", "perplexity=20", "linear=true", "compare.enabled=true"):
-        assert runs_model(load_config(tiny_config, [f"prune.{asked}"])), asked
+        assert load_config(tiny_config, [f"prune.{asked}"]).prune.runs_model, asked

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from pipeline.run import (
     Run,
     compare_fingerprints,
     hash_file,
+    of_bytes,
     read_json,
     require_space,
     require_writable,
@@ -296,3 +298,28 @@ def test_space_is_asked_for_before_it_is_needed(tmp_path):
     require_space(tmp_path / "new", 1000, "a checkpoint")
     with pytest.raises(RegrowError, match=r"no space for a checkpoint: 1000000000\.00 GB needed in .*, \S+ GB free"):
         require_space(tmp_path, 10**18, "a checkpoint")
+
+
+def test_small_sizes_are_told_in_small_units(tmp_path, monkeypatch):
+    told = {
+        999: "999 bytes",
+        1000: "1.00 kB",
+        310_000: "310.00 kB",
+        2_500_000: "2.50 MB",
+        80e9: "80.00 GB",
+        0: "0 bytes",
+    }
+    assert {size: of_bytes(size) for size in told} == told
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=20_000))
+    with pytest.raises(RegrowError, match=r"310\.00 kB needed in .*, 20\.00 kB free"):
+        require_space(tmp_path, 310_000, "the states")
+
+
+def test_damaged_json_is_told_with_what_helps(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(
+        RegrowError, match=r"a\.json: damaged, not valid JSON \(.*\); move it aside and redo its stage$"
+    ):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(RegrowError, match=r"a\.json: damaged, not valid JSON \(.*\); fetch it$"):
+        read_json(tmp_path / "a.json", "fetch it")

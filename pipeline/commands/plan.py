@@ -7,6 +7,7 @@ have one size, and a bound (which the plan says) elsewhere.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from pipeline.checks import (
+    check_held_out,
     check_prompts,
     check_texts,
     check_tokenizer,
@@ -23,7 +25,7 @@ from pipeline.checks import (
     has_weights,
     one_large_step,
 )
-from pipeline.config import Config
+from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.distances import DISTANCES
@@ -41,8 +43,9 @@ from pipeline.model.costs import (
     text_parameters,
 )
 from pipeline.model.describe import Sizes, describe_folder
+from pipeline.model.load import resolve_model
 from pipeline.model.loss import computes_router_loss, describe_router_loss
-from pipeline.run import RegrowError
+from pipeline.run import RegrowError, require_writable
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
@@ -55,7 +58,8 @@ def plan(config: Config) -> dict[str, Any]:
     """The plan as plain values (JSON-ready), with ``notes`` for the reader and what was ``not_checked``.
 
     Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, when the global
-    batch does not divide, or when weights, tokenizer or text that are here are not as they must be.
+    batch does not divide, when weights, tokenizer or text that are here are not as they must be, or when the run's
+    folder cannot be written.
     """
     source = find_architecture(config)
     model = describe_folder(source.parent, config.model.trust_remote_code)
@@ -215,18 +219,35 @@ def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> di
 
 def _look(config: Config, model: nn.Module, folder: Path) -> list[str]:
     """Check what of weights, tokenizer and text is on this machine; returns what was not, a line each."""
-    own = folder != config.model.architecture
-    lines = []
-    if own and has_tokenizer(folder):
-        check_tokenizer(config, folder, model)
+    lines, encoder = _look_at_run_folder(config), None
+    # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
+    named = Path(config.model.path).is_dir()
+    if named:
+        folder = resolve_model(config.model.path)
+    own = named or folder != config.model.architecture
+    if own and (named or has_tokenizer(folder)):
+        encoder = check_tokenizer(config, folder, model)
         check_prompts(config, folder, model)
     else:
         lines.append(f"tokenizer of {config.model.path}: not on this machine")
-    if own and has_weights(folder):
+    if own and (named or has_weights(folder)):
         lines += check_weights(folder, model)
     else:
         lines.append(f"weights of {config.model.path}: not on this machine")
-    return lines + check_texts(config, elsewhere=True)
+    lines += check_texts(config, elsewhere=True)
+    if encoder is not None:
+        check_held_out(config, encoder)
+    return lines
+
+
+def _look_at_run_folder(config: Config) -> list[str]:
+    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
+    folder = config.run.folder / config.run.name
+    if not os.path.exists(Path(*folder.absolute().parts[:2])):
+        return [f"run folder {folder}: not on this machine"]
+    for stage in STAGES:
+        require_writable(folder / stage, "run.folder")
+    return []
 
 
 def find_architecture(config: Config) -> Path:

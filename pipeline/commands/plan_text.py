@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pipeline.run import of_bytes
+
 
 def plan_text(plan: dict[str, Any]) -> str:
     """The plan as text for a terminal."""
@@ -23,9 +25,9 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"FLOPs        {flops['per_token']:.4g} a token, {flops['total']:.4g} in all "
         "(palm: 6 N + 12 L d T, N without the input embedding)",
         "",
-        f"scoring      {scoring['loop']}: weights {scoring['weights'] / 1e9:.1f} GB; on a device "
-        f"{scoring['batch_major'] / 1e9:.1f} GB batch-major, or {scoring['block_major'] / 1e9:.1f} GB block-major with "
-        f"{scoring['states'] / 1e9:.1f} GB of states on disk",
+        f"scoring      {scoring['loop']}: weights {of_bytes(scoring['weights'])}; on a device "
+        f"{of_bytes(scoring['batch_major'])} batch-major, or {of_bytes(scoring['block_major'])} block-major with "
+        f"{of_bytes(scoring['states'])} of states on disk",
         "",
         "memory per GPU in GB, estimated; * is this config's ZeRO stage",
     ]

@@ -57,6 +57,7 @@ _WORDS = {
     "model_type": "a section of keys is wanted",
     "tuple_type": "a list is wanted",
     "path_type": "a path is wanted",
+    "string_too_short": "it is empty",
     "too_short": "a list with at least one item is wanted",
     "string_pattern_mismatch": "only letters, digits, and . _ - after the first letter or digit",
 }

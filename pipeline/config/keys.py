@@ -62,9 +62,21 @@ def _whole(value: object) -> object:
     return value
 
 
+def _at_home(path: Path) -> Path:
+    """The path with ~ and ~name replaced by a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is nobody's home here") from None
+
+
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number)]
 Real = Annotated[float, BeforeValidator(number)]
-Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+Folder = Annotated[Path, AfterValidator(_at_home)]
+#: A model's folder, or its name on the hub, in which a ~ stands for nothing.
+PathOrName = Annotated[str, AfterValidator(lambda path: str(_at_home(Path(path))) if path.startswith("~") else path)]
+#: A path that is kept as it was written, since a stage is compared by it; expanded where it is used.
+AsWritten = AfterValidator(lambda path: _at_home(Path(path)) and path)
 Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 

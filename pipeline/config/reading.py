@@ -5,6 +5,7 @@ Where every key was stated, file and line, is kept on the way, so that a complai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _beside(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     stated = model.get("architecture") if isinstance(model, Mapping) else None
     if not isinstance(stated, str):
         return tree
-    return {**tree, "model": {**model, "architecture": str((folder / stated).resolve())}}
+    return {**tree, "model": {**model, "architecture": str((folder / os.path.expanduser(stated)).resolve())}}
 
 
 def _merge(base: object, over: object, prefix: str = "") -> Any:

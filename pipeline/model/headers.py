@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.model.architecture import AGAIN
 from pipeline.model.files import weight_files
 from pipeline.run import RegrowError, first_line
 
@@ -56,16 +57,15 @@ def read_headers(model: PreTrainedModel, files: Sequence[Path]) -> dict[str, Ent
 
     Raises RegrowError when a file is damaged.
     """
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    mapping = conversions(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in conversions(model) if isinstance(entry, WeightRenaming)]
+    makers = converters(model)
     prefix, own = model.base_model_prefix, model.state_dict()
     entries = {}
     for file in files:
         for key, shape, dtype in _header(file):
-            target, pattern = rename_source_key(key, renamings, converters, prefix, own)
+            target, pattern = rename_source_key(key, renamings, makers, prefix, own)
             if target not in own and key in own:
                 target, pattern = rename_source_key(key, [], [], prefix, own)
             entries[key] = Entry(file, shape, dtype, target, pattern is not None)
@@ -77,6 +77,13 @@ def conversions(model: PreTrainedModel) -> list[Any]:
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return get_model_conversion_mapping(model)
+
+
+def converters(model: PreTrainedModel) -> list[Any]:
+    """Those of them that make other tensors of the files' tensors."""
+    from transformers.core_model_loading import WeightConverter
+
+    return [entry for entry in conversions(model) if isinstance(entry, WeightConverter)]
 
 
 def shortfall(model: PreTrainedModel, folder: Path) -> Shortfall:
@@ -103,8 +110,16 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | No
     """Key, shape and dtype (None: none of ``FLOATS``) of each tensor of a file."""
     if file.suffix != ".safetensors":
         # A pickle of tensors; its data stays in the file, where its format lets it.
-        weights = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        try:
+            weights = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except Exception as error:  # whatever the bytes of a pickle lead to
+            raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); {AGAIN}") from error
         for key, value in weights.items():
+            if not isinstance(value, torch.Tensor):
+                raise RegrowError(
+                    f"{file}: {key!r} in it is no tensor: not the weights of a Hugging Face model; save them with "
+                    "save_pretrained"
+                )
             yield key, tuple(value.shape), value.dtype if value.dtype in FLOATS.values() else None
         return
     with opened(file) as tensors:
@@ -122,4 +137,4 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt", device="cpu", backend="pread") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); fetch the model again") from error
+        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); {AGAIN}") from error

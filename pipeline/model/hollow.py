@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool) -> Any:
     """The folder's model on the meta device, but for the buffers that no file holds: these are made on the CPU."""
     config = read_config(folder, trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None:
-        raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
     loader = auto_class(config)
     try:
         with torch.device("meta"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checks import check_texts
-from pipeline.config import Config, Source
+from pipeline.config import Config
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.corpus.local import local_files
 from pipeline.data.corpus.overlap import held_out_hashes, refuse_overlap, write_hashes
@@ -23,11 +23,12 @@ from pipeline.data.formats.documents import format_of
 from pipeline.data.formats.tokenised import is_tokenised, require_same_ids
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
-from pipeline.data.sources import TextSource, may_be_remote, no_such_place
+from pipeline.data.sources import may_be_remote, no_such_place
+from pipeline.data.stream.held_out import require_one_row
 from pipeline.data.stream.parts import deal
 from pipeline.data.texts import counted
 from pipeline.data.tokens import about_encoder, encoder_hash
-from pipeline.inputs import HELD_OUT_HASHES, Inputs
+from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, text_source
 from pipeline.launch import die_with_parent
 from pipeline.run import RegrowError, Run, require_writable, write_json
 from pipeline.stages.stage import Ahead, Stage
@@ -39,13 +40,12 @@ SHOWN = 5
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
     """The files of local sources by their content; a remote source is named by the config. Of ids, what made them."""
-    held_out = [config.data.held_out] if config.data.held_out else []
     files: list[Path] = []
     of_ids = config.data.tokenised is not None
-    for source in (*config.data.sources, *held_out):
+    for source in (text_source(config, key) for key in config.data.texts):
         here = local_files(source.path, source.files)
         if here is None and not may_be_remote(source.path):
-            raise no_such_place(source.path)
+            raise no_such_place(source)
         base, names = here or (Path(), [])
         found = [base / name for name in names if source.format != "auto" or format_of(name)]
         tars = (path for path in found if format_of(path.name) == "tar")
@@ -63,21 +63,23 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     _require_ids_apart(config)
     with Progress(folder / "progress" / "shards.jsonl") as progress:
 
-        def listed(source: Source, number: int, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
+        def listed(key: str, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
             return list_source(
-                _asked(config, source, number),
+                text_source(config, key),
                 held_out=kept,
                 hash_of=run.hash_of,
                 done=progress,
                 say=lambda line: say(what + line),
             )
 
-        aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
+        aside = [listed(key, what="held-out ") for key in config.data.texts if key == "data.held_out"]
         held_out = [shard for listing in aside for shard in listing.shards]
+        if held_out:
+            require_one_row(held_out, text.encoder, held_out_asked(config), text.cache)
         hashes = held_out_hashes(held_out, text.cache)
         if hashes:
             say(f"the corpus will be searched for {len(hashes):,} held-out documents")
-        listings = [listed(source, number, hashes) for number, source in enumerate(config.data.sources)]
+        listings = [listed(key, hashes) for key in config.data.texts if key != "data.held_out"]
     corpus = [shard for listing in listings for shard in listing.shards]
     skipped = [entry for listing in (*listings, *aside) for entry in listing.skipped]
     about = about_encoder(text.encoder)
@@ -114,7 +116,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         skipped += damaged
         for number, source in enumerate(config.data.sources):
             if not of_source(corpus, number):
-                raise RegrowError(f"data source {source.path!r}: every shard of it is damaged; replace them")
+                raise RegrowError(f"data.sources.{number} {source.path!r}: every shard of it is damaged; replace them")
     manifest = build_manifest(corpus, held_out, skipped)
     dealt = deal(corpus, config.data.lanes, config.data.seed)
     surveys = _survey(text, corpus, listings)
@@ -129,31 +131,16 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
 
 
-def _asked(config: Config, source: Source, number: int) -> TextSource:
-    """What the config asks of a source, for the listing."""
-    return TextSource(
-        source.path,
-        number,
-        files=source.files,
-        format=source.format,
-        revision=source.revision,
-        text_key=source.text_key,
-        exclude_domains=source.exclude_domains,
-        on_damage=config.data.on_damage,
-        on_no_text=config.data.on_no_text,
-    )
-
-
 def _require_ids_apart(config: Config) -> None:
     """RegrowError where the ids would be written among the text: the next listing would find them in its source."""
     if config.data.tokenised is None:
         return
     ids = config.data.tokenised.expanduser().resolve()
-    for source in (*config.data.sources, *([config.data.held_out] if config.data.held_out else [])):
+    for key, source in config.data.texts.items():
         root = Path(source.path).expanduser().resolve()
         if root.is_dir() and ids.is_relative_to(root) and fnmatchcase(f"{ids.relative_to(root)}/x.tar", source.files):
             raise RegrowError(
-                f"data.tokenised {str(config.data.tokenised)!r} lies in the data source {source.path!r}, "
+                f"data.tokenised {str(config.data.tokenised)!r} lies in {key} {source.path!r}, "
                 "which would list the ids as its own; take another folder"
             )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
-from pipeline.cuts import open_removals, read_cut, read_way, runs_model
+from pipeline.cuts import open_removals, read_cut, read_way
 from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.perplexities import Maps
@@ -84,7 +84,7 @@ def _choose(
 ) -> _Chosen:
     """Choose, fit and compare as the config asks, with the dense model where one of these runs it."""
     prune, cut, way = config.prune, read_cut(config), read_way(config, len(sizes.blocks))
-    removals = open_removals(config, run, world, say) if runs_model(config) else None
+    removals = open_removals(config, run, world, say) if config.prune.runs_model else None
     choice = Choice(choose(way, cut, entries, sizes)) if removals is None else removals.choose(way, entries)
     removed = choice.removed
     say(f"removing {len(removed)} of {len(sizes.blocks)} blocks: {removed}")
@@ -123,7 +123,7 @@ def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> di
 def _require_room(config: Config, run: Run) -> None:
     """RegrowError where the model is to run here, and was too large for the device when it was scored."""
     scored = run.record("score")
-    if runs_model(config) and scored and scored["result"]["loop"] == "block":
+    if config.prune.runs_model and scored and scored["result"]["loop"] == "block":
         raise RegrowError(
             "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, and stage "
             "score streamed it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
@@ -159,7 +159,7 @@ STAGE = Stage(
     work=work,
     inputs=inputs,
     # Several processes share what runs the model; without that, one does all.
-    launched=runs_model,
+    launched=lambda config: config.prune.runs_model,
     check=check,
     reads_model=True,
 )

@@ -172,7 +172,7 @@ def test_what_is_not_here_is_said_and_what_is_here_is_checked(tiny_model, demo, 
     here = [
         f"model.path={tiny_model}",
         f"data.sources=[{{path: {text}}}]",
-        f"data.held_out.path={text}",
+        f"data.held_out={{path: {text}, files: '**'}}",
         "prune.remove=2",
     ]
     assert preset("2.7b", *here)["not_checked"] == []
@@ -187,12 +187,77 @@ def test_what_is_not_here_is_said_and_what_is_here_is_checked(tiny_model, demo, 
         preset("2.7b", *here, f"model.path={tmp_path}/model")
 
 
+def test_a_folder_that_model_path_names_is_whole_or_refused_as_a_run_refuses_it(tiny_config, tiny_model, tmp_path):
+    """Of the hub's cache only a part need be here; a folder of one's own has no other place to come from."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "kept").mkdir()
+    for lost, said in (
+        ("model.safetensors", f"no weights in {folder}"),
+        ("tokenizer*", "no tokenizer in it"),
+        ("config.json", "no config.json"),
+    ):
+        for path in folder.glob(lost):
+            path.rename(tmp_path / "kept" / path.name)
+        with pytest.raises(RegrowError, match=said):
+            plan(load_config(tiny_config, [f"model.path={folder}", f"model.architecture={tiny_model}"]))
+        for path in (tmp_path / "kept").iterdir():
+            path.rename(folder / path.name)
+    assert plan(load_config(tiny_config, [f"model.path={folder}"]))["not_checked"] == []
+
+
+def test_a_home_is_one_place_for_plan_and_run(tiny_config, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = load_config(tiny_config, ["model.path=~/model"])
+    assert config.model.path == f"{tmp_path}/model"
+    assert plan(config)["model"]["architecture"] == f"{tmp_path}/model/config.json"
+    beside = load_config(tiny_config, ["model.path=owner/name", "model.architecture=~/model"])
+    assert beside.model.architecture == tmp_path / "model"
+
+
+def test_the_run_folder_is_tried_where_its_disk_is_here(tiny_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RegrowError, match=r"cannot be written \(.*\); set run\.folder to another place"):
+        plan(load_config(tiny_config, [f"run.folder={tmp_path}/file"]))
+    elsewhere = plan(load_config(tiny_config, ["run.folder=/no-such-disk/runs"]))["not_checked"]
+    assert elsewhere == ["run folder /no-such-disk/runs/tiny: not on this machine"]
+    plan(load_config(tiny_config))
+    assert not list(tmp_path.glob("runs*")) and not list(tmp_path.glob(".trial*")), "a plan left something behind"
+
+
+def test_held_out_text_shorter_than_a_row_is_refused(tiny_config, tmp_path):
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"text": "Water is wet. " * 5}) + "\n")
+    with pytest.raises(RegrowError, match=r"data\.held_out: \d+ tokens in all, not one row of data\.row_length \(64\)"):
+        plan(load_config(tiny_config, [f"data.held_out.path={tmp_path}/kept.jsonl"]))
+
+
+@pytest.mark.parametrize("where", ["config", "text part"])
+def test_quantised_weights_are_refused_by_the_config_alone(tiny_config, tmp_path, where):
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    tree = {"model_type": "llama", **quantised}
+    if where == "text part":
+        tree = {"model_type": "mistral3", "text_config": {"model_type": "mistral", **quantised}}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(RegrowError, match=r"config\.json: the weights are quantised .*save it dequantised") as error:
+        plan(load_config(tiny_config, ["model.path=owner/name", f"model.architecture={tmp_path}"]))
+    assert "\n" not in str(error.value)
+
+
 def test_rows_longer_than_the_models_positions_are_noted() -> None:
     made = preset("2.7b", "data.row_length=4096")
     assert any("4096" in note and "2048" in note for note in made["notes"]), made["notes"]
 
 
-def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
+def test_a_local_model_is_planned_with_its_own_config(tiny_model: Path, tiny_config: Path) -> None:
+    made = plan(load_config(tiny_config, [f"model.architecture={PRESETS / 'architecture'}"]))
+    assert made["model"]["architecture"] == str(tiny_model / "config.json")
+    # 2 norms, queries and outputs, keys and values of half the heads, 3 MLP matrices; both embeddings; the last norm.
+    block = 2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160
+    dense = 8 * block + 2 * 64000 + 64
+    assert made["parameters"] == {"dense": dense, "pruned": dense - 2 * block, "trained": dense - 2 * block}
+
+
+def test_an_architecture_alone_is_planned(tmp_path: Path) -> None:
     LlamaConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -201,7 +266,7 @@ def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
         vocab_size=100,
         tie_word_embeddings=True,
     ).save_pretrained(tmp_path)
-    made = preset("2.7b", f"model.path={tmp_path}", f"model.architecture={PRESETS / 'architecture'}", "prune.remove=3")
+    made = preset("2.7b", f"model.architecture={tmp_path}", "prune.remove=3")
     assert made["model"]["architecture"] == str(tmp_path / "config.json")
     # 2 norms, 4 square projections and 3 MLP matrices a block; the tied embedding once; the last norm.
     block = 2 * 64 + 4 * 64 * 64 + 3 * 64 * 128
@@ -233,10 +298,10 @@ def test_blocks_of_different_sizes_are_said_to_be_bounds(tmp_path: Path) -> None
         "vocab_size": 100,
     }
     (tmp_path / "config.json").write_text(json.dumps(small))
-    made = preset("2.7b", f"model.path={tmp_path}", "prune.remove=3")
+    made = preset("2.7b", f"model.architecture={tmp_path}", "prune.remove=3")
     assert made["blocks"]["uniform"] is False
     assert any("upper bounds" in note for note in made["notes"]), made["notes"]
-    named = preset("2.7b", f"model.path={tmp_path}", "prune.blocks=[5, 6, 7]")
+    named = preset("2.7b", f"model.architecture={tmp_path}", "prune.blocks=[5, 6, 7]")
     assert not any("upper bounds" in note for note in named["notes"]), "named blocks leave nothing unknown"
     assert named["parameters"]["pruned"] < made["parameters"]["pruned"], "the larger blocks were named"
 
@@ -313,7 +378,7 @@ def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_pat
         router_aux_loss_coef=0.5,
         output_router_logits=asked,
     ).save_pretrained(tmp_path)
-    made = plan(load_config(tiny_config, [f"model.path={tmp_path}"]))
+    made = plan(load_config(tiny_config, ["model.path=owner/name", f"model.architecture={tmp_path}"]))
     notes = [note for note in made["notes"] if "auxiliary loss" in note]
     assert len(notes) == 1, made["notes"]
     assert ("added, with coefficient 0.5" in notes[0]) is asked
@@ -333,6 +398,6 @@ def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_pat
 def test_a_plan_promises_no_loss_that_nothing_computes(tiny_config, tmp_path, family, asked, blocks, said):
     build(family, output_router_logits=asked).config.save_pretrained(tmp_path)
     named = [f"prune.blocks={blocks}", "prune.remove=null"] if blocks else ["prune.remove=1"]
-    made = plan(load_config(tiny_config, [f"model.path={tmp_path}", *named]))
+    made = plan(load_config(tiny_config, ["model.path=owner/name", f"model.architecture={tmp_path}", *named]))
     notes = [note for note in made["notes"] if "auxiliary loss" in note]
     assert [said in note for note in notes] == [True] if said else notes == [], notes

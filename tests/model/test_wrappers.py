@@ -115,7 +115,7 @@ def test_what_is_said_to_be_trained_is_what_gets_a_gradient(wrapper):
 
 
 def test_plan_counts_the_whole_model_and_what_is_trained_apart(wrapper, tiny_config):
-    config = load_config(tiny_config, [f"model.path={wrapper}", "prune.remove=2"])
+    config = load_config(tiny_config, ["model.path=owner/name", f"model.architecture={wrapper}", "prune.remove=2"])
     made, model = plan(config), load_model(wrapper)
     text = sum(parameter.numel() for parameter in text_parameters(model))
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in find_blocks(model)]

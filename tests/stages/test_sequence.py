@@ -113,7 +113,7 @@ def test_what_is_done_need_not_be_possible_again(here, done):
 def test_an_empty_corpus_is_refused(refused, lengthen, tmp_path):
     (tmp_path / "empty").mkdir()
     message = refused("run", lengthen(tmp_path), f"data.sources.0.path={tmp_path}/empty")
-    assert f"data source '{tmp_path}/empty': no intact .jsonl" in message
+    assert f"data.sources.0 '{tmp_path}/empty': no intact .jsonl" in message
     assert not list(tmp_path.glob("runs/tiny/*/stage.json"))
 
 
