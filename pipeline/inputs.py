@@ -23,7 +23,7 @@ from pipeline.data.stream.held_out import RowsAsked, held_out_rows
 from pipeline.data.stream.loader import RowStream
 from pipeline.data.stream.position import Identity, LaneCursor
 from pipeline.data.stream.strands import Reading
-from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.data.tokens import Encoder, Encoding, about_encoder, tokenizer_hash
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model
 from pipeline.run import Run, read_json
@@ -32,10 +32,14 @@ from pipeline.run import Run, read_json
 HELD_OUT_HASHES = "held_out.hashes"
 
 
+def read_encoding(config: Config, folder: Path) -> Encoding:
+    """How documents become ids with the tokenizer in a model's ``folder``."""
+    return Encoding(folder, config.data.separator, config.data.special_tokens, config.model.trust_remote_code)
+
+
 def read_encoder(config: Config, folder: Path) -> Encoder:
     """The encoder of documents with the tokenizer in a model's ``folder``."""
-    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    return make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
+    return read_encoding(config, folder).load()
 
 
 def text_source(config: Config, key: str) -> TextSource:

@@ -122,6 +122,22 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, separator: str = "eos", spe
     return encoder if special_tokens == "parse" else _plain(encoder)
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How a run's texts become ids: the folder of the tokenizer's model, and what ``make_encoder`` is asked for.
+    Picklable, and light: another process makes the same encoder of it."""
+
+    tokenizer: Path
+    separator: str = "eos"
+    special_tokens: str = "plain"
+    trust_remote_code: bool = False
+
+    def load(self) -> Encoder:
+        """The encoder. Raises RegrowError as ``load_tokenizer`` and ``make_encoder`` do."""
+        tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
+        return make_encoder(tokenizer, self.separator, self.special_tokens)
+
+
 def _plain(encoder: Encoder) -> Encoder:
     """The encoder, made to take special tokens' strings as text also where its model finds them; RegrowError where it
     cannot be."""

@@ -32,7 +32,8 @@ def prepare(top, tell):
 def run(numbers, said):
     jobs = [Divide(number) for number in numbers]
     return {
-        job.number: outcome for job, outcome in crew.outcomes(jobs, 2, prepare, (12,), die_with_parent, said.append)
+        job.number: outcome
+        for job, outcome in crew.outcomes(crew.Crew(2, die_with_parent, said.append), jobs, prepare, (12,))
     }
 
 
