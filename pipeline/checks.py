@@ -6,6 +6,7 @@ too large to be read, is given back as a line that says so.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.config import Config
+from pipeline.config import STAGES, Config
 from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import format_for, read_records
@@ -28,7 +29,8 @@ from pipeline.evaluation.generation import encode_prompt
 from pipeline.inputs import held_out_asked, read_encoder, text_source
 from pipeline.model.files import require_finite_files, require_whole
 from pipeline.model.fit import require_fit
-from pipeline.run import RegrowError, of_bytes
+from pipeline.model.load import resolve_model
+from pipeline.run import RegrowError, of_bytes, require_writable
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30
@@ -42,6 +44,42 @@ SMALL = 1 << 26
 WORDS = "The house stands near the river."
 #: A budget that is stretched by more than this, to whole steps, is said.
 STRETCHED = 1.1
+
+
+def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str]:
+    """Check what of run folder, weights, tokenizer and text is on this machine; returns what was not, a line each.
+
+    ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
+    """
+    lines, encoder = _look_at_run_folder(config), None
+    # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
+    named = Path(config.model.path).is_dir()
+    if named:
+        folder = resolve_model(config.model.path)
+    own = named or folder != config.model.architecture
+    if own and (named or has_tokenizer(folder)):
+        encoder = check_tokenizer(config, folder, model)
+        check_prompts(config, folder, model)
+    else:
+        lines.append(f"tokenizer of {config.model.path}: not on this machine")
+    if own and (named or has_weights(folder)):
+        lines += check_weights(folder, model)
+    else:
+        lines.append(f"weights of {config.model.path}: not on this machine")
+    lines += check_texts(config, elsewhere=True)
+    if encoder is not None:
+        check_held_out(config, encoder)
+    return lines
+
+
+def _look_at_run_folder(config: Config) -> list[str]:
+    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
+    folder = config.run.folder / config.run.name
+    if not os.path.exists(Path(*folder.absolute().parts[:2])):
+        return [f"run folder {folder}: not on this machine"]
+    for stage in STAGES:
+        require_writable(folder / stage, "run.folder")
+    return []
 
 
 def check_weights(folder: Path, model: nn.Module) -> list[str]:

@@ -7,7 +7,6 @@ have one size, and a bound (which the plan says) elsewhere.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from pipeline.checks import (
-    check_held_out,
-    check_prompts,
-    check_texts,
-    check_tokenizer,
-    check_weights,
-    has_tokenizer,
-    has_weights,
-    one_large_step,
-)
-from pipeline.config import STAGES, Config
+from pipeline.checks import check_here, one_large_step
+from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.distances import DISTANCES
@@ -43,9 +33,8 @@ from pipeline.model.costs import (
     text_parameters,
 )
 from pipeline.model.describe import Sizes, describe_folder
-from pipeline.model.load import resolve_model
 from pipeline.model.loss import computes_router_loss, describe_router_loss
-from pipeline.run import RegrowError, require_writable
+from pipeline.run import RegrowError
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
@@ -108,7 +97,7 @@ def plan(config: Config) -> dict[str, Any]:
             for share in MFUS
         ],
         "notes": _notes(config, model, sizes, memory[train.zero_stage]["total"]),
-        "not_checked": _look(config, model, source.parent),
+        "not_checked": check_here(config, model, source.parent),
     }
 
 
@@ -215,39 +204,6 @@ def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> di
         "block_major": sum(device.values()),
         "states": shape.states(),
     }
-
-
-def _look(config: Config, model: nn.Module, folder: Path) -> list[str]:
-    """Check what of weights, tokenizer and text is on this machine; returns what was not, a line each."""
-    lines, encoder = _look_at_run_folder(config), None
-    # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
-    named = Path(config.model.path).is_dir()
-    if named:
-        folder = resolve_model(config.model.path)
-    own = named or folder != config.model.architecture
-    if own and (named or has_tokenizer(folder)):
-        encoder = check_tokenizer(config, folder, model)
-        check_prompts(config, folder, model)
-    else:
-        lines.append(f"tokenizer of {config.model.path}: not on this machine")
-    if own and (named or has_weights(folder)):
-        lines += check_weights(folder, model)
-    else:
-        lines.append(f"weights of {config.model.path}: not on this machine")
-    lines += check_texts(config, elsewhere=True)
-    if encoder is not None:
-        check_held_out(config, encoder)
-    return lines
-
-
-def _look_at_run_folder(config: Config) -> list[str]:
-    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
-    folder = config.run.folder / config.run.name
-    if not os.path.exists(Path(*folder.absolute().parts[:2])):
-        return [f"run folder {folder}: not on this machine"]
-    for stage in STAGES:
-        require_writable(folder / stage, "run.folder")
-    return []
 
 
 def find_architecture(config: Config) -> Path:
