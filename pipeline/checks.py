@@ -25,12 +25,13 @@ from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard
 from pipeline.data.stream.held_out import require_one_row
 from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, refuse_no_text, why_no_text
 from pipeline.data.tokens import Encoder
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
+from pipeline.files import of_bytes, require_writable
 from pipeline.inputs import held_out_asked, read_encoder, text_source
 from pipeline.model.files import require_finite_files, require_whole
 from pipeline.model.fit import require_fit
 from pipeline.model.load import resolve_model
-from pipeline.run import RegrowError, of_bytes, require_writable
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
+from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, take_place
-from pipeline.run import RegrowError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 

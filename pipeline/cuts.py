@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
+from pipeline.files import read_json
 from pipeline.importance.choosing import Removals, Way
 from pipeline.importance.criteria import Text
 from pipeline.importance.cut import Cut
@@ -17,7 +18,7 @@ from pipeline.importance.selection import read_block_order
 from pipeline.inputs import Inputs
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
-from pipeline.run import Run, read_json
+from pipeline.run import Run
 from pipeline.world import World
 
 

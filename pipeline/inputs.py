@@ -24,9 +24,10 @@ from pipeline.data.stream.loader import RowStream
 from pipeline.data.stream.position import Identity, LaneCursor
 from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import Encoder, Encoding, about_encoder, tokenizer_hash
+from pipeline.files import read_json
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model
-from pipeline.run import Run, read_json
+from pipeline.run import Run
 
 #: Of stage data: hashes of the held-out documents, for what reads remote text later.
 HELD_OUT_HASHES = "held_out.hashes"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, cores, name_accelerator
-from pipeline.run import RegrowError
 
 if TYPE_CHECKING:
     import torch

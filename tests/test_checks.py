@@ -17,9 +17,9 @@ from pipeline import checks
 from pipeline.checks import FIRST, check_held_out, check_prompts, check_texts, check_tokenizer, check_weights
 from pipeline.config import Config, load_config
 from pipeline.data.damage import DamagedShard
+from pipeline.errors import RegrowError
 from pipeline.inputs import read_encoder
 from pipeline.model.costs import meta_model
-from pipeline.run import RegrowError
 from tests.own_code import write_own_tokenizer
 
 

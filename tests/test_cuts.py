@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.cuts import read_cut, read_way
+from pipeline.errors import RegrowError
 from pipeline.importance.choosing import Way, choose
 from pipeline.importance.cut import Cut
 from pipeline.model.describe import Sizes
-from pipeline.run import RegrowError
 
 ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
 

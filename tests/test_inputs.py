@@ -12,8 +12,9 @@ import torch
 from pipeline import inputs
 from pipeline.config import load_config
 from pipeline.data import tokens
+from pipeline.files import read_json
 from pipeline.inputs import Inputs
-from pipeline.run import Run, read_json
+from pipeline.run import Run
 
 
 @pytest.fixture(scope="module")

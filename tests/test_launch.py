@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.launch import AGENT, PARENT, TOLD, Place, count_processes, find_place
-from pipeline.run import RegrowError
 from tests import ROOT
 
 

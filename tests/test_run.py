@@ -14,18 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.run import (
-    RegrowError,
-    Run,
-    compare_fingerprints,
-    hash_file,
-    of_bytes,
-    read_json,
-    require_space,
-    require_writable,
-    write_atomic,
-    write_json,
-)
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, of_bytes, read_json, require_space, require_writable, write_atomic, write_json
+from pipeline.run import Run, compare_fingerprints
 from tests import ROOT
 
 
@@ -47,7 +38,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     process = python(
         """
 import pathlib, resource, sys
-from pipeline.run import RegrowError, write_atomic
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
     write_atomic(pathlib.Path(sys.argv[1]), "new" * 100_000)
@@ -68,7 +60,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     process = python(
         """
 import os, pathlib, signal, sys
-from pipeline.run import write_atomic
+from pipeline.files import write_atomic
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 write_atomic(pathlib.Path(sys.argv[1]), "new")
 """,
@@ -138,7 +130,8 @@ WITHOUT_LOCKS = """
 import ctypes, errno, os, pathlib, platform, struct, sys
 from pipeline.data.remote.locks import locked
 from pipeline.data.corpus.tokenising import _alone
-from pipeline.run import RegrowError, Run
+from pipeline.errors import RegrowError
+from pipeline.run import Run
 from pipeline.commands.status import status_text
 
 NUMBER = {"x86_64": 73, "aarch64": 32}[platform.machine()]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.launch import TOLD, Place
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 from tests import ROOT
 

@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.checks import check_here, one_large_step
 from pipeline.config import Config
 from pipeline.cuts import read_cut
+from pipeline.errors import RegrowError
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.footprint import SweepShape
@@ -34,7 +35,6 @@ from pipeline.model.costs import (
 )
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
-from pipeline.run import RegrowError
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9

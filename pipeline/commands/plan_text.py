@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pipeline.run import of_bytes
+from pipeline.files import of_bytes
 
 
 def plan_text(plan: dict[str, Any]) -> str:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor, check_identity, from_json
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 from pipeline.inputs import Inputs
-from pipeline.run import RegrowError, Run, read_json
+from pipeline.run import Run
 from pipeline.training.checkpoint import complete_checkpoints
 
 if TYPE_CHECKING:

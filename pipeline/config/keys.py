@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 class ConfigError(RegrowError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.texts import counted
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
-from pipeline.run import RegrowError, first_line, hash_json
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import hash_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.structure import BlockOutput
-from pipeline.run import RegrowError
 
 #: Whatever a model gives its blocks beside the hidden state.
 Argument = TypeVar("Argument")

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json, require_space
 from pipeline.importance.arguments import run_without_head, take_hidden
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.footprint import SweepShape
@@ -28,7 +30,6 @@ from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import BlockOutput, tensors_in
-from pipeline.run import RegrowError, hash_json, require_space
 
 #: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
 ROOM = 0.8

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pipeline.criteria import CONTROLS
+from pipeline.errors import RegrowError
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import control_blocks, control_order
 from pipeline.importance.criteria import Text
@@ -32,7 +33,6 @@ from pipeline.importance.selection import choose_blocks, choose_window, choose_w
 from pipeline.model.blocks import check_indices
 from pipeline.model.describe import Sizes
 from pipeline.model.replacement import removed_runs
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 #: The entries of scores.json by criterion.

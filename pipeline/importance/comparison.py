@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 from pipeline.criteria import CONTROLS
+from pipeline.errors import RegrowError
 from pipeline.importance.choosing import Entries, Removals, Way
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.cut import Cut
 from pipeline.importance.perplexities import ByText, Maps
 from pipeline.importance.selection import choose_blocks, choose_window
-from pipeline.run import RegrowError
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
 BY_WINDOW = ("ppl", "block_influence", "angular_last", "angular_mean", "linear")

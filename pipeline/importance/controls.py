@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 
 from pipeline.criteria import CONTROLS
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.selection import choose_blocks
-from pipeline.run import RegrowError
 
 
 def control_order(control: str, total: int, seed: int = 0) -> list[int]:

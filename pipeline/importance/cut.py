@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import check_indices
 from pipeline.model.describe import Sizes
-from pipeline.run import RegrowError
 
 #: The ways of saying how much goes; exactly one of them holds.
 STATEMENTS = ("remove", "ratio", "parameters", "perplexity", "blocks")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, check_indices
 from pipeline.model.describe import Sizes
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 

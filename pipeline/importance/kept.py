@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.run import read_json, write_json
+from pipeline.files import read_json, write_json
 from pipeline.world import World
 
 #: JSON-ready.

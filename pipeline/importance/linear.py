@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import order_blocks
 from pipeline.importance.sweep import Window, dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import output_projection
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 #: Tokens to fit on, for each entry of the hidden state.

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import near_ties, order_blocks
 from pipeline.importance.sweep import Window, removal_losses
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision, and of token losses,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.criteria import CRITERIA
+from pipeline.errors import RegrowError
 from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.criteria import DEFAULTS, MAKERS, NEEDS, SWEPT, Settings, Text
@@ -27,7 +28,6 @@ from pipeline.importance.weights import magnitude_of
 from pipeline.model.blocks import find_blocks
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 

@@ -16,8 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic
 from pipeline.importance.cut import Cut
-from pipeline.run import RegrowError, write_atomic
 
 #: Of an entry of scores.json: distances of all windows by start and length, or the entries of some lengths by length.
 Windows = Sequence[Sequence[float]] | Mapping[str, Mapping[str, Any]]

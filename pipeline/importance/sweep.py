@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated, run_without_head, take_hidden
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import BlockOutput
-from pipeline.run import RegrowError
 
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
 HEAD_ROWS = 8

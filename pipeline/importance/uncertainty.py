@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.selection import choose_blocks, order_blocks
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import order_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.run import RegrowError, first_line, read_json
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

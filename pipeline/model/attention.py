@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

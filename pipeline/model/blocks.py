@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.depth import PLACES, set_values, shorten
 from pipeline.model.structure import BlockOutput, find_blocks, require_separate_blocks
-from pipeline.run import RegrowError
 
 __all__ = ["block_parameters", "check_indices", "find_blocks", "remove_blocks", "replaced_forward", "skip_blocks"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
-from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.structure import find_blocks
-from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

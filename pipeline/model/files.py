@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 from pipeline.model.architecture import AGAIN
-from pipeline.run import RegrowError, read_json
 
 #: How a file begins that Git LFS has not fetched.
 POINTER = b"version https://git-lfs"

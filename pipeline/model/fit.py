@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.model.architecture import DEQUANTISE
 from pipeline.model.headers import Entry, converters, read_headers
-from pipeline.run import RegrowError
 
 #: So many tensors that do not fit are named.
 NAMED = 3

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import AGAIN
 from pipeline.model.files import weight_files
-from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class, read_config
 from pipeline.model.outputs import return_logits
-from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.model.files import require_finite, weight_files
 from pipeline.model.fit import require_fit
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
-from pipeline.run import RegrowError, first_line
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
 #: multimodal model does with images.

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
 from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import BlockOutput, module_tree
-from pipeline.run import RegrowError
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.outputs import logits_alone
-from pipeline.run import RegrowError
 
 #: Values of a config that tie blocks to each other, with what they stand for.
 TIES = {

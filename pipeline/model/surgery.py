@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.files import require_space
 from pipeline.model.blocks import remove_blocks, skip_blocks
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
@@ -26,7 +27,6 @@ from pipeline.model.loss import NO_ROUTER, has_router
 from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.replacement import mapped_outputs, replace_blocks
-from pipeline.run import require_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.errors import RegrowError
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, title
-from pipeline.run import RegrowError
 
 _MOST_POINTS = 800  # longer loss curves are averaged in groups, to keep the page small
 

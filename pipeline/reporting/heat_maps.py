@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.errors import RegrowError
 from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
-from pipeline.run import RegrowError
 
 COLOUR_MAP = "cividis"  # perceptually uniform, the same to the colour-blind, and in tune with the bars
 

@@ -30,9 +30,11 @@ from pipeline.data.stream.held_out import require_one_row
 from pipeline.data.stream.parts import deal
 from pipeline.data.texts import counted
 from pipeline.data.tokens import about_encoder, encoder_hash
+from pipeline.errors import RegrowError
+from pipeline.files import require_writable, write_json
 from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, read_encoding, text_source
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError, Run, require_writable, write_json
+from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 

@@ -9,10 +9,10 @@ from collections.abc import Collection
 
 from pipeline.checks import check_held_out, check_tokenizer, check_weights
 from pipeline.config import Config
+from pipeline.files import require_writable
 from pipeline.launch import Place
 from pipeline.model.describe import describe_folder
 from pipeline.model.load import resolve_model
-from pipeline.run import require_writable
 from pipeline.stages.stage import Ahead, load_stage
 
 

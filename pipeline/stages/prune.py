@@ -15,6 +15,8 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
 from pipeline.cuts import open_removals, read_cut, read_way
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.perplexities import Maps
@@ -22,7 +24,7 @@ from pipeline.importance.uncertainty import sequence_values, stability
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import resolve_model
 from pipeline.model.surgery import prune_folder
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import score
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.files import read_json, write_atomic
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
 from pipeline.reporting.records import Records
-from pipeline.run import Run, read_json, write_atomic
+from pipeline.run import Run
 from pipeline.stages.stage import Stage
 from pipeline.training.metrics import read_lines
 from pipeline.world import World

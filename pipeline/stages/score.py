@@ -20,6 +20,8 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic, write_json
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
 from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
@@ -30,7 +32,7 @@ from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError, Run, write_atomic, write_json
+from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 

@@ -19,17 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import hash_json, read_json, write_atomic, write_json
 from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
-from pipeline.run import (
-    RegrowError,
-    Run,
-    compare_fingerprints,
-    first_line,
-    hash_json,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import load_stage
 from pipeline.world import World
 

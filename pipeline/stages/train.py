@@ -18,12 +18,14 @@ from pipeline.config import Config
 from pipeline.data.remote.space import require_cache_space
 from pipeline.data.stream.loader import fitting_workers
 from pipeline.data.stream.position import check_identity
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.files import require_space
 from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, mfu, model_flops_per_token, peak_flops
-from pipeline.run import RegrowError, Run, require_space
+from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn, newest_checkpoint
 from pipeline.training.determinism import deterministic

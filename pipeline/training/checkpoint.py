@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from pipeline.run import RegrowError, hash_file, read_json, require_space, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
 from pipeline.world import World
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pipeline.files import require_space
 from pipeline.model.load import copy_companions, load_model
-from pipeline.run import require_space
 from pipeline.training.engine import Engine
 
 

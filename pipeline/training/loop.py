@@ -19,8 +19,8 @@ import torch
 
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
+from pipeline.errors import RegrowError
 from pipeline.model.loss import document_targets
-from pipeline.run import RegrowError
 from pipeline.training.engine import Engine
 
 

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.run import RegrowError, write_atomic
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
     from pipeline.training.loop import Step

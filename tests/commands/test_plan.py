@@ -15,7 +15,7 @@ from transformers import LlamaConfig, MixtralConfig
 from pipeline.commands.plan import find_architecture, plan
 from pipeline.commands.plan_text import plan_text
 from pipeline.config import load_config
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests import ROOT
 from tests.families import build
 

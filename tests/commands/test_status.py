@@ -10,7 +10,9 @@ import pytest
 
 from pipeline.commands.status import status_text
 from pipeline.config import dump_config, load_config
-from pipeline.run import RegrowError, Run, write_atomic, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic, write_json
+from pipeline.run import Run
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.data.stream.strands import Reading
+from pipeline.files import hash_file
 from pipeline.launch import die_with_parent
-from pipeline.run import hash_file
 
 LANES = 12
 #: What a stream is told beside its reading.

@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.formats.documents import DamagedShard
 from pipeline.data.formats.tar import read_tar
 from pipeline.data.formats.tokenised import write_tokenised
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def read(path, **more):

@@ -20,7 +20,7 @@ from pipeline.data.formats.documents import read_documents
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.space import needed_space, require_cache_space
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 @pytest.mark.parametrize("number", range(5))

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.data.corpus import crew
 from pipeline.data.damage import DamagedShard
+from pipeline.errors import RegrowError
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError
 
 
 class Divide:

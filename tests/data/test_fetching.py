@@ -17,7 +17,7 @@ import pytest
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.remote.cache import ShardCache
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
 from tests.data.server import COMMIT, SECRET, Server, online
 
@@ -200,7 +200,7 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import read_manifest
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 said = []
 cache = ShardCache(Path(sys.argv[1]), attempts=3, wait=0.01, stalled=5, say=said.append)
 shards = list_source(TextSource("owner/set")).shards

@@ -14,7 +14,7 @@ from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.stream.held_out import RowsAsked, held_out_rows, require_one_row
 from pipeline.data.tokens import about_encoder, load_tokenizer, make_encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of, shard
 
 

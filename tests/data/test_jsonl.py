@@ -11,7 +11,7 @@ import zstandard
 
 from pipeline.data.formats.documents import DamagedShard
 from pipeline.data.formats.jsonl import read_jsonl, write_jsonl_zst
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def read(path, **more):

@@ -22,7 +22,7 @@ from pipeline.data.stream.parts import deal, shuffle, split_into_parts
 from pipeline.data.stream.position import Cursor, LaneCursor
 from pipeline.data.stream.strands import CHARACTERS, TEXTS
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import (
     LANES,
     cursors_behind,

@@ -19,7 +19,9 @@ from pipeline.data.progress import Progress
 from pipeline.data.remote import catalogue
 from pipeline.data.remote.space import needed_space
 from pipeline.data.shards import build_manifest, read_manifest
-from pipeline.run import RegrowError, Run, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
+from pipeline.run import Run
 from tests.data.corpora import listing_of
 from tests.data.server import COMMIT, SECRET, Server, online
 
@@ -425,7 +427,7 @@ from dataclasses import asdict
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.remote.servers import Patience
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 for name in sys.argv[2:]:
     said = []
     try:

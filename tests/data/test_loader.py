@@ -21,8 +21,8 @@ from pipeline.data.formats.documents import DamagedShard
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.stream.loader import fitting_workers, load_rows
+from pipeline.errors import RegrowError
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError
 from tests.data.corpora import (
     cursors_behind,
     differs,

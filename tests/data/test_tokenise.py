@@ -31,8 +31,9 @@ from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import about_tokenised, read_tokenised, write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.tokens import Encoding, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError, hash_file
 from tests.data.corpora import listing_of, row_stream
 
 

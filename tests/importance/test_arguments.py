@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.arguments import repeated, take_hidden
-from pipeline.run import RegrowError
 
 ROW = torch.arange(6.0).view(2, 3)
 TWICE = torch.cat([ROW, ROW])

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError
 from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 

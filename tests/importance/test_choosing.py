@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pipeline.criteria import CONTROLS
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.importance.choosing import Removals, Way, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.controls import control_blocks
@@ -21,7 +23,6 @@ from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.describe import Sizes
 from pipeline.model.load import load_model
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError, read_json, write_json
 from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 

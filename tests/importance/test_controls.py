@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.criteria import CONTROLS
+from pipeline.errors import RegrowError
 from pipeline.importance.controls import control_blocks, control_order
 from pipeline.importance.cut import Cut
-from pipeline.run import RegrowError
 
 FREE = {"protect_first": 0, "protect_last": 0}
 

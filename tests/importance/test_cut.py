@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import STATEMENTS, Cut
 from pipeline.model.describe import Sizes
-from pipeline.run import RegrowError
 
 #: vicuna-7b: 32 blocks, and embeddings and a head beside them.
 VICUNA = Sizes((202383360,) * 32, 6738415616)

@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.distances import AT_A_TOKEN, DISTANCES, StateDistances, distances_between
 from pipeline.importance.selection import choose_window
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.blocks import find_blocks
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, FAMILIES, VOCABULARY, build
 
 LENGTH = 16

@@ -7,13 +7,13 @@ from copy import deepcopy
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.selection import order_blocks
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, VOCABULARY, build
 
 FREE = {"protect_first": 0, "protect_last": 0}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.criteria import CRITERIA
+from pipeline.errors import RegrowError
 from pipeline.importance.criteria import Settings
 from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
@@ -21,7 +22,6 @@ from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
-from pipeline.run import RegrowError
 from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.selection import (
     choose_blocks,
@@ -19,7 +20,6 @@ from pipeline.importance.selection import (
     write_block_order,
 )
 from pipeline.model.describe import Sizes
-from pipeline.run import RegrowError
 
 #: Nota's order for vicuna-7b-v1.3 by PPL, least important first.
 VICUNA = "25,27,10,24,11,20,8,29,6,5,26,22,9,7,15,12,16,18,21,13,28,19,4,23,14,30,17,3,1,31,2,0"

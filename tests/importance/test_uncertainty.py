@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
 from pipeline.importance.uncertainty import intervals, near_noise, resampled_means, stability
-from pipeline.run import RegrowError
 
 FREE = {"protect_first": 0, "protect_last": 0}
 

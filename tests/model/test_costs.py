@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, T5Config
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import remove_blocks
 from pipeline.model.costs import (
     Trained,
@@ -25,7 +26,6 @@ from pipeline.model.costs import (
     product_parameters,
 )
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 
 
 def llama(**changes: object) -> LlamaConfig:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
-from pipeline.run import RegrowError
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.files import not_finite, read_header, require_finite_files, require_whole
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError
 
 
 @pytest.fixture

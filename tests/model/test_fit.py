@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.errors import RegrowError
 from pipeline.model.architecture import read_config
 from pipeline.model.costs import meta_model
 from pipeline.model.files import require_whole
 from pipeline.model.fit import require_fit
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError
 from tests.families import FAMILIES, MULTIMODAL, OTHERS, build, build_multimodal
 
 Weights = dict[str, torch.Tensor]

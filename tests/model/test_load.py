@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.tokens import load_tokenizer
+from pipeline.errors import RegrowError
 from pipeline.model.architecture import own_code, read_config, tokenizer_code
 from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError
 from tests.families import build
 from tests.own_code import write_own_model, write_own_tokenizer
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pipeline.commands.plan import plan
 from pipeline.commands.plan_text import plan_text
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.sweep import removal_losses
@@ -22,7 +23,6 @@ from pipeline.model.costs import meta_model, product_parameters, text_parameters
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, GATED, MULTIMODAL, QWEN_VISION, VOCABULARY, build_multimodal
 
 REMOVED = [1, 4]

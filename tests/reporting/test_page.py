@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.reporting import Records, drawing, notation, render_page
 from pipeline.reporting.comparison import overlap, ways_of
 from pipeline.reporting.model_rows import perplexity_rows, recovered
 from pipeline.reporting.page import block_states, headline
-from pipeline.run import RegrowError
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 

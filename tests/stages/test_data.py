@@ -20,8 +20,10 @@ from pipeline.config import load_config
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import about_tokenised
 from pipeline.data.shards import read_manifest
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 from pipeline.inputs import Inputs, read_encoder
-from pipeline.run import RegrowError, Run, read_json
+from pipeline.run import Run
 
 
 def records(texts: list[str], domain: str = "RedPajamaWikipedia") -> list[dict[str, Any]]:

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.launch import Place
 from pipeline.model.equivalence import TOLERANCE, compare, difference, full_logits, probe_ids
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, evaluate, prune
 from pipeline.world import World
 from tests.own_code import write_own_model

@@ -12,6 +12,8 @@ import torch
 from pipeline.config import STAGES, load_config
 from pipeline.config.pruning import Control, Criterion
 from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
@@ -19,7 +21,7 @@ from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.launch import Place
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, prune, score
 from pipeline.stages.preflight import preflight
 from pipeline.world import World

@@ -81,7 +81,8 @@ def test_what_stands_in_a_stage_s_place_is_refused_by_a_single_stage_too(refused
 def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_in_the_log(tmp_path):
     from transformers import GenerationConfig
 
-    from pipeline.run import RegrowError, Run
+    from pipeline.errors import RegrowError
+    from pipeline.run import Run
     from pipeline.stages.sequence import _told
 
     run = Run(tmp_path / "run")

@@ -19,10 +19,11 @@ from pipeline.config import load_config
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.shards import read_manifest
 from pipeline.data.stream.parts import deal, shuffle
+from pipeline.files import hash_file, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.model.loss import router_coefficient
-from pipeline.run import Run, hash_file, read_json, write_json
+from pipeline.run import Run
 from pipeline.training.metrics import pace
 from pipeline.training.reach import probe, unreached
 from pipeline.training.trained import told_of
@@ -105,7 +106,8 @@ def test_tensors_that_are_trained_in_less_precision_are_told():
 
 def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
     """A real need above what this disk has free."""
-    from pipeline.run import RegrowError, require_space
+    from pipeline.errors import RegrowError
+    from pipeline.files import require_space
 
     free = shutil.disk_usage(tmp_path).free
     require_space(tmp_path, free // 2, "a checkpoint")

@@ -36,8 +36,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from pipeline.errors import RegrowError
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine, decay_groups
 from pipeline.training.export import load_trained

@@ -44,8 +44,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.engine import decay_groups
 from pipeline.training.loop import Position, Sample, SignOfLife, train_steps

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 from pipeline.training.checkpoint import (
     Layout,
     checkpoint_bytes,

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from pipeline.training.metrics import append_line, cut_after, pace, read_lines
 
 

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from pipeline.data.damage import DamagedShard
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: Seconds between two lines of progress.
 EVERY = 10.0

@@ -23,7 +23,7 @@ from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard, no_such_place
 from pipeline.data.texts import counted, refuse_no_text
-from pipeline.run import hash_file
+from pipeline.files import hash_file
 
 
 @dataclass(frozen=True)

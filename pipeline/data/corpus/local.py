@@ -19,7 +19,8 @@ from pipeline.data.formats.tokenised import is_tokenised
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

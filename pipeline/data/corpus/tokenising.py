@@ -25,7 +25,8 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
 from pipeline.data.tokens import Encoder, Encoding, about_encoder
-from pipeline.run import RegrowError, hash_file, hash_json, require_space, take_lock
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, hash_json, require_space, take_lock
 
 #: Tokens for a byte of a file, for the estimate of the space: SlimPajama has 0.70 compressed and 0.28 as plain text.
 PER_COMPRESSED_BYTE, PER_PLAIN_BYTE = 0.75, 0.3

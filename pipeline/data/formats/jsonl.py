@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import naming, require_documents
-from pipeline.data.replacing import replacing
 from pipeline.data.texts import NoText, text_of
+from pipeline.files import replacing
 
 #: Bytes for one read. Small enough that a file of many small frames is not copied over and over.
 PIECE = 1 << 17

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.formats.jsonl import domain_of
 from pipeline.data.texts import NoText, text_of
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: WebDataset's rule: the key ends at the first dot behind the last slash.
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")

@@ -21,7 +21,7 @@ from pipeline.data.remote.row_groups import NotParquet, parse_footer, read_foote
 from pipeline.data.remote.servers import NoRanges, Patience, locate, open_url, state_of
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: Files that are asked after at a time: one after the other, 59,166 would take an hour.
 AT_ONCE = 8

@@ -22,7 +22,7 @@ from pipeline.data.remote.contents import read_contents
 from pipeline.data.shards import Shard
 from pipeline.data.stream.packing import pack
 from pipeline.data.tokens import Encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: From a text, or ids, to the ids of a document.
 Encode = Callable[[str | np.ndarray], list[int]]
