@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.structure import BlockOutput
 
-#: Whatever a model gives its blocks beside the hidden state.
-Argument = TypeVar("Argument")
 
-
-def run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
+def run_without_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """The decoder alone: the dense logits come from the head's one place, like the variants'."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     decoder(input_ids=input_ids, use_cache=False)
@@ -52,7 +50,7 @@ def take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tupl
 
 
 def arguments_for_twice(
-    model: nn.Module, running: dict[int, nn.Module], input_ids: torch.Tensor
+    model: PreTrainedModel, running: dict[int, nn.Module], input_ids: torch.Tensor
 ) -> dict[nn.Module, tuple[tuple, dict[str, Any]]]:
     """What the model gives each running block beside the hidden state when every sequence is there twice, in turn.
 
@@ -77,7 +75,7 @@ def arguments_for_twice(
     return given
 
 
-def repeated(value: Argument, doubled: Argument, times: int, name: str) -> Argument:
+def repeated(value: object, doubled: object, times: int, name: str) -> Any:
     """An argument of one batch for ``times`` such batches, one behind the other.
 
     ``doubled`` is what the model itself made of it for two. A tensor that is the same there belongs to all sequences

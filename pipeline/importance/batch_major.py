@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
@@ -36,7 +36,7 @@ class Wanted:
 
 
 def sweep_by_batch(
-    model: nn.Module,
+    model: PreTrainedModel,
     sequences: torch.Tensor,
     wanted: Wanted,
     *,

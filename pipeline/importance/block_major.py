@@ -90,8 +90,8 @@ def sweep_by_block(
                 shelf.finish(number, found)
         say(f"block {index + 1} of {total}: {len(sequences)} sequences went through it")
     results = [shelf.result(number) for number in range(len(batches))]
-    for result in results:
-        for watched in result["distances"] or ():
+    if distances is not None:
+        for watched in (each for result in results for each in result["distances"]):
             distances.add(StateDistances.from_json(watched))
     return torch.cat([torch.tensor(one["losses"], dtype=torch.float64) for one in results], dim=1) if losses else None
 
@@ -186,7 +186,7 @@ def _shelf(
         "shape": list(sequences.shape),
         "micro-batch": rows[0],
         "losses": losses,
-        "position": distances.position if keep else None,
+        "position": distances.position if distances is not None else None,
         **streamed.identity(),
     }
     shelf = FileShelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.criteria import CONTROLS
 from pipeline.errors import RegrowError
@@ -100,7 +100,7 @@ class Removals:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         text: Text,
         cut: Cut,
         *,
@@ -137,14 +137,15 @@ class Removals:
 
     def greedy(self, cut: Cut) -> list[Round]:
         """The rounds of greedy removal that a cut takes; earlier ones are not repeated."""
-        kept = self._kept.known("greedy", [])
+        kept: list[dict[str, Any]] = self._kept.known("greedy", [])
         rounds = [_round(one) for one in kept]
-        if cut.perplexity is None:
+        budget = cut.perplexity
+        if budget is None:
             known = rounds[: cut.count(self.sizes)]
             if len(known) == cut.count(self.sizes):
                 return known
         else:
-            known = list(takewhile(lambda one: one.perplexity <= cut.perplexity, rounds))
+            known = list(takewhile(lambda one: one.perplexity <= budget, rounds))
             if len(known) < len(rounds):
                 return known
         done = [one.removed for one in rounds]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.importance.cut import Cut
@@ -40,7 +40,7 @@ class Round:
 
 
 def greedy_rounds(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Sequence[torch.Tensor],
     cut: Cut,
     *,
@@ -80,7 +80,7 @@ def greedy_rounds(
 
 
 def _mean_losses(
-    model: nn.Module, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], world: World
+    model: PreTrainedModel, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], world: World
 ) -> dict[int, float]:
     """Mean token loss (nats) without each free block; under the number of blocks, that of the model as it is."""
     sums = torch.zeros(len(free) + 2, dtype=torch.float64)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.kept import Kept
@@ -30,7 +30,7 @@ class Perplexities:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         texts: Mapping[str, torch.Tensor | None],
         micro_batch: int,
         *,

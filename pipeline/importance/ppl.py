@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.importance.selection import near_ties, order_blocks
@@ -68,7 +68,7 @@ def summarise(losses: torch.Tensor, targets: int, tie: float, windows: Sequence[
 
 
 def perplexity_without(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[torch.Tensor],
     removed: Sequence[int],
     world: World = ALONE,

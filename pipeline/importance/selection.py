@@ -56,6 +56,8 @@ def choose_within(order: Sequence[int], cut: Cut, perplexity: Callable[[list[int
     ``perplexity(blocks)`` measures the model without those blocks (``perplexity_without`` of ppl.py). Blocks go one
     after another until the next would bring it above the budget. Raises RegrowError when the first one would.
     """
+    if cut.perplexity is None:
+        raise RegrowError("choose_within: the cut states no perplexity; choose_blocks takes a cut that says a number")
     chosen: list[int] = []
     for remove in range(1, cut.most(len(order)) + 1):
         tried = choose_blocks(order, cut.taking(remove))

@@ -99,13 +99,13 @@ class FileShelf:
                 )
         else:
             write_json(about, what)
-        self._form = read_json(folder / "form.json") if (folder / "form.json").exists() else None
+        self._form: dict[str, Any] = read_json(folder / "form.json") if (folder / "form.json").exists() else {}
         self._newest = [self._settle(number) for number in range(len(rows))]
 
     @property
     def returns(self) -> int | None:
         """How long the tuples are that blocks return: 0 where they return the state alone; None: not known yet."""
-        return self._form and self._form["returns"]
+        return self._form.get("returns")
 
     def entering(self, number: int) -> int:
         """The block that this micro-batch enters next; the number of blocks where it is finished."""
@@ -114,7 +114,7 @@ class FileShelf:
     def note_form(self, returns: int, state: torch.Tensor) -> None:
         """Keep what files do not say of themselves: what blocks return, and the dtype and the width of a state."""
         form = {"returns": returns, "dtype": str(state.dtype).removeprefix("torch."), "width": state.shape[-1]}
-        if self._form is None:
+        if not self._form:
             write_json(self.folder / "form.json", form)
             self._form = form
 
@@ -215,4 +215,4 @@ class FileShelf:
 
 def _raw(states: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU."""
-    return memoryview(states.view(-1).view(torch.uint8).numpy())
+    return states.view(-1).view(torch.uint8).numpy().data

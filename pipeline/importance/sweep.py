@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated, run_without_head, take_hidden
@@ -38,7 +39,7 @@ Window = tuple[int, int]
 
 @torch.no_grad()
 def removal_losses(
-    model: nn.Module,
+    model: PreTrainedModel,
     input_ids: torch.Tensor,
     *,
     blocks: Sequence[int] | None = None,
@@ -85,7 +86,7 @@ def removal_losses(
 
 
 @torch.no_grad()
-def dense_states(model: nn.Module, input_ids: torch.Tensor, watch: Watch) -> None:
+def dense_states(model: PreTrainedModel, input_ids: torch.Tensor, watch: Watch) -> None:
     """Show ``watch`` the dense state between all blocks, in one forward of the decoder and without a loss."""
     model.eval()
     running = dict(enumerate(find_blocks(model)))
@@ -107,7 +108,7 @@ def _name(start: int, length: int) -> int | str:
 
 
 def _final_states(
-    model: nn.Module,
+    model: PreTrainedModel,
     running: dict[int, nn.Module],
     tried: Sequence[Window],
     input_ids: torch.Tensor,
@@ -166,7 +167,7 @@ def _final_states(
 
 
 def summed_losses(
-    model: nn.Module,
+    model: PreTrainedModel,
     blocks: Iterable[nn.Module],
     states: torch.Tensor,
     input_ids: torch.Tensor,
@@ -196,7 +197,7 @@ def summed_losses(
 
 
 def _logits(
-    model: nn.Module, blocks: Iterable[nn.Module], state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
+    model: PreTrainedModel, blocks: Iterable[nn.Module], state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
 ) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 

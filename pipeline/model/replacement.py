@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
@@ -45,7 +46,7 @@ def removed_runs(removed: Sequence[int]) -> list[range]:
 
 
 @torch.no_grad()
-def output_projection(model: nn.Module, index: int) -> nn.Module:
+def output_projection(model: PreTrainedModel, index: int) -> nn.Linear | Conv1D:
     """The module (Linear, or GPT-2's Conv1D) whose output, the MLP's, block ``index`` adds to its residual.
 
     The model is run on a few tokens to find it and to try that the form r + y holds.
@@ -93,7 +94,7 @@ def output_projection(model: nn.Module, index: int) -> nn.Module:
     return projection
 
 
-def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[str, nn.Module]:
+def _last_projection(model: PreTrainedModel, block: nn.Module, refusal: str) -> tuple[str, nn.Linear | Conv1D]:
     """The last linear layer as wide as the hidden state that the block runs, with its name in the block."""
     from transformers.pytorch_utils import Conv1D
 
@@ -115,7 +116,7 @@ def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[
 
 
 def _run_block(
-    model: nn.Module,
+    model: PreTrainedModel,
     block: nn.Module,
     projection: nn.Module | None,
     seen: dict[str, torch.Tensor],
@@ -148,7 +149,7 @@ def _run_block(
 
 
 @torch.no_grad()
-def fold_linear(model: nn.Module, index: int, matrix: torch.Tensor) -> None:
+def fold_linear(model: PreTrainedModel, index: int, matrix: torch.Tensor) -> None:
     """Make block ``index`` compute r + M y instead of r + y, in place; ``matrix`` is M, (d, d), real.
 
     Products are made in fp64 and stored in the weights' dtype. Raises RegrowError where M does not fit, or where the
@@ -183,7 +184,7 @@ def _fold(projection: nn.Linear | Conv1D, matrix: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def mapped_outputs(model: nn.Module, matrices: Mapping[int, torch.Tensor]) -> Iterator[None]:
+def mapped_outputs(model: PreTrainedModel, matrices: Mapping[int, torch.Tensor]) -> Iterator[None]:
     """Within the context each map of ``replace_blocks`` acts on the MLP's output before its run; no weight changes.
 
     With the runs skipped (``skip_blocks``) the model computes what it would with the maps folded in.
@@ -204,7 +205,9 @@ def mapped_outputs(model: nn.Module, matrices: Mapping[int, torch.Tensor]) -> It
             handle.remove()
 
 
-def replace_blocks(model: nn.Module, removed: Sequence[int], matrices: Mapping[int, torch.Tensor]) -> nn.Module:
+def replace_blocks(
+    model: PreTrainedModel, removed: Sequence[int], matrices: Mapping[int, torch.Tensor]
+) -> PreTrainedModel:
     """Remove the blocks ``removed`` in place, with a linear map for each run whose first block ``matrices`` names.
 
     ``matrices[first]`` (d, d) acts on the output of the MLP in block first - 1 (``fold_linear``). Runs that are not

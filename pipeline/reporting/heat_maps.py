@@ -37,8 +37,8 @@ def window_table(entry: Mapping[str, Any], *, normalized: bool = False, protecte
         raise RegrowError("heat map: this entry has no distances of windows; draw one of the distances' entries")
     table = np.full((len(windows), len(windows)), np.nan)
     for start, values in enumerate(windows):
-        for row, value in enumerate(values):
-            table[row, start] = value if finite(value) else np.nan
+        for below, value in enumerate(values):
+            table[below, start] = value if finite(value) else np.nan
     if normalized:
         for n, row in enumerate(table, start=1):
             there = np.isfinite(row)
@@ -233,11 +233,12 @@ def _colour_key(axes: Axes, image: AxesImage, normalized: bool) -> None:
     bar = axes.figure.colorbar(image, cax=inset, orientation="horizontal")
     bar.outline.set_visible(False)
     # As an image, the key would be 256 rectangles in the SVG.
-    bar.solids.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_visible(False)
     inset.imshow(
-        np.linspace(image.norm.vmin, image.norm.vmax, 64)[None],
+        np.linspace(*image.get_clim(), 64)[None],
         cmap=image.cmap,
-        norm=image.norm,
+        norm=image.norm,  # type: ignore[arg-type]  # matplotlib types what it gives wider than what it takes
         aspect="auto",
         interpolation="none",
         extent=(*inset.get_xlim(), 0, 1),
@@ -247,6 +248,7 @@ def _colour_key(axes: Axes, image: AxesImage, normalized: bool) -> None:
     if normalized:
         bar.set_ticks([0, 1], labels=["least of its row", "greatest"])
         left, right = inset.get_xticklabels()
-        left.set_ha("left"), right.set_ha("right")
+        left.set_horizontalalignment("left")
+        right.set_horizontalalignment("right")
     else:
         inset.xaxis.set_major_locator(MaxNLocator(nbins=3))
