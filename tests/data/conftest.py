@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
@@ -32,7 +32,9 @@ def write_shard(path: Path, documents: list[Any]) -> Path:
         for item in documents
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode(
+        "utf-8", "surrogatepass"
+    )
     if path.name.endswith(".parquet"):
         import pyarrow
         import pyarrow.parquet
@@ -46,7 +48,7 @@ def write_shard(path: Path, documents: list[Any]) -> Path:
                 parts = {"txt": record.pop("text"), "json": record} if isinstance(item, str) else {"json": record}
                 tar.write({"__key__": f"{number:06d}", **parts})
     elif path.name.endswith(".zst"):
-        write_jsonl_zst(path, records)
+        path.write_bytes(zstandard.ZstdCompressor(level=9, write_checksum=True).compress(lines))
     elif path.name.endswith(".gz"):
         path.write_bytes(gzip.compress(lines, mtime=0))
     else:
