@@ -10,6 +10,9 @@ class RegrowError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class's name; without the query of a URL, which may be a key."""
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error's message, with the next where it ends in a colon, or its class's name; without the
+    query of a URL, which may be a key."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    end = next((number for number, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    line = " ".join(lines[:end])
     return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)

@@ -58,7 +58,7 @@ def read_json(path: Path, remedy: str = "move it aside and redo its stage") -> A
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegrowError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RegrowError(f"{path}: damaged, not valid JSON ({error}); {remedy}") from None
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.errors import RegrowError
+from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_file, of_bytes, read_json, require_space, require_writable, write_atomic, write_json
 from pipeline.run import Run, compare_fingerprints
 from tests import ROOT
@@ -78,12 +78,31 @@ def test_json_is_read_back_and_damage_names_the_file(tmp_path):
     value = {"name": "Łódź", "losses": [0.1, 1e-300, 3]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
-    for data in (b'{"half": ', b"\xff\xfe", b""):
+    for data in (b'{"half": ', b"\xff\xfe", b"", b"[" * 200_000):
         (tmp_path / "a.json").write_bytes(data)
         with pytest.raises(RegrowError, match=r"a\.json: damaged"):
             read_json(tmp_path / "a.json")
     with pytest.raises(RegrowError, match=r"b\.json: cannot be read"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one\ntwo", "one"),
+        ("\n  one \ntwo", "one"),
+        (
+            "Can't load the tokenizer:\n\n  no vocab.json in it\nsee the docs",
+            "Can't load the tokenizer: no vocab.json in it",
+        ),
+        ("a:\nb:\nc\nd", "a: b: c"),
+        ("what was wrong:", "what was wrong:"),
+        ("at https://host/file?token=secret:\nrefused", "at https://host/file refused"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error_holds_its_reason(message, line):
+    assert first_line(ValueError(message)) == line
 
 
 @pytest.fixture

@@ -17,7 +17,20 @@ from pipeline.errors import RegrowError, first_line
 
 
 class DamagedShard(RegrowError):
-    """Bytes that cannot be what was written: cut, flipped, not JSON, without a text, empty, or gone."""
+    """Bytes that cannot be what was written: cut, flipped, not JSON, empty, or gone."""
+
+
+class BadRecord(DamagedShard):
+    """One record that is none of its format, in a file that can be read on: its writer can mend it, another copy of the
+    file need not help."""
+
+    @classmethod
+    def at(cls, path: Path, number: int, place: str, why: str, wanted: str) -> BadRecord:
+        """For record ``number`` of the shard, at ``place`` in it; ``wanted`` is what its format has there."""
+        return cls(
+            f"shard {path}: document {number}, {place}: {why}; {wanted} is wanted: mend it at its source, or replace a "
+            "file that was cut or changed on its way"
+        )
 
 
 @contextlib.contextmanager

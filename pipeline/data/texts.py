@@ -22,6 +22,8 @@ KINDS = {
     dict: "an object",
 }
 NO_SUCH_KEY = "no such key"
+#: What JSON can hold as ``"\\ud83d"``: a string that has no UTF-8, on which tokenizers fail.
+HALF_A_PAIR = "half of a surrogate pair"
 #: Kinds of a text that is there and says nothing.
 BLANK = ("empty", "white space alone")
 #: So many keys of a record are named.
@@ -30,26 +32,31 @@ NAMED = 8
 
 @dataclass(frozen=True)
 class NoText:
-    """Stands for the text of a record that has no string under the text key: what it has there, and the record's keys,
-    those of objects behind a dot."""
+    """Stands for the text of a record that has no Unicode string under the text key: what it has there, and the
+    record's keys, those of objects behind a dot."""
 
     kind: str
     keys: tuple[str, ...] = ()
 
 
-def text_of(record: Any, text_key: str) -> str | NoText:
+def text_of(record: Mapping[str, Any], text_key: str) -> str | NoText:
     """The string of a decoded record under ``text_key``, which leads into objects by dots unless a key has that very
-    name. ValueError when the record is no object, or its text is not Unicode."""
-    if not isinstance(record, dict):
-        raise ValueError(f"not an object, {type(record).__name__}")
+    name."""
     text = record.get(text_key)
     if text is None and text_key not in record:
         text = _behind_dots(record, text_key)
-    if not isinstance(text, str):
-        return NoText(NO_SUCH_KEY if text is _MISSING else KINDS[type(text)], tuple(_keys(record))[:NAMED])
-    if not text.isascii():
-        text.encode()  # JSON may hold half of a surrogate pair, on which tokenizers fail
-    return text
+    if isinstance(text, str) and is_unicode(text):
+        return text
+    kind = HALF_A_PAIR if isinstance(text, str) else NO_SUCH_KEY if text is _MISSING else KINDS[type(text)]
+    return NoText(kind, tuple(_keys(record))[:NAMED])
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair, which cannot."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 _MISSING = object()

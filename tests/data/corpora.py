@@ -13,9 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.formats.documents import check_documents, format_of
-from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.servers import Patience
@@ -48,7 +49,8 @@ def write_shard(path: Path, documents: Sequence[Any], *, group: int | None = Non
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"meta": {"redpajama_set_name": "RedPajamaWikipedia"}}
     records = [{"text": item, **about} if isinstance(item, str) else item for item in documents]
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+    # As a writer leaves it that does not look: half of a surrogate pair too.
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode(errors="surrogatepass")
     if tokenised:
         write_tokenised(path, map(encode, documents), about={"vocabulary": 257})
     elif path.name.endswith((".tar", ".tar.gz")):
@@ -64,7 +66,7 @@ def write_shard(path: Path, documents: Sequence[Any], *, group: int | None = Non
 
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=group)
     elif path.suffix == ".zst":
-        write_jsonl_zst(path, records)
+        path.write_bytes(zstandard.ZstdCompressor(level=9, write_checksum=True).compress(lines))
     else:
         path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
     return path

@@ -8,7 +8,8 @@ import tarfile
 
 import pytest
 
-from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.damage import BadRecord, DamagedShard
+from pipeline.data.formats.documents import check_documents
 from pipeline.data.formats.tar import read_tar
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.errors import RegrowError
@@ -134,10 +135,14 @@ TEXT, DOMAIN = ("0.txt", b"zero"), ("0.json", b"{}")
         ([("0.jpg", b""), TEXT], 0, None),
         ([("0.jpg", b"")], 0, "the sample 0 at byte 0 has neither of .* it needs json and txt"),
         ([TEXT, TEXT], 0, "two members txt"),
-        ([TEXT, ("1.txt", b"\xff")], 1, "the sample 1 at byte .*utf-8"),
-        ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"{")], 1, "the sample 1 at byte .*Expecting"),
-        ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"[]")], 1, "the sample 1 .*not an object, list"),
-        ([("0.json", b'{"text": "a"}'), ("1.json", b"1")], 1, "the sample 1 .*not an object, int"),
+        ([TEXT, ("1.txt", b"\xff")], 1, "the sample 1 at byte .*: its txt is not UTF-8 .byte 0xff at 0"),
+        (
+            [TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"{")],
+            1,
+            "the sample 1 at byte .*: its json is no JSON .Expecting",
+        ),
+        ([TEXT, DOMAIN, ("1.txt", b"one"), ("1.json", b"[]")], 1, "the sample 1 .*: its json is a list, no object"),
+        ([("0.json", b'{"text": "a"}'), ("1.json", b"1")], 1, "the sample 1 .*: its json is a number, no object"),
     ],
 )
 def test_a_bad_sample_is_refused_by_key_and_byte(tmp_path, members, document, reason):
@@ -145,8 +150,12 @@ def test_a_bad_sample_is_refused_by_key_and_byte(tmp_path, members, document, re
     if reason is None:
         assert read(path) == [(0, "zero")], "a member that is not read stood in the way"
         return
-    with pytest.raises(DamagedShard, match=rf"bad\.tar: damaged at document {document}: .*{reason}"):
+    with pytest.raises(DamagedShard, match=rf"bad\.tar: (damaged at )?document {document}[:,] .*{reason}") as caught:
         read(path)
+    if ": its " in reason:
+        assert isinstance(caught.value, BadRecord) and "mend it at its source" in str(caught.value), str(caught.value)
+        with pytest.raises(BadRecord, match=r"until then none of its documents \(2\) is read$"):
+            check_documents(path, "tar", "text")
 
 
 def test_links_are_refused(tmp_path):

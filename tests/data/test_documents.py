@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from pipeline.data.formats.documents import Census, DamagedShard, check_documents, format_of, read_documents
+from pipeline.data.damage import BadRecord, DamagedShard
+from pipeline.data.formats.documents import Census, check_documents, format_of, read_documents
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.errors import RegrowError
 
@@ -62,6 +63,8 @@ def test_a_record_without_text_is_left_out_by_itself_and_counted(shard_of, texts
     else:
         odd += [{"text": 7}, {"text": 1.5}, {"text": ["a"]}, {"text": {"a": "b"}}, {"text": True}]
         counts |= {"a number": 2, "a list": 1, "an object": 1, "true or false": 1}
+        odd += [{"text": "half \ud83d"}, {"text": "\udf31 half"}]
+        counts |= {"half of a surrogate pair": 2}
     path = shard_of(f"odd.{ending}", [{"text": "first ü"}, *odd, {"text": "null"}, {"text": "None"}])
     last = len(odd) + 1
     found = [(index, text) for index, text in read(path) if text.strip()]
@@ -122,7 +125,7 @@ def test_damage_travels_between_processes(shard_of):
     with pytest.raises(DamagedShard) as caught:
         read(path)
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), str(copy)) == (DamagedShard, str(caught.value)), "a worker's error arrives as another one"
+    assert (type(copy), str(copy)) == (BadRecord, str(caught.value)), "a worker's error arrives as another one"
 
 
 def test_a_tokenised_shard_is_checked_but_holds_no_text(tmp_path):

@@ -9,7 +9,8 @@ import json
 import pytest
 import zstandard
 
-from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.damage import BadRecord, DamagedShard
+from pipeline.data.formats.documents import check_documents
 from pipeline.data.formats.jsonl import read_jsonl, write_jsonl_zst
 from pipeline.errors import RegrowError
 
@@ -100,29 +101,55 @@ def test_what_follows_the_last_frame_is_refused(tmp_path, texts):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"text": "b"', "Expecting"),
-        (b'{"text": "b"} {"text": "c"}', "Extra data"),
-        (b'{"text": "\xff"}', "utf-8"),
-        (b'{"text": "\xed\xa0\x80"}', "surrogates not allowed"),
-        (b'{"text": "\\ud83c alone"}', "surrogates not allowed"),
-        (b"[1]", "not an object, list"),
-        (b'"text"', "not an object, str"),
+        (b'{"text": "b"', r"no JSON \(Expecting ',' delimiter, at character 12 of '{\"text\": \"b\"'\)"),
+        (b'{"text": "b"} {"text": "c"}', r"Extra data, at character 14 of '{\"text\": \"b\"} {\"text\": \"'\.\.\.\)"),
+        (b"It was a dark and stormy night", r"no JSON \(Expecting value, at character 0 of 'It was a"),
+        (b'{"text": "\xff"}', r"not UTF-8 \(byte 0xff at 10\)"),
+        ('{"text": "b"}'.encode("utf-16"), "UTF-16, not UTF-8"),
+        ('{"text": "b"}'.encode("utf-16-le"), "UTF-16, not UTF-8"),
+        ('{"text": "b"}'.encode("utf-32-be"), "UTF-32, not UTF-8"),
+        (b"[1]", "a list, no object"),
+        (b"null", "null, no object"),
+        (b'"text"', "a string, no object"),
+        (b"7" * 6000, "a number, no object"),
+        (b"\0" * 20, "no JSON"),
     ],
 )
 def test_a_bad_line_is_refused_by_document_and_byte(tmp_path, line, reason):
     begin = '{"text": "ü"}\n\n'.encode()
     path = tmp_path / "bad.jsonl"
     path.write_bytes(begin + line + b'\n{"text": "d"}\n')
-    with pytest.raises(
-        DamagedShard,
-        match=rf"bad\.jsonl: damaged at document 1: the line at byte {len(begin)} of the "
-        rf"file: .*{reason}",
-    ):
+    wanted = "; one JSON object a line, in UTF-8, is wanted: mend it at its source, or replace a file that was cut"
+    place = f"document 1, the line at byte {len(begin)} of the file"
+    with pytest.raises(BadRecord, match=rf"bad\.jsonl: {place}: .*{reason}.*{wanted}") as caught:
         read(path)
+    assert len(str(caught.value)) < 320 + len(str(path)) and "\n" not in str(caught.value), str(caught.value)
+    with pytest.raises(BadRecord, match=rf"{reason}.*; until then none of its documents \(3\) is read$"):
+        check_documents(path, "jsonl", "text")
     packed = tmp_path / "bad.jsonl.zst"
     packed.write_bytes(zstandard.compress(path.read_bytes()))
     with pytest.raises(DamagedShard, match=rf"at byte {len(begin)} of the decompressed text"):
         read(packed)
+
+
+def test_a_bad_line_in_a_file_that_is_cut_further_on_is_damage_of_the_file(tmp_path):
+    """The documents cannot be counted, and mending that line would not be enough."""
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\nnull\n' + lines_of(["x" * 50] * 50))[:-4])
+    with pytest.raises(DamagedShard, match=r"cut\.jsonl\.gz: damaged at document .*intact copy") as caught:
+        check_documents(path, "jsonl", "text")
+    assert not isinstance(caught.value, BadRecord)
+
+
+def test_a_number_of_any_length_and_a_byte_order_mark_are_read(tmp_path):
+    """Python reads 4,300 digits as a whole number and no more; nobody looks at a number beside the text."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"text": "a", "meta": {"redpajama_set_name": "\\ud83d"}}\n{"id": '
+        + b"7" * 6000
+        + b', "text": "b"}\n{"text": "c"}\n'
+    )
+    assert list(read_jsonl(path)) == [(0, "a", None), (1, "b", None), (2, "c", None)]
 
 
 def test_the_writer_stores_size_and_checksum_and_agrees_with_the_demo(tmp_path, demo):
@@ -160,7 +187,7 @@ def test_json_that_is_nested_too_deep_is_damage_with_its_line(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n' + line + "\n")
     with pytest.raises(
-        DamagedShard, match=r"a\.jsonl: damaged at document 1: the line at byte 14 of the file: .*recurs"
+        BadRecord, match=r"a\.jsonl: document 1, the line at byte 14 of the file: .*recurs.*mend it at its source"
     ):
         read(path)
 

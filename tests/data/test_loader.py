@@ -56,7 +56,10 @@ def test_what_a_worker_raises_comes_out_as_it_is(corpus, tmp_path):
     path = Path(corpus[2].name)
     path.write_bytes(path.read_bytes()[:-1])
     for workers in (0, 2):
-        with pytest.raises(DamagedShard, match=r"^shard \S+a_02\.jsonl\.zst: \d+ bytes, the manifest says .*replaced$"):
+        with pytest.raises(
+            DamagedShard,
+            match=r"^shard \S+a_02\.jsonl\.zst: \d+ bytes, the manifest says .*replaced: put back .*run\.name\)$",
+        ):
             take(load_rows(stream(corpus, tmp_path), workers, die_with_parent), 2000)
 
 

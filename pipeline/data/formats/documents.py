@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.damage import DamagedShard
-from pipeline.data.formats.jsonl import read_jsonl
+from pipeline.data.damage import BadRecord, DamagedShard
+from pipeline.data.formats.jsonl import count_records, read_jsonl
 from pipeline.data.formats.parquet import read_parquet, row_groups
-from pipeline.data.formats.tar import read_tar
+from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
 from pipeline.data.sources import TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
@@ -29,6 +29,8 @@ ENDINGS = {
     ".tar.gz": "tar",
 }
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
+#: Of the formats in which one record can be bad by itself.
+COUNTERS = {"jsonl": count_records, "tar": count_samples}
 
 __all__ = ["Census", "DamagedShard", "add_up", "check_documents", "format_of", "read_documents", "read_records"]
 
@@ -140,7 +142,17 @@ def check_documents(
     path: Path, format: str, text_key: str, watch: Callable[[int, str, str | None], None] | None = None
 ) -> Census:
     """Decode and check the whole shard, and count what is in it; ``watch`` is called with the index, the text and the
-    domain of every document with text. Raises what ``read_records`` raises."""
+    domain of every document with text.
+
+    Raises what ``read_records`` raises; where one record is bad, the message counts those that go with it.
+    """
+    try:
+        return _census(path, format, text_key, watch)
+    except BadRecord as error:
+        raise BadRecord(f"{error}; until then none of its documents ({COUNTERS[format](path):,}) is read") from None
+
+
+def _census(path: Path, format: str, text_key: str, watch: Callable[[int, str, str | None], None] | None) -> Census:
     if format == "tokenised":
         about = check_tokenised(path)
         return Census(about["documents"], tokens=about["tokens"])

@@ -8,22 +8,23 @@ has the members that the first one has.
 from __future__ import annotations
 
 import gzip
-import json
 import re
+import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pipeline.data.damage import naming, require_documents
-from pipeline.data.formats.jsonl import domain_of
+from pipeline.data.damage import BadRecord, naming, require_documents
+from pipeline.data.formats.jsonl import domain_of, parse_object, why_no_utf8
 from pipeline.data.texts import NoText, text_of
-from pipeline.errors import RegrowError
+from pipeline.errors import RegrowError, first_line
 
 #: WebDataset's rule: the key ends at the first dot behind the last slash.
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 #: WebDataset's names for what is no sample.
 META = re.compile(r"__[^/]*__($|/)")
+WANTED = "a text in UTF-8, or one JSON object,"
 #: The members that are read; all others are left alone.
 READ = ("txt", "json")
 
@@ -32,7 +33,8 @@ def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tup
     """(index, text, domain) of every sample from ``first`` on, in file order, of a .tar or .tar.gz.
 
     The text is KEY.txt, or without one ``text_key`` in KEY.json; the domain is ``meta.redpajama_set_name`` in
-    KEY.json. Of the samples before ``first`` only the headers are read. Raises DamagedShard.
+    KEY.json. Of the samples before ``first`` only the headers are read. Raises DamagedShard, and BadRecord where a
+    member holds neither.
     """
     documents = 0
     wanted: set[str] | None = None
@@ -44,21 +46,39 @@ def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tup
                 raise ValueError(f"{place} has {has} of the members {' and '.join(READ)}; it needs {needs}")
             if documents >= first:
                 try:
-                    record = json.loads(contents["json"]) if "json" in contents else {}
-                    if isinstance(record, dict) and {"tokenised", "sha256", "about"} <= record.keys():
-                        # No damage, which a run may be told to skip: the config takes it for what it is not.
-                        raise RegrowError(
-                            f"shard {path}: it holds token ids, no text; set format: tokenised for its "
-                            "source, and list text in a source of its own"
-                        )
-                    text = contents["txt"].decode() if "txt" in contents else text_of(record, text_key)
-                    if not isinstance(record, dict):
-                        raise ValueError(f"its json is not an object, {type(record).__name__}")
+                    record, text = _parsed(contents)
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{place}: {error}") from None
-                yield documents, text, domain_of(record)
+                    raise BadRecord.at(path, documents, place, first_line(error), WANTED) from None
+                if {"tokenised", "sha256", "about"} <= record.keys():
+                    # No damage, which a run may be told to skip: the config takes it for what it is not.
+                    raise RegrowError(
+                        f"shard {path}: it holds token ids, no text; set format: tokenised for its "
+                        "source, and list text in a source of its own"
+                    )
+                yield documents, text_of(record, text_key) if text is None else text, domain_of(record)
             documents += 1
     require_documents(path, documents, first)
+
+
+def count_samples(path: Path) -> int:
+    """Samples of a whole archive, by their headers alone. Raises DamagedShard."""
+    count = 0
+    with naming(path, lambda: count), _open(path) as file:
+        for _ in _samples(file, sys.maxsize):
+            count += 1
+    return count
+
+
+def _parsed(contents: Mapping[str, bytes]) -> tuple[dict[str, Any], str | None]:
+    """The object in KEY.json, empty where there is none, and the text of KEY.txt. ValueError or RecursionError names
+    the member that holds something else."""
+    try:
+        record = parse_object(contents["json"]) if "json" in contents else {}
+        return record, contents["txt"].decode() if "txt" in contents else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its txt is {why_no_utf8(contents['txt'], error)}") from None
+    except ValueError as error:
+        raise ValueError(f"its json is {error}") from None
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:

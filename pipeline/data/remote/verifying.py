@@ -16,6 +16,9 @@ from pipeline.data.shards import Shard
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file, write_atomic
 
+#: For a local file that is another one than stage data saw.
+REMEDY = "put back the file that stage data listed, or list the corpus anew in a new run (run.name)"
+
 
 def checked_local(shard: Shard) -> Path:
     """The path of a local shard. RegrowError when it is missing, DamagedShard when its bytes are not the manifest's."""
@@ -30,10 +33,11 @@ def checked_local(shard: Shard) -> Path:
         ) from None
     if state.st_size != shard.bytes:
         raise DamagedShard(
-            f"shard {shard.name}: {state.st_size} bytes, the manifest says {shard.bytes}; it was cut or replaced"
+            f"shard {shard.name}: {state.st_size} bytes, the manifest says {shard.bytes}; it was cut or replaced: "
+            f"{REMEDY}"
         )
     if shard.sha256 is not None and _digest(path, state.st_size, state.st_mtime_ns) != shard.sha256:
-        raise DamagedShard(f"shard {shard.name}: its bytes are not those of the manifest (sha256 differs)")
+        raise DamagedShard(f"shard {shard.name}: its bytes are not those of the manifest (sha256 differs): {REMEDY}")
     return path
 
 
