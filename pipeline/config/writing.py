@@ -22,6 +22,8 @@ def dump_config(config: Config) -> str:
     plain = config.model_dump(mode="json")
     # YAML 1.1 called these line breaks, and the reader still does: with one of them, write everything escaped.
     writer.allow_unicode = not re.search("[\x85\u2028\u2029\ufeff]", json.dumps(plain, ensure_ascii=False))
+    # ruamel folds escaped text at the wrong places: what it wrote would be read as something else.
+    writer.width = 1 << 30
     writer.dump(plain, out)
     return out.getvalue()
 

@@ -22,6 +22,7 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
+from pipeline.data.stream.lanes import Lane, Mixture
 from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
@@ -133,6 +134,12 @@ def stream(shards: Sequence[Shard], cache: Path, **more) -> RowStream:
     """Rows of 64 tokens from 12 lanes, with one weight for each source."""
     sources = 1 + max(shard.source for shard in shards)
     return row_stream(shards, cache, **{"lanes": LANES, "weights": (0.7, 0.3)[:sources], **more})
+
+
+def lane(shards, cache, number=0, *, lanes=4, row=0, cursor=None, **more) -> Lane:
+    """One lane of its own, from its row number ``row`` on."""
+    how = reading_of(cache, **more)
+    return Lane(number, Mixture.of(shards, lanes, None, how), how, row=row, cursor=cursor)
 
 
 def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, real: bool = False, **more):
