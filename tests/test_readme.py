@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -44,23 +46,35 @@ def test_command(command: str, tmp_path_factory: pytest.TempPathFactory) -> None
         "torchrun": check_torchrun,
         "deepspeed": check_deepspeed,
         "sbatch": check_sbatch,
-        "kubectl": check_file,
+        "kubectl": check_kubectl,
         "pip": check_pip,
     }[program]
     check(arguments)
 
 
 def check_script(arguments: list[str]) -> None:
-    # This test runs inside launch/test.sh, and CI runs .ci/run; the demo's stages are run by tests/test_demo_whole.py.
-    assert (ROOT / arguments[0]).is_file(), f"README names {arguments[0]}, which is not there"
-    assert arguments[1:] == [] or arguments[1] == "-m", f"README passes {arguments[1:]} to {arguments[0]}"
+    """The script is one that bash can read, and hands on what the README gives it.
+
+    They are carried out elsewhere: this test runs inside launch/test.sh, CI runs .ci/run, the demo's stages are run by
+    tests/test_demo_whole.py, and benchmarks/gpu.sh by tests/test_benchmarks_gpu.py.
+    """
+    read = subprocess.run(["bash", "-n", arguments[0]], capture_output=True, text=True)
+    assert read.returncode == 0, f"README names {arguments[0]}: {read.stderr}"
+    if arguments[1:]:
+        assert '"$@"' in (ROOT / arguments[0]).read_text(), f"{arguments[0]} takes no arguments: {arguments[1:]}"
+        markers = (ROOT / "setup.cfg").read_text().partition("markers =")[2].partition("[")[0]
+        assert arguments[1] == "-m" and f"    {arguments[2]}:" in markers, f"{arguments[1:]} names no marker"
 
 
 def check_regrow(arguments: list[str]) -> None:
     if arguments[0] in {"run", "train"}:
         check_planned(arguments[1:])
     elif arguments[0] == "status":
-        assert CliRunner().invoke(app, ["status", "--help"]).exit_code == 0
+        # The run that it names need not be here: status itself must say so, and a run that is here is told of.
+        run = Path(arguments[1])
+        done = CliRunner().invoke(app, arguments)
+        known = f"run {run.name} in" in done.output if run.exists() else "not a run's folder" in str(done.exception)
+        assert known, f"regrow {shlex.join(arguments)}: {done.output or done.exception}"
     else:
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0 and done.output.strip(), f"regrow {shlex.join(arguments)}: {done.output}"
@@ -98,8 +112,11 @@ def check_sbatch(arguments: list[str]) -> None:
     check_planned(arguments[1:])
 
 
-def check_file(arguments: list[str]) -> None:
-    assert (ROOT / arguments[-1]).is_file(), f"README names {arguments[-1]}, which is not there"
+def check_kubectl(arguments: list[str]) -> None:
+    """A file of YAML documents that each say what they are."""
+    assert arguments[:-1] == ["apply", "-f"], f"kubectl {arguments}"
+    documents = list(YAML(typ="safe").load_all((ROOT / arguments[-1]).read_text()))
+    assert documents and all({"apiVersion", "kind"} <= set(each) for each in documents), f"{arguments[-1]}: {documents}"
 
 
 def check_pip(arguments: list[str]) -> None:

@@ -67,6 +67,16 @@ def start() -> Any:
     return _start
 
 
+class Measured(dict[str, Any]):
+    """Results by case; asking for one that failed fails the test that asks, and no other."""
+
+    def __getitem__(self, case: str) -> Any:
+        found = super().__getitem__(case)
+        if isinstance(found, dict) and "failed" in found:
+            pytest.fail(f"case {case} failed:\n{found['failed']}", pytrace=False)
+        return found
+
+
 @pytest.fixture(scope="session")
 def measured(once: Any) -> Any:
     """``measured(processes)``: results by case; started once, when first asked for."""
@@ -74,6 +84,6 @@ def measured(once: Any) -> Any:
     @cache
     def results(processes: int) -> dict[str, Any]:
         folder = once(f"parity-{processes}", lambda folder: _measure(processes, folder))
-        return {case: json.loads((folder / f"{case}.json").read_text()) for case in CASES[processes]}
+        return Measured({case: json.loads((folder / f"{case}.json").read_text()) for case in CASES[processes]})
 
     return results

@@ -14,6 +14,7 @@ import hashlib
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -50,6 +51,9 @@ from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, sav
 from pipeline.training.engine import decay_groups
 from pipeline.training.loop import Position, Sample, SignOfLife, train_steps
 from tests.training import gradients
+
+#: Stands in a case's file where it failed, with the traceback.
+FAILED = "failed"
 
 
 def whole_rows(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:
@@ -313,7 +317,14 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     for case in sys.argv[2:]:
-        result = run_case(case, world, folder)
+        result, problem = {}, None
+        try:
+            result = run_case(case, world, folder)
+        except Exception:
+            problem = traceback.format_exc()
+        # Where one process alone fails the others wait for it, and the caller's time-out ends all of them.
+        if problems := [each for each in world.gather(problem) if each]:
+            result = {FAILED: problems[0]}
         if world.rank == 0:
             (folder / f"{case}.json").write_text(json.dumps(result))
         world.barrier()
