@@ -58,6 +58,7 @@ def prune_folder(
     stored = stored_dtypes(model)
     widen(model, dense, trust_remote_code)
     ids = probe_ids(model.config.get_text_config().vocab_size)
+    say(f"self-test: the dense model in float32 without these blocks, on {ids.numel()} tokens")
     # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
     with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
         skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
@@ -83,6 +84,7 @@ def prune_folder(
     del model
     gc.collect()
 
+    say("self-test: what was saved, read again")
     reloaded = load_model(target, dtype=torch.float32, trust_remote_code=trust_remote_code)
     checks += [
         compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),

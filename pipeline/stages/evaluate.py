@@ -39,6 +39,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     rows = world.on_first(lambda: _rows(text))
     models, weights = {}, []
     for name, folder in folders.items():
+        say(f"{name}: {len(rows)} held-out rows of {rows.shape[1]} tokens")
         entry, size = _judge(config, folder, rows, world)
         give_back(world.device)
         path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()

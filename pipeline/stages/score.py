@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
 from pipeline.errors import RegrowError
+from pipeline.evaluation.memory import total_memory
 from pipeline.files import write_atomic, write_json
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
@@ -57,6 +57,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "device": world.device,
         "trust_remote_code": config.model.trust_remote_code,
     }
+    way = "block by block" if by_block else "with the whole model on the device"
+    say(f"scoring {blocks} blocks on {len(sequences)} sequences of {sequences.shape[1]} tokens, {way}")
     if by_block:
         entries = score_streamed(
             StreamedModel(dense, **load),
@@ -119,7 +121,7 @@ def _by_block(config: Config, meta: nn.Module, world: World) -> bool:
     if world.device.type == "cuda":
         memory = torch.cuda.get_device_properties(world.device).total_memory
     else:
-        memory = psutil.virtual_memory().total // world.on_this_machine
+        memory = total_memory() // world.on_this_machine
     # One answer for all: machines may differ.
     return any(world.gather(weights > ROOM * memory))
 

@@ -22,6 +22,7 @@ from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_json, read_json, write_atomic, write_json
 from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
+from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import load_stage
 from pipeline.world import World
@@ -152,7 +153,7 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
             _say(run, stage, line)
 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
-    with _told(stage, run, world.rank):
+    with _told(stage, run, world.rank), telling(say) as say:
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
