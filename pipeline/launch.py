@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,8 +144,7 @@ def take_place(place: Place) -> None:
         if place.launcher == "other":
             _die_with_runner()
     if place.launcher == "other":
-        if "MASTER_ADDR" not in os.environ:
-            raise PlaceError("set MASTER_ADDR and MASTER_PORT for all processes (for srun see launch/slurm.sbatch)")
+        _require_meeting_point(os.environ)
         # srun says it in words of its own; DeepSpeed reads these.
         for name in ("rank", "world_size", "local_rank", "local_world_size"):
             os.environ.setdefault(name.upper(), str(getattr(place, name.removesuffix("_size"))))
@@ -154,6 +153,49 @@ def take_place(place: Place) -> None:
     # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _require_meeting_point(environment: Mapping[str, str]) -> None:
+    """PlaceError where the processes of a launcher were not told the address and the port of the first of them."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise PlaceError(
+            f"{' and '.join(missing)}: not set; set MASTER_ADDR and MASTER_PORT for all processes, to a name or an "
+            "address of the machine of rank 0 and a free port there (for srun see launch/slurm.sbatch)"
+        )
+    port = environment["MASTER_PORT"]
+    if not (port.isdecimal() and 0 < int(port) < 65536):
+        raise PlaceError(f"MASTER_PORT is {port!r}; it must be a port's number, from 1 to 65535, the same everywhere")
+
+
+def choose_gpu(place: Place, gpus: int, listed: str | None) -> int:
+    """The index of the GPU that a process takes of the ``gpus`` that it sees: that of its place on the machine.
+
+    Where the launcher lists one GPU (``listed``: CUDA_VISIBLE_DEVICES), as srun does under --gpus-per-task, each
+    process sees its own, and takes the first. RegrowError where there is none for this process.
+    """
+    if place.local_rank < gpus:
+        return place.local_rank
+    if gpus == 1 and listed and "," not in listed:
+        return 0
+    raise RegrowError(
+        f"rank {place.rank} has no GPU: it sees {gpus}, and {place.local_world} processes were started on its machine; "
+        "start one for each GPU, or give each its own by CUDA_VISIBLE_DEVICES"
+    )
+
+
+def require_own_gpus(taken: Sequence[tuple[str, str] | None]) -> None:
+    """PlaceError where two processes took one GPU. ``taken``: (machine, the GPU's own name) by rank, None for none."""
+    ranks: dict[tuple[str, str], int] = {}
+    for rank, gpu in enumerate(taken):
+        if gpu is None:
+            continue
+        if gpu in ranks:
+            raise PlaceError(
+                f"ranks {ranks[gpu]} and {rank} took the same GPU of {gpu[0]} ({gpu[1]}), the only one that they see; "
+                "start one process for each GPU, and let CUDA_VISIBLE_DEVICES list all of them, or for each its own"
+            )
+        ranks[gpu] = rank
 
 
 def name_accelerator() -> None:

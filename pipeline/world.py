@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pipeline.launch import END, TOLD, Place, cores, name_accelerator
-from pipeline.run import RegrowError
+from pipeline.launch import END, TOLD, Place, choose_gpu, cores, name_accelerator, require_own_gpus
+from pipeline.life import signs_of_life
+from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -42,26 +46,27 @@ class World:
     def join(cls, place: Place, use_gpu: bool = True) -> World:
         """Take a place among the processes that a launcher started: set threads and the GPU, and find the others.
 
-        Raises RegrowError where there is no GPU for this process on a machine that has some.
+        Who waits for the others says so after a while. Raises RegrowError where there is no GPU for this process on a
+        machine that has some, where two processes took one, and where they do not find each other.
         """
         import torch
 
         device = torch.device("cpu")
         name_accelerator()
         if use_gpu and torch.cuda.is_available():
-            if place.local_rank >= torch.cuda.device_count():
-                raise RegrowError(
-                    f"rank {place.rank} has no GPU: this machine has {torch.cuda.device_count()}, and "
-                    f"{place.local_world} processes were started on it; start one for each GPU"
-                )
-            device = torch.device("cuda", place.local_rank)
+            index = choose_gpu(place, torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            device = torch.device("cuda", index)
             torch.cuda.set_device(device)
+            if index != place.local_rank == 1:
+                print(f"regrow: each process sees one GPU alone: rank {place.rank} takes its {device}", flush=True)
         control = None
         if place.launcher is not None:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
+            with _meeting(place):
+                torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
             control = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         world = cls(place.rank, place.world, on_this_machine=place.local_world, device=device, control=control)
+        require_own_gpus(world.gather(_named(device)))
         torch.set_num_threads(world.threads)
         return world
 
@@ -135,6 +140,44 @@ class World:
             import torch
 
             torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _meeting(place: Place) -> Iterator[None]:
+    """While the processes look for each other, the first one of each machine says what it waits for. RegrowError when
+    they do not meet."""
+    import torch
+
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    others = f"the other {place.world - 1} of {place.world} processes" if place.rank == 0 else "rank 0"
+    remedy = (
+        f"look whether all {place.world} were started and live, whether MASTER_ADDR and MASTER_PORT are the same for "
+        "all, and whether that port of rank 0's machine is free and reached from the others"
+    )
+
+    def say(line: str) -> None:
+        if place.local_rank == 0:
+            print(f"regrow: {line}", flush=True)
+
+    def waiting(seconds: float) -> str:
+        return f"rank {place.rank} has been waiting for {others} at {where} for {seconds:.0f} s; {remedy}"
+
+    try:
+        with signs_of_life(say, waiting):
+            yield
+    except torch.distributed.DistError as error:
+        raise RegrowError(
+            f"rank {place.rank} did not meet {others} at {where} ({first_line(error)}); {remedy}"
+        ) from error
+
+
+def _named(device: torch.device) -> tuple[str, str] | None:
+    """A GPU by its machine and by the name that no other GPU has; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
 
 
 #: A process alone.

@@ -11,7 +11,17 @@ import time
 import psutil
 import pytest
 
-from pipeline.launch import AGENT, PARENT, TOLD, Place, count_processes, find_place
+from pipeline.launch import (
+    AGENT,
+    PARENT,
+    TOLD,
+    Place,
+    PlaceError,
+    choose_gpu,
+    count_processes,
+    find_place,
+    require_own_gpus,
+)
 from pipeline.run import RegrowError
 from tests import ROOT
 
@@ -80,6 +90,27 @@ def test_tasks_of_a_node_are_read_from_slurm_s_list(listed, node, here):
         "SLURM_TASKS_PER_NODE": "16(x9)",
     }
     assert find_place(srun) == Place(3, 8, 1, here, "other")
+
+
+def test_a_process_takes_the_gpu_of_its_place_or_the_only_one_that_it_was_given():
+    """srun --gpus-per-task shows each task one GPU; two processes that were started on one GPU see one as well."""
+    third = Place(7, 8, 3, 4, "other")
+    assert choose_gpu(third, 4, None) == choose_gpu(third, 8, "0,1,2,3,4,5,6,7") == 3
+    for listed in ("0", "3", "GPU-5a7c", "MIG-1"):
+        assert choose_gpu(third, 1, listed) == 0, listed
+    for gpus, listed in ((1, None), (1, ""), (1, "0,1"), (2, "0,1"), (2, None)):
+        with pytest.raises(RegrowError, match=rf"rank 7 has no GPU: it sees {gpus}, and 4 processes") as caught:
+            choose_gpu(third, gpus, listed)
+        assert not isinstance(caught.value, PlaceError), (
+            "the first process of the machine has one, and would not say it"
+        )
+
+
+def test_two_processes_on_one_gpu_are_refused():
+    own = [("a", "uuid-1"), ("a", "uuid-2"), ("b", "uuid-1"), None, None]
+    require_own_gpus(own)
+    with pytest.raises(PlaceError, match=r"ranks 1 and 5 took the same GPU of a \(uuid-2\)"):
+        require_own_gpus([*own, ("a", "uuid-2")])
 
 
 def test_processes_are_as_asked():
@@ -165,10 +196,12 @@ def srun(*arguments: str, **environment: str) -> list[subprocess.Popen]:
 
 def test_what_all_tasks_of_srun_meet_is_said_once(tiny_config):
     """Nobody ends the others there: a mistyped key, and processes that were not told where to meet."""
-    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1"}
     jobs = {
-        "unknown key 'train.seeed'": srun("run", str(tiny_config), "train.seeed=1", **there),
-        "set MASTER_ADDR and MASTER_PORT": srun("run", str(tiny_config)),
+        "unknown key 'train.seeed'": srun("run", str(tiny_config), "train.seeed=1", **address, MASTER_PORT="1"),
+        "MASTER_ADDR and MASTER_PORT: not set; set MASTER_ADDR": srun("run", str(tiny_config)),
+        "regrow: MASTER_PORT: not set; set MASTER_ADDR and": srun("run", str(tiny_config), **address),
+        "MASTER_PORT is 'auto'; it must be": srun("run", str(tiny_config), **address, MASTER_PORT="auto"),
     }
     for what, tasks in jobs.items():
         said = [task.communicate(timeout=60)[0] for task in tasks]

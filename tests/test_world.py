@@ -116,5 +116,54 @@ def test_tensors_on_two_gpus(tmp_path):
     check(together(tmp_path, 2, "cuda"), "cuda")
 
 
+WAITING = """
+import sys
+from datetime import timedelta
+import torch
+from pipeline import life
+from pipeline.launch import Place
+from pipeline.run import RegrowError
+from pipeline.world import World
+life.FIRST = life.BETWEEN = 0.5
+begin = torch.distributed.init_process_group
+torch.distributed.init_process_group = lambda *a, **k: begin(*a, **k, timeout=timedelta(seconds=4))
+rank = int(sys.argv[1])
+try:
+    World.join(Place(rank, 3, rank % 2, 2, "other"), use_gpu=False)
+except RegrowError as error:
+    print(error)
+"""
+
+
+def test_who_waits_for_others_says_for_whom_and_where_and_gives_up_in_words():
+    """Ranks 0 and 2 are the first of their machines; each waits at a port of its own, where nobody comes."""
+    import socket
+
+    waiting = {}
+    with socket.socket() as one, socket.socket() as other:
+        for rank, free in ((0, one), (2, other)):
+            free.bind(("127.0.0.1", 0))
+            waiting[rank] = free.getsockname()[1]
+    started = {
+        rank: subprocess.Popen(
+            [sys.executable, "-c", WAITING, str(rank)],
+            cwd=ROOT,
+            env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank, port in waiting.items()
+    }
+    said = {rank: process.communicate(timeout=90)[0].splitlines() for rank, process in started.items()}
+    for rank, whom in ((0, "the other 2 of 3 processes"), (2, "rank 0")):
+        where = f"{whom} at 127.0.0.1:{waiting[rank]}"
+        lines = [
+            line for line in said[rank] if line.startswith(f"regrow: rank {rank} has been waiting for {where} for ")
+        ]
+        assert len(lines) >= 2 and "whether all 3 were started" in lines[0], said[rank]
+        assert said[rank][-1].startswith(f"rank {rank} did not meet {where} ("), said[rank]
+
+
 if __name__ == "__main__":
     one_process(Path(sys.argv[1]), *map(int, sys.argv[2:4]), sys.argv[4])

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
+from pipeline.life import telling
 from pipeline.run import (
     RegrowError,
     Run,
@@ -159,7 +160,7 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
             _say(run, stage, line)
 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
-    with _told(stage, run, world.rank):
+    with _told(stage, run, world.rank), telling(say) as say:
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
