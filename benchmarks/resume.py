@@ -85,16 +85,17 @@ def logged(run: Path) -> list[list[Any]]:
 def kill_after(step: int, command: list[str], run: Path) -> int:
     """Start a command and kill it with all that it started once ``step`` is logged; the last step logged by then."""
     # Into a file: nobody reads a pipe meanwhile, and a full one would stop the command.
-    with run.with_suffix(".log").open("w+") as log:
+    path = run.with_suffix(".log")
+    with path.open("w") as log, path.open() as said:
         process, begin = start(command, ROOT, log), monotonic()
         try:
             while len(logged(run)) < step and process.poll() is None and monotonic() - begin < LIMIT:
                 sleep(0.01)
+                print(said.read(), end="", flush=True)
             alive = process.poll() is None
         finally:
             kill_tree(process)
-        log.seek(0)
-        print(log.read(), end="", flush=True)
+        print(said.read(), end="", flush=True)
     last = len(logged(run))
     if not alive or last < step:
         sys.exit(f"it could not be killed behind step {step}: it ended by itself, or was not there in {LIMIT} s")

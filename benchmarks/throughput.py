@@ -23,8 +23,16 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.launch import find_place, take_place
 from pipeline.model.blocks import block_parameters
-from pipeline.model.costs import attention_width, flops_per_token, memory_per_gpu, mfu, peak_flops, product_parameters
-from pipeline.training.engine import Engine
+from pipeline.model.costs import (
+    Trained,
+    attention_width,
+    memory_per_gpu,
+    mfu,
+    model_flops_per_token,
+    peak_flops,
+    product_parameters,
+)
+from pipeline.training.engine import Engine, Optimisation
 from pipeline.training.loop import Position, train_steps
 
 
@@ -57,16 +65,14 @@ def main() -> None:
     torch.manual_seed(0)
     model = random_model(config, world.device, torch.bfloat16, arguments.attention)
     parameters, products, block = model.num_parameters(), product_parameters(model), block_parameters(model)[0]
-    flops = flops_per_token(products, arguments.blocks, attention_width(config), arguments.row_length)
+    flops = model_flops_per_token(model, arguments.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     estimate = memory_per_gpu(
-        parameters,
-        block,
+        Trained(parameters, block, config),
         arguments.zero_stage,
         world.size,
         arguments.micro_batch,
         arguments.row_length,
-        config,
         gradient_checkpointing=arguments.gradient_checkpointing,
     )["total"]
     rows = random_rows(config.vocab_size, arguments.row_length, world.rank)
@@ -74,27 +80,19 @@ def main() -> None:
         engine = Engine(
             model,
             world,
+            Optimisation(1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0),
             micro_batch=arguments.micro_batch,
             accumulation=arguments.accumulation,
             zero_stage=arguments.zero_stage,
-            learning_rate=1e-4,
-            betas=(0.9, 0.95),
-            eps=1e-8,
-            weight_decay=0.1,
-            no_decay=("bias", "norm"),
-            clip=1.0,
             gradient_checkpointing=arguments.gradient_checkpointing,
         )
         steps = list(
             train_steps(
                 engine,
                 rows,
-                world,
                 Position(),
                 steps=1 + arguments.steps,
-                micro_batch=arguments.micro_batch,
                 rate=lambda step: 1e-4,
-                mfu=lambda speed: mfu(speed / world.size, flops, peak),
             )
         )
     except torch.OutOfMemoryError as error:

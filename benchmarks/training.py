@@ -35,12 +35,10 @@ from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses
-from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.engine import Engine, Optimisation, decay_groups
 from pipeline.training.loop import Position, train_steps
 
-RECIPE = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-NO_DECAY = ("bias", "norm")
-RATE, CLIP = 3e-4, 1.0
+RECIPE = Optimisation(3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
 
 
 def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Iterator[tuple[float, float]]:
@@ -50,10 +48,10 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
     masters = {weight: nn.Parameter(weight.detach().float()) for weight in weights}
     groups = [
         {**group, "params": [masters[weight] for weight in group["params"]]}
-        for group in decay_groups(model, RECIPE["weight_decay"], NO_DECAY)
+        for group in decay_groups(model, RECIPE.weight_decay, RECIPE.no_decay)
     ]
     device = weights[0].device
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=RECIPE["betas"], eps=RECIPE["eps"], fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=RECIPE.learning_rate, betas=RECIPE.betas, eps=RECIPE.eps, fused=True)
     for micro_batches in batches:
         targets = sum(batch[:, 1:].numel() for batch in micro_batches)
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -68,7 +66,7 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
                 else:
                     masters[weight].grad += weight.grad
                 weight.grad = None
-        norm = nn.utils.clip_grad_norm_(masters.values(), CLIP)
+        norm = nn.utils.clip_grad_norm_(masters.values(), RECIPE.clip)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -122,23 +120,17 @@ def main() -> None:
     engine = Engine(
         new_model(),
         world,
+        RECIPE,
         micro_batch=micro_batch,
         accumulation=accumulation,
         zero_stage=arguments.zero_stage,
-        learning_rate=RATE,
-        no_decay=NO_DECAY,
-        clip=CLIP,
-        **RECIPE,
     )
     ours = train_steps(
         engine,
         rows(arguments.workers),
-        world,
         Position(),
         steps=steps,
-        micro_batch=micro_batch,
-        rate=lambda step: RATE,
-        mfu=lambda speed: None,
+        rate=lambda step: RECIPE.learning_rate,
     )
 
     def turn(loop: Iterator[Any], count: int) -> tuple[list[Any], float]:

@@ -2,20 +2,42 @@
 
 The pieces that a notebook wants, loaded when they are first used::
 
-    from pipeline import choose_blocks, load_model, remove_blocks, score_blocks
+    from pipeline import Cut, choose_blocks, load_model, remove_blocks, score_blocks
 
     model = load_model("path/of/a/model")
     scores = score_blocks(model, batches)
-    remove_blocks(model, choose_blocks(scores["ppl"]["order"], remove=9))
+    remove_blocks(model, choose_blocks(scores["ppl"]["order"], Cut(remove=9)))
     model.save_pretrained("smaller")
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config import load_config as load_config
+    from pipeline.importance.choosing import Removals as Removals
+    from pipeline.importance.choosing import Way as Way
+    from pipeline.importance.comparison import compare_ways as compare_ways
+    from pipeline.importance.criteria import Text as Text
+    from pipeline.importance.cut import Cut as Cut
+    from pipeline.importance.scoring import score_blocks as score_blocks
+    from pipeline.importance.selection import choose_blocks as choose_blocks
+    from pipeline.importance.selection import choose_window as choose_window
+    from pipeline.model.blocks import remove_blocks as remove_blocks
+    from pipeline.model.blocks import skip_blocks as skip_blocks
+    from pipeline.model.load import load_model as load_model
+    from pipeline.model.replacement import replace_blocks as replace_blocks
+    from pipeline.reporting.heat_maps import draw_heat_map as draw_heat_map
+    from pipeline.reporting.layer_bars import draw_layer_bars as draw_layer_bars
 
 _HOMES = {
+    "Cut": "pipeline.importance.cut",
+    "Removals": "pipeline.importance.choosing",
+    "Text": "pipeline.importance.criteria",
+    "Way": "pipeline.importance.choosing",
     "choose_blocks": "pipeline.importance.selection",
     "choose_window": "pipeline.importance.selection",
+    "compare_ways": "pipeline.importance.comparison",
     "draw_heat_map": "pipeline.reporting.heat_maps",
     "draw_layer_bars": "pipeline.reporting.layer_bars",
     "load_config": "pipeline.config",

@@ -1,4 +1,4 @@
-"""What model, tokenizer and text must be for a run to end well: looked at in seconds, before anything starts.
+"""What model, tokenizer, text and budget must be for a run to end well: looked at in seconds, before anything starts.
 
 Headers are read and not weights (but small ones), one document of each source and not the corpus. What is not here, or
 too large to be read, is given back as a line that says so.
@@ -6,24 +6,32 @@ too large to be read, is given back as a line that says so.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.config import Config, Source
+from pipeline.config import STAGES, Config
 from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
-from pipeline.data.formats.documents import format_of, read_records
+from pipeline.data.formats.documents import format_for, read_records
+from pipeline.data.formats.parquet import row_groups
 from pipeline.data.formats.tokenised import about_tokenised, is_tokenised
 from pipeline.data.shards import without_secrets
-from pipeline.data.sources import may_be_remote, no_such_place
-from pipeline.data.texts import NO_SUCH_KEY, NoText
+from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard, no_such_place
+from pipeline.data.stream.held_out import require_one_row
+from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, refuse_no_text, why_no_text
+from pipeline.data.tokens import Encoder
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
-from pipeline.inputs import read_encoder
+from pipeline.files import of_bytes, require_writable
+from pipeline.inputs import held_out_asked, read_encoder, text_source
 from pipeline.model.files import require_finite_files, require_whole
-from pipeline.run import RegrowError
+from pipeline.model.fit import require_fit
+from pipeline.model.load import resolve_model
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30
@@ -31,21 +39,62 @@ FEW = 1 << 30
 TRIED = 8
 #: Records of a file that are read to see whether the text's key is there.
 FIRST = 1000
+#: Bytes of held-out text that are read for a first row, should all of it be too short for one.
+SMALL = 1 << 26
 #: Plain words, which any tokenizer has tokens for.
 WORDS = "The house stands near the river."
+#: A budget that is stretched by more than this, to whole steps, is said.
+STRETCHED = 1.1
+
+
+def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str]:
+    """Check what of run folder, weights, tokenizer and text is on this machine; returns what was not, a line each.
+
+    ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
+    """
+    lines, encoder = _look_at_run_folder(config), None
+    # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
+    named = Path(config.model.path).is_dir()
+    if named:
+        folder = resolve_model(config.model.path)
+    own = named or folder != config.model.architecture
+    if own and (named or has_tokenizer(folder)):
+        encoder = check_tokenizer(config, folder, model)
+        check_prompts(config, folder, model)
+    else:
+        lines.append(f"tokenizer of {config.model.path}: not on this machine")
+    if own and (named or has_weights(folder)):
+        lines += check_weights(folder, model)
+    else:
+        lines.append(f"weights of {config.model.path}: not on this machine")
+    lines += check_texts(config, elsewhere=True)
+    if encoder is not None:
+        check_held_out(config, encoder)
+    return lines
+
+
+def _look_at_run_folder(config: Config) -> list[str]:
+    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
+    folder = config.run.folder / config.run.name
+    if not os.path.exists(Path(*folder.absolute().parts[:2])):
+        return [f"run folder {folder}: not on this machine"]
+    for stage in STAGES:
+        require_writable(folder / stage, "run.folder")
+    return []
 
 
 def check_weights(folder: Path, model: nn.Module) -> list[str]:
     """Look at the model's files of weights; ``model`` is on the meta device. Returns what was not looked at.
 
-    Raises RegrowError naming the file, or the tensor, that is not as it must be.
+    Raises RegrowError naming the file, or the tensors, that are not as they must be.
     """
-    files = require_whole(folder, model)
+    files = require_whole(folder)
+    require_fit(model, folder, files)
     size = sum(path.stat().st_size for path in files)
     if size <= FEW and files[0].suffix == ".safetensors":
         require_finite_files(files)
         return []
-    return [f"weights of {folder}: {size / 1e9:.1f} GB; whether all are finite is seen when they are loaded"]
+    return [f"weights of {folder}: {of_bytes(size)}; whether all are finite is seen when they are loaded"]
 
 
 def has_weights(folder: Path) -> bool:
@@ -58,9 +107,9 @@ def has_tokenizer(folder: Path) -> bool:
     return any(True for name in ("tokenizer*", "*.model", "vocab.*") for _ in folder.glob(name))
 
 
-def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
-    """RegrowError where the model's tokenizer is missing, knows no words, lacks the separator, or has ids for which
-    the model's embedding has no row."""
+def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> Encoder:
+    """The encoder of documents, by the model's tokenizer. RegrowError where that is missing, knows no words, lacks the
+    separator, or has ids for which the model's embedding has no row."""
     if not has_tokenizer(folder):
         raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
     encoder = read_encoder(config, folder)
@@ -80,6 +129,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> None:
             f"row ({beyond[0]} {by_id.get(beyond[0], '')!r} to {last} {by_id.get(last, '')!r}). Take the tokenizer of "
             f"these weights, or give them rows: model.resize_token_embeddings({last + 1}), and save both"
         )
+    return encoder
 
 
 def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
@@ -93,48 +143,119 @@ def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
 def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
     """Read the first records of each local source, held-out text included. Returns what was not looked at.
 
-    Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), DamagedShard
-    where it holds no file that can be read.
+    Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), holds no shard or
+    no text, or has a record without text where that is not to be; DamagedShard where no file of it can be read.
     """
-    held_out = [config.data.held_out] if config.data.held_out else []
-    lines = (_check_source(source, config.data.on_damage, elsewhere) for source in (*config.data.sources, *held_out))
+    lines = (_check_source(text_source(config, key), elsewhere) for key in config.data.texts)
     return list(dict.fromkeys(line for line in lines if line is not None))
 
 
-def _check_source(source: Source, on_damage: str, elsewhere: bool) -> str | None:
+def check_held_out(config: Config, encoder: Encoder) -> None:
+    """RegrowError where the held-out text is shorter than a row that will be asked of it.
+
+    A set that is elsewhere, large or damaged is left to stage data, which does the same.
+    """
+    if config.data.held_out is None:
+        return
+    source = text_source(config, "data.held_out")
+    files = _local_files(source) or {}
+    sizes = {path: path.stat().st_size for path in files}
+    if not files or sum(sizes.values()) > SMALL:
+        return
+    try:
+        kinds = {path: _kind(source, path, kind) for path, kind in files.items()}
+        shards = [
+            source.shard(place=str(path.parent), path=path.name, kind="local", format=kind, bytes=sizes[path])
+            for path, kind in kinds.items()
+            if not _has_no_rows(path, kind)
+        ]
+        require_one_row(shards, encoder, held_out_asked(config), config.data.cache)
+    except DamagedShard:
+        if source.on_damage == "raise":
+            raise
+
+
+def _local_files(source: TextSource) -> dict[Path, str] | None:
+    """The shards of a local source and the formats that their names say; None where there is no such place here."""
     here = None if "://" in source.path else local_files(source.path, source.files)
     if here is None:
-        if not elsewhere and not may_be_remote(source.path):
-            raise no_such_place(source.path)
-        return f"text of {without_secrets(source.path)}: not on this machine; stage data reads it first"
+        return None
     base, names = here
-    kinds = {name: format_of(name) if source.format == "auto" else source.format for name in names}
-    shards = [(base / name, kind) for name, kind in kinds.items() if kind is not None]
+    return {base / name: kind for name in names if (kind := format_for(source, name)) is not None}
+
+
+def _kind(source: TextSource, path: Path, kind: str) -> str:
+    """Format of a file whose name says ``kind``: a tar may hold ids."""
+    return "tokenised" if source.format == "auto" and kind == "tar" and is_tokenised(path) else kind
+
+
+def _has_no_rows(path: Path, kind: str) -> bool:
+    """Whether this is a parquet file without a row, which a listing leaves out."""
+    return kind == "parquet" and not sum(row_groups(path))
+
+
+def _check_source(source: TextSource, elsewhere: bool) -> str | None:
+    files = _local_files(source)
+    if files is None:
+        if not elsewhere and not may_be_remote(source.path):
+            raise no_such_place(source)
+        return f"text of {without_secrets(source.path)}: not on this machine; stage data reads it first"
+    if not files:
+        raise no_shard(source)
     damage: DamagedShard | None = None
-    for path, kind in shards[:TRIED]:
+    without_text: Counter[str] = Counter()
+    to_the_end = len(files) <= TRIED
+    for path, kind in islice(files.items(), TRIED):
         try:
-            if _has_document(path, kind, source.text_key):
-                return None
+            texts = _first_texts(source, path, _kind(source, path, kind))
         except DamagedShard as error:
-            if on_damage == "raise":
+            if source.on_damage == "raise":
                 raise
             damage = damage or error
-    if damage is not None and len(shards) <= TRIED:
+            continue
+        if None in texts:
+            return None
+        without_text.update(texts)
+        to_the_end &= len(texts) < FIRST
+    if to_the_end and without_text:
+        raise no_record(source, without_text)
+    if to_the_end and damage is not None:
         raise damage
-    if damage is None and shards:
-        return f"text of {source.path}: none in the first records of its first files; stage data reads them whole"
-    # That there is no shard at all is said by stage data at once, with what it looked for.
-    return None
+    return f"text of {source.path}: none in the first records of its first files; stage data reads them whole"
 
 
-def _has_document(path: Path, kind: str, text_key: str) -> bool:
-    """Whether there is one among the first records. RegrowError where none of them has the key."""
-    if kind == "tokenised" or (kind == "tar" and is_tokenised(path)):
-        return about_tokenised(path)["documents"] > 0
-    texts = [text for _, text, _ in islice(read_records(path, kind, text_key), FIRST)]
+def _first_texts(source: TextSource, path: Path, kind: str) -> list[str | None]:
+    """Of the first records of a file what stands in each one's place of text; None for text. RegrowError where none of
+    them has the key, or one without text is to end the run."""
+    if kind == "tokenised":
+        return [None] if about_tokenised(path)["documents"] else []
+    if _has_no_rows(path, kind):
+        return []
+    texts = [text for _, text, _ in islice(read_records(path, kind, source.text_key), FIRST)]
     if texts and all(isinstance(text, NoText) and text.kind == NO_SUCH_KEY for text in texts):
         raise RegrowError(
-            f"shard {path}: none of its first {len(texts):,} records has the key {text_key!r}; set text_key of its "
-            f"source to one of the keys that are there ({', '.join(texts[0].keys) or 'none'})"
+            f"shard {path}: none of its first {len(texts):,} records has the key {source.text_key!r}; set text_key of "
+            f"its source to one of the keys that are there ({', '.join(texts[0].keys) or 'none'})"
         )
-    return any(isinstance(text, str) for text in texts)
+    whys = [why_no_text(text) for text in texts]
+    kinds = Counter(why for why in whys if why is not None)
+    if source.on_no_text == "raise" and kinds:
+        first = next(number for number, why in enumerate(whys) if why is not None)
+        among = f" among its first {FIRST:,}" if len(texts) == FIRST else ""
+        raise refuse_no_text(str(path), first, f"{counted(kinds)}{among}, the first")
+    return whys
+
+
+def one_large_step(config: Config) -> list[str]:
+    """A line where whole steps make much more of the token budget than it is."""
+    train = config.train
+    per_step, steps = config.tokens_per_step, config.steps
+    stretched = steps * per_step / train.tokens
+    if stretched <= STRETCHED:
+        return []
+    what = "one step is" if steps == 1 else f"{steps} steps are"
+    return [
+        f"{what} {stretched:.{0 if stretched >= 10 else 1}f} times the budget: train.tokens {train.tokens:,} becomes "
+        f"{steps * per_step:,}, by {train.global_batch} rows of {config.data.row_length} tokens a step; lower "
+        "train.global_batch or data.row_length"
+    ]

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
+from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, take_place
-from pipeline.run import RegrowError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -82,9 +82,10 @@ _stage_command("report", "Draw the page and write the model card.")
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
-    from pipeline import plan as planning
+    from pipeline.commands.plan import plan as made_plan
+    from pipeline.commands.plan_text import plan_text
 
-    print(planning.plan_text(planning.plan(load_config(config, overrides or []))))
+    print(plan_text(made_plan(load_config(config, overrides or []))))
 
 
 @app.command()

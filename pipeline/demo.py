@@ -19,8 +19,9 @@ import zipfile
 from pathlib import Path
 
 from pipeline.data.formats.jsonl import write_jsonl_zst
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, write_json
 from pipeline.launch import name_accelerator
-from pipeline.run import RegrowError, hash_file, write_json
 
 HOME = Path(".cache/demo")
 

@@ -6,6 +6,7 @@ Whoever reads text asks here, so that all of them mean the same documents, the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,59 @@ from pipeline.data.corpus.calibration import calibration_sequences
 from pipeline.data.corpus.overlap import read_hashes
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard, read_manifest
-from pipeline.data.stream.held_out import held_out_rows
+from pipeline.data.sources import TextSource
+from pipeline.data.stream.held_out import RowsAsked, held_out_rows
 from pipeline.data.stream.loader import RowStream
 from pipeline.data.stream.position import Identity, LaneCursor
 from pipeline.data.stream.strands import Reading
-from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.data.tokens import Encoder, Encoding, about_encoder, tokenizer_hash
+from pipeline.files import read_json
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model
-from pipeline.run import Run, read_json
+from pipeline.run import Run
 
 #: Of stage data: hashes of the held-out documents, for what reads remote text later.
 HELD_OUT_HASHES = "held_out.hashes"
 
 
+def read_encoding(config: Config, folder: Path) -> Encoding:
+    """How documents become ids with the tokenizer in a model's ``folder``."""
+    return Encoding(folder, config.data.separator, config.data.special_tokens, config.model.trust_remote_code)
+
+
 def read_encoder(config: Config, folder: Path) -> Encoder:
     """The encoder of documents with the tokenizer in a model's ``folder``."""
-    tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-    return make_encoder(tokenizer, config.data.separator, config.data.special_tokens)
+    return read_encoding(config, folder).load()
+
+
+def text_source(config: Config, key: str) -> TextSource:
+    """What the config asks of the source that stands at ``key``, one of ``DataSection.texts``."""
+    source = config.data.texts[key]
+    return TextSource(
+        source.path,
+        0 if key == "data.held_out" else int(key.rpartition(".")[2]),
+        files=source.files,
+        format=source.format,
+        revision=source.revision,
+        text_key=source.text_key,
+        exclude_domains=source.exclude_domains,
+        on_damage=config.data.on_damage,
+        on_no_text=config.data.on_no_text,
+        key=key,
+    )
+
+
+def held_out_asked(config: Config) -> list[RowsAsked]:
+    """The held-out rows that the stages will ask for: of prune where it measures, of train, of evaluate."""
+    prune, protocol = config.prune, config.evaluate.perplexity
+    trained = RowsAsked("data.row_length", config.data.row_length, "document")
+    judged = RowsAsked("evaluate.perplexity.length", protocol.length, protocol.bos)
+    compared = RowsAsked("prune.compare.length", prune.compare.length, protocol.bos)
+    return [
+        trained,
+        replace(trained, bos=protocol.bos) if protocol.length is None else judged,
+        *([compared] if prune.runs_model else []),
+    ]
 
 
 class Inputs:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 PR_SET_PDEATHSIG = 1
 #: Our own launches tell the processes that they start who started them: the launching agent's pid.

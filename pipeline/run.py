@@ -9,128 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import re
-import shutil
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, read_json, require_writable, take_lock, write_json
+
 #: Of the inputs that differ so many are named: a corpus has 59,166.
 NAMED = 5
 #: Looks at a lock before it counts as held: ``regrow status`` holds it for a moment.
 LOOKS = 4
-
-
-class RegrowError(Exception):
-    """A failure that its message explains to the person who meets it: what, where, and what to do."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, with the next where it ends in a colon, or its class's name; without the
-    query of a URL, which may be a key."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    end = next((number for number, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
-    line = " ".join(lines[:end])
-    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``: a reader sees the old file or the new one, also after a crash.
-
-    Raises RegrowError when the disk is full or the folder cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RegrowError(f"{path}: cannot be written ({error.strerror}); nothing was lost") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``; RegrowError names the file when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RegrowError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise RegrowError(f"{path}: damaged, not valid JSON ({error}); move it aside and redo its stage") from None
-
-
-def hash_json(value: Any) -> str:
-    """sha256 of the canonical JSON of ``value``."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """RegrowError unless ``folder``'s disk has ``needed`` bytes free (and a tenth more)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed * 1.1:
-        raise RegrowError(
-            f"no space for {what}: {needed / 1e9:.2f} GB needed in {folder}, {free / 1e9:.2f} GB free; "
-            "free some space and start the same command again, it goes on from here"
-        )
-
-
-def require_writable(folder: Path, key: str) -> None:
-    """RegrowError unless a file can be made in ``folder``, which need not be there yet; leaves nothing behind.
-
-    ``key`` is the config's key that names the folder.
-    """
-    place = folder.absolute()
-    try:
-        while not place.exists():
-            place = place.parent
-        with tempfile.TemporaryDirectory(dir=place, prefix=".trial-") as trial:
-            # Its own names: one may be longer than the file system takes.
-            there = trial / folder.absolute().relative_to(place)
-            there.mkdir(parents=True, exist_ok=True)
-            (there / "file").touch()
-    except OSError as error:
-        where = "" if place == folder.absolute() else f": {place}"
-        raise RegrowError(f"{folder}{where} cannot be written ({error.strerror}); set {key} to another place") from None
-
-
-def take_lock(file: IO[Any], lock: int, place: Path) -> bool:
-    """Lock the open ``file`` (``fcntl``'s flags); False where ``LOCK_NB`` was among them and another process holds it.
-
-    RegrowError where the file system of ``place`` has no locks, which does not mean that anybody works there.
-    """
-    try:
-        fcntl.flock(file, lock)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise RegrowError(
-            f"{place}: this file system has no file locks ({error.strerror}); take a place on one that has them, or "
-            "have it mounted with them (Lustre: -o flock)"
-        ) from None
-    return True
 
 
 class Run:

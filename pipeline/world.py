@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.launch import END, TOLD, Place, choose_gpu, cores, name_accelerator, require_own_gpus
 from pipeline.life import signs_of_life
-from pipeline.run import RegrowError, first_line
 
 if TYPE_CHECKING:
     import torch

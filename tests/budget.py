@@ -22,6 +22,7 @@ MINUTES, CORES = 12, 2
 BUDGETS = {
     "tests": 150,
     "tests/commands": 60,
+    "tests/config": 20,
     "tests/data": 140,
     "tests/evaluation": 60,
     "tests/importance": 110,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from filelock import FileLock
 
 from tests import ROOT
 from tests.budget import Meter
+from tests.command import Regrow
+from tests.tiny import LOGGED, LONGER, tiny_yaml, write_tiny_model
 
 DEMO = ROOT / ".cache" / "demo"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -109,41 +107,6 @@ def tiny_model(texts: list[str], once: Callable[..., Path]) -> Path:
     return once("tiny", lambda folder: write_tiny_model(folder / "model", texts)) / "model"
 
 
-def write_tiny_model(folder: Path, texts: list[str]) -> None:
-    """That model, into ``folder``."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=1000,
-            special_tokens=["<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=0,
-        eos_token_id=1,
-        initializer_range=0.05,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def configure(tiny_model: Path, demo: Path) -> Callable[[Path], Path]:
     """``configure(folder)``: a config of the whole pipeline on the tiny model, in folder; runs go to folder/runs."""
@@ -160,42 +123,6 @@ def configure(tiny_model: Path, demo: Path) -> Callable[[Path], Path]:
 def tiny_config(configure: Callable[[Path], Path], tmp_path: Path) -> Path:
     """That config in tmp_path: seconds for a run."""
     return configure(tmp_path)
-
-
-def tiny_yaml(tiny_model: Path, demo: Path, runs: Path) -> str:
-    """The tiny config's text."""
-    return f"""
-run: {{name: tiny, folder: {runs}}}
-model: {{path: {tiny_model}}}
-data:
-  sources: [{{path: {demo}/text/train}}]
-  held_out: {{path: {demo}/text/validation}}
-  row_length: 64
-  lanes: 12
-  workers: 0
-score: {{sequences: 4, length: 32, processes: 2}}
-prune: {{remove: 2, protect_first: 2, protect_last: 1, compare: {{enabled: false}}}}
-train:
-  tokens: 4096            # 8 steps of 8 rows
-  global_batch: 8
-  learning_rate: 1e-3
-  final_learning_rate: 1e-4
-  processes: 2
-  checkpoint_every: 3
-  evaluate_every: 4
-  evaluate_rows: 4
-evaluate:
-  perplexity: {{rows: 8}}
-  generation: {{prompts: [The city], new_tokens: 4, repeats: 1}}
-  processes: 2
-"""
-
-
-#: More work, so that a run lasts long enough to be met at a place that was chosen. 24 steps.
-LONGER = """extends: tiny.yaml
-score: {sequences: 24}
-train: {tokens: 12288, checkpoint_every: 10, evaluate_every: 8}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -224,13 +151,6 @@ def reference(lengthen: Callable[[Path], Path], once: Callable[..., Path]) -> Pa
     return once("reference", make) / "runs" / "tiny"
 
 
-#: Eight steps of rows that hold several documents, each alone; every row's hash and all checkpoints are kept.
-LOGGED = """extends: longer.yaml
-data: {attention: within, row_length: 256}
-train: {tokens: 16384, checkpoint_every: 3, evaluate_every: 4, keep_checkpoints: 9, log_samples: true}
-"""
-
-
 @pytest.fixture(scope="session")
 def logged(lengthen: Callable[[Path], Path], reference: Path, once: Callable[..., Path]) -> Path:
     """The config of a run, in runs/tiny beside it, that trained on from the reference's pruned model with attention
@@ -247,49 +167,6 @@ def logged(lengthen: Callable[[Path], Path], reference: Path, once: Callable[...
         assert command.wait() == 0, f"the logged run failed:\n{command.output}"
 
     return once("logged", make) / "logged.yaml"
-
-
-class Regrow:
-    """The command in a process group of its own, as a shell would start it."""
-
-    def __init__(self, *arguments: object):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # Tests that run in the background have Ctrl-C ignored, and a child would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        self.output = ""
-
-    def wait(self, timeout: float = 300) -> int:
-        """Wait for the end; ``output`` holds all that was printed."""
-        out, _ = self.process.communicate(timeout=timeout)
-        self.output += out
-        return self.process.returncode
-
-    def read_until(self, text: str, timeout: float = 120) -> None:
-        """Read the output up to the line that has ``text``; fails when it ends first."""
-        begin = time.monotonic()
-        while text not in self.output:
-            line = self.process.stdout.readline()
-            assert line, f"the command ended before it printed {text!r}; it printed:\n{self.output}"
-            self.output += line
-            assert time.monotonic() - begin < timeout, f"{text!r} not printed in {timeout} s:\n{self.output}"
-
-    def family(self) -> list[psutil.Process]:
-        """The command's process and all below it."""
-        process = psutil.Process(self.process.pid)
-        return [process, *process.children(recursive=True)]
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the command alone."""
-        self.process.send_signal(number)
 
 
 @pytest.fixture

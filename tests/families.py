@@ -237,34 +237,35 @@ MULTIMODAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]
 }
 
 
-def build(family: str, **changes: Any) -> Any:
-    """A model whose blocks matter: large seeded weights, in fp32, in evaluation mode. One thread is its best."""
-    import torch
+def build(family: str, *, spread: float = 0.2, seed: int = 0, **changes: Any) -> Any:
+    """A model whose blocks matter, in fp32 and evaluation mode; ``changes`` to the family's values.
+
+    Weights are normal and seeded, of standard deviation ``spread``; norms and biases too, around one. One thread is its
+    best.
+    """
     import transformers
 
-    torch.set_num_threads(1)
     name, values = {**FAMILIES, **OTHERS}[family]
     config = getattr(transformers, name)(**{**values, **changes})
-    config.initializer_range = 0.2
-    return _seeded(transformers.AutoModelForCausalLM, config)
+    config.initializer_range = spread
+    return _seeded(transformers.AutoModelForCausalLM, config, seed)
 
 
 def build_multimodal(family: str) -> Any:
     """The same of a wrapper, with its vision tower."""
-    import torch
     import transformers
 
-    torch.set_num_threads(1)
     name, values, text, vision = MULTIMODAL[family]
     config = getattr(transformers, name)(**values, text_config=dict(text), vision_config=dict(vision))
     config.get_text_config().initializer_range = 0.2
     return _seeded(transformers.AutoModelForImageTextToText, config)
 
 
-def _seeded(loader: Any, config: Any) -> Any:
+def _seeded(loader: Any, config: Any, seed: int = 0) -> Any:
     import torch
 
-    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
     model = loader.from_config(config).eval()
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms and biases, which start as ones and zeros

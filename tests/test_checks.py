@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
-from pipeline.checks import FIRST, check_prompts, check_texts, check_tokenizer, check_weights
+from pipeline.checks import FIRST, check_held_out, check_prompts, check_texts, check_tokenizer, check_weights
 from pipeline.config import Config, load_config
+from pipeline.data.damage import DamagedShard
+from pipeline.errors import RegrowError
+from pipeline.inputs import read_encoder
 from pipeline.model.costs import meta_model
-from pipeline.run import RegrowError
 from tests.own_code import write_own_tokenizer
 
 
@@ -115,7 +119,7 @@ def test_weights_that_are_many_are_said_and_not_read(model, monkeypatch):
     assert check_weights(model, meta) == []
     monkeypatch.setattr(checks, "FEW", 1000)
     (line,) = check_weights(model, meta)
-    assert "0.0 GB" in line and "seen when they are loaded" in line
+    assert "954.10 kB" in line and "seen when they are loaded" in line
 
 
 def with_source(config: Path, folder: Path, *more: str) -> Config:
@@ -166,3 +170,89 @@ def test_where_damage_is_skipped_one_file_that_can_be_read_is_enough(tiny_config
         check_texts(with_source(tiny_config, tmp_path / "text", skip))
     write(tmp_path / "text" / "b.jsonl", {"text": "One."})
     assert check_texts(with_source(tiny_config, tmp_path / "text", skip)) == []
+
+
+@pytest.mark.parametrize("key", ["data.sources.0", "data.held_out"])
+def test_a_source_without_a_shard_is_refused_by_its_key(tiny_config, tmp_path, key):
+    folder = tmp_path / "text"
+    folder.mkdir()
+
+    def refusal(*overrides: str) -> str:
+        with pytest.raises(RegrowError) as error:
+            check_texts(load_config(tiny_config, [f"{key}.path={folder}", *overrides]), elsewhere=True)
+        return str(error.value)
+
+    assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
+    (folder / "a.txt").write_text("One.")
+    assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
+    write(folder / "a.jsonl", {"text": "One."})
+    assert "(files: 'b*')" in refusal(f"{key}.files=b*")
+    with pytest.raises(RegrowError, match=rf"^{key} '{folder}2': no such file or folder"):
+        check_texts(load_config(tiny_config, [f"{key}.path={folder}2"]))
+    assert check_texts(load_config(tiny_config, [f"{key}.path={folder}"])) == []
+
+
+def test_white_space_is_no_text(tiny_config, tmp_path):
+    write(tmp_path / "text" / "a.jsonl", {"text": " "}, {"text": "\n\t"}, {"text": None})
+    with pytest.raises(RegrowError, match=r"not one record with text; .* 3 records .*white space alone 2, null 1"):
+        check_texts(with_source(tiny_config, tmp_path / "text"))
+    # What was not read to its end may have some, and is left to stage data.
+    write(tmp_path / "text" / "b.jsonl", *[{"text": " "}] * FIRST)
+    assert len(check_texts(with_source(tiny_config, tmp_path / "text"))) == 1
+    write(tmp_path / "text" / "c.jsonl", {"text": " "}, {"text": "One."})
+    assert check_texts(with_source(tiny_config, tmp_path / "text")) == []
+
+
+def test_a_parquet_file_without_a_row_is_left_out_as_a_listing_does(tiny_config, count, tmp_path):
+    (tmp_path / "kept").mkdir()
+    none = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(none, tmp_path / "kept" / "a.parquet")
+    write(tmp_path / "kept" / "b.jsonl", {"text": "Water is wet. " * 30})
+    assert check_texts(with_source(tiny_config, tmp_path / "kept")) == []
+    count()
+
+
+def test_a_record_without_text_is_met_at_once_where_it_is_to_end_the_run(tiny_config, tmp_path):
+    raising = "data.on_no_text=raise"
+    write(tmp_path / "text" / "a.jsonl", {"text": "One."}, {"text": None}, {"text": "Two."}, {"text": ""})
+    with pytest.raises(RegrowError, match=r"2 records without text \(null 1, empty 1\), the first, at record 1"):
+        check_texts(with_source(tiny_config, tmp_path / "text", raising))
+    write(tmp_path / "text" / "a.jsonl", *[{"text": "One."}] * (FIRST - 1), {"text": None}, {"text": None})
+    with pytest.raises(RegrowError, match=r"1 record without text \(null 1\) among its first 1,000, .* at record 999"):
+        check_texts(with_source(tiny_config, tmp_path / "text", raising))
+    assert check_texts(with_source(tiny_config, tmp_path / "text")) == []
+
+
+@pytest.fixture
+def count(tiny_config: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., None]:
+    """``count(override, ...)``: the tokens of the held-out text in tmp_path/kept, whose rows have 64."""
+
+    def call(*overrides: str) -> None:
+        config = load_config(tiny_config, [f"data.held_out.path={tmp_path}/kept", *overrides])
+        check_held_out(config, read_encoder(config, tiny_model))
+
+    return call
+
+
+def test_held_out_text_is_counted_up_to_the_longest_row_that_is_asked_for(count, tmp_path, monkeypatch):
+    write(tmp_path / "kept" / "a.jsonl", *[{"text": "Water is wet. "}] * 30)
+    count()
+    count("evaluate.perplexity.length=100", "prune.compare.length=100")
+    compared = "prune.compare={enabled: true, length: 1000}"
+    with pytest.raises(RegrowError, match=r"not one row of prune\.compare\.length \(1,000\); .* or lower that$"):
+        count(compared)
+    with pytest.raises(RegrowError, match=r"row of evaluate\.perplexity\.length \(1,500\); .* lower that$"):
+        count("evaluate.perplexity.length=1500", "prune.compare.length=1500")
+    with pytest.raises(RegrowError, match=r"data\.row_length \(2,048\) or prune\.compare\.length \(1,000\); .* those$"):
+        count(compared, "data.row_length=2048")
+    # Read no further than needed, and not at all where it is large.
+    with (tmp_path / "kept" / "a.jsonl").open("a") as file:
+        file.write("no json\n")
+    count()
+    with pytest.raises(DamagedShard):
+        count("data.row_length=2048")
+    count("data.row_length=2048", "data.on_damage=skip")
+    monkeypatch.setattr(checks, "SMALL", 100)
+    count("data.row_length=2048")
+    count("data.row_length=2048", "data.held_out.path=owner/name")
+    count("data.row_length=2048", "data.held_out=null")

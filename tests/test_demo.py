@@ -11,8 +11,8 @@ from pipeline import demo as module
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import build_manifest
 from pipeline.data.sources import TextSource
+from pipeline.errors import RegrowError
 from pipeline.model.costs import count_parameters
-from pipeline.run import RegrowError
 
 
 def test_the_model_is_a_plain_folder_of_the_known_size(demo):

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests import ROOT
-from tests.conftest import Regrow
+from tests.command import Regrow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 CONFIG = "configs/demo.yaml"

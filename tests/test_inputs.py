@@ -11,8 +11,10 @@ import torch
 
 from pipeline import inputs
 from pipeline.config import load_config
+from pipeline.data import tokens
+from pipeline.files import read_json
 from pipeline.inputs import Inputs
-from pipeline.run import Run, read_json
+from pipeline.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +27,9 @@ def text(logged: Path) -> Inputs:
 def test_the_manifest_and_the_tokenizer_are_read_once(logged, monkeypatch):
     config = load_config(logged)
     read = []
-    for name in ("read_json", "load_tokenizer"):
-        known = getattr(inputs, name)
-        monkeypatch.setattr(inputs, name, lambda *asked, known=known, name=name: read.append(name) or known(*asked))
+    for module, name in ((inputs, "read_json"), (tokens, "load_tokenizer")):
+        known = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *asked, known=known, name=name: read.append(name) or known(*asked))
     text = Inputs(config, Run(config.run.folder / config.run.name))
     assert read == [], "something is loaded before it is asked for"
     for _ in range(2):
@@ -70,6 +72,6 @@ def test_held_out_rows_are_of_the_held_out_set_alone_and_none_where_nothing_is(t
 
 def test_steps_are_whole_and_reach_the_budget(text):
     config = text.config
-    for tokens in (1, config.tokens_per_step, config.tokens_per_step + 1, 10 * config.tokens_per_step - 1):
-        asked = config.model_copy(update={"train": config.train.model_copy(update={"tokens": tokens})})
-        assert (asked.steps - 1) * asked.tokens_per_step < tokens <= asked.steps * asked.tokens_per_step
+    for budget in (1, config.tokens_per_step, config.tokens_per_step + 1, 10 * config.tokens_per_step - 1):
+        asked = config.model_copy(update={"train": config.train.model_copy(update={"tokens": budget})})
+        assert (asked.steps - 1) * asked.tokens_per_step < budget <= asked.steps * asked.tokens_per_step

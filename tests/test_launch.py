@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.launch import (
     AGENT,
     PARENT,
@@ -22,7 +23,6 @@ from pipeline.launch import (
     find_place,
     require_own_gpus,
 )
-from pipeline.run import RegrowError
 from tests import ROOT
 
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.commands.plan import plan
 from pipeline.config import load_config
-from pipeline.plan import plan
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,109 +7,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.run import (
-    RegrowError,
-    Run,
-    compare_fingerprints,
-    first_line,
-    hash_file,
-    read_json,
-    require_space,
-    require_writable,
-    write_atomic,
-    write_json,
-)
-from tests import ROOT
-
-
-def python(code: str, *arguments: object, **more: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        text=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        **more,
-    )
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    """A limit on a file's size stands for the full disk: the write ends in the middle with an error of the kernel."""
-    path = tmp_path / "scores.json"
-    write_atomic(path, "old")
-    process = python(
-        """
-import pathlib, resource, sys
-from pipeline.run import RegrowError, write_atomic
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    write_atomic(pathlib.Path(sys.argv[1]), "new" * 100_000)
-except RegrowError as error:
-    print(error)
-""",
-        path,
-    )
-    out, _ = process.communicate(timeout=60)
-    assert "scores.json: cannot be written (File too large); nothing was lost" in out
-    assert path.read_text() == "old", "the old file is gone"
-    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"], "half a file was left behind"
-
-
-def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "stage" / "stage.json"
-    write_atomic(path, "old")
-    process = python(
-        """
-import os, pathlib, signal, sys
-from pipeline.run import write_atomic
-os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
-write_atomic(pathlib.Path(sys.argv[1]), "new")
-""",
-        path,
-    )
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    assert path.read_text() == "old"
-    assert Run(tmp_path).outputs("stage") == {}, "what the killed write left counts as a result"
-    write_atomic(path, "newer")
-    assert path.read_text() == "newer"
-
-
-def test_json_is_read_back_and_damage_names_the_file(tmp_path):
-    value = {"name": "Łódź", "losses": [0.1, 1e-300, 3]}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
-    for data in (b'{"half": ', b"\xff\xfe", b"", b"[" * 200_000):
-        (tmp_path / "a.json").write_bytes(data)
-        with pytest.raises(RegrowError, match=r"a\.json: damaged"):
-            read_json(tmp_path / "a.json")
-    with pytest.raises(RegrowError, match=r"b\.json: cannot be read"):
-        read_json(tmp_path / "b.json")
-
-
-@pytest.mark.parametrize(
-    ("message", "line"),
-    [
-        ("one\ntwo", "one"),
-        ("\n  one \ntwo", "one"),
-        (
-            "Can't load the tokenizer:\n\n  no vocab.json in it\nsee the docs",
-            "Can't load the tokenizer: no vocab.json in it",
-        ),
-        ("a:\nb:\nc\nd", "a: b: c"),
-        ("what was wrong:", "what was wrong:"),
-        ("at https://host/file?token=secret:\nrefused", "at https://host/file refused"),
-        ("", "ValueError"),
-    ],
-)
-def test_the_first_line_of_an_error_holds_its_reason(message, line):
-    assert first_line(ValueError(message)) == line
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, read_json, require_writable, write_atomic, write_json
+from pipeline.run import Run, compare_fingerprints
+from tests.programs import python
 
 
 @pytest.fixture
@@ -156,7 +62,8 @@ WITHOUT_LOCKS = """
 import ctypes, errno, os, pathlib, platform, struct, sys
 from pipeline.data.remote.locks import locked
 from pipeline.data.corpus.tokenising import _alone
-from pipeline.run import RegrowError, Run
+from pipeline.errors import RegrowError
+from pipeline.run import Run
 from pipeline.commands.status import status_text
 
 NUMBER = {"x86_64": 73, "aarch64": 32}[platform.machine()]
@@ -310,9 +217,3 @@ def test_a_corpus_of_many_files_is_told_of_in_few_lines():
     # Moved and changed is not moved.
     changed = compare_fingerprints({"inputs": before}, {"inputs": dict.fromkeys(after, "other")})
     assert len(changed) == 6 and changed[-1] == f"and {2 * 59_166 - 5:,} more inputs", changed
-
-
-def test_space_is_asked_for_before_it_is_needed(tmp_path):
-    require_space(tmp_path / "new", 1000, "a checkpoint")
-    with pytest.raises(RegrowError, match=r"no space for a checkpoint: 1000000000\.00 GB needed in .*, \S+ GB free"):
-        require_space(tmp_path, 10**18, "a checkpoint")

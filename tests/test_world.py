@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.launch import TOLD, Place
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 from tests import ROOT
 
@@ -122,9 +122,10 @@ from datetime import timedelta
 import torch
 from pipeline import life
 from pipeline.launch import Place
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from pipeline.world import World
 life.FIRST = life.BETWEEN = 0.5
+torch.distributed.constants.default_pg_timeout = timedelta(seconds=4)
 begin = torch.distributed.init_process_group
 torch.distributed.init_process_group = lambda *a, **k: begin(*a, **k, timeout=timedelta(seconds=4))
 rank = int(sys.argv[1])

@@ -10,14 +10,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor, check_identity, from_json
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 from pipeline.inputs import Inputs
-from pipeline.run import RegrowError, Run, read_json
+from pipeline.run import Run
 from pipeline.training.checkpoint import complete_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def shown_step(config: Config, config_path: str, step: int, characters: int) -> Iterator[str]:
@@ -63,7 +68,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _documents(row: Row, tokenizer: Any, characters: int) -> Iterator[str]:
+def _documents(row: Row, tokenizer: PreTrainedTokenizerBase, characters: int) -> Iterator[str]:
     for begin, end in pairwise(row.cu_seqlens.tolist()):
         text = tokenizer.decode(row.input_ids[begin:end])
         cut = f" ... ({len(text) - characters} characters more)" if characters and len(text) > characters else ""

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from pipeline.config import STAGES, load_config
-from pipeline.run import RegrowError, Run
+from pipeline.errors import RegrowError
+from pipeline.run import Run
 from pipeline.training.metrics import pace, read_lines
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config.keys import Section, fields, section_of
 from pipeline.config.tree import Config
@@ -57,6 +57,7 @@ _WORDS = {
     "model_type": "a section of keys is wanted",
     "tuple_type": "a list is wanted",
     "path_type": "a path is wanted",
+    "string_too_short": "it is empty",
     "too_short": "a list with at least one item is wanted",
     "string_pattern_mismatch": "only letters, digits, and . _ - after the first letter or digit",
 }
@@ -64,7 +65,7 @@ _WORDS = {
 
 def _key_of(location: tuple[Any, ...]) -> tuple[str, ...]:
     """An error's place without the branches of a union that pydantic tried, which are no part of the key."""
-    section: Any = Config
+    section: type[BaseModel] | None = Config
     parts = []
     for part in location:
         if isinstance(part, str):
@@ -77,11 +78,11 @@ def _key_of(location: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _nearest(parts: list[str]) -> str:
-    model: Any = Config
+    model: type[BaseModel] = Config
     for part in parts[:-1]:
-        field = None if part.isdigit() else getattr(model, "model_fields", {}).get(part)
-        model = section_of(field.annotation) if field is not None else model
-    known = list(getattr(model, "model_fields", {}))
+        field = None if part.isdigit() else model.model_fields.get(part)
+        model = (section_of(field.annotation) if field is not None else None) or model
+    known = list(model.model_fields)
     near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {'.'.join([*parts[:-1], near[0]])!r}?"

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 class ConfigError(RegrowError):
     """A configuration that cannot be used; its message names the key, the place and the remedy."""
 
 
-def key(default: Any, what: str, *, stages: str = "", free: bool = False, source: str = "ours", **limits: Any) -> Any:
+def key(
+    default: object, what: str, *, stages: str = "", free: bool = False, source: str = "ours", **limits: float
+) -> Any:
     """A field: its default, one sentence, the stages that read it and the source of the default.
 
     ``stages`` is a space-separated list; ``free`` marks a field that may differ when a stage is resumed or checked
@@ -37,7 +40,7 @@ WORDS = {0: ("",), 3: ("k", "thousand"), 6: ("m", "million"), 9: ("b", "bn", "g"
 POWERS = {word: power for power, words in WORDS.items() for word in words}
 
 
-def number(value: Any) -> Any:
+def number(value: object) -> object:
     """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0.
 
     A number with a word in it is refused too, with what to write: what a B stands for is not guessed in silence.
@@ -52,16 +55,28 @@ def number(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     """Accept 150e9 where a whole number is wanted: YAML reads it as a float."""
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
     return value
 
 
+def _at_home(path: Path) -> Path:
+    """The path with ~ and ~name replaced by a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is nobody's home here") from None
+
+
 Whole = Annotated[int, BeforeValidator(_whole), BeforeValidator(number)]
 Real = Annotated[float, BeforeValidator(number)]
-Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+Folder = Annotated[Path, AfterValidator(_at_home)]
+#: A model's folder, or its name on the hub, in which a ~ stands for nothing.
+PathOrName = Annotated[str, AfterValidator(lambda path: str(_at_home(Path(path))) if path.startswith("~") else path)]
+#: A path that is kept as it was written, since a stage is compared by it; expanded where it is used.
+AsWritten = AfterValidator(lambda path: _at_home(Path(path)) and path)
 Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 
@@ -71,7 +86,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """(dotted key, pydantic field) of every leaf of the tree, in the order of definition."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -80,7 +95,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", field
 
 
-def section_of(annotation: Any) -> Any:
+def section_of(annotation: object) -> type[BaseModel] | None:
     """The section (or source) that a field's annotation holds, also inside a tuple or a union; else None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

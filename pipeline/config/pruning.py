@@ -145,6 +145,11 @@ class PruneSection(Section):
         "auto", "Processes that share the sequences where pruning runs the model; auto: one for each GPU.", free=True
     )
 
+    @property
+    def runs_model(self) -> bool:
+        """Whether choosing or comparing runs the model, on held-out rows too."""
+        return self.selection == "greedy" or self.perplexity is not None or self.linear or self.compare.enabled
+
     @model_validator(mode="after")
     def _one_cut(self) -> PruneSection:
         stated = [cut for cut in CUTS if getattr(self, cut) is not None]

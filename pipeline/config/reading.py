@@ -5,12 +5,14 @@ Where every key was stated, file and line, is kept on the way, so that a complai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from pipeline.config.complaints import explain
@@ -78,7 +80,7 @@ def _read_file(path: Path, places: dict[str, str], parents: tuple[Path, ...]) ->
 
 
 def _read_base(
-    path: Path, extends: Any, where: str, places: dict[str, str], parents: tuple[Path, ...]
+    path: Path, extends: object, where: str, places: dict[str, str], parents: tuple[Path, ...]
 ) -> dict[str, Any]:
     """What ``path`` extends, at ``where``: refused when it is missing or leads back to a file that asked for it."""
     if not isinstance(extends, str):
@@ -91,13 +93,13 @@ def _read_base(
     return _read_file(base, places, chain)
 
 
-def _line(tree: Any, name: Any) -> int:
+def _line(tree: CommentedMap | CommentedSeq, name: str | int) -> int:
     """The line, from 1, of a key or list item; the mapping's own line for a key that a YAML merge brought in."""
     position = (tree.lc.data or {}).get(name)
     return (position[0] if position else tree.lc.line) + 1
 
 
-def _locate(value: Any, dotted: str, where: str, places: dict[str, str], file: Path | None = None) -> None:
+def _locate(value: object, dotted: str, where: str, places: dict[str, str], file: Path | None = None) -> None:
     """Note where a key was stated, and the keys inside it; what a replaced list held before is forgotten."""
     if not isinstance(value, Mapping):
         for old in [known for known in places if known.startswith(f"{dotted}.")]:
@@ -109,16 +111,16 @@ def _locate(value: Any, dotted: str, where: str, places: dict[str, str], file: P
             _locate(inner, f"{dotted}.{name}", place, places, file)
 
 
-def _beside(tree: Any, folder: Path) -> Any:
+def _beside(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tree with model.architecture made absolute, from the folder of the file (or shell) that states it."""
-    model = tree.get("model") if isinstance(tree, Mapping) else None
+    model = tree.get("model")
     stated = model.get("architecture") if isinstance(model, Mapping) else None
     if not isinstance(stated, str):
         return tree
-    return {**tree, "model": {**model, "architecture": str((folder / stated).resolve())}}
+    return {**tree, "model": {**model, "architecture": str((folder / os.path.expanduser(stated)).resolve())}}
 
 
-def _merge(base: Any, over: Any, prefix: str = "") -> Any:
+def _merge(base: object, over: object, prefix: str = "") -> Any:
     """``over`` on ``base``: mappings deep, everything else replaced. Stating one cut of prune clears the others."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
@@ -136,7 +138,9 @@ def _merge(base: Any, over: Any, prefix: str = "") -> Any:
     return merged
 
 
-def _nest(dotted: str, value: Any, tree: Any, override: str, section: Any = Config) -> Any:
+def _nest(
+    dotted: str, value: object, tree: object, override: str, section: type[BaseModel] | None = Config
+) -> dict[str, Any]:
     """``a.b=value`` as {a: {b: value}}; a number in the path replaces an item of the list that stands there."""
     head, _, rest = dotted.partition(".")
     field = section.model_fields.get(head) if section is not None else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.keys import Folder, Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.keys import AsWritten, Folder, PathOrName, Processes, Real, Section, Whole, fields, key, number
 from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
@@ -21,7 +22,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    path: str = key(..., "Hugging Face folder, or a model's name on the hub.", source="required")
+    path: PathOrName = key(..., "Hugging Face folder, or a model's name on the hub.", source="required", min_length=1)
     revision: str | None = key(None, "Commit, tag or branch on the hub.")
     architecture: Path | None = key(
         None,
@@ -45,10 +46,11 @@ class ModelSection(Section):
 
 
 class Source(Section):
-    path: str = key(
+    path: Annotated[str, AsWritten] = key(
         ...,
         "Folder, glob or file; a data set's name on the hub; or a URL with {000..099} for numbers (https, s3, ...).",
         source="required",
+        min_length=1,
     )
     revision: str | None = key(None, "Commit, tag or branch of the data set on the hub.")
     files: str = key("**", "Glob of the files to take inside a folder or hub data set.")
@@ -103,7 +105,7 @@ class DataSection(Section):
         stages="data",
         source="field's practice",
     )
-    tokenised: Path | None = key(
+    tokenised: Annotated[Path, AsWritten] | None = key(
         None,
         "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
         stages="data",
@@ -117,6 +119,12 @@ class DataSection(Section):
         free=True,
         gt=0,
     )
+
+    @property
+    def texts(self) -> dict[str, Source]:
+        """Every source by its key: those of the corpus, and the held-out text where there is any."""
+        corpus = {f"data.sources.{number}": source for number, source in enumerate(self.sources)}
+        return corpus if self.held_out is None else corpus | {"data.held_out": self.held_out}
 
 
 class TrainSection(Section):
@@ -244,7 +252,7 @@ class Config(Section):
         }
 
 
-def _at(tree: Any, dotted: str) -> Any:
+def _at(tree: Mapping[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree[part]
     return tree

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import Any
+
+from pydantic.fields import FieldInfo
 
 from pipeline.config.keys import fields
 from pipeline.config.reading import yaml_reader
@@ -21,6 +22,8 @@ def dump_config(config: Config) -> str:
     plain = config.model_dump(mode="json")
     # YAML 1.1 called these line breaks, and the reader still does: with one of them, write everything escaped.
     writer.allow_unicode = not re.search("[\x85\u2028\u2029\ufeff]", json.dumps(plain, ensure_ascii=False))
+    # ruamel folds escaped text at the wrong places: what it wrote would be read as something else.
+    writer.width = 1 << 30
     writer.dump(plain, out)
     return out.getvalue()
 
@@ -59,12 +62,12 @@ def key_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, field: Any) -> str:
+def _row(name: str, field: FieldInfo) -> str:
     extra = field.json_schema_extra
     default = "required" if field.is_required() else f"`{_plain(field.default)}`"
     what = field.description.replace("|", "\\|")
     return f"| `{name}` | {default} | {extra['source']} | {'yes' if extra['free'] else ''} | {what} |"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=str, ensure_ascii=False)

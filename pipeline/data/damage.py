@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.run import RegrowError, first_line
+from pipeline.errors import RegrowError, first_line
 
 
 class DamagedShard(RegrowError):

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.run import RegrowError, hash_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json
 
 
 @dataclass(frozen=True)

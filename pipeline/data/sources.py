@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.shards import Shard
-from pipeline.run import RegrowError
+from pipeline.data.shards import Shard, without_secrets
+from pipeline.data.texts import counted
+from pipeline.errors import RegrowError
 
+ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -21,7 +24,8 @@ class TextSource:
     sources (0 for held-out text). files: a glob inside a folder or data set, whose ``*`` crosses folders. format:
     ``auto`` goes by the ending; a remote tokenised shard must be named as such, and text and token ids do not stand in
     one source. revision: of a hub data set. exclude_domains: documents of these are left out. on_damage: ``raise``, or
-    ``skip`` damaged files and record them. on_no_text: ``skip`` records without text, or ``raise`` RegrowError.
+    ``skip`` damaged files and record them. on_no_text: ``skip`` records without text, or ``raise`` RegrowError. key: of
+    the config, where it stands there; messages name it.
     """
 
     path: str
@@ -33,6 +37,13 @@ class TextSource:
     exclude_domains: tuple[str, ...] = ()
     on_damage: str = "raise"
     on_no_text: str = "skip"
+    key: str = "data source"
+
+    @property
+    def name(self) -> str:
+        """Key and path, for messages: without what may be secret in a URL."""
+        shown = without_secrets(self.path) if "://" in self.path else self.path
+        return f"{self.key} {shown!r}"
 
     def shard(self, **found: Any) -> Shard:
         """A file of this source: what is known of all of them, and what was ``found`` of it."""
@@ -51,9 +62,20 @@ def may_be_remote(path: str) -> bool:
     return "://" in path or HUB_NAME.fullmatch(path) is not None
 
 
-def no_such_place(path: str) -> RegrowError:
+def no_such_place(source: TextSource) -> RegrowError:
     """The error for a source that is neither here nor can be elsewhere."""
     return RegrowError(
-        f"data source {path!r}: no such file or folder, and not the name of a hub data set or a URL. If it was moved, "
+        f"{source.name}: no such file or folder, and not the name of a hub data set or a URL. If it was moved, "
         "put a link at its old place: a run goes on through it"
     )
+
+
+def no_shard(source: TextSource, skipped: int = 0) -> RegrowError:
+    """The error for a source without a file that can be read; ``skipped`` ones were damaged or empty."""
+    left_out = f"; {skipped} damaged or empty ones were skipped" if skipped else ""
+    return RegrowError(f"{source.name}: no intact {ENDINGS} file in it (files: {source.files!r}){left_out}")
+
+
+def no_record(source: TextSource, without_text: Mapping[str, int]) -> RegrowError:
+    """The error for a source whose records all lack text; ``without_text`` counts them by what stands in its place."""
+    return RegrowError(f"{source.name}: not one record with text; it has {counted(without_text)}")

@@ -11,13 +11,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 #: Around the name of a special token that no text is to match: a noncharacter, which Unicode keeps out of texts.
 HIDDEN = "\ufdd0"
 
 
-def special_strings(tokenizer: Any) -> tuple[str, ...]:
+def special_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The strings of all special tokens, the longest first; added tokens that are not special are not among them."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda string: (-len(string), string)))
@@ -36,7 +40,7 @@ def count_strings(texts: Iterable[str], strings: Sequence[str]) -> tuple[int, Co
     return holding, found
 
 
-def still_special(encode: Callable[[str], Sequence[int]], tokenizer: Any) -> list[str]:
+def still_special(encode: Callable[[str], Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The special tokens that ``encode`` makes of their strings, alone or inside a text.
 
     A token that a single character gives is not among them: it stands for that character there, as that of unknown
@@ -51,7 +55,7 @@ def still_special(encode: Callable[[str], Sequence[int]], tokenizer: Any) -> lis
     return [string for string in special_strings(tokenizer) if parsed(string)]
 
 
-def ids_as_text(tokenizer: Any, text: str) -> list[int]:
+def ids_as_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text from a tokenizer without a compiled part to copy, special tokens' strings as text.
 
     Python code then leaves out all added tokens; those that are not special are looked up here.
@@ -70,7 +74,7 @@ def ids_as_text(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def hide_special(engine: Any, strings: Sequence[str]) -> Any:
+def hide_special(engine: Tokenizer, strings: Sequence[str]) -> Tokenizer:
     """A copy of a compiled tokenizer that has the special tokens ``strings`` under names that no text has.
 
     All ids, and the ids of every text without such a string, stay as they are.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: What JSON has beside strings, as people call it.
 KINDS = {

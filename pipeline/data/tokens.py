@@ -17,10 +17,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
-from pipeline.run import RegrowError, first_line, hash_json
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import hash_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 #: What decides the ids of a text in a tokenizer.json. The rest (truncation, padding, the template that adds BOS and
 #: EOS, the way back from ids to text) has no part in them.
@@ -29,7 +34,7 @@ DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
 PROBE = "  The Café in ŁÓDŹ,\tfounded 1423:\n\n don't  pay £9.50 — 東京, Ελλάδα e\u0301 🙂 "
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder; RegrowError when there is none."""
     from transformers import AutoTokenizer
 
@@ -51,10 +56,10 @@ class Encoder:
     Picklable; with an engine it may leave out ``tokenizer``, and needs neither transformers nor torch then.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase | None
     bos: int | None
     separator: int
-    engine: Any = None
+    engine: Tokenizer | None = None
     special_tokens: str = "plain"
     special: tuple[str, ...] = ()
 
@@ -94,7 +99,7 @@ class Encoder:
             self.engine.encode_special_tokens = split
 
 
-def make_encoder(tokenizer: Any, separator: str = "eos", special_tokens: str = "plain") -> Encoder:
+def make_encoder(tokenizer: PreTrainedTokenizerBase, separator: str = "eos", special_tokens: str = "plain") -> Encoder:
     """An Encoder for a tokenizer; RegrowError when the separator is not one of its tokens, or when it makes special
     tokens of their strings and ``special_tokens`` is ``plain``.
 
@@ -118,6 +123,22 @@ def make_encoder(tokenizer: Any, separator: str = "eos", special_tokens: str = "
     return encoder if special_tokens == "parse" else _plain(encoder)
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """How a run's texts become ids: the folder of the tokenizer's model, and what ``make_encoder`` is asked for.
+    Picklable, and light: another process makes the same encoder of it."""
+
+    tokenizer: Path
+    separator: str = "eos"
+    special_tokens: str = "plain"
+    trust_remote_code: bool = False
+
+    def load(self) -> Encoder:
+        """The encoder. Raises RegrowError as ``load_tokenizer`` and ``make_encoder`` do."""
+        tokenizer = load_tokenizer(self.tokenizer, self.trust_remote_code)
+        return make_encoder(tokenizer, self.separator, self.special_tokens)
+
+
 def _plain(encoder: Encoder) -> Encoder:
     """The encoder, made to take special tokens' strings as text also where its model finds them; RegrowError where it
     cannot be."""
@@ -139,7 +160,7 @@ def _still_special(encoder: Encoder) -> list[str]:
     return still_special(lambda text: next(encoder.inside([text])), encoder.tokenizer)
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of what decides the ids of a text: the same in every process and from every folder that holds it."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -175,12 +196,12 @@ def encoder_hash(encoder: Encoder) -> str:
     )
 
 
-def vocabulary_size(tokenizer: Any) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id, tokens that were added to the vocabulary included."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def _engine(tokenizer: Any, special_tokens: str) -> Any:
+def _engine(tokenizer: PreTrainedTokenizerBase, special_tokens: str) -> Tokenizer | None:
     """A copy of a fast tokenizer's compiled part, set as the usual call sets it; None where that call is another."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast as Fast

@@ -13,8 +13,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.tokens import Encoder
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import evaluating
-from pipeline.run import RegrowError
 
 
 def generate_samples(

@@ -18,9 +18,9 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.data.tokens import Encoder
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt, greedy
 from pipeline.evaluation.memory import give_back
-from pipeline.run import RegrowError
 
 #: How often models that do not fit side by side are loaded again.
 ROUNDS = 3

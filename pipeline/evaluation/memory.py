@@ -43,6 +43,13 @@ def available_memory() -> int:
     return min([psutil.virtual_memory().available, *in_groups])
 
 
+def total_memory() -> int:
+    """Bytes that this process could take at most, whatever others take now: the host's memory, or what the tightest of
+    its control groups allows."""
+    limits = (limit for folder in _own_groups() if (limit := _limit_of(folder)) is not None)
+    return min([psutil.virtual_memory().total, *limits])
+
+
 def _own_groups() -> Iterator[Path]:
     """The folders of this process's groups that may limit memory, each with those above it, whose limits hold too."""
     for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
@@ -52,6 +59,16 @@ def _own_groups() -> Iterator[Path]:
             own = base / path.strip("/")
             # In a container the path may be the host's: then only the base is there, and it is the container's group.
             yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(base))
+
+
+def _limit_of(folder: Path) -> int | None:
+    """Bytes that one group may take; None where it sets no limit."""
+    for limit, _, _ in IN_GROUP:
+        try:
+            return int((folder / limit).read_text())
+        except (OSError, ValueError):  # No such file, or the word "max".
+            continue
+    return None
 
 
 def _free_in(folder: Path) -> int | None:

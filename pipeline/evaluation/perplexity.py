@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 

@@ -8,10 +8,11 @@ who computed what. Memory does not grow with the number of sequences.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
@@ -20,24 +21,35 @@ from pipeline.model.blocks import find_blocks
 from pipeline.world import World
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a sweep is to give: the ``losses`` of removing each block and each of ``windows``, and the distances, where
+    ``position``, the token that some of them look at, is a number."""
+
+    losses: bool = True
+    windows: Sequence[Window] = ()
+    position: int | None = None
+
+    def distances(self, blocks: int) -> StateDistances | None:
+        """What adds the distances up, still empty; None where they are not wanted."""
+        return None if self.position is None else StateDistances(blocks, self.position)
+
+
 def sweep_by_batch(
-    model: nn.Module,
+    model: PreTrainedModel,
     sequences: torch.Tensor,
+    wanted: Wanted,
     *,
     kept: Kept,
     micro_batch: int,
-    losses: bool,
-    windows: Sequence[Window] = (),
-    position: int | None,
     world: World,
     say: Callable[[str], None],
 ) -> tuple[torch.Tensor | None, StateDistances | None]:
     """What removing each block costs, and how far the blocks carry their states, over ``sequences`` (S, T) int64.
 
-    Returns, in every process, summed losses (L + windows + 1, S) fp64 as ``removal_losses`` gives them, or None without
-    ``losses``; and the distances, or None where ``position``, the token that some of them look at, is None. Every
-    micro-batch is computed in the same shapes by whichever process has it, so that the number of processes changes no
-    bit. What ``kept`` holds of an earlier start is taken as done.
+    Returns, in every process, summed losses (L + windows + 1, S) fp64 as ``removal_losses`` gives them, and the
+    distances, or None where they are not wanted. Every micro-batch is computed in the same shapes by whichever process
+    has it, so that the number of processes changes no bit. What ``kept`` holds of an earlier start is taken as done.
     """
     groups = sequences.split(micro_batch)
     done = kept.names("batch-")
@@ -46,10 +58,10 @@ def sweep_by_batch(
         say(f"{min(len(done) * micro_batch, len(sequences))} of {len(sequences)} sequences were scored before")
     blocks = len(find_blocks(model))
     for count, number in enumerate(todo[world.rank :: world.size], start=1):
-        distances = None if position is None else StateDistances(blocks, position)
+        distances = wanted.distances(blocks)
         found: dict[str, Any] = {}
-        if losses:
-            found["losses"] = removal_losses(model, groups[number], windows=windows, watch=distances).tolist()
+        if wanted.losses:
+            found["losses"] = removal_losses(model, groups[number], windows=wanted.windows, watch=distances).tolist()
         elif distances is not None:
             dense_states(model, groups[number], distances)
         if distances is not None:
@@ -60,7 +72,7 @@ def sweep_by_batch(
             f"{min(len(todo) * micro_batch, len(sequences))}"
         )
     kept.meet()
-    return _read_back(kept, len(groups), blocks, losses, position)
+    return _read_back(kept, len(groups), blocks, wanted)
 
 
 def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[torch.Tensor]:
@@ -74,18 +86,18 @@ def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[t
 
 
 def _read_back(
-    kept: Kept, groups: int, blocks: int, losses: bool, position: int | None
+    kept: Kept, groups: int, blocks: int, wanted: Wanted
 ) -> tuple[torch.Tensor | None, StateDistances | None]:
     """All micro-batches in order, one in memory at a time."""
     columns = []
-    distances = None if position is None else StateDistances(blocks, position)
+    distances = wanted.distances(blocks)
     for number in range(groups):
         found = kept.get(_name(number))
-        if losses:
+        if wanted.losses:
             columns.append(torch.tensor(found["losses"], dtype=torch.float64))
         if distances is not None:
             distances.add(StateDistances.from_json(found["distances"]))
-    return torch.cat(columns, dim=1) if losses else None, distances
+    return torch.cat(columns, dim=1) if wanted.losses else None, distances
 
 
 def _name(number: int) -> str:

@@ -19,14 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json, require_space
+from pipeline.importance.arguments import run_without_head, take_hidden
 from pipeline.importance.distances import StateDistances
+from pipeline.importance.footprint import SweepShape
 from pipeline.importance.shelf import FileShelf, MemoryShelf
-from pipeline.importance.sweep import HEAD_ROWS, run_without_head, summed_losses, take_hidden
+from pipeline.importance.sweep import summed_losses
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
-from pipeline.model.structure import tensors_in
-from pipeline.run import RegrowError, hash_json, require_space
+from pipeline.model.structure import BlockOutput, tensors_in
 
 #: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
 ROOM = 0.8
@@ -87,59 +90,10 @@ def sweep_by_block(
                 shelf.finish(number, found)
         say(f"block {index + 1} of {total}: {len(sequences)} sequences went through it")
     results = [shelf.result(number) for number in range(len(batches))]
-    for result in results:
-        for watched in result["distances"] or ():
+    if distances is not None:
+        for watched in (each for result in results for each in result["distances"]):
             distances.add(StateDistances.from_json(watched))
     return torch.cat([torch.tensor(one["losses"], dtype=torch.float64) for one in results], dim=1) if losses else None
-
-
-def needs(
-    blocks: int,
-    sequences: int,
-    length: int,
-    width: int,
-    bytes_per_value: int,
-    block_bytes: int,
-    outside_bytes: int,
-    *,
-    micro_batch: int,
-    vocabulary: int,
-    intermediate: int | None = None,
-    losses: bool = True,
-    windows: int = 0,
-    distances: bool = True,
-) -> dict[str, int]:
-    """Bytes that one process's sweep by block takes for its ``sequences`` of ``length`` tokens.
-
-    ``windows`` of neighbours that are left out too (batch-major alone) are so many variants more.
-
-    ``states``: the states at their peak, in files or in host memory; exact. It is reached when the last micro-batch
-    enters the last block: each sequence then has its blocks' variants and, for the distances, the dense states before.
-    ``device``: the sum of ``block`` (the largest one), ``outside``, ``chunk`` (the states of one micro-batch with its
-    variants as they enter, leave and are put together, and the three widest tensors of a gated MLP of ``intermediate``,
-    default 4 x width) and ``logits`` (of so many rows as are made at a time, in the model's precision and twice in
-    fp32); an estimate, without attention's own work space.
-    """
-    state = length * width * bytes_per_value
-    micro_batch = min(micro_batch, sequences)
-    if losses:
-        kept = max(0, blocks - 2) if distances else 0
-        # All but one micro-batch have their newest file; that one has the new file and the whole one before it.
-        states = (
-            sequences * (blocks + kept) + micro_batch * (blocks - 1 - (1 if distances else 0))
-            if blocks > 2
-            else (sequences * blocks if blocks == 2 else 0)
-        )
-    else:
-        states = sequences * (blocks - 1)
-    rows = micro_batch * (blocks + 1 + windows if losses else 1)
-    items = {
-        "block": block_bytes,
-        "outside": outside_bytes,
-        "chunk": 3 * rows * state + 3 * rows * length * (intermediate or 4 * width) * bytes_per_value,
-        "logits": max(HEAD_ROWS, micro_batch) * length * vocabulary * (bytes_per_value + 8) if losses else 0,
-    }
-    return {"states": states * state, "device": sum(items.values()), **items}
 
 
 def _through(
@@ -184,7 +138,7 @@ def _arguments(
     places, entered, given = count(), [], []
     other = torch.empty(0)  # stands for whatever else a block returns
 
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
+    def stand_in(*args: object, **kwargs: object) -> BlockOutput:
         hidden, args, kwargs = take_hidden(args, kwargs)
         entered.append(hidden)
         if hidden is not entered[0] and not torch.equal(hidden.nan_to_num(), entered[0].nan_to_num()):
@@ -232,22 +186,19 @@ def _shelf(
         "shape": list(sequences.shape),
         "micro-batch": rows[0],
         "losses": losses,
-        "position": distances.position if keep else None,
+        "position": distances.position if distances is not None else None,
         **streamed.identity(),
     }
     shelf = FileShelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)
-    config = streamed.model.config.get_text_config()
-    space = needs(
-        total,
-        *sequences.shape,
-        config.hidden_size,
-        streamed.dtype.itemsize,
-        0,
-        0,
+    space = SweepShape(
+        blocks=total,
+        sequences=len(sequences),
+        length=sequences.shape[1],
+        width=streamed.model.config.get_text_config().hidden_size,
+        value_bytes=streamed.dtype.itemsize,
         micro_batch=rows[0],
-        vocabulary=0,
         losses=losses,
         distances=keep,
-    )["states"]
+    ).states()
     require_space(folder, max(0, space - shelf.bytes()), "the states between blocks (score by block)")
     return shelf

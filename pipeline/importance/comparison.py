@@ -7,106 +7,142 @@ the calibration sequences and on held-out rows.
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 from pipeline.criteria import CONTROLS
-from pipeline.importance.batch_major import own_share
+from pipeline.errors import RegrowError
+from pipeline.importance.choosing import Entries, Removals, Way
 from pipeline.importance.controls import control_blocks
-from pipeline.importance.ppl import perplexity_without
-from pipeline.importance.selection import choose_blocks, choose_window, protected_blocks
-from pipeline.model.replacement import mapped_outputs
-from pipeline.run import RegrowError, read_json, write_json
-from pipeline.world import World
+from pipeline.importance.cut import Cut
+from pipeline.importance.perplexities import ByText, Maps
+from pipeline.importance.selection import choose_blocks, choose_window
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
 BY_WINDOW = ("ppl", "block_influence", "angular_last", "angular_mean", "linear")
 
-#: A run of removed blocks by its first one -> the map that stands in for it.
-Maps = Mapping[int, torch.Tensor]
+
+class ComparedSet(TypedDict):
+    """A set of blocks, the way that chose it, and whether linear maps stand in their place."""
+
+    by: str
+    selection: str
+    linear_map: bool
+    remove: int
+    blocks: list[int]
 
 
-class Perplexities:
-    """Perplexities of a model without any set of its blocks, on each of several texts; every set is measured once.
+class MeasuredSet(ComparedSet):
+    """That set with what the model is worth without it."""
 
-    ``texts`` are ids (S, T) int64 by name, the same in all processes, which divide them; None stands for a text that
-    is not there. ``file`` keeps what was measured, so that a later start need not measure it again.
+    perplexity: ByText
+
+
+def compare_ways(
+    removals: Removals,
+    entries: Entries,
+    way: Way,
+    removed: list[int],
+    maps: Maps | None = None,
+    *,
+    shares: Sequence[float] = (),
+    greedy: bool = False,
+) -> dict[str, Any]:
+    """comparison.json: the perplexity of every way of choosing, and of the set ``removed`` that ``way`` chose, at as
+    many blocks and at each of the ``shares``; with ``greedy`` of greedy and one-shot removal at every number.
+
+    ``maps`` stand in for the removed blocks, where there are some. Raises RegrowError when the model itself has no
+    perplexity.
     """
-
-    def __init__(
-        self, model: nn.Module, texts: Mapping[str, torch.Tensor | None], micro_batch: int, world: World, file: Path
-    ):
-        self.model, self.world, self.file = model, world, file
-        self.known = world.broadcast(read_json(file) if world.rank == 0 and file.exists() else {})
-        self.shares = {
-            name: None if rows is None else own_share(rows, micro_batch, world) for name, rows in texts.items()
-        }
-
-    def __call__(self, removed: Sequence[int], maps: Maps | None = None) -> dict[str, float | None]:
-        """Perplexity without the removed blocks, by text; with ``maps`` in their place. None where it is infinite."""
-        name = ",".join(map(str, sorted(removed))) + (" with maps" if maps else "")
-        if name not in self.known:
-            with mapped_outputs(self.model, maps) if maps else contextlib.nullcontext():
-                found = {text: self._measure(share, removed) for text, share in self.shares.items()}
-            self.known[name] = found
-            if self.world.rank == 0:
-                write_json(self.file, self.known)
-        return self.known[name]
-
-    def _measure(self, share: list[torch.Tensor] | None, removed: Sequence[int]) -> float | None:
-        if share is None:
-            return None
-        value = perplexity_without(self.model, share, removed, self.world)
-        return value if math.isfinite(value) else None
+    total, cut, planned = len(removals.sizes.blocks), removals.cut, len(removed)
+    counts = sorted({planned} | {int(share * total) for share in shares})
+    if "linear" in entries and str(planned) not in entries["linear"]["windows"]:
+        removals.say(
+            f"linear was not fitted for windows of {planned} blocks (score.linear_n): its window is not compared"
+        )
+    sets = list(compared_sets(entries, total, counts, cut, seed=way.seed))
+    if greedy:
+        sets += _greedy_sets(removals, entries, counts)
+    own = _named(way.by, way.selection, removed)
+    if not any(all(one[key] == own[key] for key in ("by", "selection", "remove")) for one in sets):
+        sets.append(own)
+    measured = measured_sets(removals, sets)
+    measured += _with_maps(removals, measured, planned)
+    if maps and not any(one["linear_map"] and one["blocks"] == removed for one in measured):
+        measured.append({**own, "linear_map": True, "perplexity": removals.perplexities(removed, maps)})
+    calibration, held_out = removals.text.sequences, removals.held_out
+    return {
+        "protected": cut.protected(total),
+        "planned": planned,
+        "removals": counts,
+        "shares": [count / total for count in counts],
+        "calibration": {"sequences": len(calibration), "length": calibration.shape[1]},
+        "held_out": None if held_out is None else {"rows": len(held_out), "length": held_out.shape[1]},
+        "dense": removals.perplexities([]),
+        "sets": measured,
+    }
 
 
 def compared_sets(
-    criteria: Mapping[str, Mapping[str, Any]],
-    total: int,
-    counts: Sequence[int],
-    *,
-    protect_first: int,
-    protect_last: int,
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    """The sets of every criterion (entries of scores.json), best window and control, for each count of blocks.
+    entries: Entries, total: int, counts: Sequence[int], cut: Cut, *, seed: int = 0
+) -> Iterator[ComparedSet]:
+    """The sets of every criterion, best window and control, for each count of blocks, under the cut's protect rule.
 
-    Each has ``by``, ``selection``, ``linear_map`` (false), ``remove`` and ``blocks``. A count that the protect rule
-    does not allow is left out, and so are windows of ppl and linear whose length was not scored.
+    A count that the protect rule does not allow is left out, and so are windows of ppl and linear whose length was not
+    scored.
     """
-    protect = {"protect_first": protect_first, "protect_last": protect_last}
-    free = total - len(protected_blocks(total, protect_first, protect_last))
-    for remove in [count for count in counts if 0 < count <= min(free, total - 1)]:
-
-        def named(by: str, selection: str, blocks: list[int], remove: int = remove) -> dict[str, Any]:
-            return {"by": by, "selection": selection, "linear_map": False, "remove": remove, "blocks": blocks}
-
-        for name, entry in criteria.items():
-            yield named(name, "one-shot", choose_blocks(entry["order"], remove, **protect))
+    for taking in [cut.taking(count) for count in counts if 0 < count <= cut.most(total)]:
+        for name, entry in entries.items():
+            yield _named(name, "one-shot", choose_blocks(entry["order"], taking))
         for name in BY_WINDOW:
-            windows = criteria.get(name, {}).get("windows")
-            if windows is not None and not (isinstance(windows, Mapping) and str(remove) not in windows):
-                yield named(name, "contiguous", choose_window(windows, remove, **protect))
+            windows = entries.get(name, {}).get("windows")
+            if windows is not None and not (isinstance(windows, Mapping) and str(taking.remove) not in windows):
+                yield _named(name, "contiguous", choose_window(windows, taking))
         for control in CONTROLS:
-            yield named(control, "control", control_blocks(control, total, remove, seed=seed, **protect))
+            yield _named(control, "control", control_blocks(control, total, taking, seed=seed))
 
 
-def compare(
-    sets: Sequence[dict[str, Any]], perplexities: Perplexities, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """The sets with their ``perplexity`` by text. Raises RegrowError when the model itself has none."""
-    if None in [value for text, value in perplexities([]).items() if perplexities.shares[text] is not None]:
+def measured_sets(removals: Removals, sets: Sequence[ComparedSet]) -> list[MeasuredSet]:
+    """The sets with their perplexities. Raises RegrowError when the model itself has none."""
+    if not removals.perplexities.dense_is_finite():
         raise RegrowError("the dense model's perplexity is not a finite number: removals cannot be compared with it")
-    measured = []
+    measured: list[MeasuredSet] = []
     for count, one in enumerate(sets, start=1):
-        found = perplexities(one["blocks"])
+        found = removals.perplexities(one["blocks"])
         measured.append({**one, "perplexity": found})
         values = ", ".join(f"{text} {value:.2f}" for text, value in found.items() if value is not None)
-        say(f"comparison {count} of {len(sets)}: {one['remove']} blocks by {one['by']}, {one['selection']}: {values}")
+        removals.say(
+            f"comparison {count} of {len(sets)}: {one['remove']} blocks by {one['by']}, {one['selection']}: {values}"
+        )
     return measured
+
+
+def _named(by: str, selection: str, blocks: list[int]) -> ComparedSet:
+    return {"by": by, "selection": selection, "linear_map": False, "remove": len(blocks), "blocks": blocks}
+
+
+def _greedy_sets(removals: Removals, entries: Entries, counts: Sequence[int]) -> Iterator[ComparedSet]:
+    """Greedy removal at every number of blocks, and one-shot removal where it is not compared anyway."""
+    cut, most = removals.cut, removals.cut.most(len(removals.sizes.blocks))
+    gone = [one.removed for one in removals.greedy(cut.taking(most))] if most else []
+    for remove in range(1, most + 1):
+        yield _named("ppl", "greedy", sorted(gone[:remove]))
+        if "ppl" in entries and remove not in counts:
+            yield _named("ppl", "one-shot", choose_blocks(entries["ppl"]["order"], cut.taking(remove)))
+
+
+def _with_maps(removals: Removals, measured: Sequence[MeasuredSet], planned: int) -> list[MeasuredSet]:
+    """The window that linear chose at the planned count, with its map in its place."""
+    chosen = [
+        one
+        for one in measured
+        if (one["by"], one["selection"], one["remove"]) == ("linear", "contiguous", planned) and one["blocks"][0] > 0
+    ]
+    return [
+        {
+            **one,
+            "linear_map": True,
+            "perplexity": removals.perplexities(one["blocks"], removals.maps(one["blocks"])[0]),
+        }
+        for one in chosen
+    ]

@@ -9,39 +9,38 @@ from __future__ import annotations
 import random
 
 from pipeline.criteria import CONTROLS
-from pipeline.importance.selection import choose_blocks, protected_blocks
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
+from pipeline.importance.selection import choose_blocks
 
 
-def tail_order(total: int) -> list[int]:
-    """The last block first."""
-    return list(reversed(range(total)))
+def control_order(control: str, total: int, seed: int = 0) -> list[int]:
+    """The order of ``total`` blocks that a control follows: ``tail`` the last block first, ``random`` a permutation.
+
+    The permutation is the same for a seed on every machine and version of Python 3. Raises RegrowError for
+    ``uniform``, whose sets do not grow block by block, and on an unknown control.
+    """
+    if control == "tail":
+        return list(reversed(range(total)))
+    if control == "random":
+        draw = random.Random(seed)
+        return sorted(range(total), key=lambda _: draw.random())
+    if control == "uniform":
+        raise RegrowError(
+            "prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
+            "perplexity budget; say prune.remove"
+        )
+    raise RegrowError(f"control {control!r}: known are {', '.join(CONTROLS)}")
 
 
-def random_order(total: int, seed: int) -> list[int]:
-    """A permutation of the blocks: the same for a seed on every machine and version of Python 3."""
-    draw = random.Random(seed)
-    return sorted(range(total), key=lambda _: draw.random())
-
-
-def control_blocks(
-    control: str, total: int, remove: int, *, protect_first: int = 4, protect_last: int = 2, seed: int = 0
-) -> list[int]:
-    """The ``remove`` blocks of ``total`` that a control removes, sorted.
+def control_blocks(control: str, total: int, cut: Cut, *, seed: int = 0) -> list[int]:
+    """The blocks, of ``total``, that a control removes for a cut, sorted.
 
     ``tail``: the last free blocks. ``random``: the first free ones of a seeded permutation, so that a larger set holds
     the smaller one. ``uniform``: free blocks at a constant stride, the middles of as many equal parts. Raises
-    RegrowError on an unknown control, or when too few blocks are free.
+    RegrowError on an unknown control, and as ``cut.count`` does.
     """
-    protect = {"protect_first": protect_first, "protect_last": protect_last}
-    if control == "tail":
-        return choose_blocks(tail_order(total), remove, **protect)
-    if control == "random":
-        return choose_blocks(random_order(total, seed), remove, **protect)
     if control != "uniform":
-        raise RegrowError(f"control {control!r}: known are {', '.join(CONTROLS)}")
-    kept = protected_blocks(total, protect_first, protect_last)
-    free = [block for block in range(total) if block not in kept]
-    count = min(remove, len(free))
-    spread = [free[(2 * part + 1) * len(free) // (2 * count)] for part in range(count)]
-    return choose_blocks([*spread, *(block for block in range(total) if block not in spread)], remove, **protect)
+        return choose_blocks(control_order(control, total, seed), cut)
+    free, count = cut.free(total), cut.count(total)
+    return [free[(2 * part + 1) * len(free) // (2 * count)] for part in range(count)]

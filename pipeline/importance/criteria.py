@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.distances import DISTANCES
@@ -67,23 +67,23 @@ class Text:
     maps: Callable[[], torch.Tensor] | None = None
 
 
-def _linear(model: nn.Module, text: Text, settings: Settings, world: World) -> dict[str, Any]:
+def _linear(model: PreTrainedModel, text: Text, settings: Settings, world: World) -> dict[str, Any]:
     sequences = text.sequences if text.maps is None else text.maps()
     fit, judge = split_for_maps(sequences, text.micro_batch, world.rank, world.size)
     return linear_entry(model, fit, judge, lengths=settings.linear_lengths, ridge=settings.ridge, world=world)
 
 
-def _magnitude(model: nn.Module, text: Text | None, settings: Settings, world: World) -> dict[str, Any]:
+def _magnitude(model: PreTrainedModel, text: Text | None, settings: Settings, world: World) -> dict[str, Any]:
     return magnitude_entry(model, **settings.reductions)
 
 
-def _taylor(model: nn.Module, text: Text, settings: Settings, world: World) -> dict[str, Any]:
+def _taylor(model: PreTrainedModel, text: Text, settings: Settings, world: World) -> dict[str, Any]:
     own = own_share(text.sequences, text.micro_batch, world)
     return taylor_entry(model, own, **settings.reductions, world=world)
 
 
 #: The entry of scores.json of those that the sweep does not give. Every process makes it.
-MAKERS: dict[str, Callable[[nn.Module, Any, Settings, World], dict[str, Any]]] = {
+MAKERS: dict[str, Callable[[PreTrainedModel, Any, Settings, World], dict[str, Any]]] = {
     "linear": _linear,
     "magnitude": _magnitude,
     "taylor": _taylor,

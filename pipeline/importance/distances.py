@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import order_blocks
-from pipeline.run import RegrowError
 
 #: So many values of the states are taken to fp32 at a time.
 CHUNK = 2**24

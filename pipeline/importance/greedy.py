@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-from pipeline.importance.selection import protected_blocks
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import block_parameters, check_indices
-from pipeline.model.costs import count_removals
+from pipeline.model.describe import Sizes
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 
@@ -40,48 +40,31 @@ class Round:
 
 
 def greedy_rounds(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Sequence[torch.Tensor],
+    cut: Cut,
     *,
-    remove: int | None = None,
-    ratio: float | None = None,
-    parameters: int | None = None,
-    budget: float | None = None,
-    protect_first: int = 4,
-    protect_last: int = 2,
     done: Sequence[int] = (),
     world: World = ALONE,
 ) -> Iterator[Round]:
     """Rounds of greedy removal, each as soon as it is known; nothing of the model is changed.
 
-    ``batches`` are ids (B, T) int64, each swept once in every round. It ends after so many rounds as one of
-    ``remove``, ``ratio`` and ``parameters`` says (``count_removals``), or before the round that would bring the
-    perplexity on ``batches`` above ``budget``; one of the four must be given. ``done`` are blocks that earlier rounds
-    removed: they count, and the rounds go on from there. Equal losses by index.
+    ``batches`` are ids (B, T) int64, each swept once in every round. It ends when as many blocks are gone as the cut
+    counts, or before the round that would bring the perplexity on ``batches`` above the cut's. ``done`` are blocks
+    that earlier rounds removed: they count, and the rounds go on from there. Equal losses by index.
 
-    The batches are those of this process; every process gets
-    the same rounds. Raises RegrowError when the cut is impossible, or ``done`` holds a protected block.
+    The batches are those of this process; every process gets the same rounds. Raises RegrowError when the cut is
+    impossible or names its blocks, or ``done`` holds a protected block.
     """
-    sizes = block_parameters(model)
-    total = len(sizes)
-    kept = protected_blocks(total, protect_first, protect_last)
+    sizes = Sizes.of(model)
+    total, budget = len(sizes.blocks), cut.perplexity
+    kept = cut.protected(total)
     if set(check_indices(done, total)) & set(kept):
         raise RegrowError(f"blocks {sorted(done)} are done, but {kept} are protected")
-    if (remove, ratio, parameters) == (None, None, None) and budget is not None:
-        rounds = min(total - len(kept), total - 1)
-    else:
-        rounds = count_removals(
-            total,
-            len(kept),
-            remove=remove,
-            ratio=ratio,
-            parameters=parameters,
-            block_parameters=sizes,
-            dense_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        )
+    rounds = cut.count(sizes) if budget is None else cut.most(total)
     gone = list(done)
     while len(gone) < rounds:
-        free = [block for block in range(total) if block not in kept and block not in gone]
+        free = [block for block in cut.free(total) if block not in gone]
         means = _mean_losses(model, batches, free, gone, world)
         best = min(free, key=lambda block: (means[block], block))
         perplexities = {block: perplexity_of(mean) for block, mean in means.items()}
@@ -97,7 +80,7 @@ def greedy_rounds(
 
 
 def _mean_losses(
-    model: nn.Module, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], world: World
+    model: PreTrainedModel, batches: Sequence[torch.Tensor], free: list[int], gone: list[int], world: World
 ) -> dict[int, float]:
     """Mean token loss (nats) without each free block; under the number of blocks, that of the model as it is."""
     sums = torch.zeros(len(free) + 2, dtype=torch.float64)

@@ -1,13 +1,16 @@
-"""What scoring knows already: in files, where another start finds it, or in memory for a call that is not resumed."""
+"""What scoring and choosing know already: in files, for another start, or in memory for a call that is not resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.run import read_json, write_json
+from pipeline.files import read_json, write_json
 from pipeline.world import World
+
+#: JSON-ready.
+Value = TypeVar("Value")
 
 
 class Kept:
@@ -27,7 +30,7 @@ class Kept:
         found = {path.stem for path in self._folder.glob(f"{begin}*.json")} if self._world.rank == 0 else None
         return self._world.broadcast(found)
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: object) -> None:
         """Keep what this process has made."""
         if self._folder is None:
             self._values[name] = value
@@ -43,6 +46,11 @@ class Kept:
     def get(self, name: str) -> Any:
         """What was put under the name, here or by another process before ``meet``."""
         return self._values[name] if self._folder is None else read_json(self._folder / f"{name}.json")
+
+    def known(self, name: str, otherwise: Value) -> Value:
+        """What the first process has put under the name, or ``otherwise``; the same on every process."""
+        here = name in self._values if self._folder is None else (self._folder / f"{name}.json").exists()
+        return self._world.broadcast(self.get(name) if here and self._world.rank == 0 else otherwise)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What is known under the name, or what ``make`` gives, which every process calls; the first one keeps it."""

@@ -30,12 +30,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import order_blocks
 from pipeline.importance.sweep import Window, dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import output_projection
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 #: Tokens to fit on, for each entry of the hidden state.
@@ -59,14 +60,14 @@ class Errors:
     plain: list[float]
 
 
-def find_projections(model: nn.Module, windows: Sequence[Window]) -> dict[int, nn.Module]:
+def find_projections(model: PreTrainedModel, windows: Sequence[Window]) -> dict[int, nn.Module]:
     """For each start but 0, the module of the block before it whose output is m. Refused as by output_projection."""
     return {start: output_projection(model, start - 1) for start in sorted({start for start, _ in windows}) if start}
 
 
 @torch.no_grad()
 def fit_maps(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Sequence[torch.Tensor],
     windows: Sequence[Window],
     *,
@@ -107,7 +108,7 @@ def fit_maps(
 
 @torch.no_grad()
 def replacement_errors(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Sequence[torch.Tensor],
     windows: Sequence[Window],
     maps: dict[Window, torch.Tensor],
@@ -138,7 +139,7 @@ def replacement_errors(
 
 
 def linear_entry(
-    model: nn.Module,
+    model: PreTrainedModel,
     fit: Sequence[torch.Tensor],
     held_out: Sequence[torch.Tensor],
     *,
@@ -164,7 +165,7 @@ def linear_entry(
     errors = _gather(replacement_errors(model, held_out, windows, maps, projections=projections), world)
     if not errors[windows[0]].mapped:
         raise RegrowError("no sequence is held out: a linear map must be judged on text that it was not fitted on")
-    by_length = {}
+    by_length: dict[str, dict[str, Any]] = {}
     for count in counts:
         mapped, plain = (
             [_mean(getattr(errors[start, count], which)) for start in range(total - count + 1)]
@@ -216,7 +217,7 @@ def _require_tokens(batches: Sequence[torch.Tensor], width: int, world: World) -
 
 
 def _dense(
-    model: nn.Module, batch: torch.Tensor, projections: Mapping[int, nn.Module]
+    model: PreTrainedModel, batch: torch.Tensor, projections: Mapping[int, nn.Module]
 ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
     """The states between the blocks (L + 1), and what each projection returns, for a batch; each (B T, d)."""
     states: list[torch.Tensor] = []
@@ -236,11 +237,11 @@ def _dense(
     return states, {start: output.reshape(states[0].shape) for start, output in outputs.items()}
 
 
-def _accumulate(sums: dict[Any, torch.Tensor], key: Any, term: torch.Tensor) -> None:
-    if key in sums:
-        sums[key] += term
+def _accumulate(sums: dict[Window, torch.Tensor], window: Window, term: torch.Tensor) -> None:
+    if window in sums:
+        sums[window] += term
     else:
-        sums[key] = term
+        sums[window] = term
 
 
 def _solve(gram: torch.Tensor, cross: torch.Tensor, ridge: float, window: Window) -> torch.Tensor:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import near_ties, order_blocks
 from pipeline.importance.sweep import Window, removal_losses
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision, and of token losses,
@@ -68,7 +68,7 @@ def summarise(losses: torch.Tensor, targets: int, tie: float, windows: Sequence[
 
 
 def perplexity_without(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[torch.Tensor],
     removed: Sequence[int],
     world: World = ALONE,

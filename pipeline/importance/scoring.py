@@ -7,14 +7,17 @@ the sweep gives comes out of one pass; the rest is made one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.criteria import CRITERIA
-from pipeline.importance.batch_major import own_share, sweep_by_batch
+from pipeline.errors import RegrowError
+from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.criteria import DEFAULTS, MAKERS, NEEDS, SWEPT, Settings, Text
 from pipeline.importance.distances import StateDistances
@@ -27,7 +30,6 @@ from pipeline.importance.weights import magnitude_of
 from pipeline.model.blocks import find_blocks
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 
@@ -36,7 +38,7 @@ def silent(line: str) -> None:
 
 
 def score_blocks(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[torch.Tensor] | torch.Tensor = (),
     criteria: Iterable[str] | str = ("ppl",),
     settings: Settings = DEFAULTS,
@@ -63,7 +65,7 @@ def score_blocks(
     what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
     """
     asked = _asked(criteria)
-    text = None
+    text: Text | None = None
     if {NEEDS[name] for name in asked} - {"weights"}:
         _precision(model)
         text = _text(model, batches, asked, maps)
@@ -74,23 +76,21 @@ def score_blocks(
         find_projections(model, [(start, 1) for start in range(len(blocks))])
     kept = Kept(folder, world)
     entries: dict[str, dict[str, Any]] = {}
-    if {NEEDS[name] for name in asked} & set(SWEPT):
+    if text is not None and {NEEDS[name] for name in asked} & set(SWEPT):
         windows = windows_of(len(blocks), settings.ppl_lengths)
         losses, distances = sweep_by_batch(
             model,
             text.sequences,
+            Wanted("ppl" in asked, windows, settings.position if _wants_states(asked) else None),
             kept=kept,
             micro_batch=text.micro_batch,
-            losses="ppl" in asked,
-            windows=windows,
-            position=settings.position if _wants_states(asked) else None,
             world=world,
             say=say,
         )
         targets = text.sequences.shape[1] - 1
         entries = sweep_entries(asked, losses, distances, targets, TIE[_precision(model)], windows)
     for name in (name for name in asked if name in MAKERS):
-        entries[name] = kept.once(name, lambda name=name: MAKERS[name](model, text, settings, world))
+        entries[name] = kept.once(name, partial(MAKERS[name], model, text, settings, world))
         say(f"{name}: scored")
     return _finished(asked, entries)
 
@@ -167,7 +167,7 @@ def _wants_states(asked: Sequence[str]) -> bool:
 
 
 def _text(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[torch.Tensor] | torch.Tensor,
     asked: Sequence[str],
     maps: Callable[[], torch.Tensor] | None,
@@ -186,13 +186,13 @@ def _finished(asked: Sequence[str], entries: dict[str, dict[str, Any]]) -> dict[
     return {name: entries[name] for name in asked}
 
 
-def checked_batches(model: nn.Module, batches: Sequence[torch.Tensor], shortest: int = 2) -> list[torch.Tensor]:
+def checked_batches(model: PreTrainedModel, batches: Sequence[torch.Tensor], shortest: int = 2) -> list[torch.Tensor]:
     """The batches as ids (B, T) int64; ``shortest`` is the least T.
 
     Raises RegrowError on no batch, on batches of another form or of several lengths, and on ids that the model has no
     embedding for.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
     for number, batch in enumerate(batches):
         name = f"calibration batch {number}"
         if not isinstance(batch, torch.Tensor) or batch.ndim != 2 or batch.is_floating_point() or batch.is_complex():
@@ -234,7 +234,7 @@ def sweep_entries(
     return {name: made[name] for name in asked if name in made}
 
 
-def _precision(model: nn.Module) -> str:
+def _precision(model: PreTrainedModel) -> str:
     """The dtype of the model's weights; RegrowError where they are of none that losses are computed in."""
     name = str(next(model.parameters()).dtype).removeprefix("torch.")
     if name not in TIE:

@@ -1,7 +1,7 @@
 """Selection: from scores to the blocks that go, and the order as a file that other tools read.
 
-The order runs from the least important block to the most important one. Shortened LLM's "+" rule, which it applies
-to every criterion, is the protect rule here: the first and the last blocks stay whatever their scores.
+The order runs from the least important block to the most important one. How many blocks go and which may not is the
+cut's to say (cut.py).
 
 One-shot selection takes the first free blocks of an order (``choose_blocks``), or as many as a perplexity allows
 (``choose_within``); contiguous selection takes the best window of blocks (``choose_window``); greedy selection scores
@@ -16,8 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.costs import count_removals
-from pipeline.run import RegrowError, write_atomic
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic
+from pipeline.importance.cut import Cut
+
+#: Of an entry of scores.json: distances of all windows by start and length, or the entries of some lengths by length.
+Windows = Sequence[Sequence[float]] | Mapping[str, Mapping[str, Any]]
 
 
 def order_blocks(scores: Sequence[float], higher_is: str = "more important") -> list[int]:
@@ -34,108 +38,63 @@ def near_ties(losses: Sequence[float], order: Sequence[int], tolerance: float) -
     return [[first, second] for first, second in pairwise(order) if abs(losses[first] - losses[second]) < tolerance]
 
 
-def protected_blocks(total: int, first: int = 4, last: int = 2) -> list[int]:
-    """Indices that stay: the ``first`` blocks and the ``last`` ones."""
-    return [index for index in range(total) if index < first or index >= total - last]
-
-
-def choose_blocks(
-    order: Sequence[int],
-    remove: int | None = None,
-    *,
-    ratio: float | None = None,
-    parameters: int | None = None,
-    dense_parameters: int | None = None,
-    block_parameters: int | Sequence[int] | None = None,
-    protect_first: int = 4,
-    protect_last: int = 2,
-) -> list[int]:
+def choose_blocks(order: Sequence[int], cut: Cut) -> list[int]:
     """The first blocks of the order that are not protected, sorted by index (one-shot removal).
 
-    How many is said by exactly one of ``remove`` (so many), ``ratio`` (that share of all) and ``parameters`` (the
-    fewest that leave at most so many of ``dense_parameters``), as in ``count_removals``. Raises RegrowError when the
-    order is not one of all blocks, or too few are free to go.
+    Raises RegrowError when the order is not one of all blocks, and as ``cut.count`` does.
     """
     total = len(order)
     if sorted(order) != list(range(total)):
         raise RegrowError(f"block order {list(order)}: not every index from 0 to {total - 1} stands in it once")
-    kept = set(protected_blocks(total, protect_first, protect_last))
-    free = [index for index in order if index not in kept]
-    if remove is None or ratio is not None or parameters is not None:
-        remove = count_removals(
-            total,
-            len(kept),
-            remove=remove,
-            ratio=ratio,
-            parameters=parameters,
-            dense_parameters=dense_parameters,
-            block_parameters=block_parameters,
-        )
-    if remove > len(free):
-        raise RegrowError(
-            f"{remove} of {total} blocks cannot be removed: {len(kept)} are protected (first {protect_first}, last "
-            f"{protect_last}), which leaves {len(free)}; lower prune.remove or the protect rule"
-        )
-    return sorted(free[:remove])
+    free = set(cut.free(total))
+    return sorted([block for block in order if block in free][: cut.count(total)])
 
 
-def choose_within(
-    order: Sequence[int],
-    budget: float,
-    perplexity: Callable[[list[int]], float],
-    *,
-    protect_first: int = 4,
-    protect_last: int = 2,
-) -> list[int]:
-    """As many blocks of the order as a perplexity allows, sorted: one-shot removal that stops at a budget.
+def choose_within(order: Sequence[int], cut: Cut, perplexity: Callable[[list[int]], float]) -> list[int]:
+    """As many blocks of the order as the cut's perplexity allows, sorted: one-shot removal that stops at a budget.
 
     ``perplexity(blocks)`` measures the model without those blocks (``perplexity_without`` of ppl.py). Blocks go one
-    after another until the next would bring it above ``budget``. Raises RegrowError when the first one would.
+    after another until the next would bring it above the budget. Raises RegrowError when the first one would.
     """
+    if cut.perplexity is None:
+        raise RegrowError("choose_within: the cut states no perplexity; choose_blocks takes a cut that says a number")
     chosen: list[int] = []
-    free = len(order) - len(protected_blocks(len(order), protect_first, protect_last))
-    for remove in range(1, min(free, len(order) - 1) + 1):
-        tried = choose_blocks(order, remove, protect_first=protect_first, protect_last=protect_last)
+    for remove in range(1, cut.most(len(order)) + 1):
+        tried = choose_blocks(order, cut.taking(remove))
         reached = perplexity(tried)
-        if not reached <= budget:
+        if not reached <= cut.perplexity:
             if not chosen:
-                raise RegrowError(f"without block {tried[0]} the perplexity is {reached:.4g}, the budget {budget:.4g}")
+                raise RegrowError(
+                    f"without block {tried[0]} the perplexity is {reached:.4g}, the budget {cut.perplexity:.4g}"
+                )
             break
         chosen = tried
     return chosen
 
 
-def choose_window(
-    windows: Sequence[Sequence[float]] | Mapping[str, Mapping[str, Any]],
-    remove: int,
-    *,
-    protect_first: int = 4,
-    protect_last: int = 2,
-) -> list[int]:
-    """The window of ``remove`` neighbouring blocks that carries its input least far (contiguous removal).
+def choose_window(windows: Windows, cut: Cut) -> list[int]:
+    """The free window of as many neighbouring blocks as go that carries its input least far (contiguous removal).
 
     ``windows`` is that of an entry of scores.json: a distance's, where entry n - 1 of list s is the distance of the n
-    blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError when no window lies between
-    the protected blocks, or when windows of this length were not scored.
+    blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError as ``cut.count`` does, and
+    when windows of this length were not scored.
     """
     if isinstance(windows, Mapping):
-        if str(remove) not in windows:
-            raise RegrowError(
-                f"windows of {', '.join(windows)} blocks were scored, not of {remove}; add it to score.ppl_n or "
-                "score.linear_n"
-            )
-        by_start = windows[str(remove)]["scores"]
-        total = len(by_start) + remove - 1
+        length, scored = next(iter(windows.items()))
+        total = len(scored["scores"]) + int(length) - 1
     else:
         total = len(windows)
-        by_start = [window[remove - 1] for window in windows[: max(0, total - remove + 1)]]
-    starts = range(protect_first, total - protect_last - remove + 1)
-    if not starts or not 1 <= remove < total:
+    remove, free = cut.count(total), cut.free(total)
+    if not isinstance(windows, Mapping):
+        by_start = [window[remove - 1] for window in windows[: total - remove + 1]]
+    elif str(remove) in windows:
+        by_start = windows[str(remove)]["scores"]
+    else:
         raise RegrowError(
-            f"no window of {remove} of {total} blocks lies between the first {protect_first} and the last "
-            f"{protect_last}, which are protected; lower prune.remove or the protect rule"
+            f"windows of {', '.join(windows)} blocks were scored, not of {remove}; add it to score.ppl_n or "
+            "score.linear_n"
         )
-    start = min(starts, key=lambda start: (by_start[start], start))
+    start = min(free[: len(free) - remove + 1], key=lambda start: (by_start[start], start))
     return list(range(start, start + remove))
 
 

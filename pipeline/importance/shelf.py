@@ -7,7 +7,6 @@ before is kept too. Once a micro-batch is through the last block its results tak
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from pipeline.run import RegrowError, read_json, write_atomic, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, replacing, write_atomic, write_json
 
 
 class MemoryShelf:
@@ -99,13 +99,13 @@ class FileShelf:
                 )
         else:
             write_json(about, what)
-        self._form = read_json(folder / "form.json") if (folder / "form.json").exists() else None
+        self._form: dict[str, Any] = read_json(folder / "form.json") if (folder / "form.json").exists() else {}
         self._newest = [self._settle(number) for number in range(len(rows))]
 
     @property
     def returns(self) -> int | None:
         """How long the tuples are that blocks return: 0 where they return the state alone; None: not known yet."""
-        return self._form and self._form["returns"]
+        return self._form.get("returns")
 
     def entering(self, number: int) -> int:
         """The block that this micro-batch enters next; the number of blocks where it is finished."""
@@ -114,7 +114,7 @@ class FileShelf:
     def note_form(self, returns: int, state: torch.Tensor) -> None:
         """Keep what files do not say of themselves: what blocks return, and the dtype and the width of a state."""
         form = {"returns": returns, "dtype": str(state.dtype).removeprefix("torch."), "width": state.shape[-1]}
-        if self._form is None:
+        if not self._form:
             write_json(self.folder / "form.json", form)
             self._form = form
 
@@ -123,21 +123,11 @@ class FileShelf:
         if states.shape != self._shape(number, index) or states.dtype != self._dtype:
             raise RegrowError(
                 f"block {index - 1} returned {tuple(states.shape)} {states.dtype}; the blocks before returned "
-                f"{tuple(self._shape(number, index))} {self._dtype}; score this model with states in host memory"
+                f"{tuple(self._shape(number, index))} {self._dtype}; it cannot be streamed: take score.loop=batch-major"
             )
-        path = self._path(number, index)
-        beside = path.with_suffix(".new")
-        try:
-            with beside.open("wb") as file:
-                file.write(_raw(states.cpu().contiguous()))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(path)
-            self._sync()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise RegrowError(f"{path}: cannot be written ({error.strerror}); make space and start again") from None
+        with replacing(self._path(number, index)) as beside:
+            beside.write_bytes(_raw(states.cpu().contiguous()))
+        self._sync()
         self._newest[number] = index
         self._drop(number, index - 1)
 
@@ -165,8 +155,8 @@ class FileShelf:
     def _settle(self, number: int) -> int:
         """Finish what a kill broke off, and say which block the micro-batch enters next."""
         found = [index for index in range(1, self.blocks) if self._path(number, index).exists()]
-        for index in range(1, self.blocks):
-            self._path(number, index).with_suffix(".new").unlink(missing_ok=True)
+        for left in self.folder.glob(".*.new"):
+            left.unlink()
         if self._result_path(number).exists():
             for index in found:
                 self._path(number, index).unlink()
@@ -225,4 +215,4 @@ class FileShelf:
 
 def _raw(states: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU."""
-    return memoryview(states.view(-1).view(torch.uint8).numpy())
+    return states.view(-1).view(torch.uint8).numpy().data

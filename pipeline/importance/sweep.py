@@ -7,26 +7,24 @@ are touched once and half of the work is gone. A window of n neighbours is one m
 states before its first block and comes back behind its last. The model's own forward does everything around the
 blocks (embeddings, masks, rotary embeddings, final norm, head), so that any decoder whose blocks can be found is
 scored as it computes.
-
-What a model gives its blocks beside the hidden state (masks, positions, biases) has to grow with the batch, and no
-shape says which of it does: a first axis as long as the batch may be that of the heads, and Bloom's bias has batch x
-heads. So the model is asked: it makes these arguments for every sequence twice, and what came out doubled is repeated.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
+from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated, run_without_head, take_hidden
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.files import not_finite
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
-from pipeline.run import RegrowError
+from pipeline.model.structure import BlockOutput
 
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
 HEAD_ROWS = 8
@@ -41,7 +39,7 @@ Window = tuple[int, int]
 
 @torch.no_grad()
 def removal_losses(
-    model: nn.Module,
+    model: PreTrainedModel,
     input_ids: torch.Tensor,
     *,
     blocks: Sequence[int] | None = None,
@@ -88,7 +86,7 @@ def removal_losses(
 
 
 @torch.no_grad()
-def dense_states(model: nn.Module, input_ids: torch.Tensor, watch: Watch) -> None:
+def dense_states(model: PreTrainedModel, input_ids: torch.Tensor, watch: Watch) -> None:
     """Show ``watch`` the dense state between all blocks, in one forward of the decoder and without a loss."""
     model.eval()
     running = dict(enumerate(find_blocks(model)))
@@ -110,7 +108,7 @@ def _name(start: int, length: int) -> int | str:
 
 
 def _final_states(
-    model: nn.Module,
+    model: PreTrainedModel,
     running: dict[int, nn.Module],
     tried: Sequence[Window],
     input_ids: torch.Tensor,
@@ -123,7 +121,7 @@ def _final_states(
     batch = len(input_ids)
     index_of = {block: index for index, block in running.items()}
     last, behind_all = max(running), len(find_blocks(model))
-    twice = _arguments_for_twice(model, running, input_ids) if len(tried) else {}
+    twice = arguments_for_twice(model, running, input_ids) if len(tried) else {}
     longer = {start for start, length in tried if length > 1}
     variants: list[torch.Tensor] = []
 
@@ -142,9 +140,9 @@ def _final_states(
         doubled_args, doubled_kwargs = twice[block]
         name = f"{type(block).__name__}: argument"
         wide = torch.cat([hidden, *variants])
-        return (wide, *_repeat(args, doubled_args, times, name)), _repeat(kwargs, doubled_kwargs, times, name)
+        return (wide, *repeated(args, doubled_args, times, name)), repeated(kwargs, doubled_kwargs, times, name)
 
-    def narrow(block: nn.Module, args: tuple, output: Any) -> Any:
+    def narrow(block: nn.Module, args: tuple, output: BlockOutput) -> BlockOutput:
         """Keep the variants, add those whose window ends here, and hand the dense state back to the model."""
         hidden = output[0] if isinstance(output, tuple) else output
         dense, *moved = hidden.split(batch)
@@ -163,13 +161,13 @@ def _final_states(
     entering: dict[int, torch.Tensor] = {}
     leaving: list[torch.Tensor] = []
     tuples: list[bool] = []
-    with _hooks(running.values(), before=widen, after=narrow):
+    with hooks_on(running.values(), before=widen, after=narrow):
         run_without_head(model, input_ids)
     return torch.cat([*leaving, *variants]), tuples[0]
 
 
 def summed_losses(
-    model: nn.Module,
+    model: PreTrainedModel,
     blocks: Iterable[nn.Module],
     states: torch.Tensor,
     input_ids: torch.Tensor,
@@ -199,107 +197,13 @@ def summed_losses(
 
 
 def _logits(
-    model: nn.Module, blocks: Iterable[nn.Module], state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
+    model: PreTrainedModel, blocks: Iterable[nn.Module], state: torch.Tensor, input_ids: torch.Tensor, as_tuple: bool
 ) -> torch.Tensor:
     """What the model's own final norm and head make of a state (rows, T, d): its logits (rows, T, vocabulary)."""
 
-    def deliver(*args: Any, **kwargs: Any) -> Any:
+    def deliver(*args: object, **kwargs: object) -> BlockOutput:
         return (state,) if as_tuple else state
 
     # No block runs: each hands on the state, and so does the last.
     with replaced_forward(blocks, deliver):
         return model(input_ids, use_cache=False).logits
-
-
-def run_without_head(model: nn.Module, input_ids: torch.Tensor) -> None:
-    """The decoder alone: the dense logits come from the head's one place, like the variants'."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    decoder(input_ids=input_ids, use_cache=False)
-
-
-@contextlib.contextmanager
-def _hooks(blocks: Iterable[nn.Module], *, before: Any, after: Any) -> Iterator[None]:
-    handles = []
-    try:
-        for block in blocks:
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
-    """The hidden state that a block is given, and its other arguments."""
-    if args:
-        return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
-
-
-def _arguments_for_twice(
-    model: nn.Module, running: dict[int, nn.Module], input_ids: torch.Tensor
-) -> dict[nn.Module, tuple[tuple, dict[str, Any]]]:
-    """What the model gives each running block beside the hidden state when every sequence is there twice, in turn.
-
-    The first block alone computes, to see whether these blocks return tuples.
-    """
-    others = list(running.values())[1:]
-    given: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}
-    tuples: list[bool] = []
-
-    def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given[block] = take_hidden(args, kwargs)[1:]
-
-    def look(block: nn.Module, args: tuple, output: Any) -> None:
-        tuples.append(isinstance(output, tuple))
-
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = take_hidden(args, kwargs)[0]
-        return (hidden,) if tuples[0] else hidden
-
-    with _hooks(running.values(), before=note, after=look), replaced_forward(others, hand_on):
-        run_without_head(model, input_ids.repeat(2, 1))
-    return given
-
-
-def _repeat(value: Any, doubled: Any, times: int, name: str) -> Any:
-    """An argument of one batch for ``times`` such batches, one behind the other.
-
-    ``doubled`` is what the model itself made of it for two. A tensor that is the same there belongs to all sequences
-    and stays; one that is there twice as long, and twice the same, is repeated. Raises RegrowError on any other.
-    """
-    if isinstance(value, dict) and isinstance(doubled, dict) and value.keys() == doubled.keys():
-        return {key: _repeat(item, doubled[key], times, f"{name} {key}") for key, item in value.items()}
-    if isinstance(value, tuple | list) and isinstance(doubled, tuple | list) and len(value) == len(doubled):
-        return type(value)(_repeat(item, other, times, name) for item, other in zip(value, doubled, strict=True))
-    if isinstance(value, torch.Tensor) and isinstance(doubled, torch.Tensor):
-        if _alike(value, doubled):
-            return value
-        if value.ndim and _alike(value.repeat(2, *[1] * (value.ndim - 1)), doubled):
-            return value.repeat(times, *[1] * (value.ndim - 1))
-    # Of an object that is none of these nothing is known but its class.
-    if (
-        type(value) is type(doubled)
-        and not isinstance(value, torch.Tensor | dict | tuple | list)
-        and (value == doubled or not isinstance(value, int | float | str))
-    ):
-        return value
-    raise RegrowError(
-        f"{name} is {_describe(value)} for a batch and {_describe(doubled)} for that batch twice: neither the same nor "
-        "one behind the other, so that it cannot be made for the batch of all removals; criterion ppl cannot score "
-        "this model"
-    )
-
-
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal up to the rounding of another batch's kernels."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return torch.equal(one, other) or (one.is_floating_point() and torch.allclose(one, other, rtol=1e-3, atol=1e-5))
-
-
-def _describe(value: Any) -> str:
-    return (
-        f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{type(value).__name__} {value!r:.60}"
-    )

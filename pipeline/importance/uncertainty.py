@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from pipeline.importance.selection import choose_blocks, order_blocks, protected_blocks
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
+from pipeline.importance.selection import choose_blocks, order_blocks
 from pipeline.model.loss import perplexity_of
-from pipeline.run import RegrowError
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -58,16 +59,14 @@ def intervals(
 
 def stability(
     values: Sequence[Sequence[float]],
-    remove: int,
+    cut: Cut,
     *,
     higher_is: str = "more important",
-    protect_first: int = 4,
-    protect_last: int = 2,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How far the set of ``remove`` blocks depends on which sequences were drawn. ``values`` as in ``intervals``.
+    """How far the set of blocks that a cut takes depends on which sequences were drawn. ``values`` as in ``intervals``.
 
     - ``removed``: the set that all sequences give.
     - ``agreement``: the share of that set that a resample's set has too, mean over resamples (1: always the same).
@@ -77,8 +76,8 @@ def stability(
       ``level``, nearest first. The choice between them is noise.
     - ``settled``: there are none.
     - ``sequences_needed``: how many sequences would settle the hardest pair, if its mean difference and its spread
-      stay as they are: (z x deviation / difference) squared. Of the order of magnitude alone, since the difference is
-      itself uncertain; None where two blocks do not differ at all.
+      stay as they are. Of the order of magnitude alone, since the difference is itself uncertain; None where two
+      blocks do not differ at all.
 
     Raises RegrowError as ``choose_blocks`` does, and on fewer than two sequences.
     """
@@ -86,38 +85,43 @@ def stability(
     total, sequences = table.shape
 
     def chosen(means: Sequence[float]) -> list[int]:
-        order = order_blocks(means, higher_is)
-        return choose_blocks(order, remove, protect_first=protect_first, protect_last=protect_last)
+        return choose_blocks(order_blocks(means, higher_is), cut)
 
     resampled = [chosen(means) for means in resampled_means(table, resamples, seed).tolist()]
-    means = table.mean(dim=1)
-    removed = chosen(means.tolist())
+    removed = chosen(table.mean(dim=1).tolist())
     common = [len(set(removed) & set(other)) for other in resampled]
-    kept = [
-        block
-        for block in range(total)
-        if block not in removed and block not in protected_blocks(total, protect_first, protect_last)
-    ]
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    pairs = []
-    for gone in removed:
-        for stays in kept:
-            difference = table[stays] - table[gone]
-            mean, deviation = abs(difference.mean().item()), difference.std().item()
-            # Equal in every sequence: no number of them tells the two apart.
-            needed = math.ceil((z * deviation / mean) ** 2) if mean else math.inf
-            pairs.append((needed, [gone, stays]))
+    kept = [block for block in cut.free(total) if block not in removed]
+    pairs = _sequences_to_settle(table, removed, kept, level)
     hardest = max((needed for needed, _ in pairs), default=0)
     return {
         "removed": removed,
-        "agreement": sum(common) / (len(common) * remove),
-        "same_set": sum(count == remove for count in common) / len(common),
+        "agreement": sum(common) / (len(common) * len(removed)),
+        "same_set": sum(count == len(removed) for count in common) / len(common),
         "chances": [sum(block in other for other in resampled) / resamples for block in range(total)],
         "unsettled": [pair for needed, pair in sorted(pairs, reverse=True) if needed > sequences],
         "settled": hardest <= sequences,
         "sequences": sequences,
         "sequences_needed": None if math.isinf(hardest) else max(2, hardest),
     }
+
+
+def _sequences_to_settle(
+    table: torch.Tensor, removed: list[int], kept: list[int], level: float
+) -> list[tuple[float, list[int]]]:
+    """For each pair [removed, kept] the sequences that would tell its blocks apart at ``level``, before the pair.
+
+    (z x deviation / difference) squared, of the paired differences of ``table`` (blocks, S) fp64; infinite where the
+    blocks are equal in every sequence: no number of them tells the two apart.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    pairs = []
+    for gone in removed:
+        for stays in kept:
+            difference = table[stays] - table[gone]
+            mean, deviation = abs(difference.mean().item()), difference.std().item()
+            needed = math.ceil((z * deviation / mean) ** 2) if mean else math.inf
+            pairs.append((needed, [gone, stays]))
+    return pairs
 
 
 def near_noise(values: Sequence[Sequence[float]], order: Sequence[int], *, level: float = LEVEL) -> list[list[int]]:

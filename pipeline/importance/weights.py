@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.importance.selection import order_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
-from pipeline.run import RegrowError
 from pipeline.world import ALONE, World
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -40,7 +41,7 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def magnitude_entry(
-    model: nn.Module, *, norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
+    model: PreTrainedModel, *, norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
 ) -> dict[str, Any]:
     """The entry of scores.json of ``magnitude``; the reductions are sum, mean, max or prod.
 
@@ -59,7 +60,7 @@ def magnitude_of(
 
 
 def taylor_entry(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Iterable[torch.Tensor],
     *,
     norm_power: float = 1,
@@ -86,7 +87,7 @@ def block_weights(block: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def mean_gradients(
-    model: nn.Module,
+    model: PreTrainedModel,
     weights: list[nn.Parameter],
     batches: Iterable[torch.Tensor],
     world: World = ALONE,

@@ -9,34 +9,50 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.run import RegrowError, first_line, read_json
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Model types that are loaded under image-text-to-text. What another wrapper's blocks are given with an image may
 #: depend on their place (Qwen3-VL adds image features behind its first blocks), which text does not show.
 WRAPPERS = ("llama4", "mistral3", "qwen3_5", "qwen3_5_moe")
+#: What to do about a file of the model's that is damaged: no stage wrote it.
+AGAIN = "fetch the model again"
+#: What to do about a model whose weights are quantised.
+DEQUANTISE = (
+    "blocks are scored, removed and trained in bf16 or fp32: take the release in bf16, or save it dequantised first "
+    "(transformers: model.dequantize(), then save_pretrained)"
+)
 
 
-def read_config(folder: str | Path, trust_remote_code: bool = False) -> Any:
+def read_config(folder: str | Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The Hugging Face config in a folder.
 
-    Raises RegrowError when there is none, when transformers cannot read it, and when it takes code of the folder's own
-    that may not be run, or cannot be told.
+    Raises RegrowError when there is none, when transformers cannot read it, when it says that the weights are
+    quantised, and when it takes code of the folder's own that may not be run, or cannot be told.
     """
     from transformers import CONFIG_MAPPING, AutoConfig
 
     file = Path(folder) / "config.json"
     own = own_code(folder)
-    if own and read_json(file).get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+    if own and read_json(file, AGAIN).get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise RegrowError(
             f"{file}: this model is code of its own ({', '.join(own)}), which runs only where the config allows "
             "it; read that code, then set model.trust_remote_code=true"
         )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a class makes of values that it did not foresee
         raise RegrowError(f"{file}: transformers cannot read this as a model's config: {first_line(error)}") from None
+    # Of a wrapper it may stand at the text part alone.
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None):
+            raise RegrowError(f"{file}: the weights are quantised (quantization_config); {DEQUANTISE}")
+    return config
 
 
 def own_code(folder: str | Path) -> list[str]:
@@ -57,7 +73,7 @@ def tokenizer_code(folder: str | Path) -> list[str]:
 
 
 def _named_code(file: Path) -> list[str]:
-    plain = read_json(file)
+    plain = read_json(file, AGAIN)
     named = plain.get("auto_map", {}) if isinstance(plain, dict) else {}
     if isinstance(named, list) and file.name == "tokenizer_config.json":
         named = {"AutoTokenizer": named}  # how tokenizers were saved once
@@ -74,7 +90,7 @@ def _named_code(file: Path) -> list[str]:
     return sorted({name.rpartition("--")[2].rpartition(".")[0] + ".py" for name in classes})
 
 
-def auto_class(hf_config: Any) -> Any:
+def auto_class(hf_config: PreTrainedConfig) -> Any:
     """The class whose ``from_config`` and ``from_pretrained`` make this config's model.
 
     Raises RegrowError, in one line, when it is neither a causal language model nor one of ``WRAPPERS``.

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Attention implementations that take borders of documents instead of a mask.
 FLASH = ("flash_attention_2", "flash_attention_3")
@@ -28,7 +32,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
 PROBE = (np.array([0, 9, 10, 24], dtype=np.int32), np.array([0, 19, 24], dtype=np.int32))
 
 
-def attention_of(model: Any) -> str:
+def attention_of(model: PreTrainedModel) -> str:
     """The attention implementation that a Hugging Face model runs with: sdpa, eager, flash_attention_2, ..."""
     return model.config.get_text_config()._attn_implementation
 
@@ -60,7 +64,7 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
     }
 
 
-def require_document_attention(model: Any) -> float:
+def require_document_attention(model: PreTrainedModel) -> float:
     """Probe a model, in evaluation mode and whole on its device: do documents of a row stay apart?
 
     Two things are asked of it, on random tokens. The gradient of a document's logits is exactly zero in every token
@@ -76,7 +80,7 @@ def require_document_attention(model: Any) -> float:
     ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)).to(model.device)
     embedded: list[torch.Tensor] = []
 
-    def watch(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    def watch(module: nn.Module, arguments: tuple, output: torch.Tensor) -> torch.Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 

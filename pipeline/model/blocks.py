@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.model.depth import PLACES, set_values, shorten
 from pipeline.model.structure import find_blocks, require_separate_blocks
-from pipeline.run import RegrowError
 
 __all__ = ["block_parameters", "check_indices", "find_blocks", "remove_blocks", "replaced_forward", "skip_blocks"]
 
@@ -35,7 +36,7 @@ def check_indices(indices: Sequence[int], total: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def skip_blocks(model: nn.Module, indices: Sequence[int]) -> Iterator[None]:
+def skip_blocks(model: PreTrainedModel, indices: Sequence[int]) -> Iterator[None]:
     """Within the context the named blocks are the identity and cost nothing. Nothing is left behind afterwards.
 
     A cache of keys and values may be used inside: a skipped block keeps its slot there as long as the others', with
@@ -57,7 +58,7 @@ def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
     places = (getattr(module, name, None) for module in block.modules() for name in PLACES)
     slots = {place for place in places if isinstance(place, int)}
 
-    def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def identity(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
         for cache in [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]:
             cache = getattr(cache, "self_attention_cache", cache)
             # transformers reads how many tokens a cache holds from the first slot of a kind.
@@ -71,7 +72,7 @@ def _identity(block: nn.Module, length: int | None) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., object]) -> Iterator[None]:
     """Within the context ``forward`` stands in for the blocks' own."""
     blocks = list(blocks)
     # An instance attribute shadows the class's forward. One that was there before (from a context around this one, or
@@ -88,7 +89,7 @@ def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., Any]) -
                 block.forward = own
 
 
-def remove_blocks(model: nn.Module, indices: Sequence[int]) -> nn.Module:
+def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PreTrainedModel:
     """Remove the named blocks in place and return the model, renumbered and with a config that fits.
 
     The original indices and what was removed stand in ``config.regrow`` so that they travel with the model; a model
@@ -112,7 +113,8 @@ def remove_blocks(model: nn.Module, indices: Sequence[int]) -> nn.Module:
             setattr(part.get_submodule(path), attribute, value)
     blocks.extend(survivors)
     # Some models give their parts a config of their own.
-    owned = [module.config for module in model.modules() if type(getattr(module, "config", None)) is type(config)]
+    parts = (getattr(module, "config", None) for module in model.modules())
+    owned = [own for own in parts if type(own) is type(config)]
     for each in {id(each): each for each in (config, *owned)}.values():
         set_values(each, values)
     original = [before["kept_blocks"][index] for index in kept]
@@ -124,6 +126,6 @@ def remove_blocks(model: nn.Module, indices: Sequence[int]) -> nn.Module:
     return model
 
 
-def block_parameters(model: nn.Module) -> list[int]:
+def block_parameters(model: PreTrainedModel) -> list[int]:
     """Number of parameters of each block."""
     return [sum(parameter.numel() for parameter in block.parameters()) for block in find_blocks(model)]

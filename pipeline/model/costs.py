@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, memory and how many blocks must go, all without weights and without a GPU.
+"""What a model costs: parameters, FLOPs and memory, all without weights and without a GPU.
 
 Everything here is arithmetic on a Hugging Face config or on a model on the meta device, so that a plan can be checked
 before an hour of a cluster is spent, and so that training logs and plan count with one formula.
@@ -6,18 +6,20 @@ before an hour of a cluster is spent, and so that training logs and plan count w
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
-from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Dense bf16 FLOP/s by words of the device's name, first match wins. From NVIDIA's and AMD's data sheets, which print
 #: most of these with 2:4 sparsity: halved here (H100 SXM: 1,978.9 TFLOP/s with sparsity).
@@ -42,7 +44,7 @@ PEAK_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
 )
 
 
-def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
+def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
     """The model of a config on the meta device, whole: shapes without memory, tied weights tied.
 
     Raises RegrowError when it is no causal language model (``architecture``), or cannot be made from the config.
@@ -56,7 +58,7 @@ def meta_model(hf_config: Any, trust_remote_code: bool = False) -> nn.Module:
         raise RegrowError(f"no model can be made from {type(hf_config).__name__}: {reason}") from None
 
 
-def count_parameters(hf_config: Any, blocks: int | None = None) -> int:
+def count_parameters(hf_config: PreTrainedConfig, blocks: int | None = None) -> int:
     """Parameters of the model, tied weights once; of the model cut to ``blocks`` blocks where that is given.
 
     Where blocks differ in size the smallest are taken to go first, so that the count is an upper bound. Raises
@@ -97,7 +99,7 @@ def product_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in text_parameters(model) if id(parameter) not in lookups)
 
 
-def attention_width(hf_config: Any) -> int:
+def attention_width(hf_config: PreTrainedConfig) -> int:
     """Query heads x head size: the width of the attention's two products, which need not be the hidden size."""
     heads = hf_config.num_attention_heads
     return heads * (getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
@@ -111,6 +113,13 @@ def flops_per_token(parameters_without_input_embedding: int, blocks: int, width:
     arXiv 2204.02311), appendix B; the convention of torchtitan, OLMo-core, llm-foundry and nanochat, here ``palm``.
     """
     return 6.0 * parameters_without_input_embedding + 12.0 * blocks * width * row_length
+
+
+def model_flops_per_token(model: PreTrainedModel, row_length: int) -> float:
+    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``)."""
+    config = model.config.get_text_config()
+    width = attention_width(config)
+    return flops_per_token(product_parameters(model), config.num_hidden_layers, width, row_length)
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -127,7 +136,7 @@ def mfu(tokens_per_second_per_device: float, flops_per_token: float, peak: float
     return None if peak is None else tokens_per_second_per_device * flops_per_token / peak
 
 
-def activation_bytes(hf_config: Any, rows: int, row_length: int, weight_bytes: int = 2) -> int:
+def activation_bytes(hf_config: PreTrainedConfig, rows: int, row_length: int, weight_bytes: int = 2) -> int:
     """Bytes that autograd keeps for the backward pass of one block, for a Llama block of Hugging Face.
 
     With w bytes a value, hidden size h, query width q, key (and value) width k, MLP width f and a heads, a token
@@ -144,99 +153,63 @@ def activation_bytes(hf_config: Any, rows: int, row_length: int, weight_bytes: i
     return rows * row_length * (norms + attention + 4 * weight_bytes * middle)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model as training holds it: ``parameters`` that get gradients and ``frozen`` ones beside them.
+
+    ``largest_module`` has the most parameters of those that ZeRO stage 3 gathers as a whole. ``blocks`` of
+    ``hf_config``'s widths (default: as many as it says), weights of ``weight_bytes``: 2 in bf16, 4 in fp32.
+    """
+
+    parameters: int
+    largest_module: int
+    hf_config: PreTrainedConfig
+    frozen: int = 0
+    blocks: int | None = None
+    weight_bytes: int = 2
+
+
 def memory_per_gpu(
-    parameters: int,
-    largest_module: int,
+    trained: Trained,
     zero_stage: int,
     processes: int,
     micro_batch: int,
     row_length: int,
-    hf_config: Any,
     *,
-    frozen: int = 0,
-    blocks: int | None = None,
     gradient_checkpointing: bool = False,
-    weight_bytes: int = 2,
 ) -> dict[str, int]:
     """Estimated bytes on one GPU, by item and in ``total``, for AdamW under DeepSpeed with fp32 accumulation.
 
     With N parameters: weights and gradients 2 N each in bf16, accumulation 4 N, optimizer 12 N (fp32 master, m, v).
     ZeRO stage 1 divides the optimizer by the processes, 2 the gradients and the accumulation too, 3 the weights too,
-    but gathers ``largest_module`` twice (the one at work and the next). ``weight_bytes=4`` is training in fp32: no
-    accumulation apart from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights
-    and gradients (4 N each) beside autocast's bf16 copies (2 N) and the two moments (8 N). ``frozen`` parameters beside
-    the N, which get no gradient, are weights alone.
+    but gathers the largest module twice (the one at work and the next). Training in fp32 has no accumulation apart
+    from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights and gradients (4 N
+    each) beside autocast's bf16 copies (2 N) and the two moments (8 N). Frozen parameters are weights alone.
 
-    Activations: ``activation_bytes`` for each of ``blocks`` (default: the config's), or with
-    ``gradient_checkpointing`` each block's input and one block recomputed. Logits: 14 bytes for each of the
-    micro-batch's tokens and vocabulary entries (bf16 logits; in fp32 the log-softmax, its gradient and theirs).
-    Not counted: the CUDA context, communication buckets, fragmentation; leave a tenth of the GPU for them.
+    Activations: ``activation_bytes`` for each block, or with ``gradient_checkpointing`` each block's input and one
+    block recomputed. Logits: 14 bytes for each of the micro-batch's tokens and vocabulary entries (bf16 logits; in
+    fp32 the log-softmax, its gradient and theirs). Not counted: the CUDA context, communication buckets,
+    fragmentation; leave a tenth of the GPU for them.
     """
-    blocks = hf_config.num_hidden_layers if blocks is None else blocks
+    hf_config, parameters, weight_bytes = trained.hf_config, trained.parameters, trained.weight_bytes
+    blocks = hf_config.num_hidden_layers if trained.blocks is None else trained.blocks
     fp32 = weight_bytes == 4
     autocast = zero_stage == 0 and not fp32
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
     items = {
-        "weights": (6 if autocast else weight_bytes) * (parameters + frozen) // share[3],
+        "weights": (6 if autocast else weight_bytes) * (parameters + trained.frozen) // share[3],
         "gradients": (4 if autocast else weight_bytes) * parameters // share[2],
         "accumulation": 0 if fp32 or autocast else 4 * parameters // share[2],
         "optimizer": (8 if zero_stage == 0 else 12) * parameters // share[1],
-        "gathered": 2 * weight_bytes * largest_module if zero_stage == 3 else 0,
+        "gathered": 2 * weight_bytes * trained.largest_module if zero_stage == 3 else 0,
         "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
         if gradient_checkpointing
         else blocks * per_block,
         "logits": (12 + (0 if fp32 else 2)) * tokens * hf_config.vocab_size,
     }
     return {**items, "total": sum(items.values())}
-
-
-def count_removals(
-    blocks: int,
-    protected: int,
-    *,
-    remove: int | None = None,
-    ratio: float | None = None,
-    parameters: int | None = None,
-    dense_parameters: int | None = None,
-    block_parameters: int | Sequence[int] | None = None,
-) -> int:
-    """How many of ``blocks`` blocks go, ``protected`` of which must stay, by exactly one of three statements.
-
-    ``remove``: so many. ``ratio``: floor(ratio x blocks), the ratio taken as it is written (0.29 of 100 is 29).
-    ``parameters``: the fewest removals that leave at most so many of ``dense_parameters``, when a block has
-    ``block_parameters``; for a list of sizes the smallest are taken to go first, so that the target holds whichever
-    blocks go. Raises RegrowError when no block would go or more than ``blocks - protected``.
-    """
-    if sum(statement is not None for statement in (remove, ratio, parameters)) != 1:
-        raise RegrowError("state exactly one of remove, ratio and parameters")
-    free = max(0, min(blocks - protected, blocks - 1))
-    limit = f"{free} of {blocks} blocks may go, {min(protected, blocks)} are protected"
-    if parameters is not None:
-        if dense_parameters is None or block_parameters is None:
-            raise RegrowError("a target in parameters needs dense_parameters and block_parameters")
-        sizes = [block_parameters] * blocks if isinstance(block_parameters, int) else sorted(block_parameters)
-        if dense_parameters <= parameters:
-            raise RegrowError(
-                f"parameters {parameters:,}: the dense model has {dense_parameters:,}, so that no block would go; "
-                "set a smaller target"
-            )
-        left = [dense_parameters - sum(sizes[:count]) for count in range(free + 1)]
-        count = next((count for count, rest in enumerate(left) if rest <= parameters), None)
-        if count is None:
-            raise RegrowError(
-                f"parameters {parameters:,}: {limit}, and removing all of them leaves {left[-1]:,}; set a larger "
-                "target or protect fewer"
-            )
-        return count
-    count = math.floor(Fraction(str(ratio)) * blocks) if remove is None else remove
-    stated = f"remove {remove}" if remove is not None else f"ratio {ratio} of {blocks} blocks is {count}"
-    if count < 1:
-        raise RegrowError(f"{stated}: no block would go; the smallest cut is 1 of {blocks} blocks ({1 / blocks:.4g})")
-    if count > free:
-        raise RegrowError(f"{stated}: only {limit}; remove fewer or protect fewer")
-    return count
 
 
 def accumulation(global_batch: int, micro_batch: int, processes: int) -> int:

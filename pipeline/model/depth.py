@@ -12,13 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.structure import find_blocks
-from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 #: Lists of block indices; an index of a removed block leaves the list.
 INDEX_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices", "cross_attention_layers")
@@ -31,7 +34,7 @@ COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 NAMED = 3
 
 
-def per_block_lists(config: Any, total: int) -> dict[str, list[Any]]:
+def per_block_lists(config: PreTrainedConfig, total: int) -> dict[str, list[Any]]:
     """The config's lists with one entry for each block, by name."""
     plain = config.to_dict()
     return {
@@ -46,7 +49,7 @@ def per_block_lists(config: Any, total: int) -> dict[str, list[Any]]:
     }
 
 
-def config_values(config: Any, kept: Sequence[int], total: int) -> dict[str, Any]:
+def config_values(config: PreTrainedConfig, kept: Sequence[int], total: int) -> dict[str, Any]:
     """What to set in a config of ``total`` blocks so that it speaks of the ``kept`` ones, by the name of the value."""
     place = {index: number for number, index in enumerate(kept)}
     plain = config.to_dict()
@@ -75,7 +78,7 @@ def config_values(config: Any, kept: Sequence[int], total: int) -> dict[str, Any
     return values
 
 
-def set_values(config: Any, values: dict[str, Any]) -> None:
+def set_values(config: PreTrainedConfig, values: dict[str, Any]) -> None:
     """Set what ``config_values`` found."""
     if "per_layer_config" in values:
         config.per_layer_config = None  # which is checked against the number of blocks while that changes
@@ -83,7 +86,9 @@ def set_values(config: Any, values: dict[str, Any]) -> None:
         setattr(config, name, value)
 
 
-def shorten(model: Any, kept: Sequence[int], total: int) -> tuple[dict[str, Any], list[list[tuple[str, str, Any]]]]:
+def shorten(
+    model: PreTrainedModel, kept: Sequence[int], total: int
+) -> tuple[dict[str, Any], list[list[tuple[str, str, Any]]]]:
     """What must change so that a model of ``total`` blocks becomes one of the ``kept`` ones; changes nothing.
 
     Returns the values of its config, and the attributes to set in its modules as (module's path, attribute, value):
@@ -128,14 +133,14 @@ def shorten(model: Any, kept: Sequence[int], total: int) -> tuple[dict[str, Any]
     return values, changes
 
 
-def _only_unused(attribute: str, was: Any, becomes: Any, gone: tuple[str, ...]) -> bool:
+def _only_unused(attribute: str, was: object, becomes: object, gone: tuple[str, ...]) -> bool:
     """Rotary frequencies are kept for each type of layer that there is, under the names of a set in any order."""
     if isinstance(was, list) and isinstance(becomes, list) and attribute == "layer_types":
         return sorted(becomes) == sorted(item for item in was if item not in gone)
     return becomes == "nothing" and attribute.startswith(gone)
 
 
-def _built(model: Any, config: Any) -> Any:
+def _built(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """A model of the same class from a config, on the meta device: structure without memory."""
     from transformers.initialization import no_init_weights
 
@@ -175,7 +180,7 @@ def _features(module: nn.Module) -> dict[tuple[str, str], Any]:
     return features
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple | set):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

@@ -7,11 +7,14 @@ by a position, weights that a loader fills in at random.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Largest difference of fp32 logits between a skipped and a removed block, relative to the largest logit.
 TOLERANCE = 1e-5
@@ -30,13 +33,13 @@ def probe_ids(vocabulary: int, rows: int = 2, length: int = 24) -> torch.Tensor:
 
 
 @torch.no_grad()
-def full_logits(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+def full_logits(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """fp32 logits (rows, T, vocabulary) of one forward without a cache, on the CPU."""
     return model(input_ids.to(model.device), use_cache=False).logits.float().cpu()
 
 
 @torch.no_grad()
-def cached_logits(model: Any, input_ids: torch.Tensor, prefill: int = 16) -> torch.Tensor:
+def cached_logits(model: PreTrainedModel, input_ids: torch.Tensor, prefill: int = 16) -> torch.Tensor:
     """fp32 logits (rows, T, vocabulary) through the KV cache: a prefill of ``prefill`` tokens, then one by one."""
     input_ids = input_ids.to(model.device)
     out = model(input_ids[:, :prefill], use_cache=True)
@@ -49,7 +52,7 @@ def cached_logits(model: Any, input_ids: torch.Tensor, prefill: int = 16) -> tor
     return torch.cat(pieces, dim=1).float().cpu()
 
 
-def cache_tolerance(model: Any, input_ids: torch.Tensor, full: torch.Tensor, cached: torch.Tensor) -> float:
+def cache_tolerance(model: PreTrainedModel, input_ids: torch.Tensor, full: torch.Tensor, cached: torch.Tensor) -> float:
     """How far a cache may move the logits of ``model`` pruned: CACHE_TOLERANCE, where the dense model keeps to it.
 
     ``full`` and ``cached`` are the logits with blocks skipped. Files may hold tables that were rounded each for itself

@@ -1,5 +1,7 @@
 """A model folder's files of weights before they are loaded: are they whole, are they all there, are they numbers?
 
+Whether their tensors are those of the model is told by ``fit``.
+
 Headers and sizes are read, which takes no time whatever the weights' size: a download that was cut off, a pointer in
 the place of a file, a shard that is missing. Values are read where they are few.
 """
@@ -7,16 +9,16 @@ the place of a file, a shard that is missing. Values are read where they are few
 from __future__ import annotations
 
 import json
-import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from pipeline.run import RegrowError, read_json
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
+from pipeline.model.architecture import AGAIN
 
 #: How a file begins that Git LFS has not fetched.
 POINTER = b"version https://git-lfs"
@@ -48,11 +50,10 @@ def weight_files(folder: Path) -> list[Path]:
     raise RegrowError(f"{folder}: no weights (model.safetensors, or its parts and their index)")
 
 
-def require_whole(folder: Path, model: nn.Module) -> list[Path]:
+def require_whole(folder: Path) -> list[Path]:
     """The files of weights in ``folder``, after a look at their headers and sizes.
 
-    ``model`` is the folder's model on the meta device. Raises RegrowError naming a file that is missing, cut off or a
-    pointer, a tensor that the index has elsewhere, or when the files hold fewer values than the model.
+    Raises RegrowError naming a file that is missing, cut off or a pointer, or a tensor that the index has elsewhere.
     """
     files = weight_files(folder)
     for path in files:
@@ -69,13 +70,6 @@ def require_whole(folder: Path, model: nn.Module) -> list[Path]:
         for name, file in _weight_map(index).items():
             if name not in headers[file]:
                 raise RegrowError(f"{index}: says that {name} is in {file}, which does not hold it; fetch both again")
-    held = sum(math.prod(entry["shape"]) for header in headers.values() for entry in header.values())
-    needed = sum(parameter.numel() for parameter in model.parameters())
-    if held < needed and getattr(model.config, "quantization_config", None) is None:
-        raise RegrowError(
-            f"{folder}: its weights are {held:,} values, and the model of its config.json has {needed:,}: some are "
-            "missing; fetch the model again, whole"
-        )
     return files
 
 
@@ -134,8 +128,9 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    held = read_json(index, AGAIN)
+    names = held.get("weight_map") if isinstance(held, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise RegrowError(f"{index}: no weight_map in it; fetch the model again")
     return names
 

@@ -11,12 +11,16 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.errors import RegrowError, first_line
+from pipeline.model.architecture import AGAIN
 from pipeline.model.files import weight_files
-from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: safetensors' names of the dtypes that a narrower one may cut; tensors of others are integers, or quantised.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -48,35 +52,41 @@ class Shortfall:
     held: int
 
 
-def read_headers(model: Any, files: Sequence[Path]) -> dict[str, Entry]:
+def read_headers(model: PreTrainedModel, files: Sequence[Path]) -> dict[str, Entry]:
     """Every tensor of a model's files by its key; ``model`` may be on the meta device.
 
     Raises RegrowError when a file is damaged.
     """
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    mapping = conversions(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamings = [entry for entry in conversions(model) if isinstance(entry, WeightRenaming)]
+    makers = converters(model)
     prefix, own = model.base_model_prefix, model.state_dict()
     entries = {}
     for file in files:
         for key, shape, dtype in _header(file):
-            target, pattern = rename_source_key(key, renamings, converters, prefix, own)
+            target, pattern = rename_source_key(key, renamings, makers, prefix, own)
             if target not in own and key in own:
                 target, pattern = rename_source_key(key, [], [], prefix, own)
             entries[key] = Entry(file, shape, dtype, target, pattern is not None)
     return entries
 
 
-def conversions(model: Any) -> list[Any]:
+def conversions(model: PreTrainedModel) -> list[Any]:
     """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return get_model_conversion_mapping(model)
 
 
-def shortfall(model: Any, folder: Path) -> Shortfall:
+def converters(model: PreTrainedModel) -> list[Any]:
+    """Those of them that make other tensors of the files' tensors."""
+    from transformers.core_model_loading import WeightConverter
+
+    return [entry for entry in conversions(model) if isinstance(entry, WeightConverter)]
+
+
+def shortfall(model: PreTrainedModel, folder: Path) -> Shortfall:
     """What ``model``, loaded from ``folder``, has lost of its files.
 
     A tensor is narrowed where its dtype in the model cannot hold every value of that in the file. Tables that models
@@ -100,8 +110,16 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | No
     """Key, shape and dtype (None: none of ``FLOATS``) of each tensor of a file."""
     if file.suffix != ".safetensors":
         # A pickle of tensors; its data stays in the file, where its format lets it.
-        weights = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        try:
+            weights = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except Exception as error:  # whatever the bytes of a pickle lead to
+            raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); {AGAIN}") from error
         for key, value in weights.items():
+            if not isinstance(value, torch.Tensor):
+                raise RegrowError(
+                    f"{file}: {key!r} in it is no tensor: not the weights of a Hugging Face model; save them with "
+                    "save_pretrained"
+                )
             yield key, tuple(value.shape), value.dtype if value.dtype in FLOATS.values() else None
         return
     with opened(file) as tensors:
@@ -119,4 +137,4 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt", device="cpu", backend="pread") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:
-        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); fetch the model again") from error
+        raise RegrowError(f"{file}: damaged or unreadable ({first_line(error)}); {AGAIN}") from error

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class, read_config
 from pipeline.model.outputs import return_logits
-from pipeline.run import RegrowError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool) -> Any:
     """The folder's model on the meta device, but for the buffers that no file holds: these are made on the CPU."""
     config = read_config(folder, trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None:
-        raise RegrowError(f"{folder}: quantised weights cannot be read block by block; save the model in bfloat16")
     loader = auto_class(config)
     try:
         with torch.device("meta"):
@@ -31,7 +32,7 @@ def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_
     return model.eval()
 
 
-def make_buffers(model: Any) -> None:
+def make_buffers(model: PreTrainedModel) -> None:
     """Fill the buffers that are in no file as transformers does when it loads a model whole: by its own initialising.
 
     RegrowError names a buffer that is not made so (code of the model's own may forget it).

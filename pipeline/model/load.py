@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
+from logging import LogRecord, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.errors import RegrowError, first_line
 from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
-from pipeline.model.files import require_finite
+from pipeline.model.files import require_finite, weight_files
+from pipeline.model.fit import require_fit
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
-from pipeline.run import RegrowError, first_line
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
 #: multimodal model does with images.
@@ -125,22 +128,27 @@ def load_model(
     name_accelerator()
     loader = auto_class(read_config(path, trust_remote_code))
     try:
-        model, loading = loader.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=attention_kernel(attention, device, dtype),
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with _without_report():
+            model, loading = loader.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attention_kernel(attention, device, dtype),
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # They are refused below, by name.
+            )
     except RegrowError:
         raise
     except Exception as error:
+        # Where weights do not fit, this names them.
+        require_fit(without_weights(path, dtype, None, trust_remote_code), path, weight_files(path))
         raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
-    wrong = {
-        name: sorted(map(str, loading[name]))
-        for name in ("missing_keys", "mismatched_keys", "unexpected_keys")
-        if loading.get(name)
-    }
+    wrong = {name: sorted(loading[name]) for name in ("missing_keys", "unexpected_keys") if loading.get(name)}
+    if loading.get("mismatched_keys"):
+        wrong["mismatched_keys"] = [
+            f"{name} has shape {list(found)}, and {list(wanted)} is wanted"
+            for name, found, wanted in sorted(loading["mismatched_keys"], key=lambda one: one[0])
+        ]
     if wrong:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
@@ -153,6 +161,21 @@ def load_model(
     model = model.eval().to(device)
     require_finite(model.named_parameters(), path)
     return model
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Within the context transformers prints no table of the weights that do not fit: they are refused by name."""
+
+    def is_no_report(record: LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger = getLogger("transformers.modeling_utils")
+    logger.addFilter(is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
 
 
 def _say_whether_tied(model: Any) -> None:

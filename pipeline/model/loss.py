@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model.structure import find_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: The target that cross_entropy leaves out: no loss, no gradient.
 NO_TARGET = -100
@@ -65,7 +68,7 @@ def document_targets(documents: Sequence[np.ndarray], length: int) -> torch.Tens
     return torch.from_numpy(counted[:, 1:])
 
 
-def router_coefficient(hf_config: Any) -> float | None:
+def router_coefficient(hf_config: PreTrainedConfig) -> float | None:
     """The factor of the router's auxiliary loss in training, where the model's config asks for that loss; else None.
 
     The load-balancing loss of Fedus et al. 2021 (Switch Transformers), eq. 4: it keeps a router from sending all
@@ -118,7 +121,7 @@ def _router_kinds(model: nn.Module) -> Iterator[type[nn.Module]]:
             yield getattr(kind, "target_class", kind)
 
 
-def _stated_coefficient(text_config: Any) -> float | None:
+def _stated_coefficient(text_config: PreTrainedConfig) -> float | None:
     """By the names that transformers' families use: most of them, JetMoE, DBRX. Zero is none."""
     experts = getattr(text_config, "ffn_config", None)
     return (

@@ -17,15 +17,19 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
 from pipeline.model.outputs import logits_alone
-from pipeline.model.structure import module_tree
-from pipeline.run import RegrowError
+from pipeline.model.structure import BlockOutput, module_tree
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 #: Largest part of the noise that may be lost between the projection and the block's output, by dtype.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -42,7 +46,7 @@ def removed_runs(removed: Sequence[int]) -> list[range]:
 
 
 @torch.no_grad()
-def output_projection(model: nn.Module, index: int) -> nn.Module:
+def output_projection(model: PreTrainedModel, index: int) -> nn.Linear | Conv1D:
     """The module (Linear, or GPT-2's Conv1D) whose output, the MLP's, block ``index`` adds to its residual.
 
     The model is run on a few tokens to find it and to try that the form r + y holds.
@@ -90,7 +94,7 @@ def output_projection(model: nn.Module, index: int) -> nn.Module:
     return projection
 
 
-def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[str, nn.Module]:
+def _last_projection(model: PreTrainedModel, block: nn.Module, refusal: str) -> tuple[str, nn.Linear | Conv1D]:
     """The last linear layer as wide as the hidden state that the block runs, with its name in the block."""
     from transformers.pytorch_utils import Conv1D
 
@@ -112,7 +116,11 @@ def _last_projection(model: nn.Module, block: nn.Module, refusal: str) -> tuple[
 
 
 def _run_block(
-    model: Any, block: nn.Module, projection: nn.Module | None, seen: dict[str, torch.Tensor], instead: Any
+    model: PreTrainedModel,
+    block: nn.Module,
+    projection: nn.Module | None,
+    seen: dict[str, torch.Tensor],
+    instead: torch.Tensor | None,
 ) -> torch.Tensor:
     """A block's output (1, tokens, d) in the model, in evaluation mode; ``instead`` stands in for the projection's."""
 
@@ -121,7 +129,7 @@ def _run_block(
         seen["projected"] = output.clone()
         return None if instead is None else instead.clone()
 
-    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+    def leave(module: nn.Module, args: tuple, output: BlockOutput) -> None:
         seen["left"] = (output[0] if isinstance(output, tuple) else output).clone()
 
     modes = [(module, module.training) for module in model.modules()]
@@ -141,7 +149,7 @@ def _run_block(
 
 
 @torch.no_grad()
-def fold_linear(model: nn.Module, index: int, matrix: torch.Tensor) -> None:
+def fold_linear(model: PreTrainedModel, index: int, matrix: torch.Tensor) -> None:
     """Make block ``index`` compute r + M y instead of r + y, in place; ``matrix`` is M, (d, d), real.
 
     Products are made in fp64 and stored in the weights' dtype. Raises RegrowError where M does not fit, or where the
@@ -152,7 +160,7 @@ def fold_linear(model: nn.Module, index: int, matrix: torch.Tensor) -> None:
     _fold(projection, matrix)
 
 
-def _check_matrix(projection: Any, matrix: torch.Tensor, index: int) -> None:
+def _check_matrix(projection: nn.Linear | Conv1D, matrix: torch.Tensor, index: int) -> None:
     width = projection.out_features if isinstance(projection, nn.Linear) else projection.nf
     if matrix.shape != (width, width) or not matrix.is_floating_point():
         raise RegrowError(
@@ -164,7 +172,7 @@ def _check_matrix(projection: Any, matrix: torch.Tensor, index: int) -> None:
 
 
 @torch.no_grad()
-def _fold(projection: Any, matrix: torch.Tensor) -> None:
+def _fold(projection: nn.Linear | Conv1D, matrix: torch.Tensor) -> None:
     weight = projection.weight
     mapped = matrix.to(weight.device, torch.float64)
     if isinstance(projection, nn.Linear):
@@ -176,7 +184,7 @@ def _fold(projection: Any, matrix: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def mapped_outputs(model: nn.Module, matrices: Mapping[int, torch.Tensor]) -> Iterator[None]:
+def mapped_outputs(model: PreTrainedModel, matrices: Mapping[int, torch.Tensor]) -> Iterator[None]:
     """Within the context each map of ``replace_blocks`` acts on the MLP's output before its run; no weight changes.
 
     With the runs skipped (``skip_blocks``) the model computes what it would with the maps folded in.
@@ -197,7 +205,9 @@ def mapped_outputs(model: nn.Module, matrices: Mapping[int, torch.Tensor]) -> It
             handle.remove()
 
 
-def replace_blocks(model: nn.Module, removed: Sequence[int], matrices: Mapping[int, torch.Tensor]) -> nn.Module:
+def replace_blocks(
+    model: PreTrainedModel, removed: Sequence[int], matrices: Mapping[int, torch.Tensor]
+) -> PreTrainedModel:
     """Remove the blocks ``removed`` in place, with a linear map for each run whose first block ``matrices`` names.
 
     ``matrices[first]`` (d, d) acts on the output of the MLP in block first - 1 (``fold_linear``). Runs that are not

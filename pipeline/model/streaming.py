@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import hash_json
 from pipeline.model.files import require_finite, weight_files
 from pipeline.model.headers import conversions, opened, read_headers
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
-from pipeline.run import RegrowError, first_line, hash_json
 
 
 class StreamedModel:

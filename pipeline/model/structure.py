@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.outputs import logits_alone
-from pipeline.run import RegrowError
 
 #: Values of a config that tie blocks to each other, with what they stand for.
 TIES = {
@@ -29,6 +29,8 @@ TIES = {
 }
 #: What one token showed of a model's list of blocks: which blocks these were, and how long the tuples are.
 _WATCHED: WeakKeyDictionary[nn.ModuleList, tuple[tuple[int, ...], int | None]] = WeakKeyDictionary()
+#: What a block returns: its hidden state (B, T, d), alone or first of a tuple.
+BlockOutput = torch.Tensor | tuple[torch.Tensor, ...]
 #: A module tree in an error message is cut to so many levels and characters.
 TREE_DEPTH, TREE_LENGTH = 4, 1200
 
@@ -137,7 +139,7 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
             if id(tensor) in made:
                 raise RegrowError(f"{refusal}, block {index} also reads what block {made[id(tensor)][0]} made")
 
-    def after(block: nn.Module, args: tuple, output: Any) -> None:
+    def after(block: nn.Module, args: tuple, output: BlockOutput) -> None:
         index = len(states)
         hidden = output[0] if isinstance(output, tuple) else output
         states.append(hidden)
@@ -162,7 +164,7 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
     return tuples[0]
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
     """Every tensor of nested dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value

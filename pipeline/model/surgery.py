@@ -6,10 +6,11 @@ import gc
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.files import require_space
 from pipeline.model.blocks import remove_blocks, skip_blocks
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
@@ -26,7 +27,9 @@ from pipeline.model.loss import NO_ROUTER, has_router
 from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
 from pipeline.model.replacement import mapped_outputs, replace_blocks
-from pipeline.run import require_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: How many of the tensors that the pruned model has less of than the dense files a line names; the record has all.
 NAMED = 3
@@ -55,6 +58,7 @@ def prune_folder(
     stored = stored_dtypes(model)
     widen(model, dense, trust_remote_code)
     ids = probe_ids(model.config.get_text_config().vocab_size)
+    say(f"self-test: the dense model in float32 without these blocks, on {ids.numel()} tokens")
     # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
     with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
         skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
@@ -76,15 +80,11 @@ def prune_folder(
         pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     narrow(stored)
     parameters = model.num_parameters()
-    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
-    scratch = target.with_name(f"{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    _replace_folder(target, model, dense)
     del model
     gc.collect()
 
+    say("self-test: what was saved, read again")
     reloaded = load_model(target, dtype=torch.float32, trust_remote_code=trust_remote_code)
     checks += [
         compare("removed in memory and reloaded", pruned, full_logits(reloaded, ids), 0),
@@ -99,7 +99,17 @@ def prune_folder(
     }
 
 
-def _lost(model: Any, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _replace_folder(target: Path, model: PreTrainedModel, dense: Path) -> None:
+    """Save the model with the dense one's tokenizer; what stood in ``target`` stays until all is written."""
+    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
+    scratch = target.with_name(f"{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_model(model, scratch, companions_from=dense)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+
+
+def _lost(model: PreTrainedModel, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
     """What prune.json says of tensors that the run holds less precisely than the dense model's files, or not at all."""
     lost = shortfall(model, dense)
     lines = {f"model.dtype {dtype} narrows": list(lost.narrowed), "the text model leaves out": lost.left_out}

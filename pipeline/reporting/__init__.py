@@ -9,8 +9,10 @@ from pipeline.reporting.curves import learning_curve, perplexity_lines
 from pipeline.reporting.heat_maps import draw_heat_map, draw_linear_windows, draw_ppl_windows
 from pipeline.reporting.layer_bars import block_importance, draw_layer_bars
 from pipeline.reporting.page import render_page
+from pipeline.reporting.records import Records
 
 __all__ = [
+    "Records",
     "block_importance",
     "draw_heat_map",
     "draw_layer_bars",

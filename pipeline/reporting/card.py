@@ -18,71 +18,61 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, task_rows
-from pipeline.reporting.page import PROVENANCE_KEYS, PRUNE_KEYS, recovered, with_gaps
+from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, recovered, task_rows
+from pipeline.reporting.records import Record, Records
 
 
 def render_card(
+    records: Records,
     *,
-    name: str,
-    prune: Mapping[str, Any],
-    results: Mapping[str, Any] | None = None,
-    scores: Mapping[str, Any] | None = None,
-    comparison: Mapping[str, Any] | None = None,
-    cost: Mapping[str, Any] | None = None,
-    recipe: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    recipe: Record | None = None,
     loader: str = "AutoModelForCausalLM",
     custom_code: Sequence[str] = (),
 ) -> str:
     """Return the text of the model card.
 
-    `prune`, `results`, `scores`, `comparison` and `cost` are as for `render_page`; `recipe` is the configuration's
-    `train` section as a plain dict, shown key by key without those that are None; `provenance` holds `model` (where the
-    dense model was loaded from), `base_model` (its name on the Hub, where `model` is a local folder), `model_note`,
-    `data` (each with `path` and `documents`), `data_note`, `language` and `license`. `loader` is the class of
-    transformers that loads the folder, `custom_code` names the files of code that the model needs. What is missing is
-    said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
+    `recipe` is the configuration's `train` section as a plain dict, shown key by key without those that are None.
+    `loader` is the class of transformers that loads the folder, `custom_code` names the files of code that the model
+    needs. What is missing is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
-    results, cost = results or {}, cost or {}
-    prune, provenance = with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
-    models = results.get("models", {})
-    rows = perplexity_rows(models)
-    regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
-    base = provenance.get("base_model") or provenance.get("model") or prune.get("base_model")
-    languages = provenance.get("language")
-    return (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            name=name,
-            base_model=public_name(base),
-            base_on_hub=is_hub_name(base),
-            datasets=[path for path in (_hub_dataset(s["path"]) for s in provenance.get("data") or ()) if path],
-            languages=[languages] if isinstance(languages, str) else list(languages or ()),
-            license=provenance.get("license"),
-            metrics=[{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
-            prune=prune,
-            blocks=len(prune["removed"]) + len(prune["kept"]),
-            models=models,
-            rows=rows,
-            task_rows=task_rows(models),
-            recovered=recovered(rows[0]["values"]) if rows else None,
-            calibration=(scores or {}).get("calibration"),
-            choice=choice_words(prune, scores, comparison),
-            train=cost.get("train"),
-            versions=cost.get("versions") or {},
-            recipe={key: value for key, value in (recipe or {}).items() if value is not None},
-            provenance=provenance,
-            loader=loader,
-            trust=", trust_remote_code=True" if custom_code else "",
-            custom_code=custom_code,
-            sources=[
-                {"name": public_name(source["path"]), "documents": source.get("documents")}
-                for source in provenance.get("data") or ()
-            ],
-        )
+    template = _environment().get_template("card.md.j2")
+    return template.render(
+        **_shown(records),
+        recipe={key: value for key, value in (recipe or {}).items() if value is not None},
+        loader=loader,
+        trust=", trust_remote_code=True" if custom_code else "",
+        custom_code=custom_code,
     )
+
+
+def _shown(records: Records) -> dict[str, Any]:
+    """What the card says of the run's records."""
+    models, cost = records.models, records.cost or {}
+    prune, provenance = records.whole_prune, records.whole_provenance
+    rows, sources, languages = perplexity_rows(models), provenance["data"] or (), provenance["language"]
+    regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
+    base = provenance["base_model"] or provenance["model"] or prune["base_model"]
+    return {
+        "name": records.name,
+        "base_model": public_name(base),
+        "base_on_hub": is_hub_name(base),
+        "datasets": [path for path in (_hub_dataset(source["path"]) for source in sources) if path],
+        "languages": [languages] if isinstance(languages, str) else list(languages or ()),
+        "license": provenance["license"],
+        "metrics": [{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
+        "prune": prune,
+        "blocks": records.blocks,
+        "models": models,
+        "rows": rows,
+        "task_rows": task_rows(models),
+        "recovered": recovered(rows[0]["values"]) if rows else None,
+        "calibration": (records.scores or {}).get("calibration"),
+        "choice": choice_words(prune, records.scores, records.comparison),
+        "train": cost.get("train"),
+        "versions": cost.get("versions") or {},
+        "provenance": provenance,
+        "sources": [{"name": public_name(source["path"]), "documents": source.get("documents")} for source in sources],
+    }
 
 
 @functools.cache
@@ -163,7 +153,7 @@ def _hub_dataset(path: str) -> str | None:
     return path if is_hub_name(path) else None
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Text for a Markdown table or list: on one line, with the signs that Markdown or HTML would act on escaped."""
     text = " ".join(str(value).split())
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.errors import RegrowError
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, title
-from pipeline.run import RegrowError
 
 _MOST_POINTS = 800  # longer loss curves are averaged in groups, to keep the page small
 
@@ -192,7 +192,7 @@ def _draw_way(axes: Axes, way: Mapping[str, Any], top: float) -> None:
     """One line; dashed for greedy, dash-dotted with a linear map, dotted for a control, thick for the chosen way."""
     control = way["selection"] == "control"
     colour, marker = _colour_and_marker(way["by"])
-    style: Any = "-"
+    style: str | tuple[int, tuple[float, ...]] = "-"
     if control:
         style = (0, (1, 1.6))
     elif way.get("linear_map"):

@@ -14,11 +14,12 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.errors import RegrowError
 from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
-from pipeline.run import RegrowError
 
 COLOUR_MAP = "cividis"  # perceptually uniform, the same to the colour-blind, and in tune with the bars
 
@@ -36,8 +37,8 @@ def window_table(entry: Mapping[str, Any], *, normalized: bool = False, protecte
         raise RegrowError("heat map: this entry has no distances of windows; draw one of the distances' entries")
     table = np.full((len(windows), len(windows)), np.nan)
     for start, values in enumerate(windows):
-        for row, value in enumerate(values):
-            table[row, start] = value if finite(value) else np.nan
+        for below, value in enumerate(values):
+            table[below, start] = value if finite(value) else np.nan
     if normalized:
         for n, row in enumerate(table, start=1):
             there = np.isfinite(row)
@@ -81,11 +82,31 @@ def draw_heat_map(
     figure, (axes,) = canvas(1, 1, (NARROW, 3.5) if narrow else (6.4, 5.0))
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
+    image = _draw_cells(axes, table)
+    for run in _free_runs(total, protected):
+        for colour, width in (("mark-seam", 2.2), ("mark", 1.0)):
+            axes.plot(*_outline(*run), color=COLOURS[colour], linewidth=width, gid=f"free-windows-{colour}")
+    if mark is not None:
+        _draw_ring(axes, *mark)
+    axes.set_xlabel("first block of the window")
+    axes.set_ylabel("blocks in the window, n")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=7 if narrow else 12, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if 1 <= value <= total else ""))
+    _colour_key(axes, image, normalized)
+    if title:
+        panel_title(axes, title)
+    return figure
+
+
+def _draw_cells(axes: Axes, table: np.ndarray) -> AxesImage:
+    """The cells (L, L) as an image; what is not finite is no cell."""
+    total = len(table)
     colours = colormaps[COLOUR_MAP].with_extremes(bad=(0, 0, 0, 0))  # no window, no cell: the paper shows
     known = table[np.isfinite(table)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     # Exact cells in a vector format: matplotlib embeds the array itself, and the viewer scales it.
-    image = axes.imshow(
+    return axes.imshow(
         np.ma.masked_invalid(table),
         cmap=colours,
         vmin=low,
@@ -96,30 +117,22 @@ def draw_heat_map(
         extent=(-0.5, total - 0.5, total + 0.5, 0.5),
         gid="cells",
     )
-    for run in _free_runs(total, protected):
-        for colour, width in (("mark-seam", 2.2), ("mark", 1.0)):
-            axes.plot(*_outline(*run), color=COLOURS[colour], linewidth=width, gid=f"free-windows-{colour}")
-    if mark is not None:
-        for colour, width, name in (("mark-seam", 3.4, "mark-seam"), ("mark", 1.8, "mark")):
-            axes.plot(
-                *mark,
-                "o",
-                markersize=8,
-                fillstyle="none",
-                color=COLOURS[colour],
-                markeredgewidth=width,
-                clip_on=False,
-                gid=name,
-            )
-    axes.set_xlabel("first block of the window")
-    axes.set_ylabel("blocks in the window, n")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=7 if narrow else 12, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if 1 <= value <= total else ""))
-    _colour_key(axes, image, normalized)
-    if title:
-        panel_title(axes, title)
-    return figure
+
+
+def _draw_ring(axes: Axes, start: int, n: int) -> None:
+    """A ring around the cell of a window, with a seam that sets it off from any colour."""
+    for name, width in (("mark-seam", 3.4), ("mark", 1.8)):
+        axes.plot(
+            start,
+            n,
+            "o",
+            markersize=8,
+            fillstyle="none",
+            color=COLOURS[name],
+            markeredgewidth=width,
+            clip_on=False,
+            gid=name,
+        )
 
 
 def draw_linear_windows(entry: Mapping[str, Any], n: int, *, mark: int | None = None) -> Figure:
@@ -214,17 +227,18 @@ def _outline(first: int, length: int) -> tuple[list[float], list[float]]:
     return [*x, first - 0.5], [*y, length + 0.5]
 
 
-def _colour_key(axes: Axes, image: Any, normalized: bool) -> None:
+def _colour_key(axes: Axes, image: AxesImage, normalized: bool) -> None:
     """The key of the colours, in the corner below the diagonal where no window fits."""
     inset = axes.inset_axes((0.6, 0.13, 0.38, 0.04))
     bar = axes.figure.colorbar(image, cax=inset, orientation="horizontal")
     bar.outline.set_visible(False)
     # As an image, the key would be 256 rectangles in the SVG.
-    bar.solids.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_visible(False)
     inset.imshow(
-        np.linspace(image.norm.vmin, image.norm.vmax, 64)[None],
+        np.linspace(*image.get_clim(), 64)[None],
         cmap=image.cmap,
-        norm=image.norm,
+        norm=image.norm,  # type: ignore[arg-type]  # matplotlib types what it gives wider than what it takes
         aspect="auto",
         interpolation="none",
         extent=(*inset.get_xlim(), 0, 1),
@@ -234,6 +248,7 @@ def _colour_key(axes: Axes, image: Any, normalized: bool) -> None:
     if normalized:
         bar.set_ticks([0, 1], labels=["least of its row", "greatest"])
         left, right = inset.get_xticklabels()
-        left.set_ha("left"), right.set_ha("right")
+        left.set_horizontalalignment("left")
+        right.set_horizontalalignment("right")
     else:
         inset.xaxis.set_major_locator(MaxNLocator(nbins=3))

@@ -11,10 +11,10 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pipeline.errors import RegrowError
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
-from pipeline.run import RegrowError
 
 _HATCH = {"kept": None, "removed": "/////", "protected": "---"}  # dots would cost 250 kB of SVG each
 _LOG_SPREAD = 20  # largest over smallest score above which bars go on a log scale

@@ -3,7 +3,8 @@
 Plain dicts of numbers and words, in the order in which they are shown; what was not measured is None or said in words.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting import notation
@@ -45,7 +46,13 @@ def measure_rows(
     """
     rows = []
 
-    def add(label: str, note: str, values: Mapping[str, Any], write: Any, compare: Any) -> None:
+    def add(
+        label: str,
+        note: str,
+        values: Mapping[str, Any],
+        write: Callable[[float | None], str],
+        compare: Callable[[float | None, float | None], str],
+    ) -> None:
         reference = values.get("dense")
         cells = []
         for model in MODELS:
@@ -138,3 +145,16 @@ def stage_rows(cost: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _pick(entries: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
     return {model: entry[key] for model, entry in entries.items() if entry.get(key) is not None}
+
+
+def recovered(references: Mapping[str, float | None]) -> float | None:
+    """The share of the loss that pruning added and training took away again, as a fraction.
+
+    Loss is the logarithm of perplexity: (ln pruned - ln regrown) / (ln pruned - ln dense). None where one of the
+    three is missing or pruning added nothing.
+    """
+    values = [references.get(model) for model in MODELS]
+    if any(value is None or not math.isfinite(value) or value <= 0 for value in values):
+        return None
+    dense, pruned, regrown = (math.log(value) for value in values)
+    return (pruned - regrown) / (pruned - dense) if pruned > dense else None

@@ -25,90 +25,56 @@ from pipeline.reporting.model_rows import (
     stage_rows,
     task_rows,
 )
-
-PRUNE_KEYS = (
-    "protected",
-    "criterion",
-    "base_model",
-    "parameters",
-    "self_test",
-    "selection",
-    "stability",
-    "greedy",
-    "linear",
-)
-PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
+from pipeline.reporting.records import Record, Records
 
 
-def render_page(
-    *,
-    name: str,
-    prune: Mapping[str, Any],
-    out: Path,
-    scores: Mapping[str, Any] | None = None,
-    comparison: Mapping[str, Any] | None = None,
-    metrics: Sequence[Mapping[str, Any]] = (),
-    held_out: Sequence[Mapping[str, Any]] = (),
-    results: Mapping[str, Any] | None = None,
-    cost: Mapping[str, Any] | None = None,
-    config_yaml: str = "",
-    provenance: Mapping[str, Any] | None = None,
-) -> Path:
+def render_page(records: Records, out: Path) -> Path:
     """Write `index.html` and the PNG of each figure into the folder `out`, and return the page's path.
 
-    All inputs are parsed records of the run: `prune` (removed, kept, protected, criterion, parameters, selection,
-    stability, greedy, linear), `scores` (scores.json), `comparison` (comparison.json: what other criteria, selections
-    and controls would have removed, and the perplexity that each leaves before training), `metrics` and `held_out`
-    (lines of metrics.jsonl and held_out.jsonl), `results` (results.json), `cost` (stages in seconds, train, hardware,
-    versions), the resolved configuration as text, and `provenance` (model, data and notes on them). All but `prune`
-    may be missing or partial. Raises RegrowError if the scores belong to a model with other blocks than the prune
-    record's.
+    Raises RegrowError if the scores belong to a model with other blocks than the prune record's.
     """
     out.mkdir(parents=True, exist_ok=True)
-    models = (results or {}).get("models", {})
-    cost, prune, provenance = cost or {}, with_gaps(PRUNE_KEYS, prune), with_gaps(PROVENANCE_KEYS, provenance)
-    blocks = len(prune["removed"]) + len(prune["kept"])
+    path = out / "index.html"
+    path.write_text(_environment().get_template("page.html.j2").render(**_shown(records, out)), encoding="utf-8")
+    return path
+
+
+def _shown(records: Records, out: Path) -> dict[str, Any]:
+    """What the template lays out: the records in words and rounded numbers, and the figures, drawn into `out`."""
+    models, prune, cost = records.models, records.whole_prune, records.cost or {}
     perplexities = perplexity_rows(models)
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
-    importance = criteria.importance_drawings(scores, prune, out)
-    curve = _curve_drawings(metrics, held_out, references, out)
-    shown = _criteria(scores, prune, comparison, importance, blocks, out)
+    importance = criteria.importance_drawings(records.scores, prune, out)
+    curve = _curve_drawings(records.metrics, records.held_out, references, out)
+    shown = _criteria(records, importance, out)
     drawn = [importance, *shown["maps"], curve]
-    pictures = [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"]
-    page = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            name=name,
-            blocks=blocks,
-            prune=prune,
-            states=block_states(prune),
-            headline=headline(prune, references, cost),
-            main=main,
-            rows=measure_rows(models, prune, perplexities),
-            latency=latency_words(models),
-            task_rows=task_rows(models),
-            absent=[model for model in MODELS if model not in models],
-            importance=importance,
-            criteria=shown,
-            pictures=pictures,
-            curve=curve,
-            curve_differs=_loop_differs(held_out, references.get("pruned")),
-            trained=bool(metrics),
-            evaluated=any(line.get("held_out_perplexity") is not None for line in held_out),
-            scores=scores,
-            samples=sample_rows(models),
-            generation=next((models[m]["generation"] for m in MODELS if models.get(m, {}).get("generation")), None),
-            cost=cost,
-            stages=stage_rows(cost),
-            config_yaml=config_yaml,
-            provenance=provenance,
-        )
-    )
-    path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return {
+        "name": records.name,
+        "blocks": records.blocks,
+        "prune": prune,
+        "states": block_states(prune),
+        "headline": headline(prune, references, cost),
+        "main": main,
+        "rows": measure_rows(models, prune, perplexities),
+        "latency": latency_words(models),
+        "task_rows": task_rows(models),
+        "absent": [model for model in MODELS if model not in models],
+        "importance": importance,
+        "criteria": shown,
+        "pictures": [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"],
+        "curve": curve,
+        "curve_differs": _loop_differs(records.held_out, references.get("pruned")),
+        "trained": bool(records.metrics),
+        "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),
+        "scores": records.scores,
+        "samples": sample_rows(models),
+        "generation": next((models[m]["generation"] for m in MODELS if models.get(m, {}).get("generation")), None),
+        "cost": cost,
+        "stages": stage_rows(cost),
+        "config_yaml": records.config_yaml,
+        "provenance": records.whole_provenance,
+    }
 
 
 @functools.cache
@@ -122,15 +88,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _criteria(
-    scores: Mapping[str, Any] | None,
-    prune: Mapping[str, Any],
-    comparison: Mapping[str, Any] | None,
-    importance: Mapping[str, Any] | None,
-    blocks: int,
-    out: Path,
-) -> dict[str, Any]:
+def _criteria(records: Records, importance: Record | None, out: Path) -> dict[str, Any]:
     """All that the page shows of the criteria beyond the bars of the one that chose; empty where not recorded."""
+    scores, prune, comparison = records.scores, records.whole_prune, records.comparison
     shown = importance["criterion"] if importance else None
     planned = (comparison or {}).get("planned") or len(prune["removed"])
     known = ways.ways_of(comparison, prune) if comparison else []
@@ -143,7 +103,7 @@ def _criteria(
         "linear_windows": criteria.linear_windows(scores, planned),
         "linear": criteria.linear_rows(prune),
         "protected": (comparison or {}).get("protected") or prune["protected"] or [],
-        "overlap": ways.overlap(comparison, known, blocks) if comparison else None,
+        "overlap": ways.overlap(comparison, known, records.blocks) if comparison else None,
         "lines": criteria.perplexity_drawings(comparison, prune, out),
         "table": ways.perplexity_table(comparison, known) if comparison else None,
         "verdict": ways.verdict(comparison, known, prune) if comparison else [],
@@ -152,29 +112,11 @@ def _criteria(
     }
 
 
-def with_gaps(keys: Sequence[str], record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The record with None for each of these keys that it lacks, so that a template can ask for all of them."""
-    return dict.fromkeys(keys) | dict(record or {})
-
-
 def block_states(prune: Mapping[str, Any]) -> list[str]:
     """`removed`, `protected` or `kept` for each block of the dense model, in order."""
     blocks = len(prune["removed"]) + len(prune["kept"])
     removed, protected = set(prune["removed"]), set(prune.get("protected") or ())
     return ["removed" if b in removed else "protected" if b in protected else "kept" for b in range(blocks)]
-
-
-def recovered(references: Mapping[str, float | None]) -> float | None:
-    """The share of the loss that pruning added and training took away again, as a fraction.
-
-    Loss is the logarithm of perplexity: (ln pruned - ln regrown) / (ln pruned - ln dense). None where one of the
-    three is missing or pruning added nothing.
-    """
-    values = [references.get(model) for model in MODELS]
-    if any(value is None or not math.isfinite(value) or value <= 0 for value in values):
-        return None
-    dense, pruned, regrown = (math.log(value) for value in values)
-    return (pruned - regrown) / (pruned - dense) if pruned > dense else None
 
 
 def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], cost: Mapping[str, Any]) -> str:

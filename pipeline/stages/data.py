@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pipeline.checks import check_texts
-from pipeline.config import Config, Source
+from pipeline.config import Config
+from pipeline.data.corpus.crew import Crew
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.corpus.local import local_files
 from pipeline.data.corpus.overlap import held_out_hashes, refuse_overlap, write_hashes
@@ -23,13 +25,16 @@ from pipeline.data.formats.documents import format_of
 from pipeline.data.formats.tokenised import is_tokenised, require_same_ids
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
-from pipeline.data.sources import TextSource, may_be_remote, no_such_place
+from pipeline.data.sources import may_be_remote, no_such_place
+from pipeline.data.stream.held_out import require_one_row
 from pipeline.data.stream.parts import deal
 from pipeline.data.texts import counted
 from pipeline.data.tokens import about_encoder, encoder_hash
-from pipeline.inputs import HELD_OUT_HASHES, Inputs
+from pipeline.errors import RegrowError
+from pipeline.files import require_writable, write_json
+from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, read_encoding, text_source
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError, Run, require_writable, write_json
+from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -39,13 +44,12 @@ SHOWN = 5
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
     """The files of local sources by their content; a remote source is named by the config. Of ids, what made them."""
-    held_out = [config.data.held_out] if config.data.held_out else []
     files: list[Path] = []
     of_ids = config.data.tokenised is not None
-    for source in (*config.data.sources, *held_out):
+    for source in (text_source(config, key) for key in config.data.texts):
         here = local_files(source.path, source.files)
         if here is None and not may_be_remote(source.path):
-            raise no_such_place(source.path)
+            raise no_such_place(source)
         base, names = here or (Path(), [])
         found = [base / name for name in names if source.format != "auto" or format_of(name)]
         tars = (path for path in found if format_of(path.name) == "tar")
@@ -57,91 +61,116 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
     return hashes
 
 
+@dataclass(frozen=True)
+class Found:
+    """What stands in the corpus's sources and among the held-out text, and the hashes of held-out documents."""
+
+    sources: list[Listing]
+    apart: list[Listing]
+    hashes: dict[bytes, str]
+
+    @property
+    def corpus(self) -> list[Shard]:
+        return [shard for listing in self.sources for shard in listing.shards]
+
+    @property
+    def held_out(self) -> list[Shard]:
+        return [shard for listing in self.apart for shard in listing.shards]
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        return [entry for listing in (*self.sources, *self.apart) for entry in listing.skipped]
+
+
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write data/manifest.json, and the tokenised corpus where data.tokenised says so."""
     folder, text = run.stage("data"), Inputs(config, run)
     _require_ids_apart(config)
-    with Progress(folder / "progress" / "shards.jsonl") as progress:
+    found = _list(config, run, text, say)
+    _refuse(config, text, found)
+    _keep_for_later(folder, found, say)
+    corpus, damaged = found.corpus, []
+    if config.data.tokenised is not None:
+        corpus, damaged = _tokenise(config, text, found, say)
+    manifest = build_manifest(corpus, found.held_out, [*found.skipped, *damaged])
+    dealt = deal(corpus, config.data.lanes, config.data.seed)
+    surveys = _survey(text, corpus, found.sources)
+    write_json(folder / "manifest.json", manifest)
+    return _tell(config, corpus, found.sources, surveys, say) | {
+        "shards": len(corpus),
+        "parts": sum(len(source.parts) for source in dealt),
+        "bytes": sum(shard.bytes for shard in corpus),
+        "held_out_shards": len(found.held_out),
+        "skipped": manifest["skipped"],
+        "manifest": manifest["hash"],
+    }
 
-        def listed(source: Source, number: int, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
+
+def _list(config: Config, run: Run, text: Inputs, say: Callable[[str], None]) -> Found:
+    """List the held-out text first, so that the corpus is searched for it as it is read."""
+    with Progress(run.stage("data") / "progress" / "shards.jsonl") as progress:
+
+        def listed(key: str, kept: Mapping[bytes, str] | None = None, what: str = "") -> Listing:
             return list_source(
-                _asked(config, source, number),
+                text_source(config, key),
                 held_out=kept,
                 hash_of=run.hash_of,
                 done=progress,
                 say=lambda line: say(what + line),
             )
 
-        aside = [listed(config.data.held_out, 0, what="held-out ")] if config.data.held_out else []
-        held_out = [shard for listing in aside for shard in listing.shards]
+        apart = [listed(key, what="held-out ") for key in config.data.texts if key == "data.held_out"]
+        held_out = [shard for listing in apart for shard in listing.shards]
+        if held_out:
+            require_one_row(held_out, text.encoder, held_out_asked(config), text.cache)
         hashes = held_out_hashes(held_out, text.cache)
         if hashes:
             say(f"the corpus will be searched for {len(hashes):,} held-out documents")
-        listings = [listed(source, number, hashes) for number, source in enumerate(config.data.sources)]
-    corpus = [shard for listing in listings for shard in listing.shards]
-    skipped = [entry for listing in (*listings, *aside) for entry in listing.skipped]
+        return Found([listed(key, hashes) for key in config.data.texts if key != "data.held_out"], apart, hashes)
+
+
+def _refuse(config: Config, text: Inputs, found: Found) -> None:
+    """RegrowError on ids of another tokenizer, on too many lanes, and on documents that are held out too."""
     about = about_encoder(text.encoder)
-    for shard in (*corpus, *held_out):
+    for shard in (*found.corpus, *found.held_out):
         if shard.format == "tokenised" and shard.kind == "local":
             require_same_ids(Path(shard.place) / shard.path, shard.name, about)
-    if config.data.tokenised is None or all(shard.documents is not None for shard in corpus):
-        # Too many lanes are refused before the hours begin; of unknown lengths tokenising tells.
-        deal(corpus, config.data.lanes, config.data.seed)
-    refuse_overlap(twin for listing in listings for twin in listing.twins)
-    later = sum(shard.kind != "local" and shard.format != "tokenised" for shard in corpus)
-    if hashes and later:
-        write_hashes(folder / HELD_OUT_HASHES, hashes)
+    if config.data.tokenised is None or all(shard.documents is not None for shard in found.corpus):
+        # Before the hours begin; of unknown lengths tokenising tells.
+        deal(found.corpus, config.data.lanes, config.data.seed)
+    refuse_overlap(twin for listing in found.sources for twin in listing.twins)
+
+
+def _keep_for_later(folder: Path, found: Found, say: Callable[[str], None]) -> None:
+    """Keep the hashes for those who read remote text later, and say what is not searched yet, or never."""
+    later = sum(shard.kind != "local" and shard.format != "tokenised" for shard in found.corpus)
+    if found.hashes and later:
+        write_hashes(folder / HELD_OUT_HASHES, found.hashes)
         say(f"{later} shards are searched for held-out documents when they are fetched")
-    unseen = sum(shard.format == "tokenised" for shard in (*corpus, *held_out))
-    if held_out and unseen:
+    unseen = sum(shard.format == "tokenised" for shard in (*found.corpus, *found.held_out))
+    if found.held_out and unseen:
         say(f"{unseen} shards hold token ids, which cannot be searched for held-out documents")
 
-    if config.data.tokenised is not None:
-        corpus, damaged = tokenise_corpus(
-            corpus,
-            tokenizer=text.model,
-            separator=config.data.separator,
-            special_tokens=config.data.special_tokens,
-            trust_remote_code=config.model.trust_remote_code,
-            folder=config.data.tokenised,
-            cache=text.cache,
-            processes=_cores() if config.data.tokenise_processes == "auto" else config.data.tokenise_processes,
-            on_damage=config.data.on_damage,
-            die_with_parent=die_with_parent,
-            say=say,
-            held_out=hashes,
-        )
-        skipped += damaged
-        for number, source in enumerate(config.data.sources):
-            if not of_source(corpus, number):
-                raise RegrowError(f"data source {source.path!r}: every shard of it is damaged; replace them")
-    manifest = build_manifest(corpus, held_out, skipped)
-    dealt = deal(corpus, config.data.lanes, config.data.seed)
-    surveys = _survey(text, corpus, listings)
-    write_json(folder / "manifest.json", manifest)
-    return _tell(config, corpus, listings, surveys, say) | {
-        "shards": len(corpus),
-        "parts": sum(len(source.parts) for source in dealt),
-        "bytes": sum(shard.bytes for shard in corpus),
-        "held_out_shards": len(held_out),
-        "skipped": skipped,
-        "manifest": manifest["hash"],
-    }
 
-
-def _asked(config: Config, source: Source, number: int) -> TextSource:
-    """What the config asks of a source, for the listing."""
-    return TextSource(
-        source.path,
-        number,
-        files=source.files,
-        format=source.format,
-        revision=source.revision,
-        text_key=source.text_key,
-        exclude_domains=source.exclude_domains,
-        on_damage=config.data.on_damage,
-        on_no_text=config.data.on_no_text,
+def _tokenise(
+    config: Config, text: Inputs, found: Found, say: Callable[[str], None]
+) -> tuple[list[Shard], list[dict[str, str]]]:
+    """The corpus as token ids, and the shards that turned out to be damaged."""
+    data = config.data
+    processes = _cores() if data.tokenise_processes == "auto" else data.tokenise_processes
+    corpus, damaged = tokenise_corpus(
+        found.corpus,
+        read_encoding(config, text.model),
+        data.tokenised,
+        cache=text.cache,
+        crew=Crew(processes, die_with_parent, say),
+        on_damage=data.on_damage,
+        held_out=found.hashes,
     )
+    for number, source in enumerate(data.sources):
+        if not of_source(corpus, number):
+            raise RegrowError(f"data.sources.{number} {source.path!r}: every shard of it is damaged; replace them")
+    return corpus, damaged
 
 
 def _require_ids_apart(config: Config) -> None:
@@ -149,11 +178,11 @@ def _require_ids_apart(config: Config) -> None:
     if config.data.tokenised is None:
         return
     ids = config.data.tokenised.expanduser().resolve()
-    for source in (*config.data.sources, *([config.data.held_out] if config.data.held_out else [])):
+    for key, source in config.data.texts.items():
         root = Path(source.path).expanduser().resolve()
         if root.is_dir() and ids.is_relative_to(root) and fnmatchcase(f"{ids.relative_to(root)}/x.tar", source.files):
             raise RegrowError(
-                f"data.tokenised {str(config.data.tokenised)!r} lies in the data source {source.path!r}, "
+                f"data.tokenised {str(config.data.tokenised)!r} lies in {key} {source.path!r}, "
                 "which would list the ids as its own; take another folder"
             )
 

@@ -13,14 +13,16 @@ import torch
 
 from pipeline.checks import check_prompts
 from pipeline.config import Config
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, write_json
+from pipeline.run import Run
 from pipeline.stages.score import inputs
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
@@ -37,6 +39,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     rows = world.on_first(lambda: _rows(text))
     models, weights = {}, []
     for name, folder in folders.items():
+        say(f"{name}: {len(rows)} held-out rows of {rows.shape[1]} tokens")
         entry, size = _judge(config, folder, rows, world)
         give_back(world.device)
         path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()

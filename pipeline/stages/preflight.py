@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline.checks import check_tokenizer, check_weights
+from pipeline.checks import check_held_out, check_tokenizer, check_weights
 from pipeline.config import Config
+from pipeline.files import require_writable
 from pipeline.launch import Place
+from pipeline.model.describe import describe_folder
 from pipeline.model.load import resolve_model
-from pipeline.plan import describe_dense
-from pipeline.run import require_writable
 from pipeline.stages.stage import Ahead, load_stage
 
 
@@ -27,8 +27,11 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
     folder = model = None
     if any(stage.reads_model for stage in stages):
         folder = resolve_model(config.model.path, config.model.revision)
-        model = describe_dense(config, folder)
-        check_tokenizer(config, folder, model)
+        model = describe_folder(folder, config.model.trust_remote_code)
+        encoder = check_tokenizer(config, folder, model)
     ahead = Ahead(config, place, frozenset(due), folder, model)
     notes = [line for stage in stages for line in stage.check(ahead)]
-    return notes if model is None else [*notes, *check_weights(folder, model)]
+    if model is None:
+        return notes
+    check_held_out(config, encoder)
+    return [*notes, *check_weights(folder, model)]

@@ -7,26 +7,25 @@ maps), several processes share that; the surgery and its self-test are the first
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
-from pipeline.importance.controls import random_order, tail_order
-from pipeline.importance.selection import choose_blocks, protected_blocks, read_block_order
+from pipeline.cuts import open_removals, read_cut, read_way
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
+from pipeline.importance.choosing import Choice, Entries, choose
+from pipeline.importance.comparison import compare_ways
+from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
-from pipeline.model.blocks import block_parameters, check_indices
-from pipeline.model.costs import count_removals
+from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import resolve_model
-from pipeline.model.replacement import removed_runs
 from pipeline.model.surgery import prune_folder
-from pipeline.plan import describe_dense, planned_removal
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import score
-from pipeline.stages.choosing import Chooser, choose, runs_model
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -43,66 +42,90 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write prune/model (weights, config, tokenizer), prune/prune.json (what was removed and why, and the self-test)
     and, where it was asked for, prune/comparison.json."""
-    folder, cut = run.stage("prune"), config.prune
+    folder = run.stage("prune")
     dense = resolve_model(config.model.path, config.model.revision)
-    criteria = read_json(run.stage("score") / "scores.json")["criteria"]
-    require_scored(config, criteria)
-    meta = describe_dense(config, dense)
-    sizes, parameters = block_parameters(meta), sum(parameter.numel() for parameter in meta.parameters())
-    total = len(sizes)
-
+    entries = read_json(run.stage("score") / "scores.json")["criteria"]
+    require_scored(config, entries)
     _require_room(config, run)
-    chooser = Chooser(config, run, dense, world, say) if runs_model(config) else None
-    removed, rounds = removed_blocks(config, criteria, sizes, parameters, chooser)
-    say(f"removing {len(removed)} of {total} blocks: {removed}")
-    maps, linear = _linear(chooser, removed) if chooser and cut.linear else ({}, None)
-    comparison = None
-    if chooser and cut.compare.enabled:
-        comparison = chooser.comparison(criteria, total, removed, maps)
-    del chooser
+    sizes = Sizes.of(describe_folder(dense, config.model.trust_remote_code))
+
+    chosen = _choose(config, run, entries, sizes, world, say)
+    # The model that was asked is gone with the last reference to it.
     gc.collect()
     if world.rank > 0:
         return {}
-    if comparison is not None:
-        write_json(folder / "comparison.json", comparison)
+    if chosen.comparison is not None:
+        write_json(folder / "comparison.json", chosen.comparison)
 
-    record = prune_folder(
+    removed = chosen.blocks.removed
+    proof = prune_folder(
         dense,
         folder / "model",
         removed,
-        maps,
+        chosen.maps,
         dtype=config.model.dtype,
         trust_remote_code=config.model.trust_remote_code,
         say=say,
     )
-    protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
-    values = None
-    if cut.blocks is None and cut.selection == "one-shot" and cut.criterion not in CONTROLS:
-        values = sequence_values(criteria[cut.criterion])
-    record |= {
+    write_json(folder / "prune.json", {**proof, **_record(config, entries, len(sizes.blocks), chosen)})
+    return {"removed": removed, "parameters": proof["parameters"]}
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The blocks that go, the maps that take their place, and what was measured on the way."""
+
+    blocks: Choice
+    maps: Maps
+    linear: dict[str, Any] | None
+    comparison: dict[str, Any] | None
+
+
+def _choose(
+    config: Config, run: Run, entries: Entries, sizes: Sizes, world: World, say: Callable[[str], None]
+) -> _Chosen:
+    """Choose, fit and compare as the config asks, with the dense model where one of these runs it."""
+    prune, cut, way = config.prune, read_cut(config), read_way(config, len(sizes.blocks))
+    removals = open_removals(config, run, world, say) if config.prune.runs_model else None
+    choice = Choice(choose(way, cut, entries, sizes)) if removals is None else removals.choose(way, entries)
+    removed = choice.removed
+    say(f"removing {len(removed)} of {len(sizes.blocks)} blocks: {removed}")
+    maps, linear = removals.replaced(removed) if prune.linear else ({}, None)
+    comparison = None
+    if prune.compare.enabled:
+        asked = prune.compare
+        comparison = compare_ways(removals, entries, way, removed, maps, shares=asked.shares, greedy=asked.greedy)
+    return _Chosen(choice, maps, linear, comparison)
+
+
+def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> dict[str, Any]:
+    """What prune.json says of the choice."""
+    prune, cut, removed = config.prune, read_cut(config), chosen.blocks.removed
+    given, rounds, values = prune.blocks is not None, chosen.blocks.rounds, None
+    if not given and prune.selection == "one-shot" and prune.criterion not in CONTROLS:
+        values = sequence_values(entries[prune.criterion])
+    return {
         "base_model": config.model.path,
         "base_revision": config.model.revision,
-        "criterion": cut.criterion if cut.blocks is None else None,
-        "selection": cut.selection if cut.blocks is None else None,
-        "order_file": str(cut.blocks) if isinstance(cut.blocks, Path) else None,
+        "criterion": None if given else prune.criterion,
+        "selection": None if given else prune.selection,
+        "order_file": str(prune.blocks) if isinstance(prune.blocks, Path) else None,
         "removed": removed,
         "kept": [index for index in range(total) if index not in removed],
         # An explicit list is followed as it is.
-        "protected": []
-        if isinstance(cut.blocks, tuple)
-        else protected_blocks(total, cut.protect_first, cut.protect_last),
-        "stability": None if values is None else stability(values, len(removed), **protect),
-        "greedy": rounds,
-        "linear": linear,
+        "protected": [] if cut.blocks is not None else cut.protected(total),
+        "stability": None if values is None else stability(values, cut.taking(len(removed))),
+        "greedy": None
+        if rounds is None
+        else [{"removed": one.removed, "dense": one.dense, "perplexity": one.perplexity} for one in rounds],
+        "linear": chosen.linear,
     }
-    write_json(folder / "prune.json", record)
-    return {"removed": removed, "parameters": record["parameters"]}
 
 
 def _require_room(config: Config, run: Run) -> None:
     """RegrowError where the model is to run here, and was too large for the device when it was scored."""
     scored = run.record("score")
-    if runs_model(config) and scored and scored["result"]["loop"] == "block":
+    if config.prune.runs_model and scored and scored["result"]["loop"] == "block":
         raise RegrowError(
             "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, and stage "
             "score streamed it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
@@ -120,80 +143,14 @@ def require_scored(config: Config, criteria: Collection[str]) -> None:
         )
 
 
-def removed_blocks(
-    config: Config, criteria: Mapping[str, Any], sizes: list[int], parameters: int, chooser: Chooser | None
-) -> tuple[list[int], list[dict[str, Any]] | None]:
-    """The blocks to remove, and the rounds of greedy removal where it chose them."""
-    cut, total = config.prune, len(sizes)
-    if isinstance(cut.blocks, tuple):
-        return check_indices(cut.blocks, total), None
-    protect = {"protect_first": cut.protect_first, "protect_last": cut.protect_last}
-    remove = None
-    if cut.perplexity is None:
-        protected = len(protected_blocks(total, cut.protect_first, cut.protect_last))
-        remove = count_removals(
-            total,
-            protected,
-            remove=cut.remove,
-            ratio=cut.ratio,
-            parameters=cut.parameters,
-            dense_parameters=parameters,
-            block_parameters=sizes,
-        )
-    if cut.selection == "greedy":
-        rounds = chooser.greedy(remove, cut.perplexity)
-        if not rounds:
-            raise RegrowError(
-                f"prune.perplexity {cut.perplexity:g}: without any one block the perplexity of the calibration "
-                "sequences is above it; raise it"
-            )
-        plain = [{"removed": one.removed, "dense": one.dense, "perplexity": one.perplexity} for one in rounds]
-        return sorted(one.removed for one in rounds), plain
-    if isinstance(cut.blocks, Path):
-        return choose_blocks(read_block_order(cut.blocks, total), remove, **protect), None
-    if remove is None:
-        return chooser.within(_order(config, criteria, total), cut.perplexity), None
-    return choose(config, criteria, total, remove), None
-
-
-def _order(config: Config, criteria: Mapping[str, Any], total: int) -> list[int]:
-    """The order that a budget is followed along."""
-    cut = config.prune
-    if cut.criterion not in CONTROLS:
-        return criteria[cut.criterion]["order"]
-    if cut.criterion == "uniform":
-        raise RegrowError(
-            "prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
-            "perplexity budget; say prune.remove"
-        )
-    return tail_order(total) if cut.criterion == "tail" else random_order(total, cut.seed)
-
-
-def _linear(chooser: Chooser, removed: list[int]) -> tuple[dict[int, torch.Tensor], dict[str, Any]]:
-    """The maps that take the removed runs' places, and what prune.json says of them."""
-    if removed[0] == 0 and len(removed_runs(removed)) == 1:
-        raise RegrowError(
-            "prune.linear: every removed block lies at the start, where no block is left to fold a map into; protect "
-            "block 0 (prune.protect_first), or leave prune.linear out"
-        )
-    maps, tokens = chooser.maps(removed)
-    runs = [list(run) for run in removed_runs(removed) if run[0] in maps]
-    with_map = chooser.perplexities(removed, maps)
-    return maps, {
-        "runs": [{"blocks": run, "folded_into": run[0] - 1} for run in runs],
-        "tokens": tokens,
-        "perplexity": {"without_map": chooser.perplexities(removed), "with_map": with_map},
-    }
-
-
 def check(ahead: Ahead) -> list[str]:
     """Whether so many blocks, or these, can go from this model, and by what will be scored."""
     config = ahead.config
     if "score" in ahead.due:
         require_scored(config, config.score.criteria)
-    planned_removal(config, ahead.model)
-    if isinstance(config.prune.blocks, Path):
-        read_block_order(config.prune.blocks, len(block_parameters(ahead.model)))
+    sizes = Sizes.of(ahead.model)
+    read_cut(config).planned(sizes)
+    read_way(config, len(sizes.blocks))
     return []
 
 
@@ -204,7 +161,7 @@ STAGE = Stage(
     work=work,
     inputs=inputs,
     # Several processes share what runs the model; without that, one does all.
-    launched=runs_model,
+    launched=lambda config: config.prune.runs_model,
     check=check,
     reads_model=True,
 )

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.files import read_json, write_atomic
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.reporting.card import render_card
 from pipeline.reporting.page import render_page
-from pipeline.run import Run, read_json, write_atomic
+from pipeline.reporting.records import Records
+from pipeline.run import Run
 from pipeline.stages.stage import Stage
 from pipeline.training.metrics import read_lines
 from pipeline.world import World
@@ -20,31 +22,60 @@ FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x wi
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write report/index.html with its pictures, report/README.md, and the card into the last export."""
-    records = {stage: run.record(stage) for stage in STAGES if stage != "report"}
-    trained = records["train"]["result"]
-    scores = read_json(run.stage("score") / "scores.json")
-    prune = read_json(run.stage("prune") / "prune.json")
-    results = read_json(run.stage("evaluate") / "results.json")
+    stages = {stage: run.record(stage) for stage in STAGES if stage != "report"}
+    export = run.folder / stages["train"]["result"]["export"]
+    folder, records = run.stage("report"), _records(config, run, stages)
+    page = render_page(records, folder)
+    card = render_card(records, recipe=config.train.model_dump(mode="json"), **_loading(config, export))
+    write_atomic(folder / "README.md", card)
+    write_atomic(export / "README.md", card)
+    say(f"page: {page}")
+    say(f"regrown model, with its card: {export}")
+    return {"page": page.relative_to(run.folder).as_posix()}
+
+
+def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Records:
+    """What the run's folder holds, read; ``stages`` are the records of those that are done."""
     compared = run.stage("prune") / "comparison.json"
-    comparison = read_json(compared) if compared.exists() else None
-    cost = {
-        "stages": {stage: {"seconds": record["seconds"]} for stage, record in records.items()},
+    return Records(
+        config.report.title or run.name,
+        prune=read_json(run.stage("prune") / "prune.json"),
+        scores=read_json(run.stage("score") / "scores.json"),
+        comparison=read_json(compared) if compared.exists() else None,
+        metrics=read_lines(run.stage("train") / "metrics.jsonl"),
+        held_out=read_lines(run.stage("train") / "held_out.jsonl"),
+        results=read_json(run.stage("evaluate") / "results.json"),
+        cost=_cost(stages),
+        provenance=_provenance(config, stages["data"]["result"]),
+        config_yaml=dump_config(config),
+    )
+
+
+def _cost(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, and on what."""
+    trained = stages["train"]["result"]
+    return {
+        "stages": {stage: {"seconds": record["seconds"]} for stage, record in stages.items()},
         "train": {
             "tokens": trained["tokens"],
             "steps": trained["steps"],
             "flops": trained["flops"],
             "flops_formula": FLOPS_FORMULA,
-            "seconds": trained["seconds_in_steps"],
+            "seconds": trained["seconds"],
             "processes": trained["processes"],
         },
-        "hardware": records["train"]["hardware"],
-        "versions": records["train"]["versions"],
+        "hardware": stages["train"]["hardware"],
+        "versions": stages["train"]["versions"],
     }
+
+
+def _provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
+    """Where model and text come from; ``data`` is the result of stage data, which counts documents in all."""
     sources = [{"path": source.path, "documents": None} for source in config.data.sources]
     if len(sources) == 1:
-        sources[0]["documents"] = records["data"]["result"]["documents"]
+        sources[0]["documents"] = data["documents"]
     notes = config.report
-    provenance = {
+    return {
         "model": config.model.path,
         "base_model": notes.base_model,
         "model_note": notes.model_note,
@@ -53,37 +84,6 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "license": notes.license,
         "language": notes.language,
     }
-    title = notes.title or run.name
-    folder = run.stage("report")
-    page = render_page(
-        name=title,
-        prune=prune,
-        out=folder,
-        scores=scores,
-        comparison=comparison,
-        results=results,
-        cost=cost,
-        provenance=provenance,
-        metrics=read_lines(run.stage("train") / "metrics.jsonl"),
-        held_out=read_lines(run.stage("train") / "held_out.jsonl"),
-        config_yaml=dump_config(config),
-    )
-    card = render_card(
-        name=title,
-        prune=prune,
-        results=results,
-        scores=scores,
-        comparison=comparison,
-        cost=cost,
-        provenance=provenance,
-        recipe=config.train.model_dump(mode="json"),
-        **_loading(config, run.folder / trained["export"]),
-    )
-    write_atomic(folder / "README.md", card)
-    write_atomic(run.folder / trained["export"] / "README.md", card)
-    say(f"page: {page}")
-    say(f"regrown model, with its card: {run.folder / trained['export']}")
-    return {"page": page.relative_to(run.folder).as_posix()}
 
 
 def _loading(config: Config, export: Path) -> dict[str, Any]:

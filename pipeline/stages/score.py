@@ -13,23 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 from pipeline.config import Config
+from pipeline.cuts import read_cut
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
+from pipeline.errors import RegrowError
+from pipeline.evaluation.memory import total_memory
+from pipeline.files import write_atomic, write_json
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
 from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
 from pipeline.importance.scoring import score_blocks, score_streamed
 from pipeline.importance.selection import write_block_order
 from pipeline.inputs import Inputs
-from pipeline.model.blocks import block_parameters, find_blocks
+from pipeline.model.blocks import find_blocks
+from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.plan import describe_dense, planned_removal
-from pipeline.run import RegrowError, Run, write_atomic, write_json
+from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -45,8 +48,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     folder, text = run.stage("score"), Inputs(config, run)
     dense = text.model
     sequences, origins = world.on_first(text.calibration)
-    meta = describe_dense(config, dense)
-    by_block = _by_block(config, meta, world)
+    meta = describe_folder(dense, config.model.trust_remote_code)
+    blocks, by_block = len(find_blocks(meta)), _by_block(config, meta, world)
     asked, settings, progress = config.score.criteria, _settings(config, meta), folder / "progress"
     load = {
         "dtype": config.score.dtype,
@@ -54,6 +57,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "device": world.device,
         "trust_remote_code": config.model.trust_remote_code,
     }
+    way = "block by block" if by_block else "with the whole model on the device"
+    say(f"scoring {blocks} blocks on {len(sequences)} sequences of {sequences.shape[1]} tokens, {way}")
     if by_block:
         entries = score_streamed(
             StreamedModel(dense, **load),
@@ -79,28 +84,33 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank == 0:
         if len(sequences) == 1:
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
-        calibration = {
-            "sequences": config.score.sequences,
-            "length": config.score.length,
-            "bos": config.score.bos,
-            "dtype": config.score.dtype,
-            "seed": config.score.seed,
-            "overlap": {"held_out": _held_out(text, origins)},
-            "targets": (config.score.length - 1) * config.score.sequences,
-        }
+        held_out = _held_out(text, origins)
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
-        blocks = len(find_blocks(meta))
+        calibration = _calibration(config, held_out)
         write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
         _write_tables(folder, entries)
         for states in (folder / "progress").glob("states-*"):
             shutil.rmtree(states)
-        held_out = calibration["overlap"]["held_out"]
         known = "an unknown number" if held_out is None else held_out
         say(f"{len(origins)} calibration documents, {known} of them held out too")
         for name, entry in entries.items():
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")
-    return {"blocks": len(find_blocks(meta)), "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+    return {"blocks": blocks, "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+
+
+def _calibration(config: Config, held_out: int | None) -> dict[str, Any]:
+    """What scores.json says of the text; ``held_out`` of its sequences are of held-out documents."""
+    score = config.score
+    return {
+        "sequences": score.sequences,
+        "length": score.length,
+        "bos": score.bos,
+        "dtype": score.dtype,
+        "seed": score.seed,
+        "overlap": {"held_out": held_out},
+        "targets": (score.length - 1) * score.sequences,
+    }
 
 
 def _by_block(config: Config, meta: nn.Module, world: World) -> bool:
@@ -111,7 +121,7 @@ def _by_block(config: Config, meta: nn.Module, world: World) -> bool:
     if world.device.type == "cuda":
         memory = torch.cuda.get_device_properties(world.device).total_memory
     else:
-        memory = psutil.virtual_memory().total // world.on_this_machine
+        memory = total_memory() // world.on_this_machine
     # One answer for all: machines may differ.
     return any(world.gather(weights > ROOM * memory))
 
@@ -120,7 +130,7 @@ def _settings(config: Config, meta: nn.Module) -> Settings:
     score, windows = config.score, config.score.linear_n
     if windows is None and "linear" in score.criteria:
         # The planned cut, where it is known before scoring.
-        planned = len(planned_removal(config, meta))
+        planned = len(read_cut(config).planned(Sizes.of(meta)))
         windows = (planned,) if planned else ()
     return Settings(
         position=score.position,
@@ -162,18 +172,19 @@ def _held_out(text: Inputs, origins: list[dict[str, Any]]) -> int | None:
 
 def check(ahead: Ahead) -> list[str]:
     """Whether the windows and the maps that the config asks for are possible with this model."""
-    _check_windows(ahead.config, ahead.model)
-    _check_maps(ahead.config, ahead.model)
+    sizes = Sizes.of(ahead.model)
+    total, planned = len(sizes.blocks), len(read_cut(ahead.config).planned(sizes))
+    _check_windows(ahead.config, total, planned)
+    _check_maps(ahead.config, ahead.model.config.get_text_config().hidden_size, total, planned)
     return []
 
 
-def _check_windows(config: Config, model: Any) -> None:
-    """Whether the windows of ppl fit into the model, and hold the one that is to be removed."""
-    total, cut = len(block_parameters(model)), config.prune
+def _check_windows(config: Config, total: int, planned: int) -> None:
+    """Whether the windows of ppl fit into a model of ``total`` blocks, and hold the one that is to be removed."""
+    cut = config.prune
     long = [count for count in config.score.ppl_n if count >= total]
     if long:
         raise RegrowError(f"score.ppl_n {long[0]}: the model has {total} blocks, a window holds fewer")
-    planned = len(planned_removal(config, model))
     if cut.criterion == "ppl" and cut.selection == "contiguous" and planned not in config.score.ppl_n:
         raise RegrowError(
             f"score.ppl_n {list(config.score.ppl_n)}: prune removes a window of {planned} blocks by ppl; add {planned} "
@@ -181,12 +192,11 @@ def _check_windows(config: Config, model: Any) -> None:
         )
 
 
-def _check_maps(config: Config, model: Any) -> None:
+def _check_maps(config: Config, width: int, total: int, planned: int) -> None:
     """Whether linear maps can be fitted as the config says: enough tokens, and windows that the model has."""
     score, cut = config.score, config.prune
     if "linear" not in score.criteria and not cut.linear:
         return
-    total, width = len(block_parameters(model)), model.config.get_text_config().hidden_size
     long = [count for count in score.linear_n or () if count >= total]
     if long:
         raise RegrowError(f"score.linear_n {long[0]}: the model has {total} blocks, a window holds fewer")
@@ -197,7 +207,6 @@ def _check_maps(config: Config, model: Any) -> None:
             f"{score.length} tokens to fit maps of {width} x {width} on; {needed} are needed ({TOKENS_PER_INPUT} "
             "tokens for each input); raise it, or leave it null"
         )
-    planned = len(planned_removal(config, model))
     by_window = cut.criterion == "linear" and cut.selection == "contiguous"
     if by_window and score.linear_n is not None and planned not in score.linear_n:
         raise RegrowError(

@@ -19,18 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.errors import RegrowError, first_line
+from pipeline.files import hash_json, read_json, write_atomic, write_json
 from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
 from pipeline.life import telling
-from pipeline.run import (
-    RegrowError,
-    Run,
-    compare_fingerprints,
-    first_line,
-    hash_json,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import load_stage
 from pipeline.world import World
 
@@ -169,7 +162,13 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
 
 
 def _finish(
-    stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None, result: Any, seconds: float
+    stage: str,
+    config: Config,
+    run: Run,
+    world: World,
+    fingerprint: dict[str, Any] | None,
+    result: dict[str, Any],
+    seconds: float,
 ) -> None:
     """Write the stage's record."""
     run.finish(

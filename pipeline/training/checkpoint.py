@@ -11,17 +11,35 @@ import contextlib
 import io
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.run import RegrowError, hash_file, read_json, require_space, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
 from pipeline.world import World
 
-#: Parts of a layout that must agree for a resume: with any other the bytes could not be the same.
-LAYOUT = ("processes", "micro_batch", "zero_stage", "threads", "dtype", "device")
+
+@dataclass(frozen=True)
+class Layout:
+    """How a run is laid out on processes and devices. All of it must agree for a resume: with any other the bytes could
+    not be the same. ``threads`` is None on a GPU: sums there do not depend on it, and nodes differ in cores."""
+
+    processes: int
+    micro_batch: int
+    zero_stage: int
+    threads: int | None
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, world: World, micro_batch: int, zero_stage: int, dtype: str) -> Layout:
+        """The layout of this run on these processes."""
+        threads = world.threads if world.device.type == "cpu" else None
+        return cls(world.size, micro_batch, zero_stage, threads, dtype, world.device.type)
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -48,7 +66,7 @@ def checkpoint_bytes(parameters: int, zero_stage: int, dtype: torch.dtype) -> in
 
 
 def save_checkpoint(
-    root: Path, engine: Engine, world: World, *, step: int, state: Mapping[str, Any], keep: int, parameters: int
+    root: Path, engine: Engine, world: World, *, step: int, state: Mapping[str, Any], keep: int
 ) -> Path:
     """Write the checkpoint of ``step``; every process calls it. Keeps the ``keep`` newest complete ones.
 
@@ -61,7 +79,8 @@ def save_checkpoint(
         try:
             shutil.rmtree(folder, ignore_errors=True)
             clear_torn(root)
-            require_space(root, checkpoint_bytes(parameters, engine.zero_stage, engine.dtype), f"checkpoint {step}")
+            needed = checkpoint_bytes(engine.parameters, engine.zero_stage, engine.dtype)
+            require_space(root, needed, f"checkpoint {step}")
             folder.mkdir(parents=True)
         except (RegrowError, OSError) as error:
             problem = str(error)
@@ -97,7 +116,7 @@ def save_checkpoint(
     return folder
 
 
-def newest_checkpoint(root: Path, layout: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(root: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete checkpoint and its state, verified; None when there is none.
 
     Raises RegrowError when it is damaged (naming the file, and the checkpoint before it to fall back on) or was
@@ -117,9 +136,9 @@ def newest_checkpoint(root: Path, layout: Mapping[str, Any]) -> tuple[Path, dict
             )
     state = read_json(folder / "state.json")
     differing = [
-        f"{name} was {state['layout'].get(name)}, is {layout[name]}"
-        for name in LAYOUT
-        if state["layout"].get(name) != layout[name]
+        f"{name} was {state['layout'].get(name)}, is {value}"
+        for name, value in asdict(layout).items()
+        if state["layout"].get(name) != value
     ]
     if differing:
         raise RegrowError(

@@ -19,11 +19,13 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.model.attention import attention_of, document_arguments
 from pipeline.model.loss import document_targets, next_token_losses, router_coefficient
@@ -59,6 +61,19 @@ def decay_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[str])
     return [group for group in groups if group["params"]]
 
 
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW (Loshchilov & Hutter 2019) as a run has it. ``learning_rate`` is the peak; ``no_decay`` names kinds of
+    parameters as ``decay_groups`` has them; ``clip`` is the largest global gradient norm, 0 for none."""
+
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    no_decay: tuple[str, ...]
+    clip: float
+
+
 class Engine:
     """A model under DeepSpeed with AdamW: micro-batches in, one update at the end of ``accumulation`` of them.
 
@@ -72,59 +87,68 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         world: World,
+        optimisation: Optimisation,
         *,
         micro_batch: int,
         accumulation: int,
         zero_stage: int,
-        learning_rate: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        no_decay: Iterable[str],
-        clip: float,
         gradient_checkpointing: bool = False,
     ):
-        deepspeed = _deepspeed()
-        self.world = world
-        self.accumulation = accumulation
+        self.world, self.zero_stage = world, zero_stage
+        self.micro_batch, self.accumulation = micro_batch, accumulation
         self.dtype = next(model.parameters()).dtype
+        self.parameters = model.num_parameters()
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
+        self._bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
         if self.autocast:
             model.float()
+        self._look_at(model)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        self._adamw = torch.optim.AdamW(
+            decay_groups(model, optimisation.weight_decay, optimisation.no_decay),
+            lr=optimisation.learning_rate,
+            betas=optimisation.betas,
+            eps=optimisation.eps,
+            fused=True,
+        )
+        deepspeed, config = _deepspeed(), self._settings(model, optimisation.clip)
+        # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=config)
+        if world.size == 1 and (zero_stage == 0 or (self._bf16 and zero_stage == 1)):
+            # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
+            # the reduction also hands the gradients to the optimizer, and must stay.)
+            self.engine.enable_backward_allreduce = False
+
+    def _look_at(self, model: PreTrainedModel) -> None:
+        """See what text reaches of the model; the rest is not trained."""
         with self.precision():
             output = probe(model)
         self.unreached = unreached(model, output)
         for parameter in self.unreached.values():
             parameter.requires_grad_(False)
         trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-        self.narrowed = [name for name in trained if bf16 and self._dtypes[name] == torch.float32]
+        self.narrowed = [name for name in trained if self._bf16 and self._dtypes[name] == torch.float32]
         computed = getattr(output, "aux_loss", None) is not None
         self.router_coefficient = router_coefficient(model.config) if computed else None
-        del output
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        optimizer = torch.optim.AdamW(
-            decay_groups(model, weight_decay, no_decay),
-            lr=learning_rate,
-            betas=betas,
-            eps=eps,
-            fused=True,
-        )
-        config = {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": accumulation,
-            "train_batch_size": micro_batch * accumulation * world.size,
+
+    def _settings(self, model: PreTrainedModel, clip: float) -> dict[str, Any]:
+        """DeepSpeed's configuration."""
+        return {
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "train_batch_size": self.micro_batch * self.accumulation * self.world.size,
             "gradient_clipping": clip,
-            "bf16": {"enabled": bf16, "immediate_grad_update": True},
+            "bf16": {"enabled": self._bf16, "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
             "zero_optimization": {
-                "stage": zero_stage,
+                "stage": self.zero_stage,
                 "overlap_comm": False,
                 "contiguous_gradients": True,
                 # DeepSpeed makes its buckets as long as this, whatever the model's size: 2 GB at its default.
@@ -137,17 +161,9 @@ class Engine:
             "steps_per_print": None,
             "wall_clock_breakdown": False,
         }
-        # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        if world.size == 1 and (zero_stage == 0 or (bf16 and zero_stage == 1)):
-            # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
-            # the reduction also hands the gradients to the optimizer, and must stay.)
-            self.engine.enable_backward_allreduce = False
-        self.zero_stage = zero_stage
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> PreTrainedModel:
         """The module that DeepSpeed wraps."""
         return self.engine.module
 
@@ -232,6 +248,20 @@ class Engine:
             return None
         held = self.model.state_dict()
         return {name: value.detach().to("cpu", self._dtypes[name]) for name, value in held.items()}
+
+    def close(self) -> None:
+        """Give up weights, gradients and moments; the engine is of no use afterwards.
+
+        DeepSpeed ties parameters, optimizer and modules into a knot that hangs on its own tables, and is never
+        collected: what it keeps is taken out of it.
+        """
+        weights = list(self.model.parameters())
+        self.engine.destroy()
+        for optimizer in (self.optimizer, self._adamw):
+            vars(optimizer).clear()
+        for weight in weights:
+            vars(weight).clear()
+            weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
 def _deepspeed() -> Any:

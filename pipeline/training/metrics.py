@@ -9,10 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.run import RegrowError, write_atomic
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Step
 
 #: Steps at the end of metrics.jsonl that say how fast a run is: one alone may hold a checkpoint, or a slow fetch.
 WINDOW = 20
@@ -56,15 +62,33 @@ def cut_after(path: Path, step: int) -> int:
     return len(gone)
 
 
+def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
+    """A step's line in metrics.jsonl; the router's loss only where it is trained on."""
+    record = asdict(step)
+    if step.auxiliary_loss is None:
+        del record["auxiliary_loss"]
+    seconds = {name: record.pop(name) for name in ("seconds", "data_wait")}
+    return {**record, "mfu": mfu, **seconds}
+
+
+def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
+    """A step in words, of ``steps``, with the time that is left at the pace of the ``recent`` lines."""
+    router = "" if step.auxiliary_loss is None else f"router's auxiliary loss {step.auxiliary_loss:.4f}, "
+    left = timedelta(seconds=round((steps - step.step) * pace(recent)[1]))
+    return (
+        f"step {step.step} of {steps}: loss {step.loss:.4f}, {router}gradient norm {step.grad_norm:.2f}, rate "
+        f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {left} left"
+    )
+
+
 def pace(lines: Iterable[dict[str, Any]]) -> tuple[float, float]:
-    """Tokens a second within steps, and seconds from one step's end to the next's, by the last of metrics.jsonl's
-    ``lines``; the latter hold evaluations, checkpoints and exports, so that they tell how long a run still takes."""
+    """Tokens a second, and seconds of a step, by the last of metrics.jsonl's ``lines``. Both hold what is done between
+    steps (evaluations, checkpoints, exports), so that they tell how long a run still takes."""
     recent = list(lines)[-WINDOW:]
-    seconds = sum(line["seconds"] for line in recent)
+    # Runs of earlier versions, which status still reads, have what is between the steps in a field of its own.
+    seconds = sum(line.get("interval", line["seconds"]) for line in recent)
     tokens = sum(line["tokens_per_second"] * line["seconds"] for line in recent)
-    # Runs of earlier versions, which status still reads, have no interval.
-    between = sum(line.get("interval", line["seconds"]) for line in recent)
-    return tokens / seconds, between / len(recent)
+    return tokens / seconds, seconds / len(recent)
 
 
 def _line(record: dict[str, Any]) -> str:

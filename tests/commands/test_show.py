@@ -13,7 +13,8 @@ from pipeline.commands.show import shown_step
 from pipeline.config import load_config
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.shards import read_manifest
-from pipeline.run import RegrowError, read_json
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 
 ROW = re.compile(r"\nrow (\d+), lane (\d+), \d+ documents, sha256 (\w+);")
 

@@ -10,7 +10,9 @@ import pytest
 
 from pipeline.commands.status import status_text
 from pipeline.config import dump_config, load_config
-from pipeline.run import RegrowError, Run, write_atomic, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import write_atomic, write_json
+from pipeline.run import Run
 
 
 @pytest.fixture
@@ -58,10 +60,7 @@ def test_training_s_place_speed_and_time_left(run):
     write_json(run.stage("train") / "progress" / "started.json", {})
     # 4,096 tokens are 8 steps of 8 rows of 64.
     assert line(run, "train").split() == ["train", "begun", "step", "0", "of", "8"]
-    steps = [
-        {"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 800.0, "interval": 900.0}
-        for n in (1, 2, 3, 4)
-    ]
+    steps = [{"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 900.0} for n in (1, 2, 3, 4)]
     metrics = run.stage("train") / "metrics.jsonl"
     # The last line is being written at this moment.
     write_atomic(metrics, "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 5, "lo')
@@ -84,7 +83,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_damaged_line_is_named_and_a_torn_last_one_is_left_out(run):
     metrics = run.stage("train") / "metrics.jsonl"
     write_json(run.stage("train") / "progress" / "started.json", {})
-    whole = '{"step": 1, "loss": 2.5, "tokens_per_second": 100.0, "seconds": 1.0, "interval": 1.0}\n'
+    whole = '{"step": 1, "loss": 2.5, "tokens_per_second": 100.0, "seconds": 1.0}\n'
     metrics.write_text(whole + '{"step": 2, "lo')
     assert "step 1 of 8" in line(run, "train")
     metrics.write_text(whole + '{"step": 2, "lo\n' + whole)

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import zstandard
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
-from tests.data.corpora import listing_of
+from tests.data.corpora import listing_of, write_shard
 from tests.data.server import SECRET, Server
-
-
-def write_shard(path: Path, documents: list[Any]) -> Path:
-    """One shard in the format that its ending names; a document that is a text gets the key ``text``.
-
-    In a tar a text becomes KEY.txt with its domain in KEY.json, and any other document KEY.json alone.
-    """
-    records = [
-        {"text": item, "meta": {"redpajama_set_name": "RedPajamaWikipedia"}} if isinstance(item, str) else item
-        for item in documents
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode(
-        "utf-8", "surrogatepass"
-    )
-    if path.name.endswith(".parquet"):
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
-    elif path.name.endswith((".tar", ".tar.gz")):
-        from webdataset import TarWriter
-
-        with path.open("wb") as file, TarWriter(file, mtime=0, compress=path.name.endswith(".gz")) as tar:
-            for number, (item, record) in enumerate(zip(documents, records, strict=True)):
-                parts = {"txt": record.pop("text"), "json": record} if isinstance(item, str) else {"json": record}
-                tar.write({"__key__": f"{number:06d}", **parts})
-    elif path.name.endswith(".zst"):
-        path.write_bytes(zstandard.ZstdCompressor(level=9, write_checksum=True).compress(lines))
-    elif path.name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines, mtime=0))
-    else:
-        path.write_bytes(lines)
-    return path
 
 
 @pytest.fixture
@@ -66,12 +28,11 @@ def shard_of(tmp_path: Path) -> Callable[..., Path]:
 def corpus(texts: list[str], tmp_path: Path) -> list[Shard]:
     """Five shards of 12 to 16 real documents in several formats; the first document of each is a long one."""
     long = "\n\n".join(texts[:20])
-    endings = ("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "jsonl.zst")
+    endings = ("jsonl.zst", "jsonl", "parquet", "jsonl.gz", "tar.gz")
     for number, ending in enumerate(endings):
         first = 100 + 20 * number
-        write_shard(
-            tmp_path / "corpus" / f"part_{number}.{ending}", [f"{number} {long}", *texts[first : first + 11 + number]]
-        )
+        documents = [f"{number} {long}", *texts[first : first + 11 + number]]
+        write_shard(tmp_path / "corpus" / f"part_{number}.{ending}", documents)
     return listing_of(str(tmp_path / "corpus")).shards
 
 

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.formats.documents import check_documents, format_of
 from pipeline.data.formats.tokenised import write_tokenised
@@ -20,12 +22,13 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
+from pipeline.data.stream.lanes import Lane, Mixture
 from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.data.stream.strands import Reading
+from pipeline.files import hash_file
 from pipeline.launch import die_with_parent
-from pipeline.run import hash_file
 
 LANES = 12
 #: What a stream is told beside its reading.
@@ -38,29 +41,33 @@ def encode(text: str) -> list[int]:
     return [*text.encode(), 256]
 
 
-def write_shard(path: Path, texts: Sequence[Any], *, tokenised: bool = False) -> Path:
-    """One shard in the format that its ending names; parquet in row groups of 4, tar tokenised if asked. In jsonl a
-    record may stand instead of a text."""
+def write_shard(path: Path, documents: Sequence[Any], *, group: int | None = None, tokenised: bool = False) -> Path:
+    """One shard in the format that its ending names; parquet in row groups of ``group``, tar tokenised if asked.
+
+    A document that is a text gets the key ``text`` and a domain; in a tar it becomes KEY.txt, with its domain in
+    KEY.json. Any other document is a record as it stands; in a tar, KEY.json alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = [{"text": item} if isinstance(item, str) else item for item in texts]
-    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    about = {"meta": {"redpajama_set_name": "RedPajamaWikipedia"}}
+    records = [{"text": item, **about} if isinstance(item, str) else item for item in documents]
+    # As a writer leaves it that does not look: half of a surrogate pair too.
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode(errors="surrogatepass")
     if tokenised:
-        write_tokenised(path, map(encode, texts), about={"vocabulary": 257})
-    elif path.suffix == ".tar":
+        write_tokenised(path, map(encode, documents), about={"vocabulary": 257})
+    elif path.name.endswith((".tar", ".tar.gz")):
         from webdataset import TarWriter
 
-        with TarWriter(str(path), mtime=0) as tar:
-            for number, text in enumerate(texts):
-                tar.write({"__key__": f"{number:06d}", "json": {"text": text}})
+        with path.open("wb") as file, TarWriter(file, mtime=0, compress=path.suffix == ".gz") as tar:
+            for number, item in enumerate(documents):
+                parts = {"txt": item, "json": about} if isinstance(item, str) else {"json": item}
+                tar.write({"__key__": f"{number:06d}", **parts})
     elif path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table({"text": list(texts)}), path, row_group_size=4)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=group)
     elif path.suffix == ".zst":
-        import zstandard
-
-        path.write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+        path.write_bytes(zstandard.ZstdCompressor(level=9, write_checksum=True).compress(lines))
     else:
         path.write_bytes(gzip.compress(lines, mtime=0) if path.suffix == ".gz" else lines)
     return path
@@ -99,7 +106,7 @@ def two_sources(folder: Path, texts: Sequence[str], kind: str) -> list[Shard]:
         if number in (5, 16):
             documents[2] = ""
         path = write_shard(
-            folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents, tokenised=kind == "tokenised"
+            folder / f"{'ab'[source]}_{number:02d}{ENDINGS[kind]}", documents, group=4, tokenised=kind == "tokenised"
         )
         shards.append(shard(path, source, tokenised=kind == "tokenised"))
     return shards
@@ -127,6 +134,12 @@ def stream(shards: Sequence[Shard], cache: Path, **more) -> RowStream:
     """Rows of 64 tokens from 12 lanes, with one weight for each source."""
     sources = 1 + max(shard.source for shard in shards)
     return row_stream(shards, cache, **{"lanes": LANES, "weights": (0.7, 0.3)[:sources], **more})
+
+
+def lane(shards, cache, number=0, *, lanes=4, row=0, cursor=None, **more) -> Lane:
+    """One lane of its own, from its row number ``row`` on."""
+    how = reading_of(cache, **more)
+    return Lane(number, Mixture.of(shards, lanes, None, how), how, row=row, cursor=cursor)
 
 
 def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, real: bool = False, **more):

@@ -19,8 +19,8 @@ import torch.distributed
 from pipeline.data.shards import read_manifest
 from pipeline.data.stream.loader import load_rows
 from pipeline.data.stream.position import from_json, to_json
+from pipeline.files import read_json, write_json
 from pipeline.launch import die_with_parent
-from pipeline.run import read_json, write_json
 from tests.data.corpora import LANES, cursors_behind, digest, stream
 
 

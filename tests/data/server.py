@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections import defaultdict
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 1000
 #: What a test puts into tokens and queries, to look for it in messages.
 SECRET = "TOPSECRET"
+
+
+def online(server: Server) -> dict[str, str]:
+    """What a process's environment needs for this server to be its hub, whatever the tests' own says."""
+    return {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 class Server:
@@ -64,6 +70,14 @@ class Server:
     def bodies(self, path: str) -> int:
         """How often the body at ``path``, or a part of it, was asked for."""
         return sum(1 for method, asked, _ in list(self.requests) if (method, urlsplit(asked).path) == ("GET", path))
+
+    def wait_for_body(self, path: str, seconds: float = 20) -> None:
+        """Until the body at ``path`` is asked for; fails, with what was asked for instead, when it is not."""
+        end = time.monotonic() + seconds
+        while not self.bodies(path):
+            asked = [f"{method} {target}" for method, target, _ in list(self.requests)]
+            assert time.monotonic() < end, f"{path} was not asked for within {seconds} s; asked for were {asked}"
+            time.sleep(0.005)
 
 
 class _Handler(BaseHTTPRequestHandler):

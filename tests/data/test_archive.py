@@ -12,7 +12,7 @@ from pipeline.data.damage import BadRecord, DamagedShard
 from pipeline.data.formats.documents import check_documents
 from pipeline.data.formats.tar import read_tar
 from pipeline.data.formats.tokenised import write_tokenised
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def read(path, **more):

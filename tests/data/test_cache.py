@@ -20,7 +20,7 @@ from pipeline.data.formats.documents import read_documents
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.space import needed_space, require_cache_space
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -84,10 +84,9 @@ def test_a_cache_travels_and_a_fork_begins_anew(remote, server, tmp_path):
     cache = ShardCache(tmp_path / "cache", attempts=3, wait=0.001, stalled=0.5)
     path = cache.open(shard)
     # A download is under way, with its lock held, when the process forks.
-    server.fail("/c/part_4.jsonl.zst", "stall")
+    server.fail("/c/part_4.tar.gz", "stall")
     cache.ahead(other)
-    while not server.bodies("/c/part_4.jsonl.zst"):
-        time.sleep(0.005)
+    server.wait_for_body("/c/part_4.tar.gz")
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.open(shard) == path
     copy.drop(shard)
@@ -233,8 +232,7 @@ def test_a_fetch_under_way_counts_as_if_it_were_there(remote, server, tmp_path):
     begun, second = (ShardCache(tmp_path / "cache", limit=limit, attempts=2, wait=0.002, stalled=5) for _ in range(2))
     server.fail("/c/part_1.jsonl", "stall")
     begun.ahead(slow)
-    while not server.bodies("/c/part_1.jsonl"):
-        time.sleep(0.005)
+    server.wait_for_body("/c/part_1.jsonl")
     with pytest.raises(RegrowError, match="no room for shard"):
         second.open(quick)
 

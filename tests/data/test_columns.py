@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.formats.documents import DamagedShard, read_documents
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.texts import NoText
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def table_of(texts) -> pyarrow.Table:

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.data.remote.contents import read_contents
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.data.corpus import crew
 from pipeline.data.damage import DamagedShard
+from pipeline.errors import RegrowError
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError
 
 
 class Divide:
@@ -32,7 +32,8 @@ def prepare(top, tell):
 def run(numbers, said):
     jobs = [Divide(number) for number in numbers]
     return {
-        job.number: outcome for job, outcome in crew.outcomes(jobs, 2, prepare, (12,), die_with_parent, said.append)
+        job.number: outcome
+        for job, outcome in crew.outcomes(crew.Crew(2, die_with_parent, said.append), jobs, prepare, (12,))
     }
 
 

@@ -26,7 +26,8 @@ from pipeline.data.formats.documents import READERS, DamagedShard, check_documen
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import read_tokenised, write_tokenised
 from pipeline.data.remote.cache import ShardCache
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 from tests.data.corpora import listing_of
 
 CASES = 120

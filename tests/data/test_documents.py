@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.damage import BadRecord, DamagedShard
 from pipeline.data.formats.documents import Census, check_documents, format_of, read_documents
 from pipeline.data.formats.tokenised import write_tokenised
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 ENDINGS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "tar.gz")
 

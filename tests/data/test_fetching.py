@@ -17,9 +17,9 @@ import pytest
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.remote.cache import ShardCache
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
-from tests.data.server import COMMIT, SECRET, Server
+from tests.data.server import COMMIT, SECRET, Server, online
 
 
 def test_only_the_manifest_s_bytes_of_a_local_shard_are_delivered(corpus, cache, tmp_path):
@@ -204,7 +204,7 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import read_manifest
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 said = []
 cache = ShardCache(Path(sys.argv[1]), attempts=3, wait=0.01, stalled=5, say=said.append)
 shards = list_source(TextSource("owner/set")).shards
@@ -236,7 +236,7 @@ def test_shards_of_the_hub_are_fetched_at_their_commit(server, parquet, corpus, 
     server.fail(f"{resolve}/part_0.jsonl.zst", "429:0")
     server.fail(f"{resolve}/spoilt.jsonl", "flip", "flip")
     storage.fail("/large/part_1.jsonl", "503", "cut")
-    environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_TOKEN": f"hf_{SECRET}"}
+    environment = {**os.environ, **online(server), "HF_TOKEN": f"hf_{SECRET}"}
     done = subprocess.run(
         [sys.executable, "-c", HUB, str(tmp_path / "cache")],
         env=environment,

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.formats.documents import read_documents
+from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
-from pipeline.data.stream.held_out import held_out_rows
-from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
-from tests.data.corpora import listing_of
+from pipeline.data.stream.held_out import RowsAsked, held_out_rows, require_one_row
+from pipeline.data.tokens import about_encoder, load_tokenizer, make_encoder
+from pipeline.errors import RegrowError
+from tests.data.corpora import listing_of, shard
 
 
 def rows_of(shards, encoder, tmp_path, *, length=32, bos="document", rows=None):
@@ -207,8 +208,26 @@ def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path)
 @pytest.mark.parametrize("rows", [None, 4])
 def test_too_little_held_out_text_is_refused(shard_of, encoder, tmp_path, rows):
     path = shard_of("a.jsonl", ["one short text"])
-    with pytest.raises(RegrowError, match=r"held-out documents: \d+ tokens in all, not one row of 512"):
+    with pytest.raises(RegrowError, match=r"data\.held_out: \d+ tokens in all, not one row of 512"):
         rows_of(listing_of(str(path.parent)).shards, encoder, tmp_path, length=512, rows=rows)
+
+
+@pytest.mark.parametrize("kind", ["text", "ids"])
+@pytest.mark.parametrize("bos", ["document", "every", "none"])
+def test_one_row_is_found_exactly_where_there_is_one(shard_of, encoder, tmp_path, bos, kind):
+    """A set of n tokens under a policy has a row of n, and none of n + 1: as many as are drawn."""
+    texts = ["one short text", "another", "and a third one"]
+    path = shard_of("a.jsonl" if kind == "text" else "a.tar", texts)
+    if kind == "ids":
+        write_tokenised(path, map(encoder, texts), about=about_encoder(encoder))
+    shards = [shard(path, tokenised=kind == "ids")]
+    of_text = sum(len(encoder(text)) - 1 for text in texts)
+    length = of_text + {"document": len(texts), "every": 1, "none": 0}[bos]
+    assert rows_of(shards, encoder, tmp_path, length=length, bos=bos).shape == (1, length)
+    require_one_row(shards, encoder, [RowsAsked("a.key", length, bos)], tmp_path)
+    both = [RowsAsked("a.key", length, bos), RowsAsked("b.key", length + 1, bos)]
+    with pytest.raises(RegrowError, match=rf"not one row of b\.key \({length + 1}\); add documents to it, or lower"):
+        require_one_row(shards, encoder, both, tmp_path)
 
 
 @pytest.mark.parametrize("rows", [None, 3])

@@ -12,7 +12,7 @@ import zstandard
 from pipeline.data.damage import BadRecord, DamagedShard
 from pipeline.data.formats.documents import check_documents
 from pipeline.data.formats.jsonl import read_jsonl, write_jsonl_zst
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def read(path, **more):

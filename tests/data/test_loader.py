@@ -21,8 +21,8 @@ from pipeline.data.formats.documents import DamagedShard
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.stream.loader import fitting_workers, load_rows
+from pipeline.errors import RegrowError
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError
 from tests.data.corpora import (
     cursors_behind,
     differs,
@@ -186,7 +186,7 @@ def test_remote_shards_give_the_same_rows_and_are_dropped(texts, tmp_path, serve
     # 24 parts: as many files, or three files of eight row groups.
     size = 6 if ending == "jsonl.zst" else 32
     local = [
-        shard(write_shard(tmp_path / f"corpus/{n:02d}.{ending}", short[size * n : size * n + size]))
+        shard(write_shard(tmp_path / f"corpus/{n:02d}.{ending}", short[size * n : size * n + size], group=4))
         for n in range(24 if ending == "jsonl.zst" else 3)
     ]
     expected = take(iter(stream(local, tmp_path, lanes=3)), 900)
@@ -211,7 +211,7 @@ def test_remote_shards_give_the_same_rows_and_are_dropped(texts, tmp_path, serve
 
 def test_row_groups_that_are_cut_for_the_lanes_are_read_as_local_ones(texts, tmp_path, server):
     """More lanes than row groups: a lane has documents from the middle of one."""
-    local = [shard(write_shard(tmp_path / f"corpus/{n}.parquet", texts[9 * n : 9 * n + 9])) for n in range(2)]
+    local = [shard(write_shard(tmp_path / f"corpus/{n}.parquet", texts[9 * n : 9 * n + 9], group=4)) for n in range(2)]
     expected = take(iter(stream(local, tmp_path)), 240)
     rows = take(iter(stream(put(server, local), quiet(tmp_path / "cache"))), 240)
     assert differs(rows, expected) is None, differs(rows, expected)
@@ -251,7 +251,7 @@ def test_ids_of_another_tokenizer_are_refused_where_they_are_read(tmp_path):
 
 @pytest.mark.parametrize("ending", ["jsonl.zst", "parquet"])
 def test_remote_text_is_searched_for_held_out_documents_before_it_is_served(texts, tmp_path, server, ending):
-    local = [shard(write_shard(tmp_path / f"corpus/{n}.{ending}", texts[9 * n : 9 * n + 9])) for n in range(4)]
+    local = [shard(write_shard(tmp_path / f"corpus/{n}.{ending}", texts[9 * n : 9 * n + 9], group=4)) for n in range(4)]
     far = put(server, local)
     kept = {hash_text(texts[22]): "one of data.held_out"}
     for workers in (0, 2):

@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes, read_hashes, refuse_overlap, write_hashes
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.progress import Progress
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
 
 

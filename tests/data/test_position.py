@@ -19,7 +19,8 @@ from pipeline.data.stream.position import (
     skipped_parts,
     to_json,
 )
-from pipeline.run import RegrowError, write_json
+from pipeline.errors import RegrowError
+from pipeline.files import write_json
 
 IDENTITY = Identity(
     lanes=384,

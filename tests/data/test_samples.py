@@ -18,7 +18,8 @@ from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError, hash_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json
 from tests.data.corpora import listing_of
 
 

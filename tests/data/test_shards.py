@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.data.shards import build_manifest, read_manifest, without_secrets
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.special_tokens import HIDDEN, count_strings, special_strings
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 #: The model, how it splits, and its trainer; all but the BPE of bytes find "</s>" in their vocabulary again.

@@ -7,7 +7,7 @@ import pytest
 from pipeline.data.corpus.survey import SAMPLE, survey
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.tokens import load_tokenizer, make_encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from tests.data.corpora import listing_of
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from pipeline.data.texts import NoText, counted, text_of, why_no_text
+from pipeline.data.formats.jsonl import parse_object
+from pipeline.data.texts import HALF_A_PAIR, NoText, counted, text_of, why_no_text
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,15 @@ def test_blank_texts_say_nothing_and_a_word_is_a_text():
     assert counted({"null": 1}) == "1 record without text (null 1)"
 
 
-@pytest.mark.parametrize("record", [["text"], "text", 7, None, {"text": "half of a pair: \ud83d"}])
-def test_what_no_writer_of_text_means_is_an_error(record):
+def test_half_of_a_surrogate_pair_is_no_text():
+    """JSON can hold it, and no tokenizer takes it; a whole pair is a character."""
+    for text in ("half of a pair: \ud83d", "\udf31 begins with the other half"):
+        assert text_of({"text": text, "id": 7}, "text") == NoText(HALF_A_PAIR, ("text", "id"))
+    whole = json.loads('{"text": "a whole pair: \\ud83c\\udf31"}')
+    assert text_of(whole, "text") == "a whole pair: 🌱"
+
+
+@pytest.mark.parametrize("data", [b'["text"]', b'"text"', b"7", b"null", b"", b'{"text": '])
+def test_what_is_no_object_is_no_record(data):
     with pytest.raises(ValueError):
-        text_of(record, "text")
+        parse_object(data)

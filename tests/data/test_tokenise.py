@@ -22,15 +22,18 @@ import pyarrow.parquet
 import pytest
 from webdataset import TarWriter
 
+from pipeline.data.corpus.crew import Crew
 from pipeline.data.corpus.overlap import hash_text
 from pipeline.data.corpus.tokenising import tokenise_corpus
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import about_tokenised, read_tokenised, write_tokenised
-from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.data.remote.cache import ShardCache
+from pipeline.data.tokens import Encoding, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 from pipeline.launch import die_with_parent
-from pipeline.run import RegrowError, hash_file
 from tests.data.corpora import listing_of, row_stream
 
 
@@ -58,21 +61,15 @@ def mixed(texts, tmp_path_factory):
 def call(shards, folder, tokenizer, **changes):
     """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
     said = []
+    asked = {
+        name: changes.pop(name) for name in ("separator", "special_tokens", "trust_remote_code") if name in changes
+    }
     made = tokenise_corpus(
         shards,
-        folder=folder,
-        tokenizer=tokenizer,
-        **{
-            "separator": "eos",
-            "special_tokens": "plain",
-            "trust_remote_code": False,
-            "processes": 1,
-            "cache": folder.with_name("cache"),
-            "on_damage": "raise",
-            "die_with_parent": die_with_parent,
-            "say": said.append,
-            **changes,
-        },
+        Encoding(tokenizer, **asked),
+        folder,
+        crew=Crew(changes.pop("processes", 1), die_with_parent, said.append),
+        **{"cache": ShardCache(folder.with_name("cache")), **changes},
     )
     return *made, said
 

@@ -20,7 +20,8 @@ from pipeline.data.formats.tokenised import (
     read_tokenised,
     write_tokenised,
 )
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 
 ABOUT = {"vocabulary": 49152, "tokenizer": "abc", "separator": 2, "bos": None}
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 TEXT = "The city of Łódź, founded in 1423."
 #: Half of it may be anything at all; the rest stands for what tokenizers treat in a way of their own.

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.data.shards import build_manifest
 from pipeline.data.stream.position import from_json, to_json
-from pipeline.run import read_json, write_json
+from pipeline.files import read_json, write_json
 from tests import ROOT
 from tests.data.corpora import ENDINGS, LANES, cursors_behind, differs, digest, stream, take, together, two_sources
 

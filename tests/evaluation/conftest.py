@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pipeline.data.tokens import Encoder, make_encoder
+from tests.families import build
+from tests.tiny import train_tokenizer
 
 SENTENCES = """The river rises in the hills north of the town and reaches the sea after forty miles.
 A bridge of stone was built in 1784, and the road over it still carries the market traffic on Saturdays.
@@ -31,15 +32,7 @@ def sentences() -> list[str]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """310 tokens, no padding token, and an end token that is set but never added to a text."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=310, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    return train_tokenizer(SENTENCES, 310)
 
 
 @pytest.fixture(scope="session")
@@ -49,32 +42,15 @@ def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def fresh_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[], LlamaForCausalLM]:
+def fresh_model(tokenizer: PreTrainedTokenizerFast) -> Callable[[], PreTrainedModel]:
     """Builds the same model at each call."""
-    return lambda: build_model(len(tokenizer))
-
-
-def build_model(vocabulary: int) -> LlamaForCausalLM:
-    # A wide initial range gives logits that differ well beyond rounding; dropout shows a forgotten eval().
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=0.5,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    torch.manual_seed(20)
-    return LlamaForCausalLM(config)
+    # A wide range of weights gives logits that differ well beyond rounding; dropout shows a forgotten eval().
+    shape = {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "attention_dropout": 0.5, "pad_token_id": None}
+    return lambda: build("llama", spread=0.3, **shape)
 
 
 @pytest.fixture
-def model(fresh_model: Callable[[], LlamaForCausalLM]) -> LlamaForCausalLM:
+def model(fresh_model: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """In training mode, as a training loop hands it over."""
     return fresh_model().train()
 

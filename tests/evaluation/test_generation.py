@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.tokens import Encoder, make_encoder
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import _behind, encode_prompt, generate_samples
-from pipeline.run import RegrowError
 
 PROMPTS = ("The ferry crosses", "In spring the meadows beside the water", "Nobody")
 

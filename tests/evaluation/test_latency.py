@@ -10,9 +10,9 @@ import weakref
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
-from pipeline.run import RegrowError
 
 CPU = torch.device("cpu")
 PROMPT = "The ferry crosses"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.evaluation import memory
-from pipeline.evaluation.memory import SHARE, available_memory, fit_together, give_back
+from pipeline.evaluation.memory import SHARE, available_memory, fit_together, give_back, total_memory
 
 CPU = torch.device("cpu")
 
@@ -76,8 +76,10 @@ def test_a_container_s_limit_counts(tmp_path, monkeypatch, own, groups, left):
     if left is None:
         host = psutil.virtual_memory().available
         assert abs(available_memory() - host) < host / 4, "no limit is set, and it is not the host's memory"
+        assert total_memory() == psutil.virtual_memory().total
         return
     assert available_memory() == left
+    assert total_memory() == GIB, "what is taken now changes what could be taken at most"
     assert fit_together([int(left * SHARE)], CPU) and not fit_together([int(left * SHARE) + 1], CPU)
 
 

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity, row_losses
-from pipeline.run import RegrowError
 from pipeline.world import World
 from tests import ROOT
 

@@ -16,6 +16,7 @@ from torch import distributed
 
 from pipeline.criteria import CRITERIA
 from pipeline.importance.criteria import Settings
+from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.scoring import score_blocks
@@ -33,7 +34,7 @@ def work(rank: int, world: int, meeting: str) -> dict:
     ids = torch.randint(0, VOCABULARY, (32, 16), generator=torch.Generator().manual_seed(0))
     share = ids.chunk(world)[rank].split(2)
     entries = score_blocks(MODEL, ids.split(2), CRITERIA, Settings(linear_lengths=(2,)), world=all_of_them)
-    rounds = greedy_rounds(MODEL, share, remove=2, protect_first=1, protect_last=1, world=all_of_them)
+    rounds = greedy_rounds(MODEL, share, Cut(remove=2, protect_first=1, protect_last=1), world=all_of_them)
     found = {
         "entries": entries,
         "greedy": [one.removed for one in rounds],

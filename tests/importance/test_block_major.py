@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.importance.block_major import needs, sweep_by_block
+from pipeline.errors import RegrowError
+from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.distances import StateDistances
+from pipeline.importance.footprint import SweepShape
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError
 from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 
@@ -155,7 +156,7 @@ def test_killed_at_any_instant_it_goes_on_to_the_same_bytes(measured):
 
 def test_the_states_on_disk_are_those_that_were_foretold(measured):
     for case in measured["peaks"]:
-        assert case["peak"] == case["needs"], f"{case}: the peak of the files is not what needs() says"
+        assert case["peak"] == case["foretold"], f"{case}: the peak of the files is not what SweepShape says"
 
 
 def test_memory_grows_with_the_block_and_not_with_the_model(measured):
@@ -262,7 +263,7 @@ def _newest(folder, number, blocks):
 
 
 def peaks(model, place):
-    """The most bytes of states that stood in the folder, against ``needs``."""
+    """The most bytes of states that stood in the folder, against ``SweepShape``."""
     global WATCHER
     found = []
     for losses, distances in ((True, True), (True, False), (False, True)):
@@ -276,8 +277,10 @@ def peaks(model, place):
         swept(model, some_ids(4, 8), folder, losses, distances)
         WATCHER = None
         asked = {"losses": losses, "distances": distances}
-        said = needs(len(model.blocks), 4, 8, 32, 4, 0, 0, micro_batch=2, vocabulary=VOCABULARY, **asked)
-        found.append({**asked, "peak": max(sizes), "needs": said["states"]})
+        shape = SweepShape(
+            blocks=len(model.blocks), sequences=4, length=8, width=32, value_bytes=4, micro_batch=2, **asked
+        )
+        found.append({**asked, "peak": max(sizes), "foretold": shape.states()})
     return found
 
 

@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
 from pipeline.importance.distances import AT_A_TOKEN, DISTANCES, StateDistances, distances_between
 from pipeline.importance.selection import choose_window
 from pipeline.importance.sweep import dense_states, removal_losses
 from pipeline.model.blocks import find_blocks
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, FAMILIES, VOCABULARY, build
 
 LENGTH = 16
@@ -98,7 +99,7 @@ def test_the_best_start_of_n_blocks_is_that_of_n_blocks_and_not_of_its_neighbour
             for n in range(1, BLOCKS - first - last + (first + last > 0)):
                 starts = range(first, BLOCKS - last - n + 1)
                 best = min(starts, key=lambda start, n=n, name=name: brute[start, n][name])
-                chosen = choose_window(windows, n, protect_first=first, protect_last=last)
+                chosen = choose_window(windows, Cut(remove=n, protect_first=first, protect_last=last))
                 assert chosen == list(range(best, best + n)), f"{name}, {n} blocks, {first} and {last} protected"
                 at_the_end += chosen[-1] == BLOCKS - 1
                 longer = {start: windows[start][n] for start in starts if len(windows[start]) > n}

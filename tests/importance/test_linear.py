@@ -7,11 +7,11 @@ from copy import deepcopy
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.linear import fit_maps, linear_entry, replacement_errors
 from pipeline.importance.sweep import dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import replace_blocks
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, VOCABULARY, build
 
 WIDTH = 32

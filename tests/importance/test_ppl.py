@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.ppl import perplexity_without, summarise, windows_of
 from pipeline.model.blocks import remove_blocks
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from tests.families import VOCABULARY, build
 
 

@@ -16,6 +16,7 @@ import torch
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.criteria import Settings
+from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.scoring import score_blocks
 from pipeline.importance.selection import choose_blocks, choose_window, order_blocks, read_block_order
@@ -170,7 +171,7 @@ def test_a_published_order_gives_the_published_models(name, criterion, tmp_path:
     counted = PARAMETERS.get(name, {})
     # Where no set is published, the rule's ends: one block, and all that are free.
     for count in sorted({1, *sets, *counted, total - 6}):
-        removed = choose_blocks(order, count)
+        removed = choose_blocks(order, Cut(remove=count))
         assert set(removed) == sets.get(count, set(removed)), f"{count} blocks: another set than the published one"
         # How many parameters stay does not depend on the criterion: each model's counts are taken once.
         if criterion == "ppl" and count in {*counted, total - 6}:
@@ -198,15 +199,15 @@ def test_26_of_32_is_one_model_by_every_criterion_every_selection_and_every_cont
     ids = torch.randint(0, VOCABULARY, (24, 16), generator=torch.Generator().manual_seed(0))
     entries = score_blocks(model, [ids], CRITERIA, Settings(ppl_lengths=(26,), linear_lengths=(26,)))
     assert len({tuple(entry["order"]) for entry in entries.values()}) > 3, "the criteria order alike: nothing is shown"
-    one_shot = {name: choose_blocks(entry["order"], 26) for name, entry in entries.items()}
-    by_ratio = {f"{name}, 26/32": choose_blocks(entry["order"], ratio=26 / 32) for name, entry in entries.items()}
+    one_shot = {name: choose_blocks(entry["order"], Cut(remove=26)) for name, entry in entries.items()}
+    by_ratio = {f"{name}, 26/32": choose_blocks(entry["order"], Cut(ratio=26 / 32)) for name, entry in entries.items()}
     windows = {
-        f"{name}, contiguous": choose_window(entry["windows"], 26)
+        f"{name}, contiguous": choose_window(entry["windows"], Cut(remove=26))
         for name, entry in entries.items()
         if name != "linear" and "windows" in entry
     }
-    greedy = {"greedy": sorted(one.removed for one in greedy_rounds(model, [ids[:1, :4]], remove=26))}
-    controls = {name: control_blocks(name, 32, 26, seed=5) for name in CONTROLS}
+    greedy = {"greedy": sorted(one.removed for one in greedy_rounds(model, [ids[:1, :4]], Cut(remove=26)))}
+    controls = {name: control_blocks(name, 32, Cut(remove=26), seed=5) for name in CONTROLS}
     chosen = {**one_shot, **by_ratio, **windows, **greedy, **controls}
     assert len(windows) == 9 and len(chosen) == 2 * len(CRITERIA) + 9 + 1 + 3
     assert {name: blocks for name, blocks in chosen.items() if blocks != list(range(4, 30))} == {}

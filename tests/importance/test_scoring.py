@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from pipeline.criteria import CRITERIA
+from pipeline.errors import RegrowError
 from pipeline.importance.criteria import Settings
+from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.linear import linear_entry
 from pipeline.importance.ppl import perplexity_without
@@ -20,7 +22,6 @@ from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
-from pipeline.run import RegrowError
 from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 
@@ -40,10 +41,10 @@ def test_every_criterion_has_its_entry_and_nothing_is_left_behind(family):
         assert entry["higher_is"] == "more important" and ("interval" in entry) == (name not in {"magnitude", "taylor"})
         for score, (low, high) in zip(entry["scores"], entry.get("interval", []), strict=False):
             assert low <= score <= high, f"{name}: the score lies outside its interval"
-        assert choose_blocks(entry["order"], 3, protect_first=2, protect_last=1) == [2, 3, 4]
+        assert choose_blocks(entry["order"], Cut(remove=3, protect_first=2, protect_last=1)) == [2, 3, 4]
     assert (
         entries["angular_last"]["position"] == 3
-        and len(choose_window(entries["angular_last"]["windows"], 2, protect_first=0, protect_last=0)) == 2
+        and len(choose_window(entries["angular_last"]["windows"], Cut(remove=2, protect_first=0, protect_last=0))) == 2
     )
     assert json.loads(json.dumps(entries)) == entries, "an entry is not plain JSON"
     for module in model.modules():
@@ -125,7 +126,7 @@ def test_perplexities_beyond_fp64_are_said_to_be_so():
     with pytest.raises(RegrowError, match=r"ppl: without blocks \[.*'none'\] the mean loss is up to [\d,]+"):
         score_blocks(model, ids)
     with pytest.raises(RegrowError, match=r"greedy selection: without any further block .* beyond fp64"):
-        next(greedy_rounds(model, [ids], remove=1, protect_first=0, protect_last=0))
+        next(greedy_rounds(model, [ids], Cut(remove=1, protect_first=0, protect_last=0)))
     assert perplexity_without(model, [ids], [2]) == math.inf
     entry = {"sequence_losses": [[1.0, 2.0], [700.0, 800.0]], "order": [0, 1]}
     add_uncertainty(entry)

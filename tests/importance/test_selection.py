@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
 from pipeline.importance.selection import (
     choose_blocks,
     choose_window,
     choose_within,
     near_ties,
     order_blocks,
-    protected_blocks,
     read_block_order,
     write_block_order,
 )
-from pipeline.run import RegrowError
+from pipeline.model.describe import Sizes
 
 #: Nota's order for vicuna-7b-v1.3 by PPL, least important first.
 VICUNA = "25,27,10,24,11,20,8,29,6,5,26,22,9,7,15,12,16,18,21,13,28,19,4,23,14,30,17,3,1,31,2,0"
@@ -31,25 +32,24 @@ TWENTY = sorted([*FIFTEEN, 12, 13, 16, 18, 21])
 def test_the_published_order_gives_the_published_models(tmp_path, remove, removed):
     (tmp_path / "block_order.csv").write_text(VICUNA + "\n")
     order = read_block_order(tmp_path / "block_order.csv", 32)
-    assert choose_blocks(order, remove) == removed, f"{remove} removed blocks are not the published ones"
+    assert choose_blocks(order, Cut(remove=remove)) == removed, f"{remove} removed blocks are not the published ones"
 
 
 def test_without_the_protect_rule_the_smallest_model_would_be_another():
     order = [int(block) for block in VICUNA.split(",")]
-    free = choose_blocks(order, 26, protect_first=0, protect_last=0)
+    free = choose_blocks(order, Cut(remove=26, protect_first=0, protect_last=0))
     assert set(range(4, 30)) - set(free) == {17} and set(free) - set(range(4, 30)) == {30}
 
 
 @given(st.permutations(range(12)), st.integers(0, 12), st.integers(0, 5), st.integers(0, 5))
 def test_choice_is_the_first_free_ones_of_the_order(order, remove, first, last):
-    kept = set(protected_blocks(12, first, last))
-    free = [block for block in order if block not in kept]
-    if remove > len(free):
-        with pytest.raises(RegrowError, match=rf"{remove} of 12 blocks cannot be removed.*leaves {len(free)}"):
-            choose_blocks(order, remove, protect_first=first, protect_last=last)
+    cut = Cut(remove=remove, protect_first=first, protect_last=last)
+    free = [block for block in order if first <= block < 12 - last]
+    if not 0 < remove <= min(len(free), 11):
+        with pytest.raises(RegrowError, match=rf"remove {remove}: (no block would go|only {min(len(free), 11)} of 12)"):
+            choose_blocks(order, cut)
     else:
-        chosen = choose_blocks(order, remove, protect_first=first, protect_last=last)
-        assert chosen == sorted(free[:remove])
+        assert choose_blocks(order, cut) == sorted(free[:remove])
 
 
 def test_scores_become_an_order_with_ties_by_index():
@@ -75,31 +75,31 @@ def test_an_order_file_is_read_back_and_a_bad_one_refused_by_name(tmp_path):
     with pytest.raises(RegrowError, match=r"gone\.csv: cannot be read"):
         read_block_order(tmp_path / "gone.csv", 3)
     with pytest.raises(RegrowError, match="not every index"):
-        choose_blocks([0, 0, 1], 1)
+        choose_blocks([0, 0, 1], Cut(remove=1))
 
 
 def test_how_many_go_can_be_said_in_three_ways():
     order = [int(block) for block in VICUNA.split(",")]
-    assert choose_blocks(order, ratio=0.2) == SIX
-    sizes = {"dense_parameters": 6738415616, "block_parameters": 202383360}
-    assert choose_blocks(order, parameters=3702665216, **sizes) == FIFTEEN
-    for wrong in ({}, {"remove": 6, "ratio": 0.2}):
-        with pytest.raises(RegrowError, match="exactly one of remove, ratio and parameters"):
-            choose_blocks(order, **wrong)
-    with pytest.raises(RegrowError, match="leaves 26; lower"):
-        choose_blocks(order, 27)
+    assert choose_blocks(order, Cut(ratio=0.2)) == SIX
+    target = Cut(parameters=3702665216)
+    assert choose_blocks(order, target.taking(target.count(Sizes((202383360,) * 32, 6738415616)))) == FIFTEEN
+    with pytest.raises(RegrowError, match="remove 27: only 26 of 32 blocks may go, 6 are protected"):
+        choose_blocks(order, Cut(remove=27))
 
 
 @given(st.integers(3, 10), st.integers(0, 3), st.integers(0, 3), st.data())
 def test_the_window_is_the_nearest_of_those_between_the_protected(total, first, last, data):
     windows = [data.draw(st.lists(st.integers(0, 5), min_size=total - s, max_size=total - s)) for s in range(total)]
     remove = data.draw(st.integers(1, total - 1))
+    cut = Cut(remove=remove, protect_first=first, protect_last=last)
     starts = [start for start in range(total) if start >= first and start + remove <= total - last]
     if not starts:
-        with pytest.raises(RegrowError, match=f"no window of {remove} of {total} blocks"):
-            choose_window(windows, remove, protect_first=first, protect_last=last)
+        with pytest.raises(RegrowError, match=rf"remove {remove}: only \d of {total} blocks may go"):
+            choose_window(windows, cut)
         return
-    chosen = choose_window(windows, remove, protect_first=first, protect_last=last)
+    chosen = choose_window(windows, cut)
+    by_length = {str(n): {"scores": [row[n - 1] for row in windows[: total - n + 1]]} for n in range(1, total)}
+    assert choose_window(by_length, cut) == chosen, "windows by length say otherwise"
     nearest = min(windows[start][remove - 1] for start in starts)
     assert chosen == list(range(chosen[0], chosen[0] + remove)) and chosen[0] in starts
     assert windows[chosen[0]][remove - 1] == nearest
@@ -113,12 +113,14 @@ def test_a_budget_stops_before_the_block_that_would_break_it():
         asked.append(removed)
         return 10.0 * len(removed)
 
-    free = {"protect_first": 0, "protect_last": 0}
-    assert choose_within(order, 30.0, perplexity, **free) == [1, 3, 4]
+    def within(budget, first=0, last=0):
+        return choose_within(order, Cut(perplexity=budget, protect_first=first, protect_last=last), perplexity)
+
+    assert within(30.0) == [1, 3, 4]
     assert asked == [[3], [1, 3], [1, 3, 4], [1, 2, 3, 4]], "more was measured than needed"
-    assert choose_within(order, 1000.0, perplexity, protect_first=2, protect_last=1) == [2, 3, 4]
-    assert len(choose_within(order, 1000.0, perplexity, **free)) == 5, "one block must stay"
+    assert within(1000.0, 2, 1) == [2, 3, 4]
+    assert len(within(1000.0)) == 5, "one block must stay"
     with pytest.raises(RegrowError, match="without block 3 the perplexity is 10, the budget 9"):
-        choose_within(order, 9.0, perplexity, **free)
+        within(9.0)
     with pytest.raises(RegrowError, match="perplexity is nan"):
-        choose_within(order, 9.0, lambda removed: math.nan, **free)
+        choose_within(order, Cut(perplexity=9.0, protect_first=0), lambda removed: math.nan)

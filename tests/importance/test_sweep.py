@@ -8,11 +8,11 @@ from copy import deepcopy
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.sweep import removal_losses
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.load import load_model
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, FAMILIES, OTHERS, VOCABULARY, build
 
 

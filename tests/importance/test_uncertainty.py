@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
+from pipeline.importance.cut import Cut
 from pipeline.importance.uncertainty import intervals, near_noise, resampled_means, stability
-from pipeline.run import RegrowError
 
 FREE = {"protect_first": 0, "protect_last": 0}
 
@@ -44,12 +45,12 @@ def test_intervals_are_in_order_seeded_and_may_be_perplexities():
 
 
 def test_a_clear_set_is_settled_and_a_noisy_one_is_not():
-    clear = stability(draw([1, 2, 3, 4, 5, 6], 20, 0.1, 3.0, 0), 2, **FREE)
+    clear = stability(draw([1, 2, 3, 4, 5, 6], 20, 0.1, 3.0, 0), Cut(remove=2, **FREE))
     # What sequences share does not blur the differences, however large.
     assert clear["removed"] == [0, 1] and clear["settled"] and clear["unsettled"] == []
     assert clear["agreement"] == clear["same_set"] == 1 and clear["chances"] == [1, 1, 0, 0, 0, 0]
     assert clear["sequences_needed"] <= 20
-    noisy = stability(draw([1, 2, 2.01, 4, 5, 6], 20, 0.3, 0.0, 0), 2, **FREE)
+    noisy = stability(draw([1, 2, 2.01, 4, 5, 6], 20, 0.3, 0.0, 0), Cut(remove=2, **FREE))
     assert not noisy["settled"] and [1, 2] in [sorted(pair) for pair in noisy["unsettled"]]
     assert 0.5 < noisy["agreement"] < 1 and noisy["sequences_needed"] > 20
     assert sum(noisy["chances"]) == pytest.approx(2) and noisy["chances"][0] == 1 and noisy["chances"][5] == 0
@@ -57,40 +58,41 @@ def test_a_clear_set_is_settled_and_a_noisy_one_is_not():
 
 def test_the_number_of_sequences_that_would_settle_it_does_settle_it():
     means = [1.0, 2.0, 2.2, 4.0]
-    few = stability(draw(means, 200, 1.0, 0.5, 1), 2, **FREE)
+    few = stability(draw(means, 200, 1.0, 0.5, 1), Cut(remove=2, **FREE))
     needed = few["sequences_needed"]
     assert 50 < needed < 1000, needed
     settled = [
-        stability(draw(means, 4 * needed, 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"] for seed in range(20)
+        stability(draw(means, 4 * needed, 1.0, 0.5, seed), Cut(remove=2, **FREE), resamples=50)["settled"]
+        for seed in range(20)
     ]
     assert sum(settled) >= 18, "four times as many sequences as estimated leave it open"
     open_still = [
-        stability(draw(means, max(2, needed // 20), 1.0, 0.5, seed), 2, resamples=50, **FREE)["settled"]
+        stability(draw(means, max(2, needed // 20), 1.0, 0.5, seed), Cut(remove=2, **FREE), resamples=50)["settled"]
         for seed in range(20)
     ]
     assert sum(open_still) <= 5, "a twentieth of them settles it already"
 
 
 def test_blocks_that_never_differ_cannot_be_settled():
-    same = stability([[1.0, 2.0], [1.0, 2.0], [5.0, 6.0]], 1, **FREE)
+    same = stability([[1.0, 2.0], [1.0, 2.0], [5.0, 6.0]], Cut(remove=1, **FREE))
     assert same["removed"] == [0] and same["unsettled"] == [[0, 1]] and same["sequences_needed"] is None
     assert near_noise([[1.0, 2.0], [1.0, 2.0], [5.0, 6.1]], [0, 1, 2]) == [[0, 1]]
 
 
 def test_the_protect_rule_holds_in_every_resample_and_can_leave_no_choice():
     values = draw([1, 1, 1, 1, 1, 1], 10, 1.0, 0.0, 0)
-    found = stability(values, 2, protect_first=2, protect_last=1)
+    found = stability(values, Cut(remove=2, protect_first=2, protect_last=1))
     assert found["chances"][:2] == [0, 0] and found["chances"][5] == 0
-    forced = stability(values, 3, protect_first=2, protect_last=1)
+    forced = stability(values, Cut(remove=3, protect_first=2, protect_last=1))
     assert forced["removed"] == [2, 3, 4] and forced["same_set"] == 1 and forced["settled"]
-    lower = stability(draw([6, 5, 4, 3, 2, 1], 10, 0.1, 0, 0), 2, higher_is="less important", **FREE)
+    lower = stability(draw([6, 5, 4, 3, 2, 1], 10, 0.1, 0, 0), Cut(remove=2, **FREE), higher_is="less important")
     assert lower["removed"] == [0, 1] and lower["settled"]
 
 
 def test_one_sequence_is_not_enough():
     for measure in (
         lambda: intervals([[1.0]]),
-        lambda: stability([[1.0], [2.0]], 1, **FREE),
+        lambda: stability([[1.0], [2.0]], Cut(remove=1, **FREE)),
         lambda: near_noise([[1.0], [2.0]], [0, 1]),
     ):
         with pytest.raises(RegrowError, match=r"1 calibration sequence.*raise score\.sequences"):

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.errors import RegrowError
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.model.blocks import find_blocks
-from pipeline.run import RegrowError
 from tests.families import VOCABULARY, build
 
 REDUCE = {"sum": sum, "mean": lambda values: sum(values) / len(values), "max": max}

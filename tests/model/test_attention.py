@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AttentionInterface, LlamaForCausalLM
 from transformers.utils import is_flash_attn_2_available
 
+from pipeline.errors import RegrowError
 from pipeline.model.attention import attention_of, document_arguments, require_document_attention
 from pipeline.model.loss import document_targets, next_token_losses
-from pipeline.run import RegrowError
 from tests.families import VOCABULARY, build
 
 LENGTH = 24

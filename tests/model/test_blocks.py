@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import block_parameters, find_blocks, remove_blocks, skip_blocks
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError
 from tests.families import build
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,13 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, T5Config
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import remove_blocks
 from pipeline.model.costs import (
+    Trained,
     accumulation,
     activation_bytes,
     attention_width,
     count_parameters,
-    count_removals,
     flops_per_token,
     memory_per_gpu,
     meta_model,
@@ -27,7 +26,6 @@ from pipeline.model.costs import (
     product_parameters,
 )
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 
 
 def llama(**changes: object) -> LlamaConfig:
@@ -186,7 +184,7 @@ def test_checkpointing_keeps_the_input_of_each_block() -> None:
         kept_for_backward(llama(num_hidden_layers=blocks), torch.bfloat16, rows, length, True) for blocks in (2, 4)
     )
     one, two = (
-        memory_per_gpu(10**6, 10**5, 1, 2, rows, length, llama(), blocks=blocks, gradient_checkpointing=True)
+        memory_per_gpu(Trained(10**6, 10**5, llama(), blocks=blocks), 1, 2, rows, length, gradient_checkpointing=True)
         for blocks in (1, 2)
     )
     assert two["activations"] - one["activations"] == (deep - shallow) // 2
@@ -194,7 +192,8 @@ def test_checkpointing_keeps_the_input_of_each_block() -> None:
 
 def test_memory_of_the_recipe_at_every_zero_stage() -> None:
     parameters = 5524115456
-    by_stage = [memory_per_gpu(parameters, 202383360, stage, 8, 2, 2048, VICUNA, blocks=26) for stage in range(4)]
+    trained = Trained(parameters, 202383360, VICUNA, blocks=26)
+    by_stage = [memory_per_gpu(trained, stage, 8, 2, 2048) for stage in range(4)]
     states = ("weights", "gradients", "accumulation", "optimizer")
     in_gb = [tuple(round(row[name] / 1e9, 1) for name in states) for row in by_stage]
     assert in_gb == [
@@ -210,78 +209,8 @@ def test_memory_of_the_recipe_at_every_zero_stage() -> None:
 
 
 def test_fp32_training_has_no_second_copy_of_gradients() -> None:
-    row = memory_per_gpu(10**6, 10**5, 0, 1, 1, 128, llama(), weight_bytes=4)
+    row = memory_per_gpu(Trained(10**6, 10**5, llama(), weight_bytes=4), 0, 1, 1, 128)
     assert (row["weights"], row["gradients"], row["accumulation"], row["optimizer"]) == (4e6, 4e6, 0, 8e6)
-
-
-@pytest.mark.parametrize(
-    ("statement", "count"),
-    [
-        ({"remove": 6}, 6),
-        ({"remove": 26}, 26),
-        ({"ratio": 0.2}, 6),
-        ({"ratio": 0.5}, 16),
-        ({"ratio": 0.8}, 25),
-        ({"parameters": 5524115456}, 6),
-        ({"parameters": 5524115455}, 7),
-        ({"parameters": 1476448256}, 26),
-    ],
-)
-def test_removals_of_vicuna(statement: dict, count: int) -> None:
-    sizes = {"dense_parameters": 6738415616, "block_parameters": 202383360}
-    assert count_removals(32, 6, **statement, **sizes) == count
-
-
-def test_ratio_is_taken_as_written() -> None:
-    assert math.floor(0.29 * 100) == 28, "floating point would lose a block here"
-    assert count_removals(100, 0, ratio=0.29) == 29
-
-
-@pytest.mark.parametrize(
-    ("statement", "numbers"),
-    [
-        ({"remove": 27}, ["27", "26 of 32", "6 are protected"]),
-        ({"remove": 0}, ["1 of 32"]),
-        ({"ratio": 0.9}, ["28", "26 of 32"]),
-        ({"ratio": 0.03}, ["0.03", "no block", "0.03125"]),
-        ({"parameters": 6738415616}, ["6,738,415,616", "no block"]),
-        ({"parameters": 10**9}, ["1,000,000,000", "1,476,448,256"]),
-        ({"remove": 3, "ratio": 0.2}, ["exactly one"]),
-        ({}, ["exactly one"]),
-    ],
-)
-def test_impossible_removals_are_refused_with_the_numbers(statement: dict, numbers: list[str]) -> None:
-    with pytest.raises(RegrowError) as refusal:
-        count_removals(32, 6, **statement, dense_parameters=6738415616, block_parameters=202383360)
-    assert all(number in str(refusal.value) for number in numbers), str(refusal.value)
-
-
-def test_a_target_without_sizes_is_refused() -> None:
-    with pytest.raises(RegrowError, match="block_parameters"):
-        count_removals(32, 6, parameters=10**9)
-
-
-def test_one_block_stays_even_when_none_is_protected() -> None:
-    assert count_removals(4, 0, remove=3) == 3
-    with pytest.raises(RegrowError, match="3 of 4"):
-        count_removals(4, 0, remove=4)
-
-
-@given(st.data())
-def test_target_holds_whichever_blocks_go_and_one_fewer_might_not(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=12))
-    protected = data.draw(st.integers(0, len(sizes) - 1))
-    dense = sum(sizes) + data.draw(st.integers(0, 100))
-    target = data.draw(st.integers(1, dense))
-    try:
-        count = count_removals(len(sizes), protected, parameters=target, dense_parameters=dense, block_parameters=sizes)
-    except RegrowError:
-        smallest = sorted(sizes)[: min(len(sizes) - protected, len(sizes) - 1)]
-        assert target >= dense or dense - sum(smallest) > target, "refused though a cut reaches the target"
-        return
-    gone = data.draw(st.permutations(sizes))[:count]
-    assert dense - sum(gone) <= target
-    assert dense - sum(sorted(sizes)[: count - 1]) > target, "one block fewer would always have reached the target"
 
 
 def test_accumulation_of_the_recipe() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.depth import config_values, per_block_lists
 from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, SLIDING, VOCABULARY, build
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"

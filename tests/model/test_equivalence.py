@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import skip_blocks
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
@@ -18,7 +19,6 @@ from pipeline.model.equivalence import (
     full_logits,
     probe_ids,
 )
-from pipeline.run import RegrowError
 from tests.families import VOCABULARY, build
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, FAMILIES, OTHERS, VOCABULARY, build
 
 IDS = probe_ids(VOCABULARY, length=16)  # longer than the windows, which are of 8

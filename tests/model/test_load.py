@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.data.tokens import load_tokenizer
+from pipeline.errors import RegrowError
 from pipeline.model.architecture import own_code, read_config, tokenizer_code
 from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError
+from tests.families import build
 from tests.own_code import write_own_model, write_own_tokenizer
 
 
@@ -57,7 +58,7 @@ def test_a_whole_folder_loads_and_is_saved_with_its_companions(tiny_model, tmp_p
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(tiny_model / "model.safetensors").items())
 
 
-def test_missing_left_over_and_misshapen_weights_are_refused(folder, tiny_model):
+def test_missing_left_over_and_misshapen_weights_are_refused(folder, tiny_model, capfd):
     def refused(words):
         with pytest.raises(RegrowError, match=words):
             load_model(folder)
@@ -70,11 +71,23 @@ def test_missing_left_over_and_misshapen_weights_are_refused(folder, tiny_model)
     change_config(folder, num_hidden_layers=9)
     refused(r"do not fit \(missing keys: model\.layers\.8\.")
     change_weights(folder, lambda w: w.update({"model.norm.weight": torch.ones(65, dtype=torch.bfloat16)}))
-    refused(r"cannot be loaded|do not fit")
+    refused(r"do not fit \(mismatched keys: model\.norm\.weight has shape \[65\], and \[64\] is wanted\)$")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    refused("cannot be loaded")
+    refused(r"model\.safetensors: damaged or unreadable")
     load_model(folder)
+    assert capfd.readouterr().err == "", "transformers printed its own report"
+
+
+def test_an_expert_that_does_not_fit_is_named_in_a_line(tmp_path, capfd):
+    """transformers makes one tensor of all experts', and of what it cannot make says only that a report does."""
+    build("mixtral").to(torch.bfloat16).save_pretrained(tmp_path)
+    name = "model.layers.2.block_sparse_moe.experts.1.w1.weight"
+    change_weights(tmp_path, lambda weights: weights.update({name: torch.ones(65, 32, dtype=torch.bfloat16)}))
+    capfd.readouterr()
+    with pytest.raises(RegrowError, match=r"layers\.2\.mlp\.experts\.gate_up_proj is made of 16,416 values, and"):
+        load_model(tmp_path)
+    assert "REPORT" not in capfd.readouterr().err
 
 
 def test_what_old_llama_checkpoints_carry_along_is_no_harm(folder):
@@ -197,6 +210,20 @@ def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model
     with pytest.raises(RegrowError, match=r"OwnForCausalLM: its buffer factor is in no file"):
         load_model(own, trust_remote_code=True)
     assert load_model(write_own_model(tiny_model, tmp_path / "kept"), trust_remote_code=True).config.auto_map
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_broken_file_of_the_model_s_is_to_be_fetched_again(folder, name):
+    (folder / name).write_text('{"auto_map": ')
+    with pytest.raises(RegrowError, match=rf"{name}: damaged, not valid JSON .*; fetch the model again$"):
+        (read_config if name == "config.json" else tokenizer_code)(folder)
+
+
+def test_quantised_weights_are_refused_before_they_are_loaded(folder):
+    change_config(folder, quantization_config={"quant_method": "fp8"})
+    for load in (load_model, StreamedModel):
+        with pytest.raises(RegrowError, match=r"config\.json: the weights are quantised \(quantization_config\)"):
+            load(folder)
 
 
 @pytest.mark.parametrize("values", [{"use_return_dict": False}, {"num_attention_heads": 0}, {"model_type": "no_such"}])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
 from pipeline.model.replacement import fold_linear, output_projection, removed_runs, replace_blocks
-from pipeline.run import RegrowError
 from tests.families import VOCABULARY, build
 
 IDS = probe_ids(VOCABULARY)

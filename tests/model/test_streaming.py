@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks
 from pipeline.model.hollow import make_buffers
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, build
 
 #: Tied and not, two rotaries, keys without the prefix of the modules' names, experts that are fused, buffers in blocks

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, T5Config, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
 from pipeline.model.structure import module_tree, require_separate_blocks
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, GATED, build
 
 

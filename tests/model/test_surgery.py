@@ -44,7 +44,8 @@ def test_skipped_is_removed_is_reloaded_in_bf16(family, changes, tmp_path):
     assert [check["difference"] for check in checks[2:4]] == [0, 0], checks
     # MiniMax's files hold rounded tables of decay, and the dense model's own cache moves its logits by as much.
     assert (checks[4]["tolerance"] > 1e-3) == (family == "minimax"), checks
-    assert (record["narrowed"], record["left_out"], len(lines)) == ({}, [], 1), lines
+    assert (record["narrowed"], record["left_out"]) == ({}, [])
+    assert all(line.startswith("self-test: ") for line in lines), lines
     after = load_file(tmp_path / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in after.values() if tensor.is_floating_point()} <= {torch.bfloat16, torch.float32}
 

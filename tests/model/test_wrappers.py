@@ -10,7 +10,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from pipeline.commands.plan import plan
+from pipeline.commands.plan_text import plan_text
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.sweep import removal_losses
@@ -20,8 +23,6 @@ from pipeline.model.costs import meta_model, product_parameters, text_parameters
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
-from pipeline.plan import plan, plan_text
-from pipeline.run import RegrowError
 from tests.families import BLOCKS, GATED, MULTIMODAL, QWEN_VISION, VOCABULARY, build_multimodal
 
 REMOVED = [1, 4]
@@ -114,7 +115,7 @@ def test_what_is_said_to_be_trained_is_what_gets_a_gradient(wrapper):
 
 
 def test_plan_counts_the_whole_model_and_what_is_trained_apart(wrapper, tiny_config):
-    config = load_config(tiny_config, [f"model.path={wrapper}", "prune.remove=2"])
+    config = load_config(tiny_config, ["model.path=owner/name", f"model.architecture={wrapper}", "prune.remove=2"])
     made, model = plan(config), load_model(wrapper)
     text = sum(parameter.numel() for parameter in text_parameters(model))
     blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in find_blocks(model)]

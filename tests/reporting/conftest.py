@@ -33,7 +33,7 @@ PROMPTS = {
 
 
 def made_up_inputs() -> dict[str, Any]:
-    """Sample inputs for `render_page`, all of them present; `recipe` is for the card alone."""
+    """What `Records` are made of, all of it present."""
     noise = random.Random(0)
     scores = [14.5 + 60 * math.exp(-b / 2.5) + noise.random() * 4 for b in range(30)]
     for block in REMOVED:
@@ -255,6 +255,6 @@ def made_up() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from pipeline.reporting import render_page
+    from pipeline.reporting import Records, render_page
 
-    print(render_page(**with_criteria(made_up_inputs()), out=Path(sys.argv[1])))
+    print(render_page(Records(**with_criteria(made_up_inputs())), Path(sys.argv[1])))

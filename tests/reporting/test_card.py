@@ -7,7 +7,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.reporting import render_card
+from pipeline.reporting import Records, render_card
 from pipeline.reporting.card import public_name
 
 
@@ -15,7 +15,9 @@ def card_of(inputs, **changes):
     """The card's front matter, parsed, and its text with plain spaces."""
     keys = ("name", "prune", "results", "scores", "cost", "provenance")
     recipe = {"tokens": 122_880, "learning_rate": 3e-4, "schedule": "cosine", "max_hours": None}
-    text = render_card(**{key: inputs[key] for key in keys} | {"recipe": recipe} | changes)
+    own = {key: changes.pop(key) for key in ("recipe", "loader", "custom_code") if key in changes}
+    records = Records(**{key: inputs[key] for key in keys} | changes)
+    text = render_card(records, **{"recipe": recipe} | own)
     assert text.startswith("---\n")
     _, front, body = text.split("---\n", 2)
     return YAML(typ="safe").load(io.StringIO(front)), body.replace("\u202f", " ")

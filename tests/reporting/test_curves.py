@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.reporting import learning_curve, perplexity_lines
-from pipeline.run import RegrowError
 
 
 def line_of(figure, gid):

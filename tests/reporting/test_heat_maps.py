@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.reporting import draw_heat_map, draw_linear_windows, draw_ppl_windows, drawing
 from pipeline.reporting.heat_maps import best_start, window_table
-from pipeline.run import RegrowError
 
 L = 7
 ENTRY = {"windows": [[((3 * s + 5 * n) % 11) / 10 + n for n in range(1, L - s + 1)] for s in range(L)]}

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.reporting import block_importance, draw_layer_bars
 from pipeline.reporting.layer_bars import small_bars
-from pipeline.run import RegrowError
 
 
 def bars_of(figure):

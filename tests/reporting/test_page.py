@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.reporting import drawing, notation, render_page
+from pipeline.errors import RegrowError
+from pipeline.reporting import Records, drawing, notation, render_page
 from pipeline.reporting.comparison import overlap, ways_of
-from pipeline.reporting.model_rows import perplexity_rows
-from pipeline.reporting.page import block_states, headline, recovered
-from pipeline.run import RegrowError
+from pipeline.reporting.model_rows import perplexity_rows, recovered
+from pipeline.reporting.page import block_states, headline
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 
 def render(inputs, folder):
-    html = render_page(**inputs, out=folder).read_text(encoding="utf-8")
+    html = render_page(Records(**inputs), folder).read_text(encoding="utf-8")
     page = Page(html)
     page.words = " ".join(page.text.split())
     return html, page
@@ -289,7 +289,7 @@ def test_a_curve_measured_differently_from_the_table_is_said(made_up, whole_word
 def test_scores_of_another_model_are_refused(made_up, tmp_path):
     made_up["scores"]["criteria"]["ppl"]["scores"] = [15.0] * 24
     with pytest.raises(RegrowError, match="different models"):
-        render_page(**made_up, out=tmp_path)
+        render_page(Records(**made_up), tmp_path)
 
 
 def test_tasks_get_a_table_of_their_own(worded, tmp_path):

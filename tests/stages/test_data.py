@@ -20,8 +20,10 @@ from pipeline.config import load_config
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import about_tokenised
 from pipeline.data.shards import read_manifest
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
 from pipeline.inputs import Inputs, read_encoder
-from pipeline.run import RegrowError, Run, read_json
+from pipeline.run import Run
 
 
 def records(texts: list[str], domain: str = "RedPajamaWikipedia") -> list[dict[str, Any]]:
@@ -218,7 +220,7 @@ def test_a_killed_listing_goes_on_behind_the_last_file_that_it_finished(regrow, 
     assert status == 1 and f"corpus/0.jsonl.zst, document 7 (held out as {kept}, document 0)" in message, message
     begun = [int(line.split()[2]) for line in printed.splitlines() if line.startswith("[data] shard ")]
     assert begun == list(range(done + 1, files + 1)), "finished files were decoded again, or others left out"
-    write(kept, records(["of no other file"]))
+    write(kept, records(["of no other file " * 40]))
     status, _, message = here("data", config)
     assert status == 0, message
     status, _, message = here("data", config, "run.name=whole")
@@ -235,7 +237,7 @@ def test_a_corpus_that_was_moved_goes_on_behind_a_link(here, refused, config_of,
     expected = rows_of(config)
     corpus.rename(tmp_path / "moved")
     message = refused("data", config)
-    assert f"data source '{corpus}': no such file or folder" in message and "put a link at its old place" in message
+    assert f"data.sources.0 '{corpus}': no such file or folder" in message and "put a link at its old place" in message
     corpus.symlink_to(tmp_path / "moved")
     status, printed, message = here("data", config)
     assert status == 0 and "[data] done before, skipped" in printed, f"{printed}\n{message}"
@@ -252,7 +254,7 @@ def test_ids_made_ahead_give_the_same_rows_and_never_those_of_another_separator(
     sources = [tmp_path / "a", {"path": str(tmp_path / "b"), "weight": 3.0}]
     config = config_of(sources)
     message = refused("data", config, f"data.tokenised={tmp_path}/b/ids")
-    assert f"data.tokenised '{tmp_path}/b/ids' lies in the data source '{tmp_path}/b'" in message, message
+    assert f"data.tokenised '{tmp_path}/b/ids' lies in data.sources.1 '{tmp_path}/b'" in message, message
     ahead = f"data.tokenised={tmp_path}/ids"
     for overrides in (["run.name=text"], ["run.name=ids", ahead, "data.tokenise_processes=1"]):
         status, _, message = here("data", config, *overrides)
@@ -340,6 +342,10 @@ def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, tex
         assert (run.stage("data") / "held_out.hashes").stat().st_size == 10 * 16
         return iter(Inputs(config, run).stream())
 
+    write(tmp_path / "web" / "short.jsonl", records(["Water is wet."]))
+    short = f"data.held_out.path={served}/short.jsonl"
+    status, _, error = here("data", path, "run.name=short", short)
+    assert status == 1 and "data.held_out: " in error and "not one row of data.row_length (64)" in error, error
     assert len(list(islice(rows_of("clean"), 60))) == 60
     write(tmp_path / "web" / "07.jsonl", records([*texts[63:68], texts[203]]))
     with pytest.raises(RegrowError, match=r"07\.jsonl, document 5 \(held out as one of data\.held_out\)"):

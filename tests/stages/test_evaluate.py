@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.config import load_config
 from pipeline.evaluation import memory
+from pipeline.files import read_json, write_json
 from pipeline.launch import Place
 from pipeline.model.load import load_model
-from pipeline.run import Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, evaluate
 from pipeline.world import World
 

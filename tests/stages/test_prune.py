@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.launch import Place
 from pipeline.model.equivalence import TOLERANCE, compare, difference, full_logits, probe_ids
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, evaluate, prune
 from pipeline.world import World
 from tests.own_code import write_own_model
@@ -36,30 +38,6 @@ def pruned(tiny_config, tmp_path):
         return read_json(run.stage("prune") / "prune.json"), run
 
     return carry_out
-
-
-def test_every_way_of_saying_what_goes(tiny_config, tmp_path):
-    """The tiny config protects the first two blocks and the last; eight blocks of 100 in a model of 1,000."""
-    (tmp_path / "other.csv").write_text("1,2,3,4,5,6,7,0\n")
-
-    def chosen(*overrides: str) -> list[int]:
-        criteria = {"ppl": {"order": ORDER}}
-        return prune.removed_blocks(load_config(tiny_config, overrides), criteria, [100] * 8, 1000, None)[0]
-
-    for overrides, removed in (
-        (["prune.remove=3"], [2, 3, 5]),
-        (["prune.remove=3", "prune.protect_first=0"], [0, 3, 5]),
-        (["prune.ratio=0.49"], [2, 3, 5]),
-        (["prune.parameters=800"], [3, 5]),
-        (["prune.parameters=799"], [2, 3, 5]),
-        (["prune.blocks=[7, 0]"], [0, 7]),
-        ([f"prune.blocks={tmp_path}/other.csv", "prune.remove=4"], [2, 3, 4, 5]),
-    ):
-        assert chosen(*overrides) == removed, overrides
-    with pytest.raises(RegrowError, match="only 5 of 8 blocks may go, 3 are protected"):
-        chosen("prune.remove=6")
-    with pytest.raises(RegrowError, match="blocks 0 to 7"):
-        chosen("prune.blocks=[8]")
 
 
 def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_model):

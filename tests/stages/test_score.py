@@ -20,11 +20,13 @@ from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.shards import build_manifest, read_manifest
 from pipeline.data.sources import TextSource
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.importance.selection import read_block_order
 from pipeline.importance.sweep import removal_losses
 from pipeline.launch import Place
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, score
 from pipeline.world import World
 from tests import ROOT

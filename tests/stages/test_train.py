@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import resource
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from itertools import islice, pairwise
 from pathlib import Path
@@ -18,13 +19,15 @@ from pipeline.config import load_config
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.shards import read_manifest
 from pipeline.data.stream.parts import deal, shuffle
+from pipeline.files import hash_file, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.model.loss import router_coefficient
-from pipeline.run import Run, hash_file, read_json, write_json
-from pipeline.stages.train import told_of
+from pipeline.run import Run
 from pipeline.training.metrics import pace
 from pipeline.training.reach import probe, unreached
+from pipeline.training.trained import told_of
+from tests import ROOT
 from tests.families import build
 
 
@@ -44,7 +47,6 @@ def test_what_the_stage_writes(reference):
             "tokens_per_second",
             "mfu",
             "seconds",
-            "interval",
             "data_wait",
         }
         for line in metrics
@@ -102,82 +104,10 @@ def test_tensors_that_are_trained_in_less_precision_are_told():
     assert "gate.0, gate.1, gate.2, ...; train.zero_stage=0" in line, line
 
 
-@pytest.fixture(scope="module")
-def half(lengthen, copy_until, tmp_path_factory) -> Path:
-    """The folder of a run that is pruned, for the tests below, which follow each other: training ends at step 24 of
-    24 for want of space, meets another layout, then a corrupt checkpoint, and gets to its end."""
-    folder = tmp_path_factory.mktemp("half")
-    lengthen(folder)
-    copy_until("prune", folder)
-    return folder
-
-
-@pytest.fixture
-def small_files():
-    """Programs that are started now cannot write files above 200 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob("runs/tiny/train/checkpoints/*/COMPLETE"))
-
-
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_nothing_earlier_is_lost(regrow, half, request):
-    begun = regrow("train", half / "longer.yaml")
-    begun.read_until("[train] step 21 of 24")
-    begun.kill()
-    begun.wait()
-    assert checkpoints(half) == ["step-00000010", "step-00000020"]
-
-    request.getfixturevalue("small_files")
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 1, command.output
-    assert "[train] resuming at step 20 of 24" in command.output
-    said = [line for line in command.output.splitlines() if line.startswith("regrow")]
-    assert len(said) == 1, f"not one message but: {said}"
-    assert "step-00000024: could not be written" in said[0], said
-    assert "the disk is full, or a quota or a limit on the size of files was met" in said[0], said
-    assert "Traceback" not in command.output, command.output
-    assert checkpoints(half) == ["step-00000010", "step-00000020"], "an earlier checkpoint is gone"
-
-
-def test_another_layout_in_the_middle_of_a_run_is_refused_by_name(regrow, half):
-    command = regrow("train", half / "longer.yaml", "train.processes=1", "train.micro_batch=4", "train.zero_stage=2")
-    assert command.wait() == 1
-    for part in ("processes was 2, is 1", "micro_batch was 2, is 4", "zero_stage was 1, is 2", "--redo train"):
-        assert part in command.output, f"{part!r} is not in:\n{command.output}"
-    assert command.output.count("regrow: ") == 1, command.output
-    assert "Traceback" not in command.output
-    assert checkpoints(half) == ["step-00000010", "step-00000020"]
-
-
-def test_a_corrupt_checkpoint_is_named_and_the_advice_leads_to_the_same_bytes(regrow, half, same_as_reference):
-    newest = half / "runs" / "tiny" / "train" / "checkpoints" / "step-00000020"
-    file = newest / "mp_rank_00_model_states.pt"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 1
-    for part in (f"checkpoint {newest}: {file.name} is damaged", "the one before it, step-00000010"):
-        assert part in command.output, f"{part!r} is not in:\n{command.output}"
-    assert command.output.count("regrow: ") == 1, command.output
-    assert "Traceback" not in command.output
-
-    shutil.move(newest, half / "aside")
-    command = regrow("train", half / "longer.yaml")
-    assert command.wait() == 0, command.output
-    assert "[train] resuming at step 10 of 24" in command.output
-    assert len(list((newest.parent).glob("step-*"))) == 2, "what the failed save left was not cleared"
-    same_as_reference(half / "runs" / "tiny")
-
-
 def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
     """A real need above what this disk has free."""
-    from pipeline.run import RegrowError, require_space
+    from pipeline.errors import RegrowError
+    from pipeline.files import require_space
 
     free = shutil.disk_usage(tmp_path).free
     require_space(tmp_path, free // 2, "a checkpoint")
@@ -340,3 +270,26 @@ def test_a_shard_that_is_damaged_while_training_is_left_out_and_recorded(
 
     message = refused("train", config, "data.on_damage=raise")
     assert 'data.on_damage: was "skip", is "raise"' in message, message
+
+
+def test_nothing_of_training_is_held_when_the_stage_is_done(lengthen, copy_until, tmp_path):
+    """Under an outside launcher stage evaluate loads three models in the same process."""
+    config, runs = lengthen(tmp_path), {f"zero-{stage}": stage for stage in (1, 3)}
+    longer = config.read_text()
+    assert "tokens: 12288" in longer
+    config.write_text(longer.replace("tokens: 12288", "tokens: 1024"))
+    for name in runs:
+        copy_until("prune", tmp_path, name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    named = [f"{name}={stage}" for name, stage in runs.items()]
+    done = subprocess.run(
+        [*command, "-m", "tests.stages.closing", str(config), *named], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    model = sum(
+        path.stat().st_size for path in (tmp_path / "runs" / "zero-1" / "prune" / "model").glob("*.safetensors")
+    )
+    before, *after = found["held"]
+    assert max(after) - before < model / 100, f"of a model of {model:,} bytes, bytes held after each run: {after}"
+    assert not found["deterministic"], "deterministic kernels stay on for the stages behind"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,11 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from pipeline.errors import RegrowError
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
-from pipeline.stages.train import load_trained
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.export import load_trained
 from pipeline.training.loop import Position
 from pipeline.training.reach import TOKENS
 
@@ -116,10 +117,10 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
 
     plain = new_model(dtype).float()
     optimizer = torch.optim.AdamW(
-        decay_groups(plain, RECIPE["weight_decay"], RECIPE["no_decay"]),
+        decay_groups(plain, RECIPE.weight_decay, RECIPE.no_decay),
         lr=1.0,
-        betas=RECIPE["betas"],
-        eps=RECIPE["eps"],
+        betas=RECIPE.betas,
+        eps=RECIPE.eps,
     )
     for step, gradients in enumerate(taken):
         for name, value in plain.named_parameters():
@@ -199,8 +200,8 @@ def unreached(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -
     engine = new_engine(world, zero_stage, dtype, 2, model=with_tower(dtype), **changes)
     before = weights(engine)
     train(engine, text(BATCH * STEPS), world, 2, STEPS)
-    state = {"step": STEPS, "layout": LAYOUT}
-    save_checkpoint(root, engine, world, step=STEPS, state=state, keep=1, parameters=engine.model.num_parameters())
+    state = {"step": STEPS, "layout": asdict(LAYOUT)}
+    save_checkpoint(root, engine, world, step=STEPS, state=state, keep=1)
     again = new_engine(world, zero_stage, dtype, 2, model=with_tower(dtype), **changes)
     load_checkpoint(newest_checkpoint(root, LAYOUT)[0], again, world)
     after, loaded = weights(engine), weights(again)

@@ -6,7 +6,7 @@ Every row holds several documents; only the cases named within have the model to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.launch import find_place, take_place
@@ -19,31 +19,15 @@ import numpy as np  # noqa: E402 (threads are settled before)
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from pipeline.data.stream.position import Cursor  # noqa: E402
-from pipeline.training.engine import Engine  # noqa: E402
+from pipeline.data.stream.packing import Row  # noqa: E402
+from pipeline.data.stream.position import Cursor, LaneCursor  # noqa: E402
+from pipeline.training.checkpoint import Layout  # noqa: E402
+from pipeline.training.engine import Engine, Optimisation  # noqa: E402
 from pipeline.training.loop import Position, train_steps  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
-RECIPE: dict[str, Any] = {
-    "learning_rate": PEAK,
-    "betas": (0.9, 0.95),
-    "eps": 1e-8,
-    "weight_decay": 0.1,
-    "no_decay": ("bias", "norm"),
-    "clip": 1.0,
-}
-LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the loop asks of a row."""
-
-    index: int
-    input_ids: np.ndarray
-    cu_seqlens: np.ndarray
-    lane: int
-    cursor: Cursor
+RECIPE = Optimisation(PEAK, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
+LAYOUT = Layout(processes=2, micro_batch=2, zero_stage=1, threads=1, dtype="bfloat16", device="cpu")
 
 
 def rate(step: int) -> float:
@@ -73,6 +57,7 @@ def new_engine(
     micro_batch: int,
     batch: int = BATCH,
     model: Any = None,
+    gradient_checkpointing: bool = False,
     **changes: Any,
 ) -> Engine:
     """An engine around the small Llama, or ``model``; ``changes`` to the recipe."""
@@ -80,10 +65,11 @@ def new_engine(
     return Engine(
         model or new_model(dtype),
         world,
+        replace(RECIPE, **changes),
         micro_batch=micro_batch,
         accumulation=accumulation,
         zero_stage=zero_stage,
-        **{**RECIPE, **changes},
+        gradient_checkpointing=gradient_checkpointing,
     )
 
 
@@ -101,7 +87,8 @@ def documents(index: int) -> np.ndarray:
 def share(data: torch.Tensor, world: World, first: int = 0) -> Iterator[Row]:
     """This rank's rows, as the loader would hand them over."""
     for index in range(first + world.rank, len(data), world.size):
-        yield Row(index, data[index].numpy(), documents(index), index % LANES, Cursor(document=index + 1))
+        cursor = LaneCursor((Cursor(document=index + 1),))
+        yield Row(index, data[index].numpy(), index % LANES, cursor, documents(index))
 
 
 def train(
@@ -119,12 +106,9 @@ def train(
     taken = train_steps(
         engine,
         rows,
-        world,
         position,
         steps=steps,
-        micro_batch=micro_batch,
         rate=rate,
-        mfu=lambda speed: None,
         **options,
     )
     return [asdict(step) for step in taken]

@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,7 @@ from tests.training.kit import (  # first of all: it settles this process's plac
     LAYOUT,
     LENGTH,
     PEAK,
-    RECIPE,
     STEPS,
-    Row,
     World,
     difference,
     documents,
@@ -46,10 +44,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.errors import RegrowError
 from pipeline.model.loss import next_token_losses
-from pipeline.run import RegrowError
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.engine import decay_groups
 from pipeline.training.loop import Position, Sample, SignOfLife, train_steps
 from tests.training import gradients
 
@@ -132,21 +130,15 @@ def within(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     )
     engine, message = new_engine(world, zero_stage, dtype, 2), ""
     before = weights(engine)
-    single = (
-        Row(row.index, row.input_ids, np.arange(LENGTH + 1, dtype=np.int32), row.lane, row.cursor)
-        for row in share(text(BATCH), world)
-    )
+    single = (replace(row, cu_seqlens=np.arange(LENGTH + 1, dtype=np.int32)) for row in share(text(BATCH), world))
     try:
         next(
             train_steps(
                 engine,
                 single,
-                world,
                 Position(),
                 steps=1,
-                micro_batch=2,
                 rate=rate,
-                mfu=lambda speed: None,
                 within_documents=True,
             )
         )
@@ -192,8 +184,8 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
     train(first, data, world, micro_batch, 2, position)
     torch.manual_seed(5 + world.rank)
     cursors = {lane: asdict(cursor) for part in world.gather(position.cursors) for lane, cursor in part.items()}
-    state = {"step": position.step, "tokens": position.tokens, "layout": LAYOUT, "cursors": cursors}
-    save_checkpoint(root, first, world, step=2, state=state, keep=2, parameters=first.model.num_parameters())
+    state = {"step": position.step, "tokens": position.tokens, "layout": asdict(LAYOUT), "cursors": cursors}
+    save_checkpoint(root, first, world, step=2, state=state, keep=2)
     noise = torch.rand(3)
 
     second = new_engine(world, zero_stage, dtype, micro_batch)
@@ -204,12 +196,9 @@ def resume(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> d
     steps = train_steps(
         second,
         share(data, world, 2 * BATCH),
-        world,
         position,
         steps=4,
-        micro_batch=micro_batch,
         rate=rate,
-        mfu=lambda speed: None,
     )
     rest = [asdict(step) for step in steps]
     ends = [straight.weights(), second.weights()]
@@ -256,15 +245,7 @@ def recomputed(world: World) -> dict[str, Any]:
     """Losses with and without gradient checkpointing."""
     data, losses = text(BATCH * STEPS), []
     for recompute in (False, True):
-        engine = Engine(
-            new_model(torch.float32),
-            world,
-            micro_batch=2,
-            accumulation=2,
-            zero_stage=3,
-            gradient_checkpointing=recompute,
-            **RECIPE,
-        )
+        engine = new_engine(world, 3, torch.float32, 2, gradient_checkpointing=recompute)
         losses.append([step["loss"] for step in train(engine, data, world, 2, STEPS)])
     blocks = engine.model.model.layers
     return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
@@ -278,12 +259,9 @@ def signs(world: World) -> dict[str, Any]:
     for step in train_steps(
         engine,
         share(data, world),
-        world,
         position,
         steps=2,
-        micro_batch=2,
         rate=rate,
-        mfu=lambda speed: None,
         say=lines.append,
     ):
         steps.append(asdict(step))
@@ -299,8 +277,8 @@ def one_sided(world: World, folder: Path) -> dict[str, Any]:
     import resource
 
     engine = new_engine(world, 1, torch.bfloat16, 2)
-    state = {"step": 1, "layout": LAYOUT}
-    arguments = {"state": state, "keep": 2, "parameters": engine.model.num_parameters()}
+    state = {"step": 1, "layout": asdict(LAYOUT)}
+    arguments = {"state": state, "keep": 2}
     save_checkpoint(folder / "one-sided", engine, world, step=1, **arguments)
     if world.rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 from pipeline.training.checkpoint import (
+    Layout,
     checkpoint_bytes,
     clear_torn,
     complete_checkpoints,
@@ -18,7 +21,7 @@ from pipeline.training.checkpoint import (
     newest_checkpoint,
 )
 
-LAYOUT = dict.fromkeys(("processes", "micro_batch", "zero_stage", "threads", "dtype", "device"), "same")
+LAYOUT = Layout(processes=2, micro_batch=2, zero_stage=1, threads=1, dtype="bfloat16", device="cpu")
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
 
 
@@ -94,10 +97,10 @@ def test_the_only_checkpoint_damaged_falls_back_on_the_pruned_model(root):
         newest_checkpoint(root, LAYOUT)
 
 
-@pytest.mark.parametrize("name", LAYOUT)
+@pytest.mark.parametrize("name", [field.name for field in fields(Layout)])
 def test_another_layout_is_refused_by_name(root, name):
-    with pytest.raises(RegrowError, match=f"{name} was same, is other"):
-        newest_checkpoint(root, {**LAYOUT, name: "other"})
+    with pytest.raises(RegrowError, match=f"{name} was {getattr(LAYOUT, name)}, is other"):
+        newest_checkpoint(root, replace(LAYOUT, **{name: "other"}))
 
 
 def test_a_checkpoint_that_one_process_cannot_write_ends_all_and_leaves_the_earlier_one(start, tmp_path):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 from pipeline.training.metrics import append_line, cut_after, pace, read_lines
 
 
@@ -82,13 +82,11 @@ def test_every_line_is_json_also_where_a_value_is_not_finite(path):
 
 
 def test_the_pace_is_that_of_the_last_twenty_steps():
-    """Speed from the seconds within steps, and the time of a step from its end to the next: 1 s and 3 s of pause."""
-    old = [{"seconds": 100.0, "interval": 500.0, "tokens_per_second": 1.0}] * 30
-    new = [{"seconds": 1.0, "interval": 1.0, "tokens_per_second": 800.0}] * 18
-    saved = [
-        {"seconds": 1.0, "interval": 4.0, "tokens_per_second": 800.0},
-        {"seconds": 2.0, "interval": 2.0, "tokens_per_second": 400.0},
-    ]
-    assert pace(old + new + saved) == pytest.approx((20 * 800 / 21, (18 + 4 + 2) / 20))
+    """800 tokens a step; behind one of the last twenty stands a checkpoint of 3 s."""
+    old = [{"seconds": 100.0, "tokens_per_second": 1.0}] * 30
+    new = [{"seconds": 1.0, "tokens_per_second": 800.0}] * 18
+    saved = [{"seconds": 4.0, "tokens_per_second": 200.0}, {"seconds": 2.0, "tokens_per_second": 400.0}]
+    assert pace(old + new + saved) == pytest.approx((20 * 800 / 24, (18 + 4 + 2) / 20))
     assert pace(new[:1]) == (800.0, 1.0), "one step is a window too"
-    assert pace([{"seconds": 2.0, "tokens_per_second": 5.0}]) == (5.0, 2.0), "a line of an earlier version"
+    earlier = {"seconds": 2.0, "interval": 5.0, "tokens_per_second": 10.0}
+    assert pace([earlier]) == (4.0, 5.0), "an earlier version's line has what is between the steps apart"

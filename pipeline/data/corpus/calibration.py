@@ -20,7 +20,7 @@ from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.contents import read_contents
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def encoded(content: str | np.ndarray, encoder: Encoder, bos: str) -> list[int]:

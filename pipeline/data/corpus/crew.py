@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from pipeline.data.damage import DamagedShard
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: Seconds between two lines of progress.
 EVERY = 10.0
@@ -47,13 +47,20 @@ class Worker:
     share: float = 0.0
 
 
+@dataclass(frozen=True)
+class Crew:
+    """How many processes there are to be, what each calls first (picklable), and who hears how far they are."""
+
+    processes: int
+    die_with_parent: Callable[[], None]
+    say: Callable[[str], None]
+
+
 def outcomes(
+    crew: Crew,
     jobs: Sequence[Job],
-    processes: int,
     prepare: Callable[..., Callable[[Any], dict[str, Any]]],
     arguments: tuple[Any, ...],
-    die_with_parent: Callable[[], None],
-    say: Callable[[str], None],
 ) -> Iterator[tuple[Any, dict[str, Any] | str]]:
     """(job, what was made of it, or the message of a DamagedShard), in the order in which they are done.
 
@@ -63,28 +70,31 @@ def outcomes(
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(jobs)
-    crew: dict[Connection, Worker] = {}
-    pace = Pace(len(jobs), sum(job.size for job in jobs), say)
+    at_work: dict[Connection, Worker] = {}
+    pace = Pace(len(jobs), sum(job.size for job in jobs), crew.say)
     try:
-        for number in range(min(max(1, processes), len(jobs))):
+        for number in range(min(max(1, crew.processes), len(jobs))):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_work, args=(theirs, prepare, arguments, die_with_parent), name=f"process {number}", daemon=True
+                target=_work,
+                args=(theirs, prepare, arguments, crew.die_with_parent),
+                name=f"process {number}",
+                daemon=True,
             )
             process.start()
             # With our copy of its end closed, its death is the end of the connection.
             theirs.close()
-            crew[ours] = Worker(process, waiting.popleft())
-            ours.send(crew[ours].job)
-        while crew:
-            for connection in wait(list(crew)):
-                worker = crew[connection]
+            at_work[ours] = Worker(process, waiting.popleft())
+            ours.send(at_work[ours].job)
+        while at_work:
+            for connection in wait(list(at_work)):
+                worker = at_work[connection]
                 try:
                     kind, value = connection.recv()
                 except (EOFError, OSError):
                     raise RegrowError(_how_it_ended(worker)) from None
                 if kind == "say":
-                    say(value)
+                    crew.say(value)
                 elif kind == "failed":
                     raise RegrowError(value)
                 elif kind == "progress":
@@ -93,17 +103,17 @@ def outcomes(
                     pace.add(worker.job, value)
                     yield worker.job, value
                     if waiting:
-                        crew[connection] = Worker(worker.process, waiting.popleft())
-                        connection.send(crew[connection].job)
+                        at_work[connection] = Worker(worker.process, waiting.popleft())
+                        connection.send(at_work[connection].job)
                     else:
-                        del crew[connection]
+                        del at_work[connection]
                         connection.close()
                         worker.process.join()
-                pace.tell(crew.values())
+                pace.tell(at_work.values())
     finally:
-        for worker in crew.values():
+        for worker in at_work.values():
             worker.process.terminate()
-        for worker in crew.values():
+        for worker in at_work.values():
             worker.process.join()
 
 

@@ -20,12 +20,10 @@ from pipeline.data.formats.documents import Census, add_up
 from pipeline.data.progress import Progress
 from pipeline.data.remote.catalogue import list_hub, list_urls, look_into
 from pipeline.data.remote.servers import Patience
-from pipeline.data.shards import Shard, without_secrets
-from pipeline.data.sources import TextSource, may_be_remote, no_such_place
+from pipeline.data.shards import Shard
+from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard, no_such_place
 from pipeline.data.texts import counted, refuse_no_text
-from pipeline.run import RegrowError, hash_file
-
-ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
+from pipeline.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def list_source(
     to ``say`` where none is given. Raises RegrowError when there is nothing, or text beside ids; DamagedShard when a
     shard is damaged.
     """
-    patience, name = patience or Patience(say=say), without_secrets(source.path)
+    patience = patience or Patience(say=say)
     search = Search(held_out or {}, source.exclude_domains)
     local = None if "://" in source.path else local_files(source.path, source.files)
     if local is not None:
@@ -67,7 +65,7 @@ def list_source(
         listed = list_urls(source, patience, done) if "://" in source.path else list_hub(source, patience)
         found = look_into(sorted(listed, key=lambda shard: natural(shard.path)), patience, done)
     else:
-        raise no_such_place(source.path)
+        raise no_such_place(source)
 
     shards: list[Shard] = []
     skipped: list[dict[str, str]] = []
@@ -90,19 +88,18 @@ def list_source(
         twins += [(shard, Twins(**entry["twins"]))] if entry.get("twins", {}).get("count") else []
         lacking += [(shard.name, census[-1])] if shard.without_text else []
     if not shards:
-        left_out = f"; {len(skipped)} damaged or empty ones were skipped" if skipped else ""
-        raise RegrowError(f"data source {name!r}: no intact {ENDINGS} file in it (files: {source.files!r}){left_out}")
+        raise no_shard(source, len(skipped))
     if lacking:
-        _tell_no_text(lacking, add_up(census), name, say)
+        _tell_no_text(lacking, add_up(census), source, say)
     return Listing(shards, skipped, add_up(census) if census else None, twins)
 
 
 def _tell_no_text(
-    lacking: Sequence[tuple[str, Census]], whole: Census, source: str, say: Callable[[str], None]
+    lacking: Sequence[tuple[str, Census]], whole: Census, source: TextSource, say: Callable[[str], None]
 ) -> None:
     """Say how many records of a source have no text; RegrowError where it has no others."""
     name, first = lacking[0][0], lacking[0][1].first_without_text
     files = f"{len(lacking)} file{'s' * (len(lacking) > 1)}"
     if sum(whole.without_text.values()) == whole.documents:
-        raise RegrowError(f"data source {source!r}: not one record with text; it has {counted(whole.without_text)}")
+        raise no_record(source, whole.without_text)
     say(f"left out: {counted(whole.without_text)} in {files}; the first is record {first} of {name}")

@@ -19,7 +19,8 @@ from pipeline.data.formats.tokenised import is_tokenised
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError, hash_file
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -74,7 +75,7 @@ def list_local(
     if source.format == "auto":
         ids = [name for name, kind in kinds.items() if kind == "tar" and is_tokenised(base / name)]
         kinds.update(dict.fromkeys(ids, "tokenised"))
-        _refuse_text_beside_ids(base, kinds, source.text_key)
+        _refuse_text_beside_ids(source, base, kinds)
     for number, (name, kind) in enumerate(kinds.items(), start=1):
         path = base / name
         state = path.stat()
@@ -104,7 +105,7 @@ def list_local(
         yield shard, entry if search.mark else {**entry, "twins": {}}
 
 
-def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str) -> None:
+def _refuse_text_beside_ids(source: TextSource, base: Path, kinds: Mapping[str, str]) -> None:
     """A source is either: ids beside text are mostly those that were made of it, and would be read a second time.
 
     A tar that does not give one text is no text beside ids: it is damaged, which decoding it will tell.
@@ -115,11 +116,11 @@ def _refuse_text_beside_ids(base: Path, kinds: Mapping[str, str], text_key: str)
     for text in (name for name, kind in kinds.items() if kind != "tokenised"):
         if kinds[text] == "tar":
             try:
-                next(read_records(base / text, "tar", text_key))
+                next(read_records(base / text, "tar", source.text_key))
             except DamagedShard:
                 continue
         raise RegrowError(
-            f"data source {str(base)!r} mixes text ({text}) and token ids ({ids}). Where the ids were made of this "
+            f"{source.name} mixes text ({text}) and token ids ({ids}). Where the ids were made of this "
             "text, keep data.tokenised outside of it; else make them two entries of data.sources, each with its own "
             "files (a glob)"
         )

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.contents import read_contents
-from pipeline.data.replacing import replacing
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError, hash_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json, replacing
 
 #: Bytes of a text's hash.
 HASH = 16

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.corpus.crew import Tell, outcomes
+from pipeline.data.corpus.crew import Crew, Tell, outcomes
 from pipeline.data.corpus.overlap import Search, Twins, refuse_overlap
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_records
@@ -24,8 +24,9 @@ from pipeline.data.progress import Progress
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.texts import refuse_no_text, why_no_text
-from pipeline.data.tokens import Encoder, about_encoder, load_tokenizer, make_encoder
-from pipeline.run import RegrowError, hash_file, hash_json, require_space, take_lock
+from pipeline.data.tokens import Encoder, Encoding, about_encoder
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, hash_json, require_space, take_lock
 
 #: Tokens for a byte of a file, for the estimate of the space: SlimPajama has 0.70 compressed and 0.28 as plain text.
 PER_COMPRESSED_BYTE, PER_PLAIN_BYTE = 0.75, 0.3
@@ -55,32 +56,25 @@ class Job:
 
 def tokenise_corpus(
     shards: Sequence[Shard],
-    *,
-    tokenizer: Path,
-    separator: str,
-    special_tokens: str,
-    trust_remote_code: bool,
+    encoding: Encoding,
     folder: Path,
-    cache: Path | ShardCache,
-    processes: int,
-    on_damage: str,
-    die_with_parent: Callable[[], None],
-    say: Callable[[str], None],
+    *,
+    cache: ShardCache,
+    crew: Crew,
+    on_damage: str = "raise",
     held_out: Mapping[bytes, str] | None = None,
 ) -> tuple[list[Shard], list[dict[str, str]]]:
     """The tokenised shards, in the order of ``shards``, and the damaged ones that were left out.
 
     Shard NAME of source S becomes ``folder/ENCODER/source-S/NAME.SHARD.tokens.tar``, with hashes of what makes the ids
     and of the shard's text, so that runs with other tokenizers or other corpora may share the folder; tokenised shards
-    pass through. ``tokenizer`` is a Hugging Face folder, ``cache`` (a folder, or the cache itself) holds shards that
-    must be fetched. Remote text is searched for ``held_out`` (``overlap.held_out_hashes``). ``processes`` are spawned
-    and run ``die_with_parent`` (picklable) first. on_damage: ``raise``, or ``skip`` damaged shards, which are given
-    back as ``{"shard", "reason"}``. Started again it goes on where it was. Raises DamagedShard; RegrowError when there
-    is no space, when a process dies (naming it and its shard), when another command works in ``folder``, and where a
+    pass through. ``cache`` holds shards that must be fetched. Remote text is searched for ``held_out``
+    (``overlap.held_out_hashes``). on_damage: ``raise``, or ``skip`` damaged shards, which are given back as
+    ``{"shard", "reason"}``. Started again it goes on where it was. Raises DamagedShard; RegrowError when there is no
+    space, when a process dies (naming it and its shard), when another command works in ``folder``, and where a
     tokenised shard was made by another tokenizer or separator.
     """
-    loaded = load_tokenizer(tokenizer, trust_remote_code)
-    encoder = make_encoder(loaded, separator, special_tokens)
+    encoder = encoding.load()
     about = about_encoder(encoder)
     texts = [shard for shard in shards if shard.format != "tokenised"]
     of_encoder = folder / about["encoder"][:12]
@@ -95,14 +89,12 @@ def tokenise_corpus(
         # The longest first, so that no process works alone at the end.
         todo = sorted((jobs[shard] for shard in texts if shard not in finished), key=lambda job: -job.size)
         if finished:
-            say(f"{len(finished)} of {len(texts)} shards were tokenised before")
+            crew.say(f"{len(finished)} of {len(texts)} shards were tokenised before")
         require_space(folder, sum(_estimate(job) for job in todo), f"{len(todo)} tokenised shards")
-        skipped: dict[Shard, str] = {}
         # The compiled part alone: transformers would bring torch along, seconds and memory in every process.
         light = replace(encoder, tokenizer=None) if encoder.engine is not None else None
-        cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-        arguments = (light, tokenizer, trust_remote_code, separator, special_tokens, cache, held_out or {})
-        with contextlib.closing(outcomes(todo, processes, Writer, arguments, die_with_parent, say)) as results:
+        skipped: dict[Shard, str] = {}
+        with contextlib.closing(outcomes(crew, todo, Writer, (light, encoding, cache, held_out or {}))) as results:
             for job, outcome in results:
                 if isinstance(outcome, dict):
                     finished[job.shard] = outcome
@@ -216,16 +208,12 @@ class Writer:
     def __init__(
         self,
         encoder: Encoder | None,
-        tokenizer: Path,
-        trust_remote_code: bool,
-        separator: str,
-        special_tokens: str,
+        encoding: Encoding,
         cache: ShardCache,
         held_out: Mapping[bytes, str],
         tell: Tell,
     ):
-        loaded = None if encoder else load_tokenizer(tokenizer, trust_remote_code)
-        self.encode = encoder or make_encoder(loaded, separator, special_tokens)
+        self.encode = encoder or encoding.load()
         self.copies = cache.saying(lambda line: tell("say", line))
         self.held_out, self.tell = held_out, tell
 

@@ -18,7 +18,7 @@ from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
 from pipeline.data.sources import TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 ENDINGS = {
     ".jsonl": "jsonl",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import BadRecord, naming, require_documents
-from pipeline.data.replacing import replacing
 from pipeline.data.texts import KINDS, NoText, is_unicode, text_of
-from pipeline.run import first_line
+from pipeline.errors import first_line
+from pipeline.files import replacing
 
 #: Bytes for one read. Small enough that a file of many small frames is not copied over and over.
 PIECE = 1 << 17

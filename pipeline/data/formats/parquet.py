@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.formats.jsonl import domain_of
 from pipeline.data.texts import NAMED, NoText
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: Rows decoded at a time.
 BATCH = 256

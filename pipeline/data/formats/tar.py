@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from pipeline.data.damage import BadRecord, naming, require_documents
 from pipeline.data.formats.jsonl import domain_of, parse_object, why_no_utf8
 from pipeline.data.texts import NoText, text_of
-from pipeline.run import RegrowError, first_line
+from pipeline.errors import RegrowError, first_line
 
 #: WebDataset's rule: the key ends at the first dot behind the last slash.
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")

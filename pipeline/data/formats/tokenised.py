@@ -22,8 +22,8 @@ import numpy as np
 
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.formats.tar import members, read_member
-from pipeline.data.replacing import replacing
-from pipeline.run import RegrowError, hash_json
+from pipeline.errors import RegrowError
+from pipeline.files import hash_json, replacing
 
 #: Tokens, and documents, after which a block is closed: 2 or 4 MiB.
 BLOCK = 1 << 20

@@ -25,7 +25,8 @@ from pipeline.data.remote.servers import STALLED, Patience, ShortBody, locate
 from pipeline.data.remote.space import TEMPORARY, copy_size, taken_room
 from pipeline.data.remote.verifying import checked_local, require_unchanged, unlike_first, why_wrong
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError, take_lock
+from pipeline.errors import RegrowError
+from pipeline.files import take_lock
 
 
 class ShardCache:

@@ -21,7 +21,7 @@ from pipeline.data.remote.row_groups import NotParquet, parse_footer, read_foote
 from pipeline.data.remote.servers import NoRanges, Patience, locate, open_url, state_of
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.sources import TextSource
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: Files that are asked after at a time: one after the other, 59,166 would take an hour.
 AT_ONCE = 8
@@ -35,7 +35,7 @@ def list_hub(source: TextSource, patience: Patience) -> list[Shard]:
     from huggingface_hub.hf_api import RepoFile
 
     api, name, files = HfApi(), source.path, source.files
-    what = f"data source {name!r} (not a local path, so a data set on the hub)"
+    what = f"{source.name} (not a local path, so a data set on the hub)"
     commit = patience(what, lambda: api.dataset_info(name, revision=source.revision).sha)
 
     def tree() -> list[RepoFile]:
@@ -120,7 +120,7 @@ def _expand(source: TextSource, patience: Patience) -> list[tuple[str, str]]:
         named += [(name + mark + query, kind) for name in found if (kind := format_for(source, name)) is not None]
     if not named:
         raise RegrowError(
-            f"data source {without_secrets(url)!r}: no shard found there; check the address, the braces or the glob, "
+            f"{source.name}: no shard found there; check the address, the braces or the glob, "
             "and whether the server can list its files"
         )
     return named

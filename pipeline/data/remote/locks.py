@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from pipeline.run import take_lock
+from pipeline.files import take_lock
 
 
 def locked(path: Path, mode: str, lock: int) -> IO[bytes] | None:

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.data.formats.parquet import META, rows_of_groups
 from pipeline.data.remote.servers import locate, read_range
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError, first_line
+from pipeline.errors import RegrowError, first_line
 
 
 class NotParquet(RegrowError):

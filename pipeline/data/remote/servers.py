@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from pipeline.data.shards import Shard, without_secrets
-from pipeline.run import RegrowError, first_line
+from pipeline.errors import RegrowError, first_line
 
 T = TypeVar("T")
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError, require_space
+from pipeline.errors import RegrowError
+from pipeline.files import require_space
 
 #: The names that a cache gives: a digest, the row group, the shard's own name; and, of a temporary file, the bytes that
 #: it will have. Whatever else lies in the folder is somebody else's: it is neither counted nor deleted.

@@ -13,7 +13,8 @@ from pathlib import Path
 from pipeline.data.damage import DamagedShard
 from pipeline.data.remote.servers import locate, state_of
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError, hash_file, write_atomic
+from pipeline.errors import RegrowError
+from pipeline.files import hash_file, write_atomic
 
 #: For a local file that is another one than stage data saw.
 REMEDY = "put back the file that stage data listed, or list the corpus anew in a new run (run.name)"

@@ -22,7 +22,7 @@ from pipeline.data.remote.contents import read_contents
 from pipeline.data.shards import Shard
 from pipeline.data.stream.packing import pack
 from pipeline.data.tokens import Encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: From a text, or ids, to the ids of a document.
 Encode = Callable[[str | np.ndarray], list[int]]
@@ -56,8 +56,43 @@ def held_out_rows(
         packed = _even_choice((row for row, _, _ in pack(_all_documents(shards, cache, encode), room)), rows)
     if not packed:
         tokens = sum(len(ids) for _, _, ids in _all_documents(shards, cache, encode))
-        raise RegrowError(f"held-out documents: {tokens} tokens in all, not one row of {length}")
+        raise RegrowError(f"data.held_out: {tokens:,} tokens in all, not one row of {length:,}")
     return torch.from_numpy(np.stack([np.concatenate([np.array(leading, dtype=np.int64), row]) for row in packed]))
+
+
+@dataclass(frozen=True)
+class RowsAsked:
+    """Rows that will be asked of the held-out set: the config's ``key`` of their ``length``, and their BOS policy."""
+
+    key: str
+    length: int
+    bos: str
+
+
+def require_one_row(
+    shards: Sequence[Shard], encoder: Encoder, asked: Sequence[RowsAsked], cache: Path | ShardCache
+) -> None:
+    """RegrowError naming the keys whose rows are longer than the whole held-out set; read as far as the longest row.
+
+    Also where a row is to begin with a BOS that the tokenizer does not have. ``cache`` as for ``held_out_rows``.
+    """
+    cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
+    short = {rows: rows.length - len(leading_ids(encoder, rows.bos, "evaluate.perplexity.bos")) for rows in asked}
+    tokens = 0
+    with closing(_all_documents(shards, cache, lambda content: encoded(content, encoder, "document"))) as documents:
+        for _, _, ids in documents:
+            tokens += len(ids)
+            of_text = len(ids) - (encoder.bos is not None and len(ids) > 0)
+            short = {rows: lack - (len(ids) if rows.bos == "document" else of_text) for rows, lack in short.items()}
+            short = {rows: lack for rows, lack in short.items() if lack > 0}
+            if not short:
+                return
+    longest = dict(sorted((rows.key, rows.length) for rows in short))
+    listed = " or ".join(f"{key} ({length:,})" for key, length in longest.items())
+    raise RegrowError(
+        f"data.held_out: {tokens:,} tokens in all, not one row of {listed}; add documents to it, or lower "
+        f"{'that' if len(longest) == 1 else 'those'}"
+    )
 
 
 def _all_documents(

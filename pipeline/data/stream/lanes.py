@@ -22,7 +22,7 @@ from pipeline.data.stream.packing import pack
 from pipeline.data.stream.parts import Dealt, deal, draw
 from pipeline.data.stream.position import Cursor, LaneCursor
 from pipeline.data.stream.strands import Reading, Strand
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 def weight_edges(weights: Sequence[float] | None, sources: int) -> list[float]:

@@ -21,7 +21,7 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.parts import shuffle
 from pipeline.data.stream.position import LaneCursor
 from pipeline.data.stream.strands import Reading
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: How torch says that a worker is gone; its own errors come out of the loader as what they are.
 GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from pipeline.data.shards import Shard
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 
 @dataclass(frozen=True)

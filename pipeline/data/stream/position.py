@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: The definition of the order: how parts are dealt, sources drawn and rows packed. Another order is another number.
 ORDER = 1

@@ -24,7 +24,7 @@ from pipeline.data.stream.parts import Dealt, Part, shuffle
 from pipeline.data.stream.position import Cursor
 from pipeline.data.texts import counted, refuse_no_text
 from pipeline.data.tokens import Encoder
-from pipeline.run import RegrowError
+from pipeline.errors import RegrowError
 
 #: So many texts, or texts of so many characters, are tokenized together: little beside what a lane reads of a part.
 TEXTS, CHARACTERS = 64, 2**16

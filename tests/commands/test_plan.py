@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, MixtralConfig
 
+from pipeline.commands.plan import plan
+from pipeline.commands.plan_text import plan_text
 from pipeline.config import load_config
-from pipeline.plan import find_architecture, plan, plan_text
-from pipeline.run import RegrowError
-from tests import ROOT
+from pipeline.errors import RegrowError
+from tests.commands.presets import PRESETS, preset
 from tests.families import build
-
-PRESETS = ROOT / "configs" / "vicuna-7b"
-
-
-def preset(size: str, *overrides: str) -> dict:
-    return plan(load_config(PRESETS / f"{size}.yaml", overrides))
-
-
-@pytest.fixture()
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to plan in, with an empty cache of the hub."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -163,35 +147,21 @@ def test_whole_steps_that_stretch_the_budget_are_said():
     assert not any("budget" in note for note in preset("2.7b", "train.tokens=3e6")["notes"])
 
 
-def test_what_is_not_here_is_said_and_what_is_here_is_checked(tiny_model, demo, tmp_path):
-    absent = preset("2.7b")["not_checked"]
-    for part in ("tokenizer of lmsys/vicuna-7b-v1.3", "weights of lmsys/vicuna-7b-v1.3", "text of cerebras/SlimPajama"):
-        assert any(line.startswith(part) for line in absent), absent
-    text = f"{demo}/text/train"
-    here = [
-        f"model.path={tiny_model}",
-        f"data.sources=[{{path: {text}}}]",
-        f"data.held_out.path={text}",
-        "prune.remove=2",
-    ]
-    assert preset("2.7b", *here)["not_checked"] == []
-    elsewhere = preset("2.7b", *here, "data.sources.0.path=/nowhere/corpus")["not_checked"]
-    assert elsewhere == ["text of /nowhere/corpus: not on this machine; stage data reads it first"]
-    with pytest.raises(RegrowError, match="content"):
-        preset("2.7b", *here, "data.sources.0.text_key=content")
-    shutil.copytree(tiny_model, tmp_path / "model")
-    weights = tmp_path / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RegrowError, match=r"model\.safetensors: .* cut off"):
-        preset("2.7b", *here, f"model.path={tmp_path}/model")
-
-
 def test_rows_longer_than_the_models_positions_are_noted() -> None:
     made = preset("2.7b", "data.row_length=4096")
     assert any("4096" in note and "2048" in note for note in made["notes"]), made["notes"]
 
 
-def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
+def test_a_local_model_is_planned_with_its_own_config(tiny_model: Path, tiny_config: Path) -> None:
+    made = plan(load_config(tiny_config, [f"model.architecture={PRESETS / 'architecture'}"]))
+    assert made["model"]["architecture"] == str(tiny_model / "config.json")
+    # 2 norms, queries and outputs, keys and values of half the heads, 3 MLP matrices; both embeddings; the last norm.
+    block = 2 * 64 + 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160
+    dense = 8 * block + 2 * 64000 + 64
+    assert made["parameters"] == {"dense": dense, "pruned": dense - 2 * block, "trained": dense - 2 * block}
+
+
+def test_an_architecture_alone_is_planned(tmp_path: Path) -> None:
     LlamaConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -200,7 +170,7 @@ def test_a_local_model_is_planned_with_its_own_config(tmp_path: Path) -> None:
         vocab_size=100,
         tie_word_embeddings=True,
     ).save_pretrained(tmp_path)
-    made = preset("2.7b", f"model.path={tmp_path}", f"model.architecture={PRESETS / 'architecture'}", "prune.remove=3")
+    made = preset("2.7b", f"model.architecture={tmp_path}", "prune.remove=3")
     assert made["model"]["architecture"] == str(tmp_path / "config.json")
     # 2 norms, 4 square projections and 3 MLP matrices a block; the tied embedding once; the last norm.
     block = 2 * 64 + 4 * 64 * 64 + 3 * 64 * 128
@@ -232,71 +202,12 @@ def test_blocks_of_different_sizes_are_said_to_be_bounds(tmp_path: Path) -> None
         "vocab_size": 100,
     }
     (tmp_path / "config.json").write_text(json.dumps(small))
-    made = preset("2.7b", f"model.path={tmp_path}", "prune.remove=3")
+    made = preset("2.7b", f"model.architecture={tmp_path}", "prune.remove=3")
     assert made["blocks"]["uniform"] is False
     assert any("upper bounds" in note for note in made["notes"]), made["notes"]
-    named = preset("2.7b", f"model.path={tmp_path}", "prune.blocks=[5, 6, 7]")
+    named = preset("2.7b", f"model.architecture={tmp_path}", "prune.blocks=[5, 6, 7]")
     assert not any("upper bounds" in note for note in named["notes"]), "named blocks leave nothing unknown"
     assert named["parameters"]["pruned"] < made["parameters"]["pruned"], "the larger blocks were named"
-
-
-def test_nothing_is_fetched(elsewhere: Path) -> None:
-    config = load_config(PRESETS / "2.7b.yaml", ["model.path=nobody/nothing"])
-    with pytest.raises(RegrowError, match=r"nobody/nothing.*model\.architecture"):
-        find_architecture(config)
-
-
-def test_a_fetched_config_is_found_in_the_hubs_cache(elsewhere: Path) -> None:
-    snapshot = elsewhere / "hub" / "models--nobody--something" / "snapshots" / "0123abc"
-    snapshot.mkdir(parents=True)
-    shutil.copy(PRESETS / "architecture" / "config.json", snapshot)
-    refs = snapshot.parent.parent / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0123abc")
-    config = load_config(PRESETS / "2.7b.yaml", ["model.path=nobody/something"])
-    assert find_architecture(config) == snapshot / "config.json"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["model.architecture=empty"], "empty holds no config.json"),
-        (["model.path=empty"], "empty holds no config.json"),
-        (["model.path=a/b/c"], "neither a folder"),
-    ],
-)
-def test_a_missing_architecture_is_named(elsewhere: Path, overrides: list[str], named: str) -> None:
-    (elsewhere / "empty").mkdir()
-    with pytest.raises(RegrowError, match=named):
-        find_architecture(load_config(PRESETS / "2.7b.yaml", overrides))
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "{}", '{"model_type": "no-such-model"}', '{"model_type": "llama", "hidden_size": "wide"}']
-)
-def test_a_damaged_architecture_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(RegrowError, match=str(tmp_path / "config.json")):
-        preset("2.7b", f"model.path={tmp_path}")
-
-
-def test_planning_opens_no_connection() -> None:
-    """A fresh process that may not open a socket plans the preset."""
-    program = (
-        "import socket, sys\n"
-        "def refuse(*args, **kwargs): raise SystemExit('a connection was tried')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from pipeline.config import load_config\n"
-        "from pipeline.plan import plan\n"
-        "print(plan(load_config(sys.argv[1]))['parameters']['pruned'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, PRESETS / "1.5b.yaml"],
-        capture_output=True,
-        text=True,
-        cwd=PRESETS.parent.parent,
-    )
-    assert done.stdout.strip() == "1476448256", done.stderr
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -312,7 +223,7 @@ def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_pat
         router_aux_loss_coef=0.5,
         output_router_logits=asked,
     ).save_pretrained(tmp_path)
-    made = plan(load_config(tiny_config, [f"model.path={tmp_path}"]))
+    made = plan(load_config(tiny_config, ["model.path=owner/name", f"model.architecture={tmp_path}"]))
     notes = [note for note in made["notes"] if "auxiliary loss" in note]
     assert len(notes) == 1, made["notes"]
     assert ("added, with coefficient 0.5" in notes[0]) is asked
@@ -332,6 +243,6 @@ def test_a_plan_says_whether_the_routers_loss_is_trained_on(tiny_config, tmp_pat
 def test_a_plan_promises_no_loss_that_nothing_computes(tiny_config, tmp_path, family, asked, blocks, said):
     build(family, output_router_logits=asked).config.save_pretrained(tmp_path)
     named = [f"prune.blocks={blocks}", "prune.remove=null"] if blocks else ["prune.remove=1"]
-    made = plan(load_config(tiny_config, [f"model.path={tmp_path}", *named]))
+    made = plan(load_config(tiny_config, ["model.path=owner/name", f"model.architecture={tmp_path}", *named]))
     notes = [note for note in made["notes"] if "auxiliary loss" in note]
     assert [said in note for note in notes] == [True] if said else notes == [], notes

@@ -12,13 +12,16 @@ import torch
 from pipeline.config import STAGES, load_config
 from pipeline.config.pruning import Control, Criterion
 from pipeline.criteria import CONTROLS, CRITERIA
+from pipeline.errors import RegrowError
+from pipeline.files import read_json, write_json
 from pipeline.importance.controls import control_blocks
+from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import greedy_rounds
 from pipeline.importance.ppl import perplexity_without
 from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.launch import Place
 from pipeline.model.load import load_model
-from pipeline.run import RegrowError, Run, read_json, write_json
+from pipeline.run import Run
 from pipeline.stages import data, prune, score
 from pipeline.stages.preflight import preflight
 from pipeline.world import World
@@ -72,12 +75,12 @@ def test_windows_and_controls_choose_what_the_library_chooses(prune_by, scored):
     criteria = read_json(scored[1].stage("score") / "scores.json")["criteria"]
     for criterion in ("angular_last", "linear", "ppl"):
         record, run, _ = prune_by(f"prune.criterion={criterion}", "prune.selection=contiguous", "prune.remove=3")
-        assert record["removed"] == choose_window(criteria[criterion]["windows"], 3, **PROTECT)
+        assert record["removed"] == choose_window(criteria[criterion]["windows"], Cut(remove=3, **PROTECT))
         assert (record["selection"], record["criterion"], record["stability"]) == ("contiguous", criterion, None)
         assert not (run.stage("prune") / "comparison.json").exists()
     for control in CONTROLS:
         record, _, _ = prune_by(f"prune.criterion={control}", "prune.seed=5")
-        assert record["removed"] == control_blocks(control, 8, 2, seed=5, **PROTECT)
+        assert record["removed"] == control_blocks(control, 8, Cut(remove=2, **PROTECT), seed=5)
     with pytest.raises(RegrowError, match=r"windows of 1, 2, 3 blocks were scored, not of 4; add it to score"):
         prune_by("prune.criterion=linear", "prune.selection=contiguous", "prune.remove=4")
 
@@ -93,7 +96,7 @@ def test_one_shot_removal_says_how_sure_it_is(prune_by):
 def test_greedy_removal_goes_on_from_its_rounds(prune_by, scored, tiny_model, calibration):
     record, run, said = prune_by("prune.selection=greedy", "prune.remove=3")
     model = load_model(tiny_model, dtype="float32")
-    rounds = list(greedy_rounds(model, calibration.split(1), remove=3, **PROTECT))
+    rounds = list(greedy_rounds(model, calibration.split(1), Cut(remove=3, **PROTECT)))
     assert record["removed"] == sorted(one.removed for one in rounds)
     assert [one["removed"] for one in record["greedy"]] == [one.removed for one in rounds]
     assert [one["perplexity"] for one in record["greedy"]] == pytest.approx(
@@ -117,10 +120,11 @@ def test_a_budget_is_kept(prune_by, scored, tiny_model, calibration):
         return perplexity_without(model, calibration.split(1), blocks)
 
     order = read_json(scored[1].stage("score") / "scores.json")["criteria"]["block_influence"]["order"]
-    three = max(perplexity(choose_blocks(order, count, **PROTECT)) for count in (1, 2, 3))
+    three = max(perplexity(choose_blocks(order, Cut(remove=count, **PROTECT))) for count in (1, 2, 3))
     record, _, _ = prune_by("prune.criterion=block_influence", f"prune.perplexity={three * 1.000001}")
     assert len(record["removed"]) >= 3 and perplexity(record["removed"]) <= three * 1.000001
-    more = choose_blocks(order, len(record["removed"]) + 1, **PROTECT) if len(record["removed"]) < 5 else None
+    one_more = len(record["removed"]) + 1
+    more = choose_blocks(order, Cut(remove=one_more, **PROTECT)) if one_more <= 5 else None
     assert more is None or perplexity(more) > three * 1.000001, "one more block would have been within the budget"
     with pytest.raises(RegrowError, match=r"the perplexity is .*, the budget 2"):
         prune_by("prune.perplexity=2")

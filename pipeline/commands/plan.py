@@ -1,0 +1,231 @@
+"""What a config will cost, before anything is fetched or trained: blocks, parameters, steps, FLOPs, memory, hours.
+
+Neither a GPU nor weights nor a network are needed: the model's config.json is enough. What else is on this machine is
+checked as at the start of a run. Which blocks go is unknown before scoring, so the counts are exact where all blocks
+have one size, and a bound (which the plan says) elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+
+from pipeline.checks import check_here, one_large_step
+from pipeline.config import Config
+from pipeline.cuts import read_cut
+from pipeline.errors import RegrowError
+from pipeline.importance.block_major import ROOM
+from pipeline.importance.distances import DISTANCES
+from pipeline.importance.footprint import SweepShape
+from pipeline.importance.ppl import windows_of
+from pipeline.launch import count_processes
+from pipeline.model.costs import (
+    Trained,
+    accumulation,
+    attention_width,
+    flops_per_token,
+    memory_per_gpu,
+    peak_flops,
+    product_parameters,
+    text_parameters,
+)
+from pipeline.model.describe import Sizes, describe_folder
+from pipeline.model.loss import computes_router_loss, describe_router_loss
+
+#: The GPU that hours are given for, as torch names it, and its memory in bytes.
+GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
+
+#: A careful run, a good one, and the highest bf16 figure that public codebases report.
+MFUS = (0.30, 0.43, 0.50)
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """The plan as plain values (JSON-ready), with ``notes`` for the reader and what was ``not_checked``.
+
+    Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, when the global
+    batch does not divide, when weights, tokenizer or text that are here are not as they must be, or when the run's
+    folder cannot be written.
+    """
+    source = find_architecture(config)
+    model = describe_folder(source.parent, config.model.trust_remote_code)
+    sizes, train, row = Sizes.of(model), config.train, config.data.row_length
+    removed = read_cut(config).planned(sizes)
+    gone, blocks = sum(removed), len(sizes.blocks) - len(removed)
+    trained = sum(parameter.numel() for parameter in text_parameters(model)) - gone
+    # A number is planned for wherever this is; auto is what a run takes here.
+    processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
+    width = attention_width(model.config.get_text_config())
+    per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
+    memory = _memory(config, model, sizes, removed, processes, trained)
+    peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
+    return {
+        "run": config.run.name,
+        "model": {"path": config.model.path, "architecture": str(source)},
+        "blocks": {
+            "dense": len(sizes.blocks),
+            "removed": len(removed),
+            "pruned": blocks,
+            "uniform": len(set(sizes.blocks)) == 1,
+        },
+        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": trained},
+        "training": {
+            "tokens": train.tokens,
+            "row_length": row,
+            "global_batch": train.global_batch,
+            "micro_batch": train.micro_batch,
+            "accumulation": accumulation(train.global_batch, train.micro_batch, processes),
+            "processes": processes,
+            "tokens_per_step": config.tokens_per_step,
+            "steps": config.steps,
+            "zero_stage": train.zero_stage,
+        },
+        "flops": {"convention": "palm", "per_token": per_token, "total": total},
+        "scoring": _scoring(config, model, sizes, len(removed)),
+        "memory": memory,
+        "gpu": {"name": GPU, "peak_flops": peak},
+        "time": [
+            {
+                "mfu": share,
+                "tokens_per_second_per_gpu": share * peak / per_token,
+                "gpu_hours": total / (share * peak) / 3600,
+                "days": total / (share * peak) / 86400 / processes,
+            }
+            for share in MFUS
+        ],
+        "notes": _notes(config, model, sizes, memory[train.zero_stage]["total"]),
+        "not_checked": check_here(config, model, source.parent),
+    }
+
+
+def _memory(
+    config: Config, model: nn.Module, sizes: Sizes, removed: list[int], processes: int, trained: int
+) -> list[dict[str, int]]:
+    """What training takes on one GPU, in bytes, for each ZeRO stage."""
+    # ZeRO stage 3 gathers blocks and embeddings as a whole.
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    gathered = [*sizes.blocks, *(end.weight.numel() for end in ends if end is not None)]
+    held = Trained(
+        trained,
+        max(gathered),
+        model.config.get_text_config(),
+        frozen=sizes.whole - sum(removed) - trained,
+        blocks=len(sizes.blocks) - len(removed),
+        weight_bytes=4 if config.model.dtype == "float32" else 2,
+    )
+    train, row = config.train, config.data.row_length
+    return [
+        {
+            "zero_stage": stage,
+            **memory_per_gpu(
+                held,
+                stage,
+                processes,
+                train.micro_batch,
+                row,
+                gradient_checkpointing=train.gradient_checkpointing,
+            ),
+        }
+        for stage in range(4)
+    ]
+
+
+def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[str]:
+    """What the reader should know of the plan; ``needed`` are the bytes that training takes on one GPU."""
+    train, row, notes = config.train, config.data.row_length, one_large_step(config)
+    named = config.prune.blocks if isinstance(config.prune.blocks, tuple) else ()
+    if len(set(sizes.blocks)) > 1 and not named:
+        notes.append(
+            f"blocks differ in size ({min(sizes.blocks):,} to {max(sizes.blocks):,} parameters): the pruned model's "
+            "counts are upper bounds, as if the smallest went"
+        )
+    if sentence := describe_router_loss(model, computes_router_loss(model), named):
+        notes.append(sentence)
+    if config.prune.perplexity is not None:
+        notes.append("prune.perplexity decides how many blocks go when they are pruned: planned here as if none went")
+    if train.processes == "auto" and not torch.cuda.device_count():
+        notes.append(
+            "train.processes is auto and this machine has no GPU: planned for one process, as a run starts here; "
+            "train.processes=8 plans for 8 GPUs"
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and row > positions:
+        notes.append(f"data.row_length {row} is longer than the model's {positions} positions")
+    if config.model.attention == "eager":
+        notes.append("model.attention eager stores T x T matrices, which the activations here leave out")
+    if needed > 0.9 * GPU_BYTES:
+        notes.append(
+            f"train.zero_stage {train.zero_stage} needs about {needed / 1e9:.0f} GB of an 80 GB GPU, without CUDA's "
+            "context and communication buckets: tight or too much; a higher stage, gradient checkpointing or a smaller "
+            "micro-batch takes less"
+        )
+    return notes
+
+
+def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> dict[str, Any]:
+    """What the sweep takes, in bytes, in both orders of its loops, and the order that ``auto`` takes on the GPU.
+
+    ``planned``: blocks that will go, as far as is known.
+    """
+    score, hf_config = config.score, model.config.get_text_config()
+    size, total, inside = getattr(torch, score.dtype).itemsize, len(sizes.blocks), sum(sizes.blocks)
+    shape = SweepShape(
+        blocks=total,
+        sequences=score.sequences,
+        length=score.length,
+        width=hf_config.hidden_size,
+        value_bytes=size,
+        micro_batch=score.micro_batch,
+        losses="ppl" in score.criteria,
+        windows=len(windows_of(total, score.ppl_n)),
+        distances=bool(set(score.criteria) & set(DISTANCES)),
+    )
+    device = shape.device(
+        block_bytes=max(sizes.blocks) * size,
+        outside_bytes=(sizes.whole - inside) * size,
+        vocabulary=hf_config.vocab_size,
+        intermediate=getattr(hf_config, "intermediate_size", None),
+    )
+    weights = sizes.whole * size
+    extra = 0
+    if "taylor" in score.criteria:
+        extra = inside * (4 + size)  # gradients of a micro-batch, and their sum in fp32
+    if "linear" in score.criteria:
+        windows = sum(total - count for count in {1, *(score.linear_n or (planned,))} if count)
+        extra = max(extra, 2 * 8 * windows * hf_config.hidden_size**2)  # two fp64 matrices for each window
+    large = weights > ROOM * GPU_BYTES
+    return {
+        "loop": score.loop if score.loop != "auto" else "block-major" if large else "batch-major",
+        "weights": weights,
+        "batch_major": weights + max(extra, device["chunk"] + device["logits"]),
+        "block_major": sum(device.values()),
+        "states": shape.states(),
+    }
+
+
+def find_architecture(config: Config) -> Path:
+    """The config.json to plan with: model.path's if it is a folder, else model.architecture's, else a cached one.
+
+    Nothing is fetched. Raises RegrowError with the remedy when there is none.
+    """
+    model = config.model
+    for folder in (Path(model.path), model.architecture):
+        if folder is not None and (folder / "config.json").is_file():
+            return folder / "config.json"
+    if model.architecture is not None:
+        raise RegrowError(f"model.architecture: {model.architecture} holds no config.json")
+    if Path(model.path).is_dir():
+        raise RegrowError(f"model.path: the folder {model.path} holds no config.json")
+    try:
+        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    except ValueError:
+        raise RegrowError(f"model.path: {model.path} is neither a folder here nor a model's name on the hub") from None
+    if isinstance(cached, str):
+        return Path(cached)
+    raise RegrowError(
+        f"model.path: {model.path} is not a folder here, and plan fetches nothing; set model.architecture to a folder "
+        "with its config.json, or fetch the model first"
+    )

@@ -1,0 +1,18 @@
+"""The one error that people meet, and the reason that another error gives, in a line."""
+
+from __future__ import annotations
+
+import re
+
+
+class RegrowError(Exception):
+    """A failure that its message explains to the person who meets it: what, where, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, with the next where it ends in a colon, or its class's name; without the
+    query of a URL, which may be a key."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    end = next((number for number, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    line = " ".join(lines[:end])
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", line)

@@ -1,0 +1,68 @@
+"""What the page and the card are made of: the parsed records of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: A JSON file, or a line of one, as it was read.
+Record = Mapping[str, Any]
+
+PRUNE_KEYS = (
+    "protected",
+    "criterion",
+    "base_model",
+    "parameters",
+    "self_test",
+    "selection",
+    "stability",
+    "greedy",
+    "linear",
+)
+PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
+
+
+@dataclass(frozen=True)
+class Records:
+    """One run's records under its ``name``; all but ``prune`` may be missing or partial, and are then said to be.
+
+    ``prune``: prune.json (removed, kept, protected, criterion, parameters, selection, stability, greedy, linear).
+    ``scores``: scores.json. ``comparison``: comparison.json (what other criteria, selections and controls would have
+    removed, and the perplexity that each leaves before training). ``metrics`` and ``held_out``: lines of metrics.jsonl
+    and held_out.jsonl. ``results``: results.json. ``cost``: stages in seconds, train, hardware, versions.
+    ``provenance``: ``model`` (where the dense model was loaded from), ``base_model`` (its name on the Hub, where
+    ``model`` is a local folder), ``model_note``, ``data`` (each with ``path`` and ``documents``), ``data_note``,
+    ``language`` and ``license``. ``config_yaml``: the resolved configuration as text.
+    """
+
+    name: str
+    prune: Record
+    scores: Record | None = None
+    comparison: Record | None = None
+    metrics: Sequence[Record] = ()
+    held_out: Sequence[Record] = ()
+    results: Record | None = None
+    cost: Record | None = None
+    provenance: Record | None = None
+    config_yaml: str = ""
+
+    @property
+    def models(self) -> Record:
+        """What was measured of each model that was."""
+        return (self.results or {}).get("models", {})
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the dense model."""
+        return len(self.prune["removed"]) + len(self.prune["kept"])
+
+    @property
+    def whole_prune(self) -> dict[str, Any]:
+        """The prune record with None for what it lacks, so that a template can ask for all of it."""
+        return dict.fromkeys(PRUNE_KEYS) | dict(self.prune)
+
+    @property
+    def whole_provenance(self) -> dict[str, Any]:
+        """The same of the provenance."""
+        return dict.fromkeys(PROVENANCE_KEYS) | dict(self.provenance or {})

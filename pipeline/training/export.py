@@ -1,0 +1,58 @@
+"""Exports: the weights of a run at one step, as a plain Hugging Face folder that is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pipeline.files import require_space
+from pipeline.model.load import copy_companions, load_model
+from pipeline.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that training begins with: its folder, and how it is loaded. ``dtype`` is that of its weights."""
+
+    folder: Path
+    dtype: str
+    trust_remote_code: bool = False
+
+    def load(self, **how: Any) -> PreTrainedModel:
+        """The model; ``how`` as ``load_model`` takes it (attention, device)."""
+        return load_model(self.folder, dtype=self.dtype, trust_remote_code=self.trust_remote_code, **how)
+
+
+def write_export(engine: Engine, origin: Origin, target: Path) -> Path:
+    """Write the engine's weights to ``target``, with what else lies in the origin's folder; every process calls it.
+
+    They are written beside and moved into place. Raises RegrowError where there is no room.
+    """
+    weights = engine.weights()
+    if weights is not None:
+        scratch = target.with_name(f".{target.name}.new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        require_space(target.parent, sum(value.nbytes for value in weights.values()), f"export {target.name}")
+        model = origin.load()
+        load_trained(model, weights, engine.unreached)
+        model.save_pretrained(scratch)
+        copy_companions(origin.folder, scratch)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    engine.world.barrier()
+    return target
+
+
+def load_trained(model: nn.Module, weights: Mapping[str, torch.Tensor], left_alone: Collection[str]) -> None:
+    """Give the pruned ``model`` an engine's ``weights``, all but buffers and ``left_alone``: it keeps these bit for
+    bit, which an engine may have rounded."""
+    own = {*left_alone, *(name for name, _ in model.named_buffers())}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in own}
+    model.load_state_dict({**weights, **kept})

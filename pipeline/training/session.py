@@ -1,0 +1,147 @@
+"""A session: one process's part of a training run, from the newest checkpoint to the last export.
+
+It holds what travels together (engine, rows, position, folder) and knows how each thing is done between steps; when it
+is done, the stage says. How a model is judged is handed in: training does not know evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.stream.loader import RowStream, load_rows
+from pipeline.data.stream.position import Identity, from_json, skipped_parts, to_json
+from pipeline.launch import die_with_parent
+from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
+from pipeline.training.engine import Engine
+from pipeline.training.export import Origin, write_export
+from pipeline.training.loop import Position, Sample, Step, train_steps
+from pipeline.training.metrics import WINDOW, append_line, cut_after, read_lines, step_line, step_record
+
+#: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
+LINES = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The training rows of a run: what fixes them, the shards' names by source, how this process reads them from a
+    position on, with how many reader processes, and whether each document of a row is read alone."""
+
+    identity: Identity
+    names: list[list[str]]
+    behind: Callable[[Position], RowStream]
+    workers: int
+    within_documents: bool
+
+
+class Session:
+    """A training run as one process sees it. Every process makes one, and calls the same methods in the same order.
+
+    ``folder`` takes checkpoints/, exports/ and the line files; ``origin`` is the model that training began with.
+    ``judge`` measures the engine's model, on every process, and returns values for a line of held_out.jsonl; None:
+    nothing is held out. ``mfu`` gives the utilisation at a number of tokens a second of all processes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rows: Rows,
+        folder: Path,
+        origin: Origin,
+        layout: Layout,
+        *,
+        judge: Callable[[Engine], dict[str, Any]] | None,
+        mfu: Callable[[float], float | None],
+        say: Callable[[str], None],
+    ):
+        self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
+        self.judge, self.mfu, self.say = judge, mfu, say
+        self.world, self.position = engine.world, Position()
+        # What only counts on the first process, which writes the lines.
+        self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self._left_out: set[str] = set()
+
+    def resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off."""
+        if found is not None:
+            checkpoint, state = found
+            load_checkpoint(checkpoint, self.engine, self.world)
+            # Its own lanes alone: the cursors of others would be kept as they are now, and the next checkpoint would
+            # mix them with what the others have moved on to.
+            lanes = from_json(state["lanes"])
+            own = {lane: cursor for lane, cursor in lanes.items() if lane % self.world.size == self.world.rank}
+            self.position = Position(state["step"], state["tokens"], own)
+        if self.world.rank == 0:
+            cut = [cut_after(self.folder / name, self.position.step) for name in LINES]
+            if cut[0]:
+                self.say(f"{cut[0]} steps behind the checkpoint are done again")
+            self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
+
+    def steps(self, count: int, rate: Callable[[int], float], log_samples: bool = False) -> Iterator[Step]:
+        """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then."""
+        taken = train_steps(
+            self.engine,
+            load_rows(self.rows.behind(self.position), self.rows.workers, die_with_parent),
+            self.position,
+            steps=count,
+            rate=rate,
+            within_documents=self.rows.within_documents,
+            on_samples=self._log_samples if log_samples else None,
+            say=self.say,
+        )
+        for step in taken:
+            if self.world.rank == 0:
+                self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
+                append_line(self.folder / "metrics.jsonl", self._recent[-1])
+                self.say(step_line(step, count, self._recent))
+            yield step
+
+    def evaluate(self) -> None:
+        """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""
+        path = self.folder / "held_out.jsonl"
+        known = self.world.rank == 0 and any(line["step"] == self.position.step for line in read_lines(path))
+        if self.judge is None or self.world.broadcast(known):
+            return
+        with self.engine.precision():
+            result = self.judge(self.engine)
+        if self.world.rank == 0:
+            line = {
+                "step": self.position.step,
+                "tokens": self.position.tokens,
+                "held_out_loss": result["loss"],
+                "held_out_perplexity": result["value"],
+                "rows": result["rows"],
+            }
+            append_line(path, line)
+            self.say(f"step {self.position.step}: held-out perplexity {result['value']:.2f}")
+
+    def checkpoint(self, keep: int) -> Path:
+        """Write all that is needed to go on from here; the ``keep`` newest checkpoints stay."""
+        cursors = {lane: cursor for share in self.world.gather(self.position.cursors) for lane, cursor in share.items()}
+        for line in skipped_parts(cursors, self.rows.names):
+            if line not in self._left_out:
+                self._left_out.add(line)
+                self.say(line)
+        state = {
+            "step": self.position.step,
+            "tokens": self.position.tokens,
+            "layout": asdict(self.layout),
+            "identity": asdict(self.rows.identity),
+            "lanes": to_json(cursors),
+        }
+        return save_checkpoint(
+            self.folder / "checkpoints", self.engine, self.world, step=self.position.step, state=state, keep=keep
+        )
+
+    def export(self) -> Path:
+        """Write the weights as they are as a plain Hugging Face folder, and return it."""
+        return write_export(self.engine, self.origin, folder_of(self.folder / "exports", self.position.step))
+
+    def _log_samples(self, step: int, samples: list[Sample]) -> None:
+        """What a step was trained on, row by row in their order, into samples.jsonl."""
+        rows = sorted((sample for share in self.world.gather(samples) for sample in share), key=lambda row: row.index)
+        if self.world.rank == 0:
+            append_line(self.folder / "samples.jsonl", {"step": step, "rows": [list(astuple(row)) for row in rows]})

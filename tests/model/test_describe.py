@@ -1,0 +1,39 @@
+"""What is told of a model from its config alone, against the model with its weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.errors import RegrowError
+from pipeline.model.blocks import find_blocks
+from pipeline.model.describe import Sizes, describe_folder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sizes_without_weights_are_those_of_the_weights(tmp_path, tied):
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        tie_word_embeddings=tied,
+    )
+    config.save_pretrained(tmp_path)
+    described, model = describe_folder(tmp_path), LlamaForCausalLM(config)
+    assert {parameter.device.type for parameter in described.parameters()} == {"meta"}
+    assert [*map(type, find_blocks(described))] == [*map(type, find_blocks(model))]
+    sizes = Sizes.of(described)
+    assert sizes == Sizes.of(model) and sizes.whole == model.num_parameters()
+    # By hand: four square projections, three of the MLP, two norms; the embedding, a head where it is not tied, a norm.
+    assert sizes.blocks == (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32,) * 3
+    assert sizes.whole - sum(sizes.blocks) == 300 * 32 * (1 if tied else 2) + 32
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        described(torch.zeros((1, 2), dtype=torch.int64)).logits.tolist()
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(RegrowError, match=r"config\.json"):
+        describe_folder(tmp_path)

@@ -1,0 +1,26 @@
+"""Errors: the reason of another error, in a line."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import first_line
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one\ntwo", "one"),
+        ("\n  one \ntwo", "one"),
+        (
+            "Can't load the tokenizer:\n\n  no vocab.json in it\nsee the docs",
+            "Can't load the tokenizer: no vocab.json in it",
+        ),
+        ("a:\nb:\nc\nd", "a: b: c"),
+        ("what was wrong:", "what was wrong:"),
+        ("at https://host/file?token=secret:\nrefused", "at https://host/file refused"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error_holds_its_reason(message, line):
+    assert first_line(ValueError(message)) == line
