@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -162,6 +163,20 @@ def spoiled(engine: Engine, spoil: Any) -> Iterator[None]:
     hook.remove()
 
 
+@contextlib.contextmanager
+def listening(lines: list[str]) -> Iterator[None]:
+    """Within it what DeepSpeed's logger lets through is put into ``lines``."""
+    from deepspeed.utils import logger
+
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def stopped(world: World, zero_stage: int, dtype: torch.dtype, spoil: Any) -> dict[str, Any]:
     """Step 2 goes wrong on rank 1 alone: what every rank says, and what has moved since step 1."""
     engine, data, position, message = new_engine(world, zero_stage, dtype, 2), text(BATCH * STEPS), Position(), ""
@@ -172,7 +187,8 @@ def stopped(world: World, zero_stage: int, dtype: torch.dtype, spoil: Any) -> di
         return weights(engine), masters(engine), moments(engine)
 
     before, place = state(), (position.step, position.tokens, dict(position.cursors))
-    with spoiled(engine, spoil) if world.rank == 1 else contextlib.nullcontext():
+    beside: list[str] = []
+    with spoiled(engine, spoil) if world.rank == 1 else contextlib.nullcontext(), listening(beside):
         try:
             train(engine, data, world, 2, STEPS, position)
         except RegrowError as error:
@@ -180,6 +196,7 @@ def stopped(world: World, zero_stage: int, dtype: torch.dtype, spoil: Any) -> di
     moved = [name for old, new in zip(before, state(), strict=True) for name in old if not old[name].equal(new[name])]
     return {
         "messages": world.gather(message),
+        "beside": world.gather(beside),
         "moved": world.gather(moved),
         "compared": [len(part) for part in before],
         "position": world.gather(place == (position.step, position.tokens, position.cursors)),
