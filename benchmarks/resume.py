@@ -27,7 +27,7 @@ from commands import Ended, carry_out, kill_tree, start
 from machine import show
 from shapes import random_model, vicuna
 from transformers import AutoTokenizer
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.launch import name_accelerator
 
@@ -55,7 +55,7 @@ LIMIT = 600
 def write_small_model(folder: Path) -> Path:
     """A random model of 6 small blocks with the demo's tokenizer, as a Hugging Face folder."""
     name_accelerator()
-    logging.disable_progress_bar()
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
     config = vicuna(blocks=6, width=64)
     config.vocab_size = len(tokenizer)

@@ -176,4 +176,6 @@ def test_all_of_it_runs_in_small_on_a_cpu(demo: Path) -> None:
     assert resumed["same"] and resumed["export"] == resumed["resumed_export"] != {}, resumed
     assert 0 < resumed["resumed_at"] <= resumed["killed_after"] < resumed["steps"], resumed
     assert tests["skipped"] > 0 and tests["failed"] == 0, f"on a CPU the tests marked gpu skip: {tests}"
+    noise = [line for line in done.stdout.splitlines() if "WARNING" in line or "it/s]" in line]
+    assert not noise and not done.stderr, f"{noise}\n{done.stderr[-2000:]}"
     assert done.stdout.count("| ok |") == 6, done.stdout[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,11 +154,13 @@ def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
     assert (late.returncode, out) == (1, ""), "it went on though its parent is another"
 
 
-def agent(config, tmp_path) -> subprocess.Popen:
+def agent(config, tmp_path, stage: str = "data") -> subprocess.Popen:
     """The launching agent, in front of two ranks that will be busy with their imports for some seconds."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), PARENT: str(os.getpid())}
+    # As launch() sets it, so that torchrun need not choose.
+    threads = {"OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), PARENT: str(os.getpid())}
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.launch", "2", "data", str(config)],
+        [sys.executable, "-m", "pipeline.launch", "2", stage, str(config)],
         cwd=tmp_path,
         env=environment,
         text=True,
@@ -207,6 +210,32 @@ def test_what_all_tasks_of_srun_meet_is_said_once(tiny_config):
         said = [task.communicate(timeout=60)[0] for task in tasks]
         assert what in said[0] and said[0].count("\n") == 1 and said[1:] == ["", ""], said
         assert [task.returncode for task in tasks] == [1, TOLD, TOLD]
+
+
+def test_a_stage_that_two_ranks_refuse_is_told_in_one_line(tiny_config, tmp_path):
+    """Both meet it: there is no manifest yet. Nothing else stands on stderr: no traceback, nothing of torchrun's."""
+    process = agent(tiny_config, tmp_path, "score")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == TOLD, errors
+    assert re.fullmatch(r"regrow: \S+manifest\.json: cannot be read \(No such file or directory\)\n", errors), errors
+
+
+def test_a_refusal_under_somebody_else_s_torchrun_is_told_once_and_ends_its_report(tiny_config, tmp_path):
+    """Without the file where torchrun looks for a reason its report would say nothing of it."""
+    words = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "pipeline"]
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "score", str(tiny_config), "model.path=/nowhere"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    reason = "model.path '/nowhere': no such folder"
+    told = [line.strip() for line in process.stderr.splitlines() if reason in line]
+    assert process.returncode == 1 and len(told) == 2, process.stderr
+    assert told[0].startswith(f"regrow: {reason}") and told[1].startswith(f"traceback : {reason}"), told
+    assert f"{ROOT / 'pipeline'}/" not in process.stderr, f"a rank's traceback was printed:\n{process.stderr}"
 
 
 def test_the_agent_says_which_rank_was_killed_and_ends_the_others(tiny_config, tmp_path):

@@ -149,6 +149,7 @@ class Removals:
             if len(known) < len(rounds):
                 return known
         done = [one.removed for one in rounds]
+        self.say(f"greedy removal: every round tries each block that is left, on {len(self.text.sequences)} sequences")
         for one in greedy_rounds(self.model, self._share, cut, done=done, world=self.world):
             rounds.append(one)
             if self.world.rank == 0:
@@ -161,6 +162,7 @@ class Removals:
         sequences = self.text.sequences if self.text.maps is None else self.text.maps()
         fit, _ = split_for_maps(sequences, self.text.micro_batch, self.world.rank, self.world.size)
         windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
+        self.say(f"fitting linear maps for {len(windows)} runs of blocks")
         maps = fit_maps(self.model, fit, windows, ridge=self.ridge, world=self.world)
         tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))
         self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")

@@ -106,6 +106,7 @@ def measured_sets(removals: Removals, sets: Sequence[ComparedSet]) -> list[Measu
     """The sets with their perplexities. Raises RegrowError when the model itself has none."""
     if not removals.perplexities.dense_is_finite():
         raise RegrowError("the dense model's perplexity is not a finite number: removals cannot be compared with it")
+    removals.say(f"comparing {len(sets)} sets of blocks by the perplexity without them")
     measured: list[MeasuredSet] = []
     for count, one in enumerate(sets, start=1):
         found = removals.perplexities(one["blocks"])

@@ -90,6 +90,7 @@ def score_blocks(
         targets = text.sequences.shape[1] - 1
         entries = sweep_entries(asked, losses, distances, targets, TIE[_precision(model)], windows)
     for name in (name for name in asked if name in MAKERS):
+        say(f"{name}: begun")
         entries[name] = kept.once(name, partial(MAKERS[name], model, text, settings, world))
         say(f"{name}: scored")
     return _finished(asked, entries)

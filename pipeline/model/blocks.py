@@ -20,7 +20,15 @@ from pipeline.errors import RegrowError
 from pipeline.model.depth import PLACES, set_values, shorten
 from pipeline.model.structure import find_blocks, require_separate_blocks
 
-__all__ = ["block_parameters", "check_indices", "find_blocks", "remove_blocks", "replaced_forward", "skip_blocks"]
+__all__ = [
+    "block_parameters",
+    "check_indices",
+    "find_blocks",
+    "remove_blocks",
+    "replaced_forward",
+    "require_removable",
+    "skip_blocks",
+]
 
 
 def check_indices(indices: Sequence[int], total: int) -> list[int]:
@@ -96,14 +104,11 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PreTrainedM
     pruned before keeps the indices of the first dense model.
 
     Raises RegrowError on impossible indices, where blocks are tied to each other, and where the config has no way to
-    describe the blocks that are left; the model is then as it was.
+    describe the blocks that are left, or these could not generate; the model is then as it was.
     """
     blocks = find_blocks(model)
     total = len(blocks)
-    removed = check_indices(indices, total)
-    kept = [index for index in range(total) if index not in removed]
-    require_separate_blocks(model, blocks)
-    values, changes = shorten(model, kept, total)
+    kept, values, changes = _shortened(model, indices)
     config = model.config.get_text_config()
     before = getattr(config, "regrow", None) or {"kept_blocks": list(range(total)), "dense_blocks": total}
     survivors = [blocks[index] for index in kept]
@@ -124,6 +129,22 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PreTrainedM
         "removed_blocks": [index for index in range(before["dense_blocks"]) if index not in original],
     }
     return model
+
+
+def require_removable(model: PreTrainedModel, indices: Sequence[int]) -> None:
+    """RegrowError where ``remove_blocks`` would refuse; nothing is changed. A model on the meta device will do."""
+    _shortened(model, indices)
+
+
+def _shortened(
+    model: PreTrainedModel, indices: Sequence[int]
+) -> tuple[list[int], dict[str, Any], list[list[tuple[str, str, Any]]]]:
+    """The blocks that stay, and what ``shorten`` says of the model with these alone."""
+    blocks = find_blocks(model)
+    removed = check_indices(indices, len(blocks))
+    kept = [index for index in range(len(blocks)) if index not in removed]
+    require_separate_blocks(model, blocks)
+    return kept, *shorten(model, kept, len(blocks))
 
 
 def block_parameters(model: PreTrainedModel) -> list[int]:

@@ -30,6 +30,8 @@ LEADING = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index"
 #: Attributes of modules that hold a block's place, or the number of blocks.
 PLACES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+#: Families whose cache is a class of their own, which no model without attention breaks.
+OWN_CACHE = ("minimax",)
 #: How many differences an error names.
 NAMED = 3
 
@@ -94,12 +96,19 @@ def shorten(
     Returns the values of its config, and the attributes to set in its modules as (module's path, attribute, value):
     one list for each kept block, paths counted from the block, and a last list for the rest of the model.
 
-    Raises RegrowError where the new config would describe other blocks than those kept.
+    Raises RegrowError where the new config would describe other blocks than those kept, and where what is left could
+    not generate.
     """
     name = type(model).__name__
     values = config_values(model.config.get_text_config(), kept, total)
     config = deepcopy(model.config)
     set_values(config.get_text_config(), values)
+    if _counts_tokens(model.config.get_text_config()) and not _counts_tokens(config.get_text_config()):
+        raise RegrowError(
+            f"{name}: these blocks cannot be removed, no attention with keys would be left, by which transformers' "
+            "cache counts its tokens: what is left could not generate; keep one such block "
+            f"({', '.join(str(index) for index in range(total) if index not in kept)} would go)"
+        )
     dense, short = _built(model, deepcopy(model.config)), _built(model, config)
     lists = find_blocks(dense), find_blocks(short)
     long_blocks, short_blocks = map(list, lists)
@@ -131,6 +140,19 @@ def shorten(
             f"{'; '.join(wrong[:NAMED])}{more}"
         )
     return values, changes
+
+
+def _counts_tokens(config: PreTrainedConfig) -> bool:
+    """Whether transformers' cache for such a model, or the family's own, knows how many tokens it holds."""
+    from transformers import DynamicCache
+
+    if config.model_type in OWN_CACHE or not getattr(config, "layer_types", None):
+        return True
+    try:
+        DynamicCache(config=config).get_seq_length()
+    except ValueError:
+        return False
+    return True
 
 
 def _only_unused(attribute: str, was: object, becomes: object, gone: tuple[str, ...]) -> bool:

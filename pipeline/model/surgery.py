@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.files import require_space
-from pipeline.model.blocks import remove_blocks, skip_blocks
+from pipeline.model.blocks import remove_blocks, require_removable, skip_blocks
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
     TOLERANCE,
@@ -52,6 +52,8 @@ def prune_folder(
     stood in ``target`` is replaced. Raises RegrowError when blocks cannot be removed or a comparison does not hold.
     """
     model = load_model(dense, dtype=dtype, trust_remote_code=trust_remote_code)
+    # Before the self-test begins, which takes minutes.
+    require_removable(model, removed)
     dense_parameters = model.num_parameters()
     lost = _lost(model, dense, dtype, say)
     # The values are those that will be saved, computed with in fp32: differences show mistakes, not rounding.

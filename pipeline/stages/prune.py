@@ -21,6 +21,7 @@ from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
+from pipeline.model.blocks import require_removable
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import resolve_model
 from pipeline.model.surgery import prune_folder
@@ -149,7 +150,10 @@ def check(ahead: Ahead) -> list[str]:
     if "score" in ahead.due:
         require_scored(config, config.score.criteria)
     sizes = Sizes.of(ahead.model)
-    read_cut(config).planned(sizes)
+    cut = read_cut(config)
+    cut.planned(sizes)
+    if cut.blocks is not None:
+        require_removable(ahead.model, cut.blocks)
     read_way(config, len(sizes.blocks))
     return []
 

@@ -264,6 +264,11 @@ class Engine:
             weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
+def _not_about_overflow(record: logging.LogRecord) -> bool:
+    """DeepSpeed warns of gradients that are not finite; the loop stops there, and says what to do."""
+    return "OVERFLOW" not in record.getMessage()
+
+
 def _deepspeed() -> Any:
     """DeepSpeed, quiet, without the operation that would be compiled on a CPU."""
     import deepspeed
@@ -273,6 +278,7 @@ def _deepspeed() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
     logger.setLevel(logging.WARNING)
+    logger.addFilter(_not_about_overflow)
     # The dict that DeepSpeed consults before it builds the operation; setting it first also skips probing compilers.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     return deepspeed

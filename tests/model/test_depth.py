@@ -8,11 +8,11 @@ import pytest
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import RegrowError
-from pipeline.model.blocks import find_blocks, remove_blocks, skip_blocks
+from pipeline.model.blocks import find_blocks, remove_blocks, require_removable, skip_blocks
 from pipeline.model.depth import config_values, per_block_lists
 from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
-from tests.families import BLOCKS, SLIDING, VOCABULARY, build
+from tests.families import BLOCKS, SLIDING, VOCABULARY, build, build_multimodal
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -72,6 +72,26 @@ def test_all_blocks_of_one_attention_type_may_go(removed, tmp_path):
     reloaded = load_model(tmp_path, dtype="float32")
     assert full_logits(dense, ids).equal(skipped) and full_logits(reloaded, ids).equal(skipped)
     assert cached_logits(reloaded, ids).equal(cached_logits(dense, ids))
+
+
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5"])
+def test_a_hybrid_keeps_a_block_of_attention_by_which_its_cache_counts(family):
+    """Without one transformers' cache fails at the second token; MiniMax's own does not."""
+    model = build_multimodal(family) if family == "qwen3_5" else build(family)
+    types = model.config.get_text_config().layer_types
+    attention = [index for index, kind in enumerate(types) if kind == "full_attention"]
+    words = rf"these blocks cannot be removed, no attention.*could not generate.*\({attention[0]}.* would go\)"
+    for refuse in (require_removable, remove_blocks):
+        with pytest.raises(RegrowError, match=words):
+            refuse(model, attention)
+    assert len(find_blocks(model)) == len(types), "a refused removal changed the model"
+    others = [index for index in range(len(types)) if index not in attention[:1]]
+    remove_blocks(model, others)
+    assert cached_logits(model, probe_ids(VOCABULARY)).isfinite().all(), "the last block of attention is enough"
+    minimax = build("minimax")
+    remove_blocks(minimax, [0, 2, 4])
+    assert set(minimax.config.layer_types) == {"linear_attention"}
+    assert cached_logits(minimax, probe_ids(VOCABULARY)).isfinite().all()
 
 
 class PeriodConfig(LlamaConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,20 @@ def spoiled(engine: Engine, spoil: Any) -> Iterator[None]:
     hook.remove()
 
 
+@contextlib.contextmanager
+def listening(lines: list[str]) -> Iterator[None]:
+    """Within it what DeepSpeed's logger lets through is put into ``lines``."""
+    from deepspeed.utils import logger
+
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def second_step(case: Case, attempt: Callable[[Engine, Position], Any]) -> dict[str, Any]:
     """Step 1 is made; ``attempt`` is to raise in step 2: what every rank says, and what has moved since step 1."""
     engine, position, message = new_engine(case, 2), Position(), ""
@@ -50,13 +65,16 @@ def second_step(case: Case, attempt: Callable[[Engine, Position], Any]) -> dict[
         return weights(engine), masters(engine), moments(engine)
 
     before, place = state(), (position.step, position.tokens, dict(position.cursors))
-    try:
-        attempt(engine, position)
-    except RegrowError as error:
-        message = str(error)
+    beside: list[str] = []
+    with listening(beside):
+        try:
+            attempt(engine, position)
+        except RegrowError as error:
+            message = str(error)
     moved = [name for old, new in zip(before, state(), strict=True) for name in old if not old[name].equal(new[name])]
     return {
         "messages": case.world.gather(message),
+        "beside": case.world.gather(beside),
         "moved": case.world.gather(moved),
         "compared": [len(part) for part in before],
         "position": case.world.gather(place == (position.step, position.tokens, position.cursors)),

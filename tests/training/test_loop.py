@@ -53,6 +53,7 @@ def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measure
             f"{case}: rank {rank} went on, or says something else: {message!r}"
         )
         assert "the weights are as step 1 left them" in message
+    assert found["beside"] == [[], []], f"{case}: DeepSpeed speaks too: {found['beside']}"
     assert "rows 8 to 14" in found["messages"][0], "rank 0 does not name its rows"
     assert "rows 9 to 15" in found["messages"][1], "rank 1 does not name its rows"
     assert_nothing_moved_since_step_1(found)
