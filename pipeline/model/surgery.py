@@ -52,7 +52,6 @@ def prune_folder(
     stood in ``target`` is replaced. Raises RegrowError when blocks cannot be removed or a comparison does not hold.
     """
     model = load_model(dense, dtype=dtype, trust_remote_code=trust_remote_code)
-    # Before the self-test begins, which takes minutes.
     require_removable(model, removed)
     dense_parameters = model.num_parameters()
     lost = _lost(model, dense, dtype, say)
@@ -83,7 +82,6 @@ def prune_folder(
     _replace_folder(target, model, dense)
     del model
     gc.collect()
-
     say("self-test: what was saved, read again")
     reloaded = load_model(target, dtype=torch.float32, trust_remote_code=trust_remote_code)
     checks += [
