@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.plan import plan
-from pipeline.config import load_config
+from pipeline.config import STAGES, dump_config, load_config
+from pipeline.files import write_atomic
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,10 +39,10 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_command(command: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     program, *arguments = shlex.split(command)
     if arguments[0] in {"data", "data-show"}:
-        # Carried out, but not into the runs of whoever tests.
+        # Carried out, but not into the runs of whoever tests: one run for both.
         arguments.append(f"run.folder={tmp_path_factory.getbasetemp() / 'readme'}")
     check = {
         "bash": check_script,
@@ -44,26 +50,55 @@ def test_command(command: str, tmp_path_factory: pytest.TempPathFactory) -> None
         "torchrun": check_torchrun,
         "deepspeed": check_deepspeed,
         "sbatch": check_sbatch,
-        "kubectl": check_file,
+        "kubectl": check_kubectl,
         "pip": check_pip,
     }[program]
-    check(arguments)
+    check(arguments, tmp_path)
 
 
-def check_script(arguments: list[str]) -> None:
-    # This test runs inside launch/test.sh, and CI runs .ci/run; the demo's stages are run by tests/test_demo_whole.py.
-    assert (ROOT / arguments[0]).is_file(), f"README names {arguments[0]}, which is not there"
-    assert arguments[1:] == [] or arguments[1] == "-m", f"README passes {arguments[1:]} to {arguments[0]}"
+def check_script(arguments: list[str], folder: Path) -> None:
+    """The script runs, beside a setup that finds all there and a python that notes what it is asked to do; what that
+    is, the program that is asked for takes."""
+    script, *rest = arguments
+    (folder / "launch").mkdir()
+    shutil.copy(ROOT / script, folder / script)
+    (folder / "launch" / "setup.sh").write_text("")
+    (folder / "python").write_text(f'#!/bin/sh\n(printf "%s\\t" "$@"; echo) >> {folder}/asked\n')
+    (folder / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", script, *rest], cwd=folder, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    first, last = (line.split("\t")[1:-1] for line in (folder / "asked").read_text().splitlines())
+    assert first == ["pipeline.demo"], f"{script} does not fetch the demo's model and text: {first}"
+    if last[0] == "pytest":
+        command = [sys.executable, "-m", *last, "--collect-only", "tests/test_budget.py"]
+        collected = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+        assert collected.returncode == 0 and "tests collected" in collected.stdout, collected.stdout + collected.stderr
+    else:
+        assert last[0] == "pipeline", f"{script} starts {last}"
+        check_regrow(last[1:], folder)
 
 
-def check_regrow(arguments: list[str]) -> None:
+def check_regrow(arguments: list[str], folder: Path) -> None:
     if arguments[0] in {"run", "train"}:
         check_planned(arguments[1:])
     elif arguments[0] == "status":
-        assert CliRunner().invoke(app, ["status", "--help"]).exit_code == 0
+        check_status(arguments[1:], folder)
     else:
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0 and done.output.strip(), f"regrow {shlex.join(arguments)}: {done.output}"
+
+
+def check_status(arguments: list[str], folder: Path) -> None:
+    """The folder is that of a run which another command of the README starts, and the command tells of such a run."""
+    begun = [shlex.split(command)[2] for command in COMMANDS if command.startswith("regrow run ")]
+    runs = {str(config.run.folder / config.run.name): config for config in map(load_config, begun)}
+    (named,) = arguments
+    assert named in runs, f"the README looks at {named}; the runs that it starts are {sorted(runs)}"
+    write_atomic(folder / named / "config.yaml", dump_config(runs[named]))
+    done = CliRunner().invoke(app, ["status", str(folder / named)])
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines() if "not begun" in line] == list(STAGES), done.output
 
 
 def check_planned(arguments: list[str]) -> None:
@@ -73,36 +108,36 @@ def check_planned(arguments: list[str]) -> None:
     assert planned["parameters"]["pruned"] < planned["parameters"]["dense"], f"{config}: nothing would be pruned"
 
 
-def check_torchrun(arguments: list[str]) -> None:
+def check_torchrun(arguments: list[str], folder: Path) -> None:
     from torch.distributed.run import get_args_parser
 
     parsed = get_args_parser().parse_args(arguments)
     assert parsed.module and parsed.training_script == "pipeline", f"torchrun would not start the package: {parsed}"
-    stage, *rest = parsed.training_script_args
-    assert stage == "train"
-    check_planned(rest)
+    check_regrow(parsed.training_script_args, folder)
 
 
-def check_deepspeed(arguments: list[str]) -> None:
+def check_deepspeed(arguments: list[str], folder: Path) -> None:
     from deepspeed.launcher.runner import parse_args
 
     parsed = parse_args(arguments)
     assert parsed.module and parsed.no_local_rank and parsed.user_script == "pipeline", f"deepspeed: {parsed}"
-    stage, *rest = parsed.user_args
-    assert stage == "train"
-    check_planned(rest)
+    check_regrow(parsed.user_args, folder)
 
 
-def check_sbatch(arguments: list[str]) -> None:
+def check_sbatch(arguments: list[str], folder: Path) -> None:
     assert "#SBATCH" in (ROOT / arguments[0]).read_text(), f"{arguments[0]} is no batch script"
     check_planned(arguments[1:])
 
 
-def check_file(arguments: list[str]) -> None:
-    assert (ROOT / arguments[-1]).is_file(), f"README names {arguments[-1]}, which is not there"
+def check_kubectl(arguments: list[str], folder: Path) -> None:
+    assert arguments[:2] == ["apply", "-f"], f"kubectl {arguments}"
+    job = YAML(typ="safe").load((ROOT / arguments[2]).read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["torchrun"], f"the job starts {container['command']}"
+    check_torchrun(container["args"], folder)
 
 
-def check_pip(arguments: list[str]) -> None:
+def check_pip(arguments: list[str], folder: Path) -> None:
     assert arguments == ["install", "-c", "launch/constraints.txt", "-e", "."], f"pip {arguments}"
     assert (ROOT / "launch/constraints.txt").is_file() and (ROOT / "setup.cfg").is_file()
 

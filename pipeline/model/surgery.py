@@ -61,9 +61,7 @@ def prune_folder(
     widen(model, dense, trust_remote_code)
     ids = probe_ids(model.config.get_text_config().vocab_size)
     say(f"self-test: the dense model in float32 without these blocks, on {ids.numel()} tokens")
-    # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
-    with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
-        skipped, skipped_cached = full_logits(model, ids), cached_logits(model, ids)
+    skipped, skipped_cached = _logits_without(model, removed, maps, ids)
     by_cache = cache_tolerance(model, ids, skipped, skipped_cached)
     replace_blocks(model, removed, maps) if maps else remove_blocks(model, removed)
     if not has_router(model) and ask_no_routers(model):
@@ -99,6 +97,15 @@ def prune_folder(
         **lost,
         "self_test": {"dtype": "float32", "checks": checks},
     }
+
+
+def _logits_without(
+    model: PreTrainedModel, removed: list[int], maps: Mapping[int, torch.Tensor], ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the whole model with the blocks left out where they stand, in one pass and by its cache."""
+    # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
+    with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
+        return full_logits(model, ids), cached_logits(model, ids)
 
 
 def _replace_folder(target: Path, model: PreTrainedModel, dense: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
+from pipeline.data.tokens import Encoding, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash, vocabulary_size
 from pipeline.errors import RegrowError
 
 TEXT = "The city of Łódź, founded in 1423."
@@ -68,13 +68,11 @@ def bert_like(texts, tmp_path_factory):
     return save(pieces, tmp_path_factory.mktemp("bert"), unk_token="<unk>", pad_token="<unk>")
 
 
-@pytest.fixture(scope="module")
-def slow(texts, tmp_path_factory):
-    """A sentencepiece tokenizer that transformers runs in Python."""
+def train_pieces(texts, path: Path) -> None:
+    """A sentencepiece model of 500 pieces, bytes among them, trained on the first texts."""
     from sentencepiece import SentencePieceTrainer
 
-    folder = tmp_path_factory.mktemp("slow")
-    with (folder / "spiece.model").open("wb") as file:
+    with path.open("wb") as file:
         SentencePieceTrainer.train(
             sentence_iterator=(text[:1000] for text in texts[:200]),
             model_writer=file,
@@ -84,9 +82,26 @@ def slow(texts, tmp_path_factory):
             minloglevel=2,
             num_threads=1,
         )
+
+
+@pytest.fixture(scope="module")
+def slow(texts, tmp_path_factory):
+    """A sentencepiece tokenizer that transformers runs in Python."""
+    folder = tmp_path_factory.mktemp("slow")
+    train_pieces(texts, folder / "spiece.model")
     config = {"tokenizer_class": "BertGenerationTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_a_folder_with_tokenizer_model_alone_has_a_tokenizer(texts, tmp_path):
+    """As older Llamas were published: no tokenizer.json, and no word on special tokens."""
+    train_pieces(texts, tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    encoder = Encoding(tmp_path).load()
+    ids = encoder(TEXT)
+    assert ids[-1] == encoder.separator == encoder.tokenizer.convert_tokens_to_ids("</s>")
+    assert encoder.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip() == TEXT.strip()
 
 
 def save(tokenizer: Tokenizer, folder: Path, **special: str) -> Path:

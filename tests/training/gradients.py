@@ -1,34 +1,11 @@
-"""Cases of the gradient: how exact its sums are, where it is not finite, who gets none, and what a router adds."""
+"""Cases of the gradient: how exact its sums are, who gets none, and what a router adds."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tests.training.kit import (
-    BATCH,
-    LAYOUT,
-    LENGTH,
-    RECIPE,
-    STEPS,
-    World,
-    difference,
-    new_engine,
-    new_model,
-    rate,
-    text,
-    train,
-    weights,
-)
-
-# isort: split
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -37,56 +14,29 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from pipeline.errors import RegrowError
 from pipeline.model.loss import next_token_losses
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from pipeline.training.engine import Engine, decay_groups
+from pipeline.training.engine import decay_groups
 from pipeline.training.export import load_trained
-from pipeline.training.loop import Position
 from pipeline.training.reach import TOKENS
-
-Tensors = dict[str, torch.Tensor]
-
-
-def trained(engine: Engine) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, value) for name, value in engine.model.named_parameters() if value.requires_grad]
-
-
-def record_gradients(engine: Engine) -> list[Tensors]:
-    """A list that gets, at each update, the gradients of the global batch as the optimizer is given them, in full."""
-    seen, step = [], engine.optimizer.step
-
-    def recording(*arguments: Any, **named: Any) -> Any:
-        full = (lambda value: value.grad) if engine.zero_stage == 0 else safe_get_full_grad
-        seen.append({name: full(value).detach().float().clone() for name, value in trained(engine)})
-        return step(*arguments, **named)
-
-    engine.optimizer.step = recording
-    return seen
+from tests.training.kit import (
+    BATCH,
+    LAYOUT,
+    LENGTH,
+    RECIPE,
+    STEPS,
+    Case,
+    new_engine,
+    new_model,
+    rate,
+    text,
+    train,
+    weights,
+)
+from tests.training.tensors import flat, masters, moments, record_gradients, relative_error
 
 
-def masters(engine: Engine) -> Tensors:
-    """The fp32 weights that updates are made to, in full."""
-    full = (lambda value: value) if engine.zero_stage == 0 else safe_get_full_fp32_param
-    return {name: full(value).detach().clone() for name, value in trained(engine)}
-
-
-def moments(engine: Engine) -> Tensors:
-    """AdamW's two moments, of what this process keeps of them."""
-    inner = engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
-    states = enumerate(inner.state.values())
-    return {f"{key} {at}": state[key].clone() for at, state in states for key in ("exp_avg", "exp_avg_sq")}
-
-
-def flat(tensors: Tensors) -> torch.Tensor:
-    return torch.cat([value.double().flatten() for value in tensors.values()])
-
-
-def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def precise(case: Case) -> dict[str, Any]:
     """Errors of the reduced gradient and of the updated weights, with other rows on each process.
 
     The gradient is held against each process's own micro-batches, summed in fp32 and then over processes in fp64; the
@@ -94,18 +44,18 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
     each of the three places: between micro-batches, between processes, in the weights.
     """
     data, batch = text(4 * BATCH * STEPS), 4 * BATCH
-    engine = new_engine(world, zero_stage, dtype, 2, batch, clip=0.0)
+    engine = new_engine(case, 2, batch, clip=0.0)
     start, taken = flat(masters(engine)), record_gradients(engine)
-    train(engine, data, world, 2, STEPS)
+    train(engine, data, STEPS)
 
-    model = new_model(dtype)
+    model = new_model(case.dtype)
     with engine.precision():
         model = model.float() if engine.autocast else model
     sums, coarse = (
         {name: torch.zeros(value.shape, dtype=kept) for name, value in model.named_parameters()}
         for kept in (torch.float32, torch.bfloat16)
     )
-    for rows in data[:batch][world.rank :: world.size].split(2):
+    for rows in data[:batch][case.world.rank :: case.world.size].split(2):
         model.zero_grad()
         with engine.precision():
             logits = model(rows).logits
@@ -114,9 +64,9 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
             sums[name] += value.grad.float()
             coarse[name] += value.grad.bfloat16()
     own = flat(sums)
-    total, accumulated, reduced = (world.sum(part) for part in (own.clone(), flat(coarse), own.bfloat16()))
+    total, accumulated, reduced = (case.world.sum(part) for part in (own.clone(), flat(coarse), own.bfloat16()))
 
-    plain = new_model(dtype).float()
+    plain = new_model(case.dtype).float()
     optimizer = torch.optim.AdamW(
         decay_groups(plain, RECIPE.weight_decay, RECIPE.no_decay),
         lr=1.0,
@@ -141,69 +91,6 @@ def precise(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-class Spoil(torch.autograd.Function):
-    """Leaves values as they are; the gradient that comes back is infinite in one place, as from an overflow."""
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
-        return states.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone()
-        gradient[0, 0, 0] = float("inf")
-        return gradient
-
-
-@contextlib.contextmanager
-def spoiled(engine: Engine, spoil: Any) -> Iterator[None]:
-    """The states before the head go through ``spoil``."""
-    hook = engine.model.model.norm.register_forward_hook(lambda module, given, states: spoil(states))
-    yield
-    hook.remove()
-
-
-@contextlib.contextmanager
-def listening(lines: list[str]) -> Iterator[None]:
-    """Within it what DeepSpeed's logger lets through is put into ``lines``."""
-    from deepspeed.utils import logger
-
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def stopped(world: World, zero_stage: int, dtype: torch.dtype, spoil: Any) -> dict[str, Any]:
-    """Step 2 goes wrong on rank 1 alone: what every rank says, and what has moved since step 1."""
-    engine, data, position, message = new_engine(world, zero_stage, dtype, 2), text(BATCH * STEPS), Position(), ""
-    untrained = weights(engine)
-    train(engine, data, world, 2, 1, position)
-
-    def state() -> tuple[Tensors, ...]:
-        return weights(engine), masters(engine), moments(engine)
-
-    before, place = state(), (position.step, position.tokens, dict(position.cursors))
-    beside: list[str] = []
-    with spoiled(engine, spoil) if world.rank == 1 else contextlib.nullcontext(), listening(beside):
-        try:
-            train(engine, data, world, 2, STEPS, position)
-        except RegrowError as error:
-            message = str(error)
-    moved = [name for old, new in zip(before, state(), strict=True) for name in old if not old[name].equal(new[name])]
-    return {
-        "messages": world.gather(message),
-        "beside": world.gather(beside),
-        "moved": world.gather(moved),
-        "compared": [len(part) for part in before],
-        "position": world.gather(place == (position.step, position.tokens, position.cursors)),
-        "trained": difference(untrained, before[0]) if world.rank == 0 else None,
-    }
-
-
 def with_tower(dtype: torch.dtype) -> Any:
     """The small Llama and a layer beside it that text does not reach; its weights are far from zero."""
     model = new_model(dtype)
@@ -211,18 +98,18 @@ def with_tower(dtype: torch.dtype) -> Any:
     return model
 
 
-def unreached(world: World, folder: Path, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def unreached(case: Case) -> dict[str, Any]:
     """Parameters that get no gradient: after updates that would decay them, and behind a checkpoint."""
-    changes, root = {"weight_decay": 1.0, "no_decay": ()}, folder / f"unreached-{zero_stage}"
-    engine = new_engine(world, zero_stage, dtype, 2, model=with_tower(dtype), **changes)
+    changes, root = {"weight_decay": 1.0, "no_decay": ()}, case.folder / f"unreached-{case.zero_stage}"
+    engine = new_engine(case, 2, model=with_tower(case.dtype), **changes)
     before = weights(engine)
-    train(engine, text(BATCH * STEPS), world, 2, STEPS)
+    train(engine, text(BATCH * STEPS), STEPS)
     state = {"step": STEPS, "layout": asdict(LAYOUT)}
-    save_checkpoint(root, engine, world, step=STEPS, state=state, keep=1)
-    again = new_engine(world, zero_stage, dtype, 2, model=with_tower(dtype), **changes)
-    load_checkpoint(newest_checkpoint(root, LAYOUT)[0], again, world)
+    save_checkpoint(root, engine, case.world, step=STEPS, state=state, keep=1)
+    again = new_engine(case, 2, model=with_tower(case.dtype), **changes)
+    load_checkpoint(newest_checkpoint(root, LAYOUT)[0], again, case.world)
     after, loaded = weights(engine), weights(again)
-    if world.rank != 0:
+    if case.world.rank != 0:
         return {}
     return {
         "all": sorted(before),
@@ -276,14 +163,14 @@ def balanced(family: str) -> Any:
     return model
 
 
-def kept(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def kept(case: Case) -> dict[str, Any]:
     """What an export has of a router in fp32 and its bias, after updates of the rest in bf16."""
     found: dict[str, Any] = {}
     for family in ("ernie", "deepseek"):
-        engine = new_engine(world, zero_stage, dtype, 2, model=balanced(family))
-        train(engine, text(BATCH * STEPS), world, 2, STEPS)
+        engine = new_engine(case, 2, model=balanced(family))
+        train(engine, text(BATCH * STEPS), STEPS)
         trained, pruned, export = engine.weights(), balanced(family).state_dict(), balanced(family)
-        if world.rank != 0:
+        if case.world.rank != 0:
             continue
         load_trained(export, trained, engine.unreached)
         after = export.state_dict()
@@ -292,30 +179,30 @@ def kept(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
             "biases": {name: after[name].equal(pruned[name]) for name in after if name.endswith("correction_bias")},
             "dtypes": [name for name in after if after[name].dtype != pruned[name].dtype],
             "moved": [name for name in after if not after[name].equal(pruned[name])],
-            "rounded": [name for name in after if after[name].equal(after[name].to(dtype).to(after[name].dtype))],
+            "rounded": [name for name in after if after[name].equal(after[name].to(case.dtype).to(after[name].dtype))],
         }
     return found
 
 
-def passed_over(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def passed_over(case: Case) -> dict[str, Any]:
     """An expert that the probe's row is sent to and the batch is not, on a process that reduces nothing (as alone)."""
-    model = new_model(dtype)
+    model = new_model(case.dtype)
     model.expert = torch.nn.Linear(64, 64, bias=False)
     model.model.norm.register_forward_hook(
         lambda module, given, states: states + model.expert(states) if states.shape[1] == TOKENS else states
     )
-    engine = new_engine(world, zero_stage, dtype, 4, model=model, weight_decay=1.0)
-    engine.engine.enable_backward_allreduce = zero_stage != 0
+    engine = new_engine(case, 4, model=model, weight_decay=1.0)
+    engine.engine.enable_backward_allreduce = case.zero_stage != 0
     before = weights(engine)
-    train(engine, text(BATCH), world, 4, 1)
+    train(engine, text(BATCH), 1)
     after = weights(engine)
-    if world.rank != 0:
+    if case.world.rank != 0:
         return {}
     kept = after["expert.weight"] / before["expert.weight"]
     return {"unreached": sorted(engine.unreached), "kept": [float(kept.min()), float(kept.max())], "rate": rate(0)}
 
 
-def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+def routed(case: Case) -> dict[str, Any]:
     """A mixture of experts whose config asks for the router's loss: one gradient, beside plain torch's.
 
     The reference adds the loss of each micro-batch as the processes split the batch: rows 0 and 2, 4 and 6, 1 and 3,
@@ -336,7 +223,7 @@ def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
             router_aux_loss_coef=0.5,
             output_router_logits=True,
         )
-        return MixtralForCausalLM(config).to(dtype)
+        return MixtralForCausalLM(config).to(case.dtype)
 
     model, rows = experts(), text(BATCH)
     tokens = next_token_losses(model(rows).logits, rows).mean()
@@ -347,9 +234,9 @@ def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
     wanted = flat({name: value.grad for name, value in model.named_parameters()})
     errors, steps = [], []
     for recompute in (False, True):
-        engine = new_engine(world, zero_stage, dtype, 2, model=experts(), clip=0.0, gradient_checkpointing=recompute)
+        engine = new_engine(case, 2, model=experts(), clip=0.0, gradient_checkpointing=recompute)
         taken = record_gradients(engine)
-        steps += train(engine, rows, world, 2, 1)
+        steps += train(engine, rows, 1)
         errors.append(relative_error(flat(taken[0]), wanted))
     return {
         "errors": errors,
@@ -357,14 +244,3 @@ def routed(world: World, zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
         "steps": steps,
         "losses": [float(tokens), float(auxiliary)],
     }
-
-
-#: By name: called with the world, a ZeRO stage and a dtype.
-CASES: dict[str, Callable[[World, int, torch.dtype], dict[str, Any]]] = {
-    "precise": precise,
-    "stopped_gradient": partial(stopped, spoil=Spoil.apply),
-    "stopped_loss": partial(stopped, spoil=lambda states: states * float("nan")),
-    "passed_over": passed_over,
-    "kept": kept,
-    "routed": routed,
-}

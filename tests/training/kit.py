@@ -1,4 +1,4 @@
-"""What the programs' cases share: this process's place, a small model, an engine, rows, and the project's own loop.
+"""What the cases share: this process's place, a small model, an engine, rows, and the project's own loop.
 
 Every row holds several documents; only the cases named within have the model told of them.
 """
@@ -6,7 +6,8 @@ Every row holds several documents; only the cases named within have the model to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.launch import find_place, take_place
@@ -50,10 +51,18 @@ def new_model(dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Case:
+    """Where something is measured: in these processes, at a ZeRO stage, in a dtype; files go to ``folder``."""
+
+    world: World
+    folder: Path
+    zero_stage: int
+    dtype: torch.dtype
+
+
 def new_engine(
-    world: World,
-    zero_stage: int,
-    dtype: torch.dtype,
+    case: Case,
     micro_batch: int,
     batch: int = BATCH,
     model: Any = None,
@@ -61,14 +70,13 @@ def new_engine(
     **changes: Any,
 ) -> Engine:
     """An engine around the small Llama, or ``model``; ``changes`` to the recipe."""
-    accumulation = batch // (micro_batch * world.size)
     return Engine(
-        model or new_model(dtype),
-        world,
+        model or new_model(case.dtype),
+        case.world,
         replace(RECIPE, **changes),
         micro_batch=micro_batch,
-        accumulation=accumulation,
-        zero_stage=zero_stage,
+        accumulation=batch // (micro_batch * case.world.size),
+        zero_stage=case.zero_stage,
         gradient_checkpointing=gradient_checkpointing,
     )
 
@@ -92,26 +100,12 @@ def share(data: torch.Tensor, world: World, first: int = 0) -> Iterator[Row]:
 
 
 def train(
-    engine: Engine,
-    data: torch.Tensor,
-    world: World,
-    micro_batch: int,
-    steps: int,
-    position: Position | None = None,
-    **options: Any,
+    engine: Engine, data: torch.Tensor, steps: int, position: Position | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """Run the project's own loop; one record for each step."""
     position = position or Position()
-    rows = share(data, world, position.step * len(data) // STEPS if position.step else 0)
-    taken = train_steps(
-        engine,
-        rows,
-        position,
-        steps=steps,
-        rate=rate,
-        **options,
-    )
-    return [asdict(step) for step in taken]
+    rows = share(data, engine.world, position.step * len(data) // STEPS if position.step else 0)
+    return [asdict(step) for step in train_steps(engine, rows, position, steps=steps, rate=rate, **options)]
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:

@@ -104,7 +104,7 @@ def test_another_layout_is_refused_by_name(root, name):
 
 
 def test_a_checkpoint_that_one_process_cannot_write_ends_all_and_leaves_the_earlier_one(start, tmp_path):
-    done = start(2, tmp_path, "one_sided")
+    done = start(2, tmp_path, "one_sided-1-bf16")
     assert done.returncode != 0, "a checkpoint that could not be written was taken for a good one"
     said = [line for line in done.stderr.splitlines() if "RegrowError" in line]
     assert any("step-00000002: could not be written (rank 0: the disk is full" in line for line in said), done.stderr

@@ -52,7 +52,7 @@ def test_bf16_training_stays_near_the_fp32_loop(measured, stage):
 
 
 def test_micro_batches_of_one_equal_one_micro_batch_of_eight(measured):
-    found = measured(2)["split"]
+    found = measured(2)["split-1-fp32"]
     assert found["accumulation"] == [8, 1]
     assert found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-5), "losses depend on the micro-batch"
     assert found["difference"] <= 1e-5, f"weights depend on the micro-batch: {found['difference']}"
@@ -60,14 +60,14 @@ def test_micro_batches_of_one_equal_one_micro_batch_of_eight(measured):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_exported_weights_give_the_engines_logits_bit_for_bit(measured, stage):
-    found = measured(2)[f"export-{stage}"]
+    found = measured(2)[f"export-{stage}-bf16"]
     assert found["trained"], "training did not change the logits, so that their equality shows nothing"
     assert found["dtype"] == "torch.bfloat16"
     assert found["equal"], f"ZeRO {stage}: transformers alone computes other logits from the export than the engine"
 
 
 def test_recomputed_activations_change_nothing(measured):
-    found = measured(2)["recomputed"]
+    found = measured(2)["recomputed-3-fp32"]
     assert found["recomputes"], "gradient checkpointing was asked for, but is not on"
     assert found["losses"][0] == found["losses"][1], "losses with gradient checkpointing are others"
 
