@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests import ROOT
 
 
 @pytest.fixture
@@ -195,3 +198,27 @@ def test_a_model_that_changed_under_a_done_run_is_noticed(refused, done, tiny_mo
     settings.write_text(settings.read_text().replace("}", ', "max_length": 77}'))
     message = refused("run", config, f"model.path={tmp_path}/model")
     assert "input model/generation_config.json changed" in message
+
+
+IMPATIENT = """
+import sys
+from pipeline import life
+from pipeline.cli import main
+life.FIRST = life.BETWEEN = 0.02
+sys.exit(main())
+"""
+
+
+def test_a_stage_that_says_nothing_new_says_that_it_goes_on(tiny_config, tmp_path):
+    """Whatever it does, and in log.txt too; here after hundredths of a second."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, "data", str(tiny_config)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    alive = [line for line in done.stdout.splitlines() if line.startswith("[data] still at it, 0 s after: ")]
+    assert alive, f"what was said last is not repeated:\n{done.stdout}"
+    assert alive[0].removeprefix("[data]") in (tmp_path / "runs" / "tiny" / "log.txt").read_text()
