@@ -140,6 +140,31 @@ def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
         encode_prompt(model, encoder, prompt, asked.new_tokens)
 
 
+def check_lengths(config: Config, model: PreTrainedModel) -> list[str]:
+    """Lines on rows that are longer than the model's positions; ``model`` is on the meta device.
+
+    RegrowError where the positions are a table (GPT-2's, OPT's): it has no row for what lies beyond.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    asked = {
+        "data.row_length": config.data.row_length,
+        "score.length": config.score.length,
+        "prune.compare.length": config.prune.compare.length if config.prune.compare.enabled else 0,
+        "evaluate.perplexity.length": config.evaluate.perplexity.length or 0,
+    }
+    long = {key: length for key, length in asked.items() if positions and length > positions}
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    words = model.get_input_embeddings()
+    # OPT's table has two rows more.
+    if long and any(one is not words and positions <= one.num_embeddings <= positions + 2 for one in tables):
+        stated = " and ".join(f"{key} ({length})" for key, length in long.items())
+        raise RegrowError(
+            f"{stated}: the model has a table of {positions} positions, and no row may be longer; set at most "
+            f"{positions}"
+        )
+    return [f"{key} {length} is longer than the model's {positions} positions" for key, length in long.items()]
+
+
 def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
     """Read the first records of each local source, held-out text included. Returns what was not looked at.
 

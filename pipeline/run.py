@@ -183,7 +183,10 @@ def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         differences.append(f"and {len(inputs) - NAMED:,} more inputs")
     differences += [f"output of an earlier stage, {name} changed" for name, _, _ in _differing(old, new, "upstream")]
     if old.get("format") != new.get("format"):
-        differences.append(f"format of the stage: was {old.get('format')}, is {new.get('format')}")
+        differences.append(
+            f"format of the stage: was {old.get('format')}, is {new.get('format')}: another version of regrow wrote "
+            "it, which alone can go on with it"
+        )
     return differences
 
 

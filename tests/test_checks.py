@@ -14,12 +14,21 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from pipeline import checks
-from pipeline.checks import FIRST, check_held_out, check_prompts, check_texts, check_tokenizer, check_weights
+from pipeline.checks import (
+    FIRST,
+    check_held_out,
+    check_lengths,
+    check_prompts,
+    check_texts,
+    check_tokenizer,
+    check_weights,
+)
 from pipeline.config import Config, load_config
 from pipeline.data.damage import DamagedShard
 from pipeline.errors import RegrowError
 from pipeline.inputs import read_encoder
 from pipeline.model.costs import meta_model
+from tests.families import build
 from tests.own_code import write_own_tokenizer
 
 
@@ -256,3 +265,25 @@ def test_held_out_text_is_counted_up_to_the_longest_row_that_is_asked_for(count,
     count("data.row_length=2048")
     count("data.row_length=2048", "data.held_out.path=owner/name")
     count("data.row_length=2048", "data.held_out=null")
+
+
+LENGTHS = {
+    "data.row_length": "data.row_length=200",
+    "score.length": "score.length=200",
+    "prune.compare.length": "prune.compare={enabled: true, length: 200}",
+    "evaluate.perplexity.length": "evaluate.perplexity.length=200",
+}
+
+
+@pytest.mark.parametrize("key", LENGTHS)
+def test_rows_that_a_table_of_positions_has_no_place_for_are_refused(tiny_config, key):
+    """GPT-2 and OPT (whose table has two rows more) learn their positions; Llama turns by them, at any length."""
+    least = ["data.row_length=64", "score.length=32", "prune.compare.enabled=false", "evaluate.perplexity.length=64"]
+    config = load_config(tiny_config, [*least, LENGTHS[key]])
+    for family, size in (("gpt2", {"n_positions": 128}), ("opt", {"max_position_embeddings": 128})):
+        with pytest.raises(RegrowError, match=rf"{key} \(200\): the model has a table of 128 positions"):
+            check_lengths(config, build(family, **size))
+        assert check_lengths(load_config(tiny_config, least), build(family, **size)) == []
+    assert check_lengths(config, build("llama", max_position_embeddings=128)) == [
+        f"{key} 200 is longer than the model's 128 positions"
+    ]

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from pipeline.checks import check_here, one_large_step
+from pipeline.checks import check_here, check_lengths, one_large_step
 from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.errors import RegrowError
@@ -135,7 +135,7 @@ def _memory(
 
 def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[str]:
     """What the reader should know of the plan; ``needed`` are the bytes that training takes on one GPU."""
-    train, row, notes = config.train, config.data.row_length, one_large_step(config)
+    train, notes = config.train, one_large_step(config)
     named = config.prune.blocks if isinstance(config.prune.blocks, tuple) else ()
     if len(set(sizes.blocks)) > 1 and not named:
         notes.append(
@@ -151,9 +151,7 @@ def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[
             "train.processes is auto and this machine has no GPU: planned for one process, as a run starts here; "
             "train.processes=8 plans for 8 GPUs"
         )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions and row > positions:
-        notes.append(f"data.row_length {row} is longer than the model's {positions} positions")
+    notes += check_lengths(config, model)
     if config.model.attention == "eager":
         notes.append("model.attention eager stores T x T matrices, which the activations here leave out")
     if needed > 0.9 * GPU_BYTES:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.criteria import CONTROLS
+from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.errors import RegrowError
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import control_blocks, control_order
@@ -39,6 +39,10 @@ from pipeline.world import ALONE, World
 Entries = Mapping[str, Mapping[str, Any]]
 
 
+#: How the blocks of a cut can be found.
+SELECTIONS = ("one-shot", "contiguous", "greedy", "control", "given")
+
+
 @dataclass(frozen=True)
 class Way:
     """How the blocks of a cut are found.
@@ -53,6 +57,13 @@ class Way:
     selection: str = "one-shot"
     seed: int = 0
     order: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.selection not in SELECTIONS:
+            raise RegrowError(f"selection {self.selection!r}: not known; known are {', '.join(SELECTIONS)}")
+        known = {"given": (self.by,), "control": CONTROLS}.get(self.selection, CRITERIA)
+        if self.by not in known:
+            raise RegrowError(f"{self.selection} by {self.by!r}: not known; known are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,12 @@ def _tell(
         for name, count in (listing.census.domains if listing.census else {}).items():
             (left_out if name in source.exclude_domains else domains)[name] += count
     documents = None if None in counts else sum(counts) - left_out.total() - without_text.total()
+    if documents == 0:
+        gone = ", ".join(f"{count:,} of {name}" for name, count in left_out.most_common()) or counted(without_text)
+        raise RegrowError(
+            f"data.sources: not one document is left to train on ({gone} left out); look at exclude_domains of each "
+            "source"
+        )
     tokens = sum(each.tokens for each in surveys)
     weights = [source.weight for source in config.data.sources]
     # A source is read through when its share of the budget is as long as it is.

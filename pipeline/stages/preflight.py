@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pipeline.checks import check_held_out, check_tokenizer, check_weights
+from pipeline.checks import check_held_out, check_lengths, check_tokenizer, check_weights
 from pipeline.config import Config
 from pipeline.files import require_writable
 from pipeline.launch import Place
@@ -34,4 +34,5 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
     if model is None:
         return notes
     check_held_out(config, encoder)
+    notes += check_lengths(config, model)
     return [*notes, *check_weights(folder, model)]

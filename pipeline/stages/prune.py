@@ -47,7 +47,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     dense = resolve_model(config.model.path, config.model.revision)
     entries = read_json(run.stage("score") / "scores.json")["criteria"]
     require_scored(config, entries)
-    _require_room(config, run)
+    scored = run.record("score")
+    _require_room(config, scored is not None and scored["result"]["loop"] == "block")
     sizes = Sizes.of(describe_folder(dense, config.model.trust_remote_code))
 
     chosen = _choose(config, run, entries, sizes, world, say)
@@ -90,6 +91,9 @@ def _choose(
     removals = open_removals(config, run, world, say) if config.prune.runs_model else None
     choice = Choice(choose(way, cut, entries, sizes)) if removals is None else removals.choose(way, entries)
     removed = choice.removed
+    if removals is not None:
+        # Before the comparison, which can take hours.
+        require_removable(removals.model, removed)
     say(f"removing {len(removed)} of {len(sizes.blocks)} blocks: {removed}")
     maps, linear = removals.replaced(removed) if prune.linear else ({}, None)
     comparison = None
@@ -123,13 +127,12 @@ def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> di
     }
 
 
-def _require_room(config: Config, run: Run) -> None:
-    """RegrowError where the model is to run here, and was too large for the device when it was scored."""
-    scored = run.record("score")
-    if config.prune.runs_model and scored and scored["result"]["loop"] == "block":
+def _require_room(config: Config, by_block: bool) -> None:
+    """RegrowError where the model is to run here, and is too large for the device: it is scored ``by_block``."""
+    if config.prune.runs_model and by_block:
         raise RegrowError(
             "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, and stage "
-            "score streamed it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
+            "score streams it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
             "remove, ratio or parameters"
         )
 
@@ -149,6 +152,7 @@ def check(ahead: Ahead) -> list[str]:
     config = ahead.config
     if "score" in ahead.due:
         require_scored(config, config.score.criteria)
+    _require_room(config, config.score.loop == "block-major")
     sizes = Sizes.of(ahead.model)
     cut = read_cut(config)
     cut.planned(sizes)

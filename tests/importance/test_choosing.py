@@ -159,3 +159,16 @@ def test_a_model_without_a_perplexity_compares_nothing(model, scores):
     removals = Removals(broken, Text(SEQUENCES, 4), TWO, say=lambda line: None)
     with pytest.raises(RegrowError, match="the dense model's perplexity is not a finite number"):
         compare_ways(removals, scores, Way("tail", "control"), [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ({"selection": "gredy"}, "selection 'gredy': not known; known are one-shot, contiguous, greedy"),
+        ({"by": "pll"}, "one-shot by 'pll': not known; known are ppl"),
+        ({"by": "tial", "selection": "control"}, "control by 'tial': not known"),
+    ],
+)
+def test_a_way_that_is_not_known_is_refused_when_it_is_made(way, said):
+    with pytest.raises(RegrowError, match=said):
+        Way(**way)

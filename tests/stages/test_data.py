@@ -312,6 +312,13 @@ def test_sources_are_mixed_by_their_weights(here, config_of, texts, tmp_path):
     assert 0.69 < sum(upper) / 400 < 0.81, f"{sum(upper)} of 400 rows are of the source whose weight is 3 of 4"
 
 
+def test_a_corpus_of_excluded_documents_alone_is_refused(refused, config_of, texts, tmp_path):
+    """Before scoring would say that it finds too few."""
+    write(tmp_path / "corpus" / "0.jsonl", records(texts[:60], "RedPajamaBook"))
+    message = refused("data", config_of([tmp_path / "corpus"]))
+    assert "not one document is left to train on (60 of RedPajamaBook left out); look at exclude_domains" in message
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """The address of a web server over tmp_path/web."""

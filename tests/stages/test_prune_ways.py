@@ -197,7 +197,7 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
     run = Run(tmp_path / "streamed")
     shutil.copytree(source.folder, run.folder)
     write_json(run.stage("score") / "stage.json", {"result": {"loop": "block"}})
-    with pytest.raises(RegrowError, match=r"streamed it block by block; set prune\.compare\.enabled=false"):
+    with pytest.raises(RegrowError, match=r"streams it block by block; set prune\.compare\.enabled=false"):
         prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World.join(Place()), silent)
 
 
