@@ -54,8 +54,9 @@ def sweep_by_batch(
     groups = sequences.split(micro_batch)
     done = kept.names("batch-")
     todo = [number for number in range(len(groups)) if _name(number) not in done]
+    left = sum(len(groups[number]) for number in todo)
     if done:
-        say(f"{min(len(done) * micro_batch, len(sequences))} of {len(sequences)} sequences were scored before")
+        say(f"{len(sequences) - left} of {len(sequences)} sequences were scored before")
     blocks = len(find_blocks(model))
     for count, number in enumerate(todo[world.rank :: world.size], start=1):
         distances = wanted.distances(blocks)
@@ -67,10 +68,7 @@ def sweep_by_batch(
         if distances is not None:
             found["distances"] = distances.to_json()
         kept.put(_name(number), found)
-        say(
-            f"sequence {min(count * world.size * micro_batch, len(todo) * micro_batch, len(sequences))} of "
-            f"{min(len(todo) * micro_batch, len(sequences))}"
-        )
+        say(f"sequence {min(count * world.size * micro_batch, left)} of {left}")
     kept.meet()
     return _read_back(kept, len(groups), blocks, wanted)
 

@@ -24,10 +24,11 @@ class Kept:
         self._values: dict[str, Any] = {}
 
     def names(self, begin: str) -> set[str]:
-        """Names that begin so and are known, the same on every process."""
-        if self._folder is None:
-            return {name for name in self._values if name.startswith(begin)}
-        found = {path.stem for path in self._folder.glob(f"{begin}*.json")} if self._world.rank == 0 else None
+        """Names that begin so and are known to the first process, the same on every process."""
+        found = None
+        if self._world.rank == 0:
+            every = self._values if self._folder is None else (path.stem for path in self._folder.glob("*.json"))
+            found = {name for name in every if name.startswith(begin)}
         return self._world.broadcast(found)
 
     def put(self, name: str, value: object) -> None:
