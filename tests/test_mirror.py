@@ -12,27 +12,11 @@ from tests import ROOT
 ELSEWHERE = {
     "commands/plan_text.py": ("commands/test_plan.py", "a plan and its text are asked for together"),
     "config/writing.py": ("config/test_tree.py", "what is written must read back as the tree"),
-    "criteria.py": ("test_criteria_table.py", "the table has one name too many for a file called criteria"),
-    "data/remote/locks.py": ("data/remote/test_cache.py", "processes that share a cache are what locks are for"),
     "data/remote/row_groups.py": ("data/remote/test_fetching.py", "a row group is a way of fetching"),
-    "data/remote/space.py": ("data/remote/test_cache.py", "the room of a cache"),
-    "data/remote/verifying.py": ("data/remote/test_fetching.py", "what was fetched is verified"),
     "data/sources.py": ("data/corpus/test_listing.py", "a source is asked for by listing it"),
-    "importance/batch_major.py": ("importance/test_scoring.py", "the order of the loops that scoring takes"),
-    "importance/criteria.py": ("test_criteria_table.py", "both tables must have the same names"),
-    "importance/perplexities.py": ("importance/test_choosing.py", "asked by choosing alone"),
-    "importance/shelf.py": ("importance/test_block_major.py", "killed at any instant, with the sweep that uses it"),
-    "model/architecture.py": ("model/test_load.py", "an architecture is read when a model is loaded"),
-    "model/headers.py": ("model/test_fit.py", "headers are read to see whether weights fit"),
-    "model/hollow.py": ("model/test_streaming.py", "a hollow model is what is streamed into"),
-    "model/precision.py": ("model/test_surgery.py", "what pruning does to the dtypes of tensors"),
-    "reporting/comparison.py": ("reporting/test_comparison_rows.py", "importance has a comparison too"),
+    "importance/criteria.py": ("test_criteria.py", "both tables must have the same names"),
     "reporting/records.py": ("reporting/test_page.py", "the page is drawn from a run's records"),
-    "stages/preflight.py": ("stages/test_sequence.py", "what is refused before any stage starts"),
-    "stages/stage.py": ("stages/test_sequence.py", "stages are carried out in their order"),
-    "training/export.py": ("stages/test_train.py", "an export needs a run; its bits are in training/test_gradients.py"),
     "training/session.py": ("stages/test_train.py", "a session is a run of the stage, killed and resumed"),
-    "training/trained.py": ("stages/test_train.py", "what the stage says of its model"),
 }
 SOURCES = sorted(
     path.relative_to(ROOT / "pipeline").as_posix()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
 from pipeline.data.tokens import Encoder, load_tokenizer, make_encoder
+from tests.data.ahead import tokenise_into
 from tests.data.corpora import listing_of, write_shard
 from tests.data.server import SECRET, Server
 
@@ -108,3 +110,9 @@ def bytes_encoder() -> Encoder:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return make_encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
+
+
+@pytest.fixture
+def tokenise(tiny_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """``tokenise(shards, **changes)`` to tmp_path/made."""
+    return lambda shards, **changes: tokenise_into(tmp_path / "made", shards, **{"tokenizer": tiny_model, **changes})

@@ -188,3 +188,11 @@ def cursors_behind(rows: Sequence[Row], before: dict[int, LaneCursor] | None = N
 def digest(row: Row) -> str:
     """A short hash of a row's tokens and documents."""
     return hashlib.sha256(row.input_ids.tobytes() + row.cu_seqlens.tobytes()).hexdigest()[:16]
+
+
+def flip(each: Shard) -> bytes:
+    """Flip a bit of a shard where it lies; its bytes as they were."""
+    path = Path(each.name)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :])
+    return data

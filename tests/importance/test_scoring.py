@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +20,6 @@ from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
-from tests import ROOT
 from tests.families import BLOCKS, VOCABULARY, build
 
 
@@ -133,13 +130,10 @@ def test_perplexities_beyond_fp64_are_said_to_be_so():
     assert entry["interval"][1][1] == math.inf
 
 
-def test_one_two_and_four_processes_agree():
+def test_one_two_and_four_processes_agree(by_processes):
     """Sequences divided over processes, sums over gloo: the same scores, order, intervals and greedy rounds."""
-    command = [sys.executable, "-m", "tests.importance.processes", "1", "2", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    one, two, four = json.loads(done.stdout.splitlines()[-1])
-    for number, other in ((2, two), (4, four)):
+    one = by_processes[1]
+    for number, other in ((2, by_processes[2]), (4, by_processes[4])):
         assert list(one["entries"]) == list(other["entries"])
         for name, entry in one["entries"].items():
             found = other["entries"][name]

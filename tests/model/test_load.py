@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.data.tokens import load_tokenizer
 from pipeline.errors import RegrowError
-from pipeline.model.architecture import own_code, read_config, tokenizer_code
+from pipeline.model.architecture import own_code, tokenizer_code
 from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
 from pipeline.model.streaming import StreamedModel
 from tests.families import build
@@ -166,16 +166,6 @@ def test_a_head_that_is_not_the_embeddings_is_saved_as_one(tiny_model, folder, t
         assert load_model(folder)(ids).logits.equal(tied(ids).logits)
 
 
-def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, tmp_path):
-    own = write_own_model(tiny_model, tmp_path / "own")
-    assert own_code(own) == ["own_code.py"] and own_code(tiny_model) == []
-    for load in (load_model, StreamedModel, read_config):
-        with pytest.raises(RegrowError, match=r"code of its own \(own_code\.py\).*model\.trust_remote_code=true"):
-            load(own)
-    change_config(own, auto_map={"AutoModel": "owner/name--code_a.One", "AutoTokenizer": ["code_b.Slow", None]})
-    assert own_code(own) == ["code_a.py", "code_b.py"]
-
-
 def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_model, tmp_path, own_modules):
     dense = Path(shutil.copytree(tiny_model, tmp_path / "dense"))
     write_own_tokenizer(dense)
@@ -192,17 +182,6 @@ def test_a_tokenizer_that_is_code_of_its_own_goes_where_its_model_goes(tiny_mode
         assert type(tokenizer).__name__ == "OwnTokenizer" and tokenizer("river")["input_ids"]
 
 
-@pytest.mark.parametrize("named", [None, [], "file.Class", {"AutoConfig": 5}, {"AutoTokenizer": ["a.B", {}]}])
-@pytest.mark.parametrize("trusted", [False, True])
-def test_an_auto_map_that_names_no_classes_is_refused(tiny_model, tmp_path, named, trusted):
-    folder = shutil.copytree(tiny_model, tmp_path / "odd")
-    change_config(folder, auto_map=named)
-    with pytest.raises(RegrowError, match=r"odd/config\.json: auto_map is .*must name classes"):
-        read_config(folder, trusted)
-    change_config(folder, auto_map={})
-    assert read_config(folder, trusted).model_type == "llama"
-
-
 def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model, tmp_path, own_modules):
     """transformers loads a model without running its constructor on a device, and fills buffers by _init_weights."""
     more = "self.register_buffer('factor', self.lm_head.weight.new_full((9,), 7.0), persistent=False)"
@@ -210,27 +189,3 @@ def test_buffers_that_a_model_s_own_code_leaves_to_chance_are_refused(tiny_model
     with pytest.raises(RegrowError, match=r"OwnForCausalLM: its buffer factor is in no file"):
         load_model(own, trust_remote_code=True)
     assert load_model(write_own_model(tiny_model, tmp_path / "kept"), trust_remote_code=True).config.auto_map
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_a_broken_file_of_the_model_s_is_to_be_fetched_again(folder, name):
-    (folder / name).write_text('{"auto_map": ')
-    with pytest.raises(RegrowError, match=rf"{name}: damaged, not valid JSON .*; fetch the model again$"):
-        (read_config if name == "config.json" else tokenizer_code)(folder)
-
-
-def test_quantised_weights_are_refused_before_they_are_loaded(folder):
-    change_config(folder, quantization_config={"quant_method": "fp8"})
-    for load in (load_model, StreamedModel):
-        with pytest.raises(RegrowError, match=r"config\.json: the weights are quantised \(quantization_config\)"):
-            load(folder)
-
-
-@pytest.mark.parametrize("values", [{"use_return_dict": False}, {"num_attention_heads": 0}, {"model_type": "no_such"}])
-def test_a_config_that_transformers_cannot_read_is_refused_in_a_line(folder, values):
-    change_config(folder, **values)
-    with pytest.raises(
-        RegrowError, match=r"config\.json: transformers cannot read this as a model's config: "
-    ) as error:
-        load_model(folder)
-    assert "\n" not in str(error.value)

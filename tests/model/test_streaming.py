@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks
-from pipeline.model.hollow import make_buffers
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from tests.families import BLOCKS, build
@@ -140,16 +138,3 @@ def test_folders_that_cannot_be_streamed_are_refused_with_the_remedy(saved, tmp_
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(RegrowError, match="quantised"):
         StreamedModel(tmp_path)
-
-
-def test_a_buffer_that_no_file_holds_and_nobody_makes_is_refused():
-    class Forgetful(LlamaForCausalLM):
-        def __init__(self, config):
-            super().__init__(config)
-            self.model.layers[1].register_buffer("mask", torch.ones(3), persistent=False)
-
-    config = build("llama").config
-    with torch.device("meta"):
-        model = Forgetful(config)
-    with pytest.raises(RegrowError, match=r"buffer model\.layers\.1\.mask is in no file"):
-        make_buffers(model)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.reporting.reading import render
+
 REMOVED = [6, 9, 10, 13, 17, 19, 21, 23, 24]
 PROTECTED = [0, 1, 2, 3, 28, 29]
 
@@ -252,6 +254,27 @@ def compared_once() -> dict[str, Any]:
 def made_up() -> dict[str, Any]:
     """A fresh copy of the made-up inputs, free to be changed by a test."""
     return made_up_inputs()
+
+
+@pytest.fixture(scope="session")
+def whole(compared_once, tmp_path_factory):
+    """The page that has everything: its HTML, the parsed page, its folder and the inputs. Drawn once, read often."""
+    folder = tmp_path_factory.mktemp("whole")
+    linear = {
+        "runs": [{"blocks": [9, 10], "folded_into": 8}],
+        "tokens": 5120,
+        "perplexity": {
+            "without_map": {"calibration": 60.1, "held_out": 67.62},
+            "with_map": {"calibration": 50.2, "held_out": 58.93},
+        },
+    }
+    inputs = compared_once | {"prune": compared_once["prune"] | {"linear": linear}}
+    return *render(inputs, folder), folder, inputs
+
+
+@pytest.fixture(scope="session")
+def whole_words(whole):
+    return whole[1].words
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -11,72 +10,7 @@ from pipeline.reporting import Records, drawing, notation, render_page
 from pipeline.reporting.comparison import overlap, ways_of
 from pipeline.reporting.model_rows import perplexity_rows, recovered
 from pipeline.reporting.page import block_states, headline
-
-VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
-
-
-class Page(HTMLParser):
-    """Reads a page with a stack of open elements, and collects its attributes and its visible text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.stack: list[str] = []
-        self.faults: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        self.faults += [f"<{tag}> never closed" for tag in self.stack]
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.text += "" if tag == "wbr" else " "
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        if not self.stack or self.stack[-1] != tag:
-            self.faults.append(f"</{tag}> at line {self.getpos()[0]} closes {self.stack[-1:]}")
-        else:
-            self.stack.pop()
-
-    def handle_data(self, data):
-        if not self.stack or self.stack[-1] != "style":
-            self.text += data
-
-
-def render(inputs, folder):
-    html = render_page(Records(**inputs), folder).read_text(encoding="utf-8")
-    page = Page(html)
-    page.words = " ".join(page.text.split())
-    return html, page
-
-
-@pytest.fixture(scope="module")
-def whole(compared_once, tmp_path_factory):
-    """The page that has everything: its HTML, the parsed page, its folder and the inputs. Drawn once, read often."""
-    folder = tmp_path_factory.mktemp("whole")
-    linear = {
-        "runs": [{"blocks": [9, 10], "folded_into": 8}],
-        "tokens": 5120,
-        "perplexity": {
-            "without_map": {"calibration": 60.1, "held_out": 67.62},
-            "with_map": {"calibration": 50.2, "held_out": 58.93},
-        },
-    }
-    inputs = compared_once | {"prune": compared_once["prune"] | {"linear": linear}}
-    return *render(inputs, folder), folder, inputs
-
-
-@pytest.fixture(scope="module")
-def whole_words(whole):
-    return whole[1].words
+from tests.reporting.reading import render
 
 
 def test_whole_page_is_well_formed_with_its_pictures(whole):
@@ -180,31 +114,6 @@ def test_criteria_stand_on_the_page(whole):
                 assert notation.perplexity(value) in text, f"{one['by']} at {one['remove']}: {value}"
 
 
-def test_criteria_leave_no_trace_where_nothing_was_recorded(worded, tmp_path):
-    old = {key: worded["prune"][key] for key in ("removed", "kept", "protected", "criterion", "parameters")}
-    _, page = render(worded | {"prune": old}, tmp_path)
-    for absent in ("How else", "within noise", "heat", "Linear maps", "Greedy", "control", "null", "None"):
-        assert absent not in page.words, absent
-
-
-@pytest.mark.parametrize(
-    "gap",
-    [
-        {},
-        {"sets": []},
-        {"planned": None, "removals": None, "shares": None},
-        {"protected": None, "calibration": None, "held_out": None, "dense": None},
-        {"planned": 10},
-    ],
-)
-def test_a_partial_comparison_does_not_end_the_report(worded, compared, tmp_path, gap):
-    comparison = compared["comparison"] | gap if gap else {}
-    comparison["sets"] = [one | {"perplexity": {"calibration": None}} for one in comparison.get("sets") or ()]
-    _, page = render(worded | {"comparison": comparison}, tmp_path)
-    assert page.faults == []
-    assert "the lowest" not in page.words, "nothing finite was measured"
-
-
 HOSTILE = "</p></main><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'{{ 7*7 }}</style>"
 
 
@@ -218,57 +127,6 @@ def test_hostile_text_stays_text(worded, tmp_path):
     assert page.faults == []
     assert not {"script", "img"} & set(page.tags), "no element came in with the text"
     assert page.text.count(HOSTILE) == 7, "title, heading, prompt, sample, hardware, note and config as they were given"
-
-
-@pytest.mark.parametrize(
-    ("gap", "said"),
-    [
-        ({}, "No training steps were recorded."),
-        ({}, "No held-out evaluation was recorded during training."),
-        ({"scores": None}, "No block scores were recorded"),
-        ({"results": None}, "Not evaluated in this run: dense, pruned, regrown."),
-        ({"results": {"models": {}}}, "Held-out perplexity was not measured."),
-        ({"cost": None}, "No training was recorded."),
-        ({"config_yaml": ""}, "The configuration was not recorded."),
-        ({"provenance": None}, "Text not recorded"),
-    ],
-)
-def test_missing_parts_are_said(worded, whole_words, tmp_path, gap, said):
-    assert said not in whole_words, "the whole page does not say so"
-    _, page = render(worded | gap, tmp_path)
-    assert page.faults == []
-    assert said in page.words, f"the page says: {said}"
-
-
-def test_each_half_of_the_curve_may_be_missing(made_up, worded, tmp_path):
-    for kept, missing in (("metrics", "No held-out evaluation"), ("held_out", "No training steps")):
-        _, page = render(worded | {kept: made_up[kept][:3]}, tmp_path)
-        said = [words for words in ("No held-out evaluation", "No training steps") if words in page.words]
-        assert said == [missing] and page.tags.count("svg") == 2, f"{kept} alone is drawn"
-
-
-def test_missing_regrown_results_are_said(worded, tmp_path):
-    del worded["results"]["models"]["regrown"]
-    _, page = render(worded, tmp_path)
-    assert "Not evaluated in this run: regrown." in page.words
-    assert "68.60 after pruning; the regrown model was not measured" in page.words
-    assert page.words.count("not generated") == 2, "both samples lack the regrown text"
-
-
-def test_the_least_that_can_be_reported(made_up, tmp_path):
-    _, page = render({"name": "bare", "prune": made_up["prune"]}, tmp_path)
-    assert page.faults == []
-    assert "svg" not in page.tags
-    assert "9 of 30 blocks removed" in page.words
-
-
-def test_values_that_are_not_finite_do_not_end_the_report(made_up, tmp_path):
-    made_up["results"]["models"]["pruned"]["perplexity"]["held_out"]["value"] = math.inf
-    made_up["held_out"][0]["held_out_perplexity"] = math.inf
-    made_up["metrics"][3]["loss"] = math.nan
-    _, page = render(made_up | {"scores": None}, tmp_path)
-    assert page.faults == []
-    assert "from not finite to 22.10" in page.words
 
 
 def test_perplexities_measured_differently_never_share_a_row(made_up):
@@ -298,33 +156,9 @@ def test_tasks_get_a_table_of_their_own(worded, tmp_path):
     assert "piqa acc 0.6812 not measured not measured" in page.words
 
 
-def test_blocks_given_by_hand_are_not_ascribed_to_the_scores(made_up, tmp_path):
-    made_up["prune"]["criterion"] = None
-    page = render(made_up | {"metrics": [], "held_out": []}, tmp_path)[1]
-    assert "The blocks were not chosen by these scores." in page.words
-
-
 def test_small_pieces(made_up):
     states = block_states(made_up["prune"])
     assert [states.count(s) for s in ("kept", "removed", "protected")] == [15, 9, 6]
     assert recovered({"dense": math.e, "pruned": math.e**3, "regrown": math.e**1.5}) == pytest.approx(0.75)
     assert recovered({"dense": 14.0, "pruned": 68.0}) is None
     assert headline(made_up["prune"], {}, {}).endswith("Held-out perplexity was not measured.")
-
-
-def test_greedy_rounds_stand_on_the_page_without_a_comparison(made_up, tmp_path):
-    made_up["prune"] = {
-        **made_up["prune"],
-        "selection": "greedy",
-        "greedy": [{"removed": 7, "dense": 17.5, "perplexity": 18.25}],
-    }
-    _, page = render(made_up, tmp_path)
-    assert "Rounds of the greedy selection" in page.words and "18.25" in page.words
-
-
-def test_one_size_is_a_table_and_no_picture(worded, compared, tmp_path):
-    record = compared["comparison"]
-    one = {**record, "removals": [9], "shares": [0.3], "sets": [each for each in record["sets"] if each["remove"] == 9]}
-    html, page = render(worded | {"comparison": one}, tmp_path)
-    assert "Perplexity after pruning, without training" in page.words
-    assert "after-pruning-0" not in html and not list(tmp_path.glob("perplexity-after-pruning-*.png"))

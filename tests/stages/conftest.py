@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.config import STAGES
 
@@ -58,6 +59,22 @@ def copy_until(reference: Path) -> Callable[..., Path]:
         return run
 
     return copy
+
+
+@pytest.fixture
+def config_of(tiny_config: Path) -> Callable[..., Path]:
+    """``config_of(sources, **keys)``: the tiny config with these sources and other keys of its data section."""
+
+    def make(sources: list[dict[str, Any] | Path], **keys: Any) -> Path:
+        listed = [{"path": str(source)} if isinstance(source, Path) else source for source in sources]
+        held_out = {key: {"path": str(value)} if key == "held_out" and value else value for key, value in keys.items()}
+        path = tiny_config.with_name("data.yaml")
+        path.write_text(
+            yaml.safe_dump({"extends": "tiny.yaml", "data": {"sources": listed, "held_out": None, **held_out}})
+        )
+        return path
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The order of the stages: what is skipped, refused and redone, one command at a time, and other people's launchers."""
+"""The order of the stages: what is skipped, refused and redone, one command at a time."""
 
 from __future__ import annotations
 
@@ -28,49 +28,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     }
 
 
-# What bad input is told. Nothing of the run may change.
-
-
-@pytest.mark.parametrize(
-    ("override", "parts"),
-    [
-        ("prune.remov=9", ["override 'prune.remov=9'", "unknown key 'prune.remov'", "did you mean 'prune.remove'?"]),
-        ("model.path=no/such/folder", ["model.path 'no/such/folder'", "no such folder"]),
-        ("prune.remove=7", ["remove 7", "5 of 8 blocks may go, 3 are protected", "remove fewer or protect fewer"]),
-        ("prune.blocks=[2,8]", ["[2, 8]", "the model has blocks 0 to 7"]),
-        ("prune.parameters=1000", ["parameters 1,000", "set a larger target or protect fewer"]),
-        ("train.micro_batch=3", ["global batch", "8", "micro-batch", "3"]),
-        ("train.processes=5", ["global batch", "5 processes"]),
-        ("data.lanes=7", ["data.lanes 7 does not divide by 2 processes"]),
-        ("data.held_out=null", ["data.held_out is not set", "evaluate"]),
-        ("model.dtype=float16", ["model.dtype float16", "bfloat16"]),
-        ("data.sources.0.text_key=content", ["example_train_0.jsonl.zst", "content"]),
-        ("data.held_out.path=no/such/place/at/all", ["no/such/place/at/all", "no such file or folder"]),
-        ("data.separator=<end>", ["data.separator '<end>'", "not a token"]),
-        ("run.folder=/sys/regrow", ["/sys/regrow/tiny", "cannot be written", "set run.folder"]),
-        ("run.folder=tests/conftest.py", ["tests/conftest.py cannot be written (Not a directory)", "set run.folder"]),
-        (f"run.name={'n' * 300}", ["cannot be written (File name too long)"]),
-        ("run.name=a/b", ["run.name: only letters, digits"]),
-        ("run.name=", ["run.name"]),
-    ],
-)
-def test_bad_input_is_refused_before_any_stage_starts(refused, lengthen, tmp_path, override, parts):
-    message = refused("run", lengthen(tmp_path), override)
-    for part in parts:
-        assert part in message, f"{part!r} is not in: {message}"
-    left = [path.name for path in tmp_path.glob("runs/*")]
-    assert not left, f"{left} was made, though {override} cannot work"
-
-
-def test_what_stands_in_a_stage_s_place_is_refused_by_a_single_stage_too(refused, lengthen, copy_until, tmp_path):
-    config, run = lengthen(tmp_path), copy_until("prune", tmp_path)
-    (run / "train").write_text("not a folder")
-    before = sorted(path.name for path in run.iterdir())
-    message = refused("train", config)
-    assert f"{run}/train cannot be written (Not a directory)" in message
-    assert sorted(path.name for path in run.iterdir()) == before, "a refused command wrote into the run"
-
-
 def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_in_the_log(tmp_path):
     from transformers import GenerationConfig
 
@@ -96,27 +53,6 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
     with pytest.raises(RegrowError, match="as it is"), _told("score", run):
         raise RegrowError("as it is")
     assert (run.folder / "log.txt").read_text().removeprefix(log).count("\n") == 1, "what explains itself is one line"
-
-
-def test_what_is_done_need_not_be_possible_again(here, done):
-    """A batch that does not divide here is no reason to refuse a run that has been trained elsewhere."""
-    status, out, message = here("run", done[0], "train.micro_batch=3")
-    assert (status, out.count("done before, skipped")) == (0, 6), message
-
-
-def test_an_empty_corpus_is_refused(refused, lengthen, tmp_path):
-    (tmp_path / "empty").mkdir()
-    message = refused("run", lengthen(tmp_path), f"data.sources.0.path={tmp_path}/empty")
-    assert f"data.sources.0 '{tmp_path}/empty': no intact .jsonl" in message
-    assert not list(tmp_path.glob("runs/tiny/*/stage.json"))
-
-
-def test_bad_input_as_the_shell_sees_it(regrow, lengthen, tmp_path):
-    for override in ("prune.remov=9", "train.micro_batch=3"):
-        command = regrow("run", lengthen(tmp_path), override)
-        assert command.wait() == 1, f"exit status {command.process.returncode} for {override}"
-        assert command.output.startswith("regrow: "), command.output
-        assert command.output.count("\n") == 1, f"not one line:\n{command.output}"
 
 
 # Done, stale, missing.

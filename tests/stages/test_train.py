@@ -22,13 +22,9 @@ from pipeline.data.stream.parts import deal, shuffle
 from pipeline.files import hash_file, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
-from pipeline.model.loss import router_coefficient
 from pipeline.run import Run
 from pipeline.training.metrics import pace
-from pipeline.training.reach import probe, unreached
-from pipeline.training.trained import told_of
 from tests import ROOT
-from tests.families import build
 
 
 def test_what_the_stage_writes(reference):
@@ -77,31 +73,6 @@ def test_the_export_is_the_trained_model_as_transformers_loads_it(reference):
     assert any(not value.equal(before[name]) for name, value in model.state_dict().items()), "nothing was trained"
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
         assert (export / name).exists(), f"{name} is not in the export"
-
-
-@pytest.mark.parametrize(
-    ("family", "changes", "said"),
-    [
-        ("llama", {}, []),
-        ("mixtral", {"output_router_logits": True}, ["auxiliary loss is added, with coefficient 0.001"]),
-        ("mixtral", {}, ["auxiliary loss (coefficient 0.001) is off"]),
-        ("llama4", {"output_router_logits": True}, ["Llama4ForCausalLM computes no auxiliary loss for its router"]),
-    ],
-)
-def test_what_is_trained_and_on_which_loss_is_told(family, changes, said):
-    model = build(family, **changes)
-    model.spare = torch.nn.Linear(3, 4)
-    output = probe(model)
-    coefficient = router_coefficient(model.config) if getattr(output, "aux_loss", None) is not None else None
-    told = list(told_of(model, unreached(model, output), [], coefficient))
-    expected = ["16 parameters that text does not reach stay as they are: spare", *said]
-    assert len(told) == len(expected) and all(part in line for part, line in zip(expected, told, strict=True)), told
-
-
-def test_tensors_that_are_trained_in_less_precision_are_told():
-    (line,) = told_of(build("llama"), {}, [f"gate.{number}" for number in range(5)], None)
-    assert line.startswith("5 tensors that the pruned model keeps in float32 are trained in bfloat16"), line
-    assert "gate.0, gate.1, gate.2, ...; train.zero_stage=0" in line, line
 
 
 def test_a_disk_too_small_for_a_checkpoint_is_met_before_training(tmp_path):
@@ -172,8 +143,9 @@ def test_attention_within_trains_on_each_document_as_if_it_stood_alone(logged, r
         )
     lines = (logged.parent / "runs" / "tiny" / "train" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]
-    assert abs(alone - across) > 5 * 5e-4, "the two kinds of attention cannot be told apart on these rows"
-    assert metrics[0]["loss"] == pytest.approx(alone, abs=5e-4), f"across documents it is {across}"
+    near = 5e-4  # what bf16 and another order of sums may change
+    assert abs(alone - across) > 5 * near, "the two kinds of attention cannot be told apart on these rows"
+    assert metrics[0]["loss"] == pytest.approx(alone, abs=near), f"across documents it is {across}"
     assert metrics[-1]["loss"] < metrics[0]["loss"], "training within documents learns nothing"
     assert [line["tokens"] for line in metrics] == [2048 * step for step in range(1, 9)]
 

@@ -1,13 +1,22 @@
-"""What a crew tells of its pace, and what of a job's end; its processes are killed in test_tokenise."""
+"""What a crew tells of its pace and of a job's end; and its processes, killed while they tokenise."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import psutil
 import pytest
 
 from pipeline.data.corpus import crew
 from pipeline.data.damage import DamagedShard
 from pipeline.errors import RegrowError
 from pipeline.launch import die_with_parent
+from tests.data.ahead import times
+from tests.data.corpora import listing_of
 
 
 class Divide:
@@ -62,3 +71,62 @@ def test_progress_tells_speed_and_time_left(monkeypatch):
     pace.tell(halfway)
     # 2,000 of 4,000 bytes and 2,000 tokens in 100 s.
     assert lines[-1] == "1 of 4 done: 2,000 tokens, 20 tokens/s, 0:01:40 left", lines
+
+
+@pytest.fixture
+def long_and_short(texts, shard_of, tmp_path):
+    """A shard that takes some ten seconds to tokenise, and two of a moment."""
+    shard_of("long.jsonl", [text for _ in range(30) for text in texts])
+    for number in range(2):
+        shard_of(f"short_{number}.jsonl.zst", texts[number : number + 20])
+    return listing_of(str(tmp_path / "corpus")).shards
+
+
+def wait_for_file(folder, pattern, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := list(folder.rglob(pattern)):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no {pattern} in {folder} within {seconds} s")
+
+
+def test_a_killed_process_is_an_error_that_names_it(long_and_short, tokenise, tmp_path):
+    killed = []
+
+    def kill():
+        name = wait_for_file(tmp_path / "made", ".long*.new")[0].name
+        wait_for_file(tmp_path / "made", "short_1*.tar")
+        killed.append(int(name.split(".")[-2]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(RegrowError) as error:
+        tokenise(long_and_short, processes=2)
+    thread.join()
+    assert f"(pid {killed[0]}) ended with signal 9 while it had shard {long_and_short[0].name}" in str(error.value)
+    assert not multiprocessing.active_children(), "the other process goes on"
+    written = sorted(name.partition(".")[0] for name in times(tmp_path / "made"))
+    assert written == ["short_0", "short_1"], f"what the other process had finished is {written}"
+    assert not list((tmp_path / "made").rglob("*.new")), "the killed process's unfinished file was left"
+    before = times(tmp_path / "made")
+    assert tokenise(long_and_short[1:])[2] == ["2 of 2 shards were tokenised before"]
+    assert times(tmp_path / "made") == before, "what was finished before the kill was done again"
+
+
+def test_processes_end_with_the_one_that_started_them(long_and_short, tokenise, tmp_path):
+    parent = multiprocessing.get_context("fork").Process(target=tokenise, args=(long_and_short,))
+    parent.start()
+    wait_for_file(tmp_path / "made", ".long*.new")
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert children, "nobody is tokenising"
+    os.kill(parent.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    parent.join()
+    for child in alive:
+        child.kill()
+    assert not alive, f"these outlived their parent: {alive}"
+    assert list((tmp_path / "made").rglob("*.new")), "an unfinished file is expected here"
+    tokenise([])
+    assert not list((tmp_path / "made").rglob("*.new")), "the next start leaves it lying"

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
-import threading
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
 from webdataset import TarWriter
 
-from pipeline.data.corpus.crew import Crew
 from pipeline.data.corpus.overlap import hash_text
-from pipeline.data.corpus.tokenising import tokenise_corpus
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import about_tokenised, read_tokenised, write_tokenised
-from pipeline.data.remote.cache import ShardCache
-from pipeline.data.tokens import Encoding, encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
+from pipeline.data.tokens import encoder_hash, load_tokenizer, make_encoder, tokenizer_hash
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file
-from pipeline.launch import die_with_parent
+from tests.data.ahead import times, tokenise_into
 from tests.data.corpora import listing_of, row_stream
 
 
@@ -58,35 +49,13 @@ def mixed(texts, tmp_path_factory):
     return [*first, *listing_of(str(folder / "other"), number=1).shards]
 
 
-def call(shards, folder, tokenizer, **changes):
-    """Tokenise with one process; the shards, the skipped ones and the lines that were said."""
-    said = []
-    asked = {
-        name: changes.pop(name) for name in ("separator", "special_tokens", "trust_remote_code") if name in changes
-    }
-    made = tokenise_corpus(
-        shards,
-        Encoding(tokenizer, **asked),
-        folder,
-        crew=Crew(changes.pop("processes", 1), die_with_parent, said.append),
-        **{"cache": ShardCache(folder.with_name("cache")), **changes},
-    )
-    return *made, said
-
-
 @pytest.fixture(scope="module")
 def done(mixed, tiny_model, tmp_path_factory):
     """All of ``mixed`` made by two processes: the folder, the shards, the lines that were said."""
     folder = tmp_path_factory.mktemp("done") / "made"
-    made, skipped, said = call(mixed, folder, tiny_model, processes=2)
+    made, skipped, said = tokenise_into(folder, mixed, tiny_model, processes=2)
     assert skipped == []
     return folder, made, said
-
-
-@pytest.fixture
-def tokenise(tiny_model, tmp_path):
-    """``tokenise(shards, **changes)`` to tmp_path/made."""
-    return lambda shards, **changes: call(shards, tmp_path / "made", **{"tokenizer": tiny_model, **changes})
 
 
 @pytest.fixture
@@ -136,10 +105,6 @@ def test_the_lanes_give_the_same_rows(mixed, done, encode, tmp_path, lanes):
         assert (text.lane, text.cursor) == (ahead.lane, ahead.cursor), f"row {text.index} ends elsewhere"
         count += 1
     assert count == 1200 and all(cursor.epoch > 0 for cursor in text.cursor.cursors), "less than an epoch was compared"
-
-
-def times(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
 
 
 @pytest.fixture
@@ -193,65 +158,6 @@ def test_tokenised_shards_pass_through_if_their_ids_are_the_same(mixed, copied, 
     write_tokenised(foreign, [[1, 2, 3]], about={"vocabulary": 1000, "tokenizer": "another"})
     with pytest.raises(RegrowError, match="tokenised with another tokenizer"):
         tokenise([*mixed, *listing_of(str(foreign.parent)).shards])
-
-
-@pytest.fixture
-def long_and_short(texts, shard_of, tmp_path):
-    """A shard that takes some ten seconds to tokenise, and two of a moment."""
-    shard_of("long.jsonl", [text for _ in range(30) for text in texts])
-    for number in range(2):
-        shard_of(f"short_{number}.jsonl.zst", texts[number : number + 20])
-    return listing_of(str(tmp_path / "corpus")).shards
-
-
-def wait_for_file(folder, pattern, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := list(folder.rglob(pattern)):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"no {pattern} in {folder} within {seconds} s")
-
-
-def test_a_killed_process_is_an_error_that_names_it(long_and_short, tokenise, tmp_path):
-    killed = []
-
-    def kill():
-        name = wait_for_file(tmp_path / "made", ".long*.new")[0].name
-        wait_for_file(tmp_path / "made", "short_1*.tar")
-        killed.append(int(name.split(".")[-2]))
-        os.kill(killed[0], signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(RegrowError) as error:
-        tokenise(long_and_short, processes=2)
-    thread.join()
-    assert f"(pid {killed[0]}) ended with signal 9 while it had shard {long_and_short[0].name}" in str(error.value)
-    assert not multiprocessing.active_children(), "the other process goes on"
-    written = sorted(name.partition(".")[0] for name in times(tmp_path / "made"))
-    assert written == ["short_0", "short_1"], f"what the other process had finished is {written}"
-    assert not list((tmp_path / "made").rglob("*.new")), "the killed process's unfinished file was left"
-    before = times(tmp_path / "made")
-    assert tokenise(long_and_short[1:])[2] == ["2 of 2 shards were tokenised before"]
-    assert times(tmp_path / "made") == before, "what was finished before the kill was done again"
-
-
-def test_processes_end_with_the_one_that_started_them(long_and_short, tokenise, tmp_path):
-    parent = multiprocessing.get_context("fork").Process(target=tokenise, args=(long_and_short,))
-    parent.start()
-    wait_for_file(tmp_path / "made", ".long*.new")
-    children = psutil.Process(parent.pid).children(recursive=True)
-    assert children, "nobody is tokenising"
-    os.kill(parent.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    parent.join()
-    for child in alive:
-        child.kill()
-    assert not alive, f"these outlived their parent: {alive}"
-    assert list((tmp_path / "made").rglob("*.new")), "an unfinished file is expected here"
-    tokenise([])
-    assert not list((tmp_path / "made").rglob("*.new")), "the next start leaves it lying"
 
 
 def test_damage_ends_it_or_is_recorded(mixed, tokenise, encode, tmp_path):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import pytest
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import read_documents
 from pipeline.data.remote.cache import ShardCache
-from pipeline.data.remote.space import needed_space, require_cache_space
+from pipeline.data.remote.space import require_cache_space
 from pipeline.data.shards import Shard
 from pipeline.errors import RegrowError
 
@@ -179,20 +179,6 @@ def test_what_a_killed_process_left_is_removed(remote, server, cache, tmp_path, 
     later.open(other)
     assert not list(cache.folder.glob("*.part")), "the temporary file of a dead process stays for ever"
     assert right(later.open(shard), shard)
-
-
-def test_the_space_that_a_cache_needs(corpus, tmp_path):
-    url = replace(corpus[0], kind="url", place="https://host", bytes=1000)
-    rows = replace(url, path="a.parquet", bytes=9000, groups=(100, 500, 300))
-    assert needed_space(corpus, 12) == 0, "local shards are not copied"
-    assert needed_space([url, rows], 12) == 2 * 12 * 5000, "the largest part is the row group of 500 of 900 documents"
-    assert require_cache_space(tmp_path / "cache", [url, rows], 12, limit=120_000) == 120_000
-    with pytest.raises(
-        RegrowError, match=r"12 lanes.*120,000 bytes, and data\.cache_size is 119,000.*fewer data\.lanes"
-    ):
-        require_cache_space(tmp_path / "cache", [url, rows], 12, limit=119_000)
-    with pytest.raises(RegrowError, match=r"no space for the copies of remote shards.*GB free"):
-        require_cache_space(tmp_path / "cache", [replace(url, bytes=10**15)], 12)
 
 
 def copies(cache: ShardCache) -> set[str]:

@@ -1,4 +1,4 @@
-"""Parts: every document of a corpus stands in one of them, and what cannot be cut is refused."""
+"""Parts: every document in one, at least as many as lanes, dealt and ordered by hashes alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.shards import Shard
-from pipeline.data.stream.parts import deal, split_into_parts
+from pipeline.data.stream.parts import deal, draw, shuffle, split_into_parts
 from pipeline.errors import RegrowError
 
 
@@ -28,9 +28,6 @@ def listed(documents: int | None, groups: tuple[int, ...] | None = None, source:
         "text",
         (),
     )
-
-
-# ---- parts
 
 
 @given(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=10), st.integers(1, 60))
@@ -67,3 +64,31 @@ def test_shards_of_unknown_length_are_not_split():
 def test_a_source_without_shards_is_refused():
     with pytest.raises(RegrowError, match="data source 1 has not one shard"):
         deal([listed(9), listed(9, source=2)], 2, 0)
+
+
+def test_an_order_depends_on_the_seed_and_the_names_alone():
+    parts = split_into_parts([listed(5) for _ in range(12)], 12)
+    order = shuffle(parts, 0, "parts")
+    assert sorted(order, key=lambda part: part.shard) == parts, "a part is lost"
+    assert order != parts, "nothing was shuffled"
+    assert shuffle(list(reversed(parts)), 0, "parts") == order, "the order depends on how the parts came"
+    assert len({tuple(shuffle(parts, seed, name)) for seed in (0, 1) for name in ("parts", 3, 4)}) == 6
+    assert draw(1, 23) != draw(12, 3) and draw(0, "a", 1) == draw(0, "a", 1) and len(draw(0)) == 32
+
+
+def test_a_source_s_name_is_in_its_deal_only_where_there_are_several():
+    """So that a corpus of one source is dealt as it was before there were several."""
+    shards = [listed(9) for _ in range(8)]
+    (alone,) = deal(shards, 4, 0)
+    assert alone.names == () and alone.parts == shuffle(split_into_parts(shards, 4), 0, "parts")
+    first, second = deal([*shards, *(listed(9, source=1) for _ in range(8))], 4, 0)
+    assert (first.names, second.names) == ((0,), (1,)) and first.shards == shards
+    assert first.parts != second.parts, "two sources of one shape are read in step"
+    assert first.parts == shuffle(split_into_parts(shards, 4), 0, "parts", 0)
+
+
+def test_pieces_of_a_cut_part_are_alike():
+    parts = split_into_parts([listed(1000), listed(10), listed(10)], 12)
+    sizes = [part.stop - part.first for part in parts if part.shard == 0]
+    assert len(parts) >= 12 and max(sizes) - min(sizes) <= 1, f"12 lanes and pieces of {sizes} documents"
+    assert [part.shard for part in parts if part.shard] == [1, 2], "a small file was cut, and a large one could be"

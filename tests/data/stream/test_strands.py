@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.data.formats.documents import DamagedShard, read_documents
 from pipeline.data.formats.tokenised import write_tokenised
-from pipeline.data.shards import Shard
 from pipeline.data.stream.lanes import draw_source, weight_edges
 from pipeline.data.stream.parts import deal, shuffle
 from pipeline.data.stream.position import Cursor, LaneCursor
@@ -21,6 +20,7 @@ from tests.data.corpora import (
     cursors_behind,
     differs,
     encode,
+    flip,
     lane,
     shard,
     stream,
@@ -44,14 +44,6 @@ def files(texts, tmp_path):
         )
         for n in range(9)
     ]
-
-
-def flip(each: Shard) -> bytes:
-    """Flip a bit of a shard where it lies; its bytes as they were."""
-    path = Path(each.name)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :])
-    return data
 
 
 def test_a_damaged_shard_ends_the_reading_unless_it_may_be_skipped(files, tmp_path):
