@@ -15,9 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.errors import RegrowError
 
@@ -241,23 +240,6 @@ def launch(arguments: list[str], processes: int) -> int:
                     agent.wait(GRACE)
                 except subprocess.TimeoutExpired:
                     agent.kill()
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Within the context SIGTERM and SIGHUP interrupt as Ctrl-C does, so that everything is tidied up."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    # What is ignored stays so: nohup sets it, for runs that go on after a logout.
-    wanted = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def agent(processes: int, arguments: list[str]) -> int:

@@ -21,7 +21,8 @@ from typing import Any
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_json, read_json, write_atomic, write_json
-from pipeline.launch import TOLD, Place, count_processes, interruptible, launch
+from pipeline.interrupt import interruptible, raise_if_interrupted
+from pipeline.launch import TOLD, Place, count_processes, launch
 from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import load_stage
@@ -61,6 +62,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
         _by_itself(stage, config, run, Place(), fingerprint)
         return
     processes = count_processes(getattr(config, stage).processes)
+    raise_if_interrupted()
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
     status = launch([stage, str(run.folder / "config.yaml")], processes)
     if status == TOLD:
@@ -253,6 +255,7 @@ def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str |
 
 
 def _say(run: Run, stage: str, line: str) -> None:
+    raise_if_interrupted()
     print(f"[{stage}] {line}", flush=True)
     run.log(f"{stage}: {line}")
 
