@@ -47,8 +47,9 @@ WORDS = "The house stands near the river."
 STRETCHED = 1.1
 
 
-def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str]:
-    """Check what of run folder, weights, tokenizer and text is on this machine; returns what was not, a line each.
+def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[Path | None, list[str]]:
+    """Check what of run folder, weights, tokenizer and held-out text is on this machine; returns the folder that holds
+    the tokenizer, None where there is none here, and what was not on this machine, a line each.
 
     ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
     """
@@ -60,17 +61,16 @@ def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str
     own = named or folder != config.model.architecture
     if own and (named or has_tokenizer(folder)):
         encoder = check_tokenizer(config, folder, model)
-        check_prompts(config, folder, model)
     else:
         lines.append(f"tokenizer of {config.model.path}: not on this machine")
     if own and (named or has_weights(folder)):
         lines += check_weights(folder, model)
     else:
         lines.append(f"weights of {config.model.path}: not on this machine")
-    lines += check_texts(config, elsewhere=True)
-    if encoder is not None:
-        check_held_out(config, encoder)
-    return lines
+    if encoder is None:
+        return None, lines
+    check_held_out(config, encoder)
+    return folder, lines
 
 
 def _look_at_run_folder(config: Config) -> list[str]:
@@ -165,7 +165,7 @@ def check_lengths(config: Config, model: PreTrainedModel) -> list[str]:
     return [f"{key} {length} is longer than the model's {positions} positions" for key, length in long.items()]
 
 
-def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
+def check_texts(config: Config, elsewhere: bool) -> list[str]:
     """Read the first records of each local source, held-out text included. Returns what was not looked at.
 
     Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), holds no shard or

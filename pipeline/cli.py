@@ -33,6 +33,7 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that go before the file's.")
 ]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
 Redo = Annotated[str | None, typer.Option(metavar="STAGE", help="Move this stage and all behind it aside first.")]
 
 
@@ -53,15 +54,9 @@ def _options(
 
 
 @app.command()
-def run(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    redo: Redo = None,
-) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, until: Until = None, redo: Redo = None) -> None:
     """Carry out all stages; what is done is skipped, what was cut off is resumed."""
-    last = _stage(until) if until else STAGES[-1]
-    _carry_out(list(STAGES[: STAGES.index(last) + 1]), config, overrides, redo)
+    _carry_out(_until(until), config, overrides, redo)
 
 
 def _stage_command(stage: str, what: str) -> None:
@@ -80,12 +75,12 @@ _stage_command("report", "Draw the page and write the model card.")
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+def plan(config: ConfigPath, overrides: Overrides = None, until: Until = None) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
     from pipeline.commands.plan import plan as made_plan
     from pipeline.commands.plan_text import plan_text
 
-    print(plan_text(made_plan(load_config(config, overrides or []))))
+    print(plan_text(made_plan(load_config(config, overrides or []), _until(until))))
 
 
 @app.command()
@@ -133,6 +128,11 @@ def _carry_out(stages: list[str], path: Path, overrides: list[str] | None, redo:
     from pipeline.stages.sequence import carry_out
 
     carry_out(stages, config, place, str(path), redo)
+
+
+def _until(last: str | None) -> list[str]:
+    """The stages up to ``last``, or all."""
+    return list(STAGES[: STAGES.index(_stage(last)) + 1] if last else STAGES)
 
 
 def _stage(name: str) -> str:

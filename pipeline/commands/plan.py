@@ -7,22 +7,24 @@ have one size, and a bound (which the plan says) elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
+from transformers import PreTrainedModel
 
-from pipeline.checks import check_here, check_lengths, one_large_step
-from pipeline.config import Config
+from pipeline.checks import check_here, check_lengths
+from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.errors import RegrowError
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
-from pipeline.launch import count_processes
+from pipeline.launch import Place, count_processes
 from pipeline.model.costs import (
     Trained,
     accumulation,
@@ -35,6 +37,7 @@ from pipeline.model.costs import (
 )
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
+from pipeline.stages.stage import Ahead, load_stage
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
@@ -43,12 +46,12 @@ GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
 MFUS = (0.30, 0.43, 0.50)
 
 
-def plan(config: Config) -> dict[str, Any]:
+def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     """The plan as plain values (JSON-ready), with ``notes`` for the reader and what was ``not_checked``.
 
-    Raises RegrowError when the model's config.json cannot be found here, when the cut is impossible, when the global
-    batch does not divide, when weights, tokenizer or text that are here are not as they must be, or when the run's
-    folder cannot be written.
+    ``stages`` are those that the run will carry out. Raises RegrowError when the model's config.json cannot be found
+    here, when weights, tokenizer or text that are here are not as they must be, when the run's folder cannot be
+    written, and on all that a stage refuses before it starts.
     """
     source = find_architecture(config)
     model = describe_folder(source.parent, config.model.trust_remote_code)
@@ -58,6 +61,7 @@ def plan(config: Config) -> dict[str, Any]:
     trained = sum(parameter.numel() for parameter in text_parameters(model)) - gone
     # A number is planned for wherever this is; auto is what a run takes here.
     processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
+    notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     width = attention_width(model.config.get_text_config())
     per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
     memory = _memory(config, model, sizes, removed, processes, trained)
@@ -96,9 +100,22 @@ def plan(config: Config) -> dict[str, Any]:
             }
             for share in MFUS
         ],
-        "notes": _notes(config, model, sizes, memory[train.zero_stage]["total"]),
-        "not_checked": check_here(config, model, source.parent),
+        "notes": notes + _notes(config, model, sizes, memory[train.zero_stage]["total"]),
+        "not_checked": not_checked,
     }
+
+
+def _asked_of_stages(
+    config: Config, stages: Sequence[str], processes: int, model: PreTrainedModel, folder: Path
+) -> tuple[list[str], list[str]]:
+    """What the checks of the run's start say of it: notes, and what is not on this machine."""
+    folder, not_checked = check_here(config, model, folder)
+    place = Place(world=processes, local_world=processes, launcher="other")
+    ahead = Ahead(config, place, frozenset(stages), folder, model, elsewhere=True)
+    lines = {stage: load_stage(stage).check(ahead) for stage in stages}
+    # Stage data says which sources it cannot look at yet.
+    not_checked += lines.pop("data", [])
+    return [line for stage in lines.values() for line in stage], not_checked
 
 
 def _memory(
@@ -135,7 +152,7 @@ def _memory(
 
 def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[str]:
     """What the reader should know of the plan; ``needed`` are the bytes that training takes on one GPU."""
-    train, notes = config.train, one_large_step(config)
+    train, notes = config.train, []
     named = config.prune.blocks if isinstance(config.prune.blocks, tuple) else ()
     if len(set(sizes.blocks)) > 1 and not named:
         notes.append(

@@ -276,7 +276,7 @@ def _cores() -> int:
 
 def check(ahead: Ahead) -> list[str]:
     """Whether there is text to read, and a place for its ids."""
-    notes = check_texts(ahead.config)
+    notes = check_texts(ahead.config, ahead.elsewhere)
     if ahead.config.data.tokenised is not None:
         require_writable(ahead.config.data.tokenised, "data.tokenised")
     return notes

@@ -158,6 +158,8 @@ def check(ahead: Ahead) -> list[str]:
     cut.planned(sizes)
     if cut.blocks is not None:
         require_removable(ahead.model, cut.blocks)
+    if ahead.elsewhere and isinstance(config.prune.blocks, Path) and not config.prune.blocks.is_file():
+        return [f"prune.blocks {config.prune.blocks}: not on this machine"]
     read_way(config, len(sizes.blocks))
     return []
 

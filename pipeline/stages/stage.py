@@ -23,6 +23,8 @@ class Ahead:
     """What is known before any stage starts: the stages that are ``due`` in this run, and the place of this process.
 
     ``folder`` is the dense model's and ``model`` that model on the meta device; None where no due stage reads it.
+    ``elsewhere``: the run is only planned here, for ``place`` on another machine, whose sources need not be on this
+    one; then ``folder`` is None where it has no tokenizer on this one.
     """
 
     config: Config
@@ -30,6 +32,7 @@ class Ahead:
     due: frozenset[str]
     folder: Path | None
     model: nn.Module | None
+    elsewhere: bool = False
 
 
 def nothing_to_say(ahead: Ahead) -> list[str]:

@@ -77,8 +77,14 @@ def test_scoring_says_which_loop_and_what_it_takes() -> None:
     # Ten sequences with 32 states each enter the last block, while one of them also has its file of the block before.
     assert scoring["states"] == (10 * 32 + 31) * 128 * 4096 * 2
     assert scoring["block_major"] < scoring["weights"] / 3 < scoring["batch_major"]
-    streamed = preset("2.7b", "score.loop=block-major", "score.criteria=[ppl, angular_last]")["scoring"]
+    in_blocks = ["score.loop=block-major", "score.criteria=[ppl, angular_last]", "prune.compare.enabled=false"]
+    streamed = preset("2.7b", *in_blocks)["scoring"]
     assert streamed["loop"] == "block-major" and streamed["states"] > scoring["states"]
+
+
+def test_stages_that_are_not_asked_for_refuse_nothing() -> None:
+    config = load_config(PRESETS / "2.7b.yaml", ["data.held_out=null", "model.dtype=float16"])
+    assert plan(config, ["data", "score", "prune"])["blocks"]["pruned"] == 12
 
 
 def test_a_budget_is_said_to_be_open() -> None:
@@ -105,6 +111,8 @@ def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:
     made = preset("2.7b", override)
     assert made["blocks"]["removed"] == removed
     assert made["parameters"]["pruned"] == 6738415616 - removed * 202383360
+    elsewhere = ["prune.blocks block_order.csv: not on this machine"]
+    assert [note for note in made["notes"] if "block_order" in note] == (elsewhere if "csv" in override else [])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,12 @@ def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:
         ("prune.blocks=[3, 32]", ["32", "0 to 31"]),
         ("train.micro_batch=3", ["512", "3 x 8", "504 or 528"]),
         ("train.processes=7", ["512", "2 x 7", "8 processes"]),
+        ("score.ppl_n=[40]", ["score.ppl_n 40", "32 blocks"]),
+        ("model.dtype=float16", ["float16", "loss scaling"]),
+        ("score.criteria=[block_influence]", ["prune.criterion", "score.criteria"]),
+        ("score.loop=block-major", ["prune.compare.enabled=false"]),
+        ("data.held_out=null", ["data.held_out", "evaluate"]),
+        ("data.tokenised=/proc/ids", ["data.tokenised", "/proc/ids"]),
     ],
 )
 def test_impossible_plans_are_refused_with_the_numbers(override: str, named: list[str]) -> None:
