@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from pipeline.criteria import CONTROLS, CRITERIA, criteria_table
-from pipeline.importance.criteria import MAKERS, NEEDS, SWEPT
-from pipeline.importance.distances import DISTANCES
+from pipeline.importance.criteria import FROM_MODEL, FROM_VARIANTS, FROM_WEIGHTS, NEEDS
+from pipeline.importance.distances import DISTANCES, MEASURES
 from pipeline.reporting.drawing import COLOURS
 
 PROJECT = Path(__file__).parent.parent
@@ -32,7 +32,15 @@ def test_every_row_can_be_drawn_and_told_apart():
 
 def test_every_row_is_made_and_nothing_else():
     assert list(NEEDS) == list(CRITERIA), "pipeline/criteria.py and pipeline/importance/criteria.py name others"
-    assert {name for name, need in NEEDS.items() if need not in SWEPT} == set(MAKERS)
+    tables = {
+        "variants": FROM_VARIANTS,
+        "states": MEASURES,
+        "weights": FROM_WEIGHTS,
+        "maps, gradients": FROM_MODEL,
+    }
+    for kinds, table in tables.items():
+        needing = {name for name, need in NEEDS.items() if need in kinds.split(", ")}
+        assert needing == set(table), f"what needs {kinds} is not what is made of them"
 
 
 def test_windows_are_promised_where_they_are_made():

@@ -21,7 +21,7 @@ from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.errors import RegrowError
 from pipeline.importance.block_major import ROOM
-from pipeline.importance.distances import DISTANCES
+from pipeline.importance.criteria import NEEDS
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
 from pipeline.launch import Place, count_processes
@@ -186,6 +186,7 @@ def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> di
     ``planned``: blocks that will go, as far as is known.
     """
     score, hf_config = config.score, model.config.get_text_config()
+    needs = {NEEDS[name] for name in score.criteria}
     size, total, inside = getattr(torch, score.dtype).itemsize, len(sizes.blocks), sum(sizes.blocks)
     shape = SweepShape(
         blocks=total,
@@ -194,9 +195,9 @@ def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> di
         width=hf_config.hidden_size,
         value_bytes=size,
         micro_batch=score.micro_batch,
-        losses="ppl" in score.criteria,
+        losses="variants" in needs,
         windows=len(windows_of(total, score.ppl_n)),
-        distances=bool(set(score.criteria) & set(DISTANCES)),
+        distances="states" in needs,
     )
     device = shape.device(
         block_bytes=max(sizes.blocks) * size,
@@ -206,9 +207,9 @@ def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> di
     )
     weights = sizes.whole * size
     extra = 0
-    if "taylor" in score.criteria:
+    if "gradients" in needs:
         extra = inside * (4 + size)  # gradients of a micro-batch, and their sum in fp32
-    if "linear" in score.criteria:
+    if "maps" in needs:
         windows = sum(total - count for count in {1, *(score.linear_n or (planned,))} if count)
         extra = max(extra, 2 * 8 * windows * hf_config.hidden_size**2)  # two fp64 matrices for each window
     large = weights > ROOM * GPU_BYTES

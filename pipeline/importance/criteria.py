@@ -7,16 +7,19 @@ states alone cost one dense forward. ``maps`` take one more dense pass, ``gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.importance.batch_major import own_share
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.linear import RIDGE, linear_entry, split_for_maps
+from pipeline.importance.ppl import summarise
+from pipeline.importance.sweep import Window
 from pipeline.importance.weights import magnitude_entry, taylor_entry
 from pipeline.world import World
 
@@ -48,7 +51,7 @@ class Settings:
 
     @property
     def reductions(self) -> dict[str, Any]:
-        """The arguments of ``magnitude_entry`` and ``taylor_entry``."""
+        """The reductions of ``magnitude_entry`` and ``taylor_entry``."""
         names = ("norm_power", "weight_reduction", "block_reduction")
         return {name: getattr(self, name) for name in names}
 
@@ -73,8 +76,8 @@ def _linear(model: PreTrainedModel, text: Text, settings: Settings, world: World
     return linear_entry(model, fit, judge, lengths=settings.linear_lengths, ridge=settings.ridge, world=world)
 
 
-def _magnitude(model: PreTrainedModel, text: Text | None, settings: Settings, world: World) -> dict[str, Any]:
-    return magnitude_entry(model, **settings.reductions)
+def _magnitude(blocks: Iterable[nn.Module], settings: Settings) -> dict[str, Any]:
+    return magnitude_entry(blocks, **settings.reductions)
 
 
 def _taylor(model: PreTrainedModel, text: Text, settings: Settings, world: World) -> dict[str, Any]:
@@ -82,9 +85,13 @@ def _taylor(model: PreTrainedModel, text: Text, settings: Settings, world: World
     return taylor_entry(model, own, **settings.reductions, world=world)
 
 
-#: The entry of scores.json of those that the sweep does not give. Every process makes it.
-MAKERS: dict[str, Callable[[PreTrainedModel, Any, Settings, World], dict[str, Any]]] = {
+#: By what a criterion needs, how its entry of scores.json is made. Those of ``states`` stand in distances.MEASURES.
+#: Of variants: from the sweep's summed losses, target tokens of a sequence, the difference that is rounding, windows.
+FROM_VARIANTS: dict[str, Callable[[torch.Tensor, int, float, Sequence[Window]], dict[str, Any]]] = {"ppl": summarise}
+#: Of weights: every process makes it, from all blocks one after the other, which need not be there together.
+FROM_WEIGHTS: dict[str, Callable[[Iterable[nn.Module], Settings], dict[str, Any]]] = {"magnitude": _magnitude}
+#: Of maps and gradients: every process makes it, from the whole model on its device.
+FROM_MODEL: dict[str, Callable[[PreTrainedModel, Text, Settings, World], dict[str, Any]]] = {
     "linear": _linear,
-    "magnitude": _magnitude,
     "taylor": _taylor,
 }

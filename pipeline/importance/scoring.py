@@ -6,7 +6,7 @@ the sweep gives comes out of one pass; the rest is made one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,22 @@ from pipeline.criteria import CRITERIA
 from pipeline.errors import RegrowError
 from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
-from pipeline.importance.criteria import DEFAULTS, MAKERS, NEEDS, SWEPT, Settings, Text
+from pipeline.importance.criteria import (
+    DEFAULTS,
+    FROM_MODEL,
+    FROM_VARIANTS,
+    FROM_WEIGHTS,
+    NEEDS,
+    SWEPT,
+    Settings,
+    Text,
+)
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
 from pipeline.importance.linear import find_projections
-from pipeline.importance.ppl import TIE, summarise, windows_of
+from pipeline.importance.ppl import TIE, windows_of
 from pipeline.importance.sweep import Window
 from pipeline.importance.uncertainty import add_uncertainty
-from pipeline.importance.weights import magnitude_of
 from pipeline.model.blocks import find_blocks
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
@@ -66,22 +74,22 @@ def score_blocks(
     """
     asked = _asked(criteria)
     text: Text | None = None
-    if {NEEDS[name] for name in asked} - {"weights"}:
+    if any(NEEDS[name] != "weights" for name in asked):
         _precision(model)
         text = _text(model, batches, asked, maps)
     blocks = find_blocks(model)
     require_separate_blocks(model, blocks)
-    if "linear" in asked:
+    if _need(asked, "maps"):
         # Refused now, not after hours of the sweep.
         find_projections(model, [(start, 1) for start in range(len(blocks))])
     kept = Kept(folder, world)
     entries: dict[str, dict[str, Any]] = {}
-    if text is not None and {NEEDS[name] for name in asked} & set(SWEPT):
+    if text is not None and _need(asked, *SWEPT):
         windows = windows_of(len(blocks), settings.ppl_lengths)
         losses, distances = sweep_by_batch(
             model,
             text.sequences,
-            Wanted("ppl" in asked, windows, settings.position if _wants_states(asked) else None),
+            Wanted(_need(asked, "variants"), windows, settings.position if _need(asked, "states") else None),
             kept=kept,
             micro_batch=text.micro_batch,
             world=world,
@@ -89,11 +97,10 @@ def score_blocks(
         )
         targets = text.sequences.shape[1] - 1
         entries = sweep_entries(asked, losses, distances, targets, TIE[_precision(model)], windows)
-    for name in (name for name in asked if name in MAKERS):
-        say(f"{name}: begun")
-        entries[name] = kept.once(name, partial(MAKERS[name], model, text, settings, world))
-        say(f"{name}: scored")
-    return _finished(asked, entries)
+    made = {name: partial(FROM_WEIGHTS[name], blocks, settings) for name in asked if name in FROM_WEIGHTS}
+    if text is not None:
+        made |= {name: partial(FROM_MODEL[name], model, text, settings, world) for name in asked if name in FROM_MODEL}
+    return _finished(asked, entries, made, kept, say)
 
 
 def score_streamed(
@@ -121,10 +128,10 @@ def score_streamed(
             "it out, or set score.loop=batch-major on a device that is large enough"
         )
     entries: dict[str, dict[str, Any]] = {}
-    if {NEEDS[name] for name in asked} & set(SWEPT):
+    if _need(asked, *SWEPT):
         own = own_share(sequences, micro_batch, world)
         share = torch.cat(own) if own else sequences[:0]
-        distances = StateDistances(len(streamed.blocks), settings.position) if _wants_states(asked) else None
+        distances = StateDistances(len(streamed.blocks), settings.position) if _need(asked, "states") else None
         losses = None
         if len(share):
             losses = sweep_by_block(
@@ -132,21 +139,23 @@ def score_streamed(
                 share,
                 folder=folder / f"states-{world.rank}-of-{world.size}",
                 micro_batch=micro_batch,
-                losses="ppl" in asked,
+                losses=_need(asked, "variants"),
                 distances=distances,
                 say=say,
             )
         found = [item for item in world.gather((losses, distances, len(share))) if item[2]]
-        losses = torch.cat([item[0] for item in found], dim=1) if "ppl" in asked else None
+        losses = torch.cat([item[0] for item in found], dim=1) if _need(asked, "variants") else None
         distances = found[0][1]
         for _, other, _ in found[1:] if distances is not None else ():
             distances.add(other)
         tie = TIE[str(streamed.dtype).removeprefix("torch.")]
         entries = sweep_entries(asked, losses, distances, sequences.shape[1] - 1, tie)
-    if "magnitude" in asked:
-        made = Kept(folder, world)
-        entries["magnitude"] = made.once("magnitude", lambda: magnitude_of(_loaded(streamed), **settings.reductions))
-    return _finished(asked, entries)
+    made = {name: partial(_from_loaded, streamed, name, settings) for name in asked if name in FROM_WEIGHTS}
+    return _finished(asked, entries, made, Kept(folder, world), say)
+
+
+def _from_loaded(streamed: StreamedModel, name: str, settings: Settings) -> dict[str, Any]:
+    return FROM_WEIGHTS[name](_loaded(streamed), settings)
 
 
 def _loaded(streamed: StreamedModel) -> Iterator[nn.Module]:
@@ -163,8 +172,9 @@ def _asked(criteria: Iterable[str] | str) -> list[str]:
     return asked
 
 
-def _wants_states(asked: Sequence[str]) -> bool:
-    return any(NEEDS[name] == "states" for name in asked)
+def _need(asked: Sequence[str], *kinds: str) -> bool:
+    """Whether one of the criteria is made of one of these kinds."""
+    return any(NEEDS[name] in kinds for name in asked)
 
 
 def _text(
@@ -174,14 +184,26 @@ def _text(
     maps: Callable[[], torch.Tensor] | None,
 ) -> Text:
     # The loss of a token needs one before it.
-    losses = any(NEEDS[name] in ("variants", "gradients") for name in asked)
+    losses = _need(asked, "variants", "gradients")
     batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
     batches = checked_batches(model, batches, shortest=2 if losses else 1)
     return Text(torch.cat(batches), len(batches[0]), maps)
 
 
-def _finished(asked: Sequence[str], entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries in the order asked for, with what the sequences say of their uncertainty."""
+def _finished(
+    asked: Sequence[str],
+    swept: dict[str, dict[str, Any]],
+    made: Mapping[str, Callable[[], dict[str, Any]]],
+    kept: Kept,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """The entries in the order asked for, with what the sequences say of their uncertainty: those of the sweep, and
+    those that are ``made`` now, once."""
+    entries = dict(swept)
+    for name in (name for name in asked if name in made):
+        say(f"{name}: begun")
+        entries[name] = kept.once(name, made[name])
+        say(f"{name}: scored")
     for entry in entries.values():
         add_uncertainty(entry)
     return {name: entries[name] for name in asked}
@@ -230,8 +252,9 @@ def sweep_entries(
 
     ``tie`` is the difference of mean losses (nats) below which the order of two blocks is rounding.
     """
-    made = {} if losses is None else {"ppl": summarise(losses, targets, tie, windows)}
-    made |= {} if distances is None else distances.entries()
+    made = {} if distances is None else distances.entries()
+    if losses is not None:
+        made |= {name: FROM_VARIANTS[name](losses, targets, tie, windows) for name in asked if name in FROM_VARIANTS}
     return {name: made[name] for name in asked if name in made}
 
 

@@ -41,20 +41,14 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def magnitude_entry(
-    model: PreTrainedModel, *, norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
+    blocks: Iterable[nn.Module], *, norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
 ) -> dict[str, Any]:
-    """The entry of scores.json of ``magnitude``; the reductions are sum, mean, max or prod.
+    """The entry of scores.json of ``magnitude`` from all of a model's ``blocks`` one after the other: each may have
+    lost its weights when the next one comes. The reductions are sum, mean, max or prod.
 
     ``weight_scores`` holds for each block its tensors' scores by name. Raises RegrowError on an unknown reduction, or
     on a score that is not a finite number.
     """
-    return magnitude_of(find_blocks(model), norm_power, weight_reduction, block_reduction)
-
-
-def magnitude_of(
-    blocks: Iterable[nn.Module], norm_power: float = 1, weight_reduction: str = "sum", block_reduction: str = "sum"
-) -> dict[str, Any]:
-    """The same from all blocks one after the other: each may have lost its weights when the next one comes."""
     tensors = ({name: weight.detach() for name, weight in block_weights(block).items()} for block in blocks)
     return _entry(tensors, norm_power, weight_reduction, block_reduction)
 

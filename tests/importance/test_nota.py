@@ -25,6 +25,7 @@ from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.importance.ppl import summarise
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.model.blocks import find_blocks
 from pipeline.model.load import load_model
 from tests.families import BLOCKS, VOCABULARY, build
 
@@ -104,7 +105,7 @@ def check_weight_scores(model: Any, ids: torch.Tensor) -> None:
     logits = model(ids).logits[:, :-1].float()
     F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1)).backward()
     tensors = dict(model.named_parameters())
-    for name, entry in (("taylor", ours), ("magnitude", magnitude_entry(model))):
+    for name, entry in (("taylor", ours), ("magnitude", magnitude_entry(find_blocks(model)))):
         for block, (score, details) in enumerate(zip(entry["scores"], entry["weight_scores"], strict=True)):
             expected = {}
             for weight in SCORED:

@@ -20,6 +20,7 @@ from pipeline.importance.selection import choose_blocks, choose_window
 from pipeline.importance.sweep import removal_losses
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.model.blocks import find_blocks
 from tests.families import BLOCKS, VOCABULARY, build
 
 
@@ -56,7 +57,7 @@ def test_it_gives_what_the_parts_give_for_any_batches():
         assert whole[name]["scores"] == pytest.approx(pieces[name]["scores"], rel=1e-3), name
     expected = (removal_losses(model, ids).sum(dim=1) / (24 * 15)).exp().tolist()
     assert [*whole["ppl"]["scores"], whole["ppl"]["dense"]] == pytest.approx(expected, rel=1e-9)
-    assert whole["taylor"] == taylor_entry(model, [ids]) and whole["magnitude"] == magnitude_entry(model)
+    assert whole["taylor"] == taylor_entry(model, [ids]) and whole["magnitude"] == magnitude_entry(find_blocks(model))
     judged = torch.arange(24) % 4 == 3
     linear = linear_entry(model, [ids[~judged]], [ids[judged]])
     assert whole["linear"]["scores"] == pytest.approx(linear["scores"], rel=1e-4)

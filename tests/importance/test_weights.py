@@ -50,7 +50,7 @@ def test_scores_equal_an_independent_computation(family, blocks, power, weight, 
     taylor = taylor_entry(model, [ids[:1], ids[1:]], **ways)
     expected = straightforward(products, blocks, power, weight, block)
     assert taylor["scores"] == pytest.approx(expected, rel=1e-3), "Taylor"
-    magnitude = magnitude_entry(model, **ways)
+    magnitude = magnitude_entry(find_blocks(model), **ways)
     expected = straightforward(dict(model.named_parameters()), blocks, power, weight, block)
     assert magnitude["scores"] == pytest.approx(expected, rel=1e-6), "magnitude"
     for entry in (taylor, magnitude):
@@ -87,9 +87,9 @@ def test_in_bf16_gradients_are_summed_in_fp32():
 def test_what_cannot_be_scored_is_refused():
     model = build("llama")
     with pytest.raises(RegrowError, match="median: known are sum, mean, max, prod"):
-        magnitude_entry(model, weight_reduction="median")
+        magnitude_entry(find_blocks(model), weight_reduction="median")
     with pytest.raises(RegrowError, match="a product over a tensor's rows leaves fp64"):
-        magnitude_entry(model, norm_power=40, weight_reduction="prod")
+        magnitude_entry(find_blocks(model), norm_power=40, weight_reduction="prod")
     with pytest.raises(RegrowError, match="no batch"):
         taylor_entry(model, [])
     with pytest.raises(RegrowError, match="float16 vanish"):
@@ -97,5 +97,6 @@ def test_what_cannot_be_scored_is_refused():
     with torch.no_grad():
         find_blocks(model)[3].mlp.up_proj.weight[0, 0] = math.nan
     with pytest.raises(RegrowError, match=r"blocks \[3\] are not numbers"):
-        magnitude_entry(model)
-    assert len(magnitude_entry(build("llama"), weight_reduction="mean", block_reduction="prod")["scores"]) == 6
+        magnitude_entry(find_blocks(model))
+    entry = magnitude_entry(find_blocks(build("llama")), weight_reduction="mean", block_reduction="prod")
+    assert len(entry["scores"]) == 6
