@@ -267,8 +267,9 @@ def agent(processes: int, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # torchrun's own failure report is replaced by agent()'s line.
+    # torchrun's own reports, of failures and of signals, are replaced by agent()'s line. (Its loggers have levels of
+    # their own.)
     import logging
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     sys.exit(agent(int(sys.argv[1]), sys.argv[2:]))

@@ -16,7 +16,8 @@ from torch import nn
 
 from pipeline.errors import RegrowError
 from pipeline.model.files import not_finite
-from pipeline.model.loss import next_token_losses
+from pipeline.model.head import Head, find_head, losses_at
+from pipeline.model.loss import next_token_losses, next_tokens
 from pipeline.world import ALONE, World
 
 
@@ -67,13 +68,14 @@ def row_losses(
     forwards = math.ceil(count / micro_batch)
     sums = torch.zeros(count, dtype=torch.float64, device=device)
     with evaluating(model):
+        head = find_head(model)
         for turn in range(math.ceil(forwards / world.size)):
             forward = turn * world.size + world.rank
             mine = forward < forwards
             start = min(forward, forwards - 1) * micro_batch
             chosen = torch.arange(start, start + micro_batch).clamp(max=count - 1)
             input_ids = rows[chosen].to(device)
-            losses = next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+            losses = _losses(model, head, input_ids)
             if mine:
                 kept = min(micro_batch, count - start)
                 sums[start : start + kept] = losses[:kept].double().sum(dim=1)
@@ -81,6 +83,15 @@ def row_losses(
     sums = world.sum(sums.cpu())
     _require_finite(sums, model)
     return sums, torch.full((count,), length - 1, dtype=torch.int64)
+
+
+def _losses(model: nn.Module, head: Head | None, input_ids: torch.Tensor) -> torch.Tensor:
+    """Of every target of rows (N, T), (N, T - 1) fp32; where the head is known, without the logits of all."""
+    if head is None:
+        return next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids)
+    with losses_at(head, next_tokens(input_ids)) as taken:
+        model(input_ids=input_ids, use_cache=False)
+    return taken.losses[:, :-1]
 
 
 def perplexity(

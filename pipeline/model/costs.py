@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class
 from pipeline.model.blocks import block_parameters as block_sizes
+from pipeline.model.head import chunk_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -187,9 +188,9 @@ def memory_per_gpu(
     each) beside autocast's bf16 copies (2 N) and the two moments (8 N). Frozen parameters are weights alone.
 
     Activations: ``activation_bytes`` for each block, or with ``gradient_checkpointing`` each block's input and one
-    block recomputed. Logits: 14 bytes for each of the micro-batch's tokens and vocabulary entries (bf16 logits; in
-    fp32 the log-softmax, its gradient and theirs). Not counted: the CUDA context, communication buckets,
-    fragmentation; leave a tenth of the GPU for them.
+    block recomputed. Loss (``model/head.py``): 14 bytes for each token of a chunk and vocabulary entry (bf16 product;
+    in fp32 logits, log-softmax and a soft cap), and the head's gradient in fp32. Not counted: the CUDA context,
+    communication buckets, fragmentation; leave a tenth of the GPU for them.
     """
     hf_config, parameters, weight_bytes = trained.hf_config, trained.parameters, trained.weight_bytes
     blocks = hf_config.num_hidden_layers if trained.blocks is None else trained.blocks
@@ -207,7 +208,8 @@ def memory_per_gpu(
         "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
         if gradient_checkpointing
         else blocks * per_block,
-        "logits": (12 + (0 if fp32 else 2)) * tokens * hf_config.vocab_size,
+        "loss": (12 + (0 if fp32 else 2)) * chunk_length(tokens, hf_config.vocab_size) * hf_config.vocab_size
+        + 4 * hf_config.vocab_size * hf_config.hidden_size,
     }
     return {**items, "total": sum(items.values())}
 

@@ -40,12 +40,24 @@ def next_token_losses(
     column t is the loss of token t + 1, so that the first token of a row is never a target. Where ``counted``
     (rows, T - 1), bool, is false the loss is zero and gives no gradient.
     """
-    targets = input_ids[:, 1:]
-    if counted is not None:
-        targets = targets.masked_fill(~counted, NO_TARGET)
-    predicted = logits[:, :-1].float()
+    return token_losses(logits[:, :-1], next_tokens(input_ids, counted)[:, :-1])
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, in nats, of the ``targets`` (rows, T) int64 by ``logits`` (rows, T, vocabulary): fp32
+    (rows, T), zero without gradient where the target is NO_TARGET."""
+    predicted = logits.float()
     losses = F.cross_entropy(predicted.reshape(-1, predicted.shape[-1]), targets.reshape(-1), reduction="none")
     return losses.view(targets.shape)
+
+
+def next_tokens(input_ids: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """What each position is to predict: the token behind it, (rows, T) int64, NO_TARGET at a row's end and where
+    ``counted`` (rows, T - 1), bool, is false."""
+    targets = torch.full_like(input_ids, NO_TARGET)
+    following = input_ids[:, 1:]
+    targets[:, :-1] = following if counted is None else following.masked_fill(~counted, NO_TARGET)
+    return targets
 
 
 def perplexity_of(loss: float) -> float:

@@ -101,7 +101,7 @@ def _open(
         within_documents=data.attention == "within",
     )
     engine = _engine(config, model, world)
-    for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient):
+    for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient, engine.head):
         say(line)
 
     def judge(engine: Engine) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.model.attention import attention_of, document_arguments
-from pipeline.model.loss import document_targets, next_token_losses, router_coefficient
+from pipeline.model.head import find_head, losses_at
+from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
 from pipeline.training.reach import probe, unreached
 from pipeline.world import World
 
@@ -128,7 +129,7 @@ class Engine:
     def _look_at(self, model: PreTrainedModel) -> None:
         """See what text reaches of the model; the rest is not trained."""
         with self.precision():
-            output = probe(model)
+            output, self.head = probe(model), find_head(model)
         self.unreached = unreached(model, output)
         for parameter in self.unreached.values():
             parameter.requires_grad_(False)
@@ -194,15 +195,26 @@ class Engine:
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention_of(self.model))
             counted = document_targets(documents, input_ids.shape[1]).to(input_ids.device, non_blocking=True)
-        with self.precision():
-            output = self.engine(**inputs, use_cache=False)
-        total = next_token_losses(output.logits.view(*input_ids.shape, -1), input_ids, counted).sum()
-        objective, auxiliary = total * (self.world.size / targets), torch.zeros_like(total)
+        objective, total, output = self._objective(inputs, next_tokens(input_ids, counted), self.world.size / targets)
+        auxiliary = torch.zeros_like(total)
         if self.router_coefficient is not None:
             auxiliary = output.aux_loss.float()
             objective = objective + auxiliary * (self.router_coefficient / self.accumulation)
         self.engine.backward(objective, scale_wrt_gas=False)
         return torch.stack([total, auxiliary]).detach()
+
+    def _objective(
+        self, inputs: dict[str, Any], targets: torch.Tensor, factor: float
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """(summed token loss x ``factor``, summed token loss, the model's output) of a forward."""
+        if self.head is not None:
+            with losses_at(self.head, targets, factor) as taken, self.precision():
+                output = self.engine(**inputs, use_cache=False)
+            return taken.objective, taken.total, output
+        with self.precision():
+            output = self.engine(**inputs, use_cache=False)
+        total = token_losses(output.logits.view(*targets.shape, -1), targets).sum()
+        return total * factor, total.detach(), output
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model computes as it trains: autocast for ZeRO 0 in bf16, else nothing."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from pipeline.model.head import Head
 from pipeline.model.loss import computes_router_loss, describe_router_loss, router_coefficient
 from pipeline.training.reach import describe_unreached
 
@@ -14,9 +15,13 @@ NAMED = 3
 
 
 def told_of(
-    model: nn.Module, left_alone: dict[str, nn.Parameter], narrowed: Sequence[str], coefficient: float | None
+    model: nn.Module,
+    left_alone: dict[str, nn.Parameter],
+    narrowed: Sequence[str],
+    coefficient: float | None,
+    head: Head | None,
 ) -> Iterator[str]:
-    """What a person should know of what is trained, and on which loss; the last three as an Engine has them."""
+    """What a person should know of what is trained, and on which loss; all but the model as an Engine has them."""
     if left_alone:
         yield describe_unreached(left_alone)
     if narrowed:
@@ -29,3 +34,8 @@ def told_of(
     computed = coefficient is not None if asked else computes_router_loss(model)
     if sentence := describe_router_loss(model, computed):
         yield sentence
+    if head is None:
+        yield (
+            f"what {type(model).__name__} does behind its head is not known: the loss is made from the logits of a "
+            "whole micro-batch, which takes more memory"
+        )
