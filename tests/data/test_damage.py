@@ -21,8 +21,9 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.damage import DamagedShard
 from pipeline.data.formats import tokenised
-from pipeline.data.formats.documents import READERS, DamagedShard, check_documents, format_of
+from pipeline.data.formats.documents import READERS, check_documents, format_of
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import read_tokenised, write_tokenised
 from pipeline.data.remote.cache import ShardCache

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.data.corpus.overlap import hash_text
-from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.stream.loader import fitting_workers, load_rows

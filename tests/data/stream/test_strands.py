@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.formats.documents import DamagedShard, read_documents
+from pipeline.data.damage import DamagedShard
+from pipeline.data.formats.documents import read_documents
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.stream.lanes import draw_source, weight_edges
 from pipeline.data.stream.parts import deal, shuffle
