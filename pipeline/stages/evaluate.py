@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.checks import check_prompts
 from pipeline.config import Config
@@ -86,7 +87,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     return entry, model.get_memory_footprint()
 
 
-def _load(config: Config, folder: Path, world: World) -> Any:
+def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
     return load_model(
         folder,
         dtype=config.model.dtype,

@@ -96,7 +96,7 @@ def _open(
     rows = Rows(
         text.identity,
         text.shard_names,
-        lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, world=world.size),
+        lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, processes=world.size),
         _workers(config, world, say),
         within_documents=data.attention == "within",
     )
