@@ -20,7 +20,6 @@ from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
 from pipeline.errors import RegrowError
-from pipeline.evaluation.memory import total_memory
 from pipeline.files import write_atomic, write_json
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
@@ -28,6 +27,7 @@ from pipeline.importance.linear import JUDGED_EVERY, TOKENS_PER_INPUT
 from pipeline.importance.scoring import score_blocks, score_streamed
 from pipeline.importance.selection import write_block_order
 from pipeline.inputs import Inputs
+from pipeline.memory import total_memory
 from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
