@@ -60,7 +60,7 @@ def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str
     own = named or folder != config.model.architecture
     if own and (named or has_tokenizer(folder)):
         encoder = check_tokenizer(config, folder, model)
-        check_prompts(config, folder, model)
+        check_prompts(config, encoder, model)
     else:
         lines.append(f"tokenizer of {config.model.path}: not on this machine")
     if own and (named or has_weights(folder)):
@@ -132,10 +132,10 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> Encoder:
     return encoder
 
 
-def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
+def check_prompts(config: Config, encoder: Encoder, model: PreTrainedModel) -> None:
     """RegrowError where stage evaluate's prompts have no tokens, or do not fit the model's positions with what is to
-    follow them; ``model`` is on the meta device, its tokenizer in ``folder``."""
-    encoder, asked = read_encoder(config, folder), config.evaluate.generation
+    follow them; ``model`` is on the meta device."""
+    asked = config.evaluate.generation
     for prompt in asked.prompts:
         encode_prompt(model, encoder, prompt, asked.new_tokens)
 

@@ -123,7 +123,7 @@ def check(ahead: Ahead) -> list[str]:
     """Whether there is text to judge by, and whether the prompts fit the model."""
     if ahead.config.data.held_out is None:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
-    check_prompts(ahead.config, ahead.folder, ahead.model)
+    check_prompts(ahead.config, ahead.encoder, ahead.model)
     return []
 
 

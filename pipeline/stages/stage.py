@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
@@ -13,8 +12,9 @@ from pipeline.launch import Place
 from pipeline.run import Run
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
+    from pipeline.data.tokens import Encoder
     from pipeline.world import World
 
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 class Ahead:
     """What is known before any stage starts: the stages that are ``due`` in this run, and the place of this process.
 
-    ``folder`` is the dense model's and ``model`` that model on the meta device; None where no due stage reads it.
+    ``encoder`` is that of the dense model's tokenizer and ``model`` that model on the meta device; None where no due
+    stage reads it.
     """
 
     config: Config
     place: Place
     due: frozenset[str]
-    folder: Path | None
-    model: nn.Module | None
+    encoder: Encoder | None
+    model: PreTrainedModel | None
 
 
 def nothing_to_say(ahead: Ahead) -> list[str]:
