@@ -17,18 +17,10 @@ from pipeline.data.formats.jsonl import count_records, read_jsonl
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
-from pipeline.data.sources import TextSource
+from pipeline.data.sources import ENDINGS, TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
 from pipeline.errors import RegrowError
 
-ENDINGS = {
-    ".jsonl": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "tar",
-    ".tar.gz": "tar",
-}
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
 #: Of the formats in which one record can be bad by itself.
 COUNTERS = {"jsonl": count_records, "tar": count_samples}

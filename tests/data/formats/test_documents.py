@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import get_args
 
 import pytest
 
+from pipeline.config.tree import Source
+from pipeline.data import sources
 from pipeline.data.damage import BadRecord, DamagedShard
-from pipeline.data.formats.documents import Census, check_documents, format_of, read_documents
+from pipeline.data.formats.documents import READERS, Census, check_documents, format_of, read_documents
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.errors import RegrowError
 
@@ -33,6 +36,13 @@ def test_every_format_reads_the_same_from_any_document_on(shard_of, texts, endin
 def test_formats_are_told_by_the_ending():
     assert [format_of(f"a.b.{ending}") for ending in ENDINGS] == ["jsonl"] * 3 + ["parquet", "tar", "tar"]
     assert [format_of(name) for name in ("README.md", "x.json", "x.zst", "tar")] == [None] * 4
+    assert tuple(sorted(ending[1:] for ending in sources.ENDINGS)) == ENDINGS, "an ending is not tried here"
+
+
+def test_every_format_has_an_ending_and_a_name_in_the_config():
+    assert set(sources.ENDINGS.values()) == set(READERS)
+    named = get_args(Source.model_fields["format"].annotation)
+    assert set(named) == {"auto", *READERS, "tokenised"}, f"data.sources.format takes {named}"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
