@@ -78,7 +78,7 @@ def file_of(module: str) -> Path | None:
 
 
 def commands_run_by(path: Path) -> set[str]:
-    """The stages that a test file carries out: a test is given one of ``COMMANDS``, and calls it with a stage's name."""
+    """The stages that a test file carries out: a test of it calls one of ``COMMANDS`` with a stage's name."""
     found = set()
     for test in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(test, ast.FunctionDef):
