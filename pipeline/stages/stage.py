@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.launch import Place
+from pipeline.life import Teller
 from pipeline.run import Run
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Stage:
     name: str
     upstream: tuple[str, ...]
     format: int
-    work: Callable[[Config, Run, World, Callable[[str], None]], dict[str, Any]]
+    work: Callable[[Config, Run, World, Teller], dict[str, Any]]
     inputs: Callable[[Config, Run], dict[str, str]]
     launched: Callable[[Config], bool]
     check: Callable[[Ahead], list[str]] = nothing_to_say
