@@ -225,8 +225,14 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
         "tokens_per_second_of_8_h100": needed,
         "workers_for_8_h100": math.ceil(needed / speed["text"]),
     }
+    tell(arguments, figures, fastest)
+
+
+def tell(arguments: argparse.Namespace, figures: dict[str, Any], fastest: float) -> None:
+    """Print the figures; ``fastest`` are the tokens a second of the fastest bare tokenizer."""
+    speed, needed = figures["tokens_per_second"], figures["tokens_per_second_of_8_h100"]
     row = {
-        "Rows": f"of {length}, {arguments.shards} lanes",
+        "Rows": f"of {arguments.row_length}, {arguments.shards} lanes",
         "Bare tokenizer": f"{fastest:,.0f} tokens/s",
         "transformers' call": f"{speed['bare_transformers']:,.0f} tokens/s",
         "Ours, from text": f"{speed['text']:,.0f} tokens/s, {figures['of_bare']:.1%} of bare",
@@ -241,7 +247,7 @@ def measure(arguments: argparse.Namespace, texts: Sequence[str], encode: Encoder
         "webdataset": "webdataset (replay)",
         "synthetic": "synthetic tokenised shards",
     }
-    for name, found in resumes.items():
+    for name, found in figures["resume_seconds"].items():
         behind = " / ".join(f"{count:,}" for count in found)
         row[f"Resume behind row {behind}: {names[name]}"] = " / ".join(f"{seconds:.3f} s" for seconds in found.values())
     row[f"Position of {LANES_OF_A_RUN} lanes, 1 / 7 sources"] = " / ".join(

@@ -14,10 +14,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
 import torch
 from machine import one_world, peak_memory, show
 from shapes import random_model, vicuna
+from transformers import PreTrainedModel
 
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
@@ -33,7 +35,8 @@ from pipeline.model.costs import (
     product_parameters,
 )
 from pipeline.training.engine import Engine, Optimisation
-from pipeline.training.loop import Position, train_steps
+from pipeline.training.loop import Position, Step, train_steps
+from pipeline.world import World
 
 
 def random_rows(vocabulary: int, row_length: int, rank: int) -> Iterator[Row]:
@@ -44,8 +47,8 @@ def random_rows(vocabulary: int, row_length: int, rank: int) -> Iterator[Row]:
         yield Row(0, ids, rank, LaneCursor())
 
 
-def main() -> None:
-    """Measure, and print the figures."""
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description="Throughput of the train stage's engine on pruned shapes.")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--width", type=int, default=4096, help="hidden size: at most 128, or a multiple of 128")
@@ -57,16 +60,20 @@ def main() -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--attention", default="sdpa", help="attention implementation of transformers")
     parser.add_argument("--ceiling", type=float, metavar="FLOP/S", help="of this device, by benchmarks/ceiling.py")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    arguments = read_arguments()
     take_place(find_place())
     world = one_world()
-
     config = vicuna(arguments.blocks, arguments.width)
     torch.manual_seed(0)
     model = random_model(config, world.device, torch.bfloat16, arguments.attention)
+    # Before ZeRO stage 3 splits them.
     parameters, products, block = model.num_parameters(), product_parameters(model), block_parameters(model)[0]
     flops = model_flops_per_token(model, arguments.row_length)
-    peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     estimate = memory_per_gpu(
         Trained(parameters, block, config),
         arguments.zero_stage,
@@ -75,35 +82,43 @@ def main() -> None:
         arguments.row_length,
         gradient_checkpointing=arguments.gradient_checkpointing,
     )["total"]
-    rows = random_rows(config.vocab_size, arguments.row_length, world.rank)
     try:
-        engine = Engine(
-            model,
-            world,
-            Optimisation(1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0),
-            micro_batch=arguments.micro_batch,
-            accumulation=arguments.accumulation,
-            zero_stage=arguments.zero_stage,
-            gradient_checkpointing=arguments.gradient_checkpointing,
-        )
-        steps = list(
-            train_steps(
-                engine,
-                rows,
-                Position(),
-                steps=1 + arguments.steps,
-                rate=lambda step: 1e-4,
-            )
-        )
+        steps = timed_steps(arguments, model, world)
     except torch.OutOfMemoryError as error:
         sys.exit(
             f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
             f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing"
         )
+    figures = figures_of(arguments, world, steps, parameters=parameters, flops=flops, estimate=estimate)
+    if world.rank == 0:
+        tell(arguments, world, figures, products, attention_width(config))
+    world.close()
 
+
+def timed_steps(arguments: argparse.Namespace, model: PreTrainedModel, world: World) -> list[Step]:
+    """The steps of the stage's engine and loop, the first of which warms up."""
+    engine = Engine(
+        model,
+        world,
+        Optimisation(1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0),
+        micro_batch=arguments.micro_batch,
+        accumulation=arguments.accumulation,
+        zero_stage=arguments.zero_stage,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+    )
+    rows = random_rows(model.config.vocab_size, arguments.row_length, world.rank)
+    return list(train_steps(engine, rows, Position(), steps=1 + arguments.steps, rate=lambda step: 1e-4))
+
+
+def figures_of(
+    arguments: argparse.Namespace, world: World, steps: list[Step], *, parameters: int, flops: float, estimate: int
+) -> dict[str, Any]:
+    """What was asked for and what was measured, by name."""
+    on_gpu = world.device.type == "cuda"
+    peak = peak_flops(torch.cuda.get_device_name(world.device)) if on_gpu else None
     speed = median(step.tokens_per_second for step in steps[1:])
     used, share = (mfu(speed / world.size, flops, most) for most in (peak, arguments.ceiling))
-    figures = {
+    return {
         "blocks": arguments.blocks,
         "width": arguments.width,
         "parameters": parameters,
@@ -126,28 +141,32 @@ def main() -> None:
         "estimated_memory": estimate,
         "losses": [step.loss for step in steps],
     }
-    if world.rank == 0:
-        print(
-            f"FLOPs for a token: 6 N + 12 L W T = 6 x {products:,} + 12 x {arguments.blocks} x "
-            f"{attention_width(config)} x {arguments.row_length} = {flops:.4g}; N parameters without the input "
-            "embedding, L blocks, W heads x head size, T row length\n"
-            f"MFU: tokens/s of a device x FLOPs for a token / {f'{peak:.4g}' if peak else 'peak FLOP/s (unknown here)'}"
-        )
-        show(
-            world.device,
-            figures,
-            {
-                "Model": f"{arguments.blocks} blocks of {arguments.width}, {parameters / 1e9:.3g}B parameters",
-                "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
-                "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
-                "Tokens/s": f"{speed:,.0f}",
-                "MFU": "unknown peak" if used is None else f"{used:.1%}",
-                "Of the ceiling": "not measured" if share is None else f"{share:.1%}",
-                "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
-                "Estimated": f"{estimate / 1e9:.2f} GB",
-            },
-        )
-    world.close()
+
+
+def tell(arguments: argparse.Namespace, world: World, figures: dict[str, Any], products: int, width: int) -> None:
+    """Print the formulas of FLOPs and MFU with their numbers, and the figures. ``products`` are the parameters that
+    text is multiplied by, ``width`` is attention's."""
+    peak, used, share = figures["peak_flops"], figures["mfu"], figures["of_ceiling"]
+    print(
+        f"FLOPs for a token: 6 N + 12 L W T = 6 x {products:,} + 12 x {arguments.blocks} x "
+        f"{width} x {arguments.row_length} = {figures['flops_per_token']:.4g}; N parameters without the input "
+        "embedding, L blocks, W heads x head size, T row length\n"
+        f"MFU: tokens/s of a device x FLOPs for a token / {f'{peak:.4g}' if peak else 'peak FLOP/s (unknown here)'}"
+    )
+    show(
+        world.device,
+        figures,
+        {
+            "Model": f"{arguments.blocks} blocks of {arguments.width}, {figures['parameters'] / 1e9:.3g}B parameters",
+            "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
+            "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
+            "Tokens/s": f"{figures['tokens_per_second']:,.0f}",
+            "MFU": "unknown peak" if used is None else f"{used:.1%}",
+            "Of the ceiling": "not measured" if share is None else f"{share:.1%}",
+            "Peak memory": f"{figures['peak_memory'] / 1e9:.2f} GB",
+            "Estimated": f"{figures['estimated_memory'] / 1e9:.2f} GB",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -25,18 +25,20 @@ from typing import Any
 import torch
 from machine import one_world, show, wait_for
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.sources import TextSource
 from pipeline.data.stream.loader import RowStream, fitting_workers, load_rows
+from pipeline.data.stream.packing import Row
 from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses
 from pipeline.training.engine import Engine, Optimisation, decay_groups
-from pipeline.training.loop import Position, train_steps
+from pipeline.training.loop import Position, Step, train_steps
+from pipeline.world import World
 
 RECIPE = Optimisation(3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
 
@@ -75,8 +77,8 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
         yield total.item() / targets, norm.item()
 
 
-def main() -> None:
-    """Measure, and print the figures."""
+def read_arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description="The train stage's loop against a bare torch loop.")
     parser.add_argument("--model", type=Path, default=Path(".cache/demo/model"), help="folder: config and tokenizer")
     parser.add_argument("--text", type=Path, default=Path(".cache/demo/text/train"), help="shards to train on")
@@ -90,76 +92,107 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, default=1, choices=[1, 2, 3])
     parser.add_argument("--turns", type=int, default=5, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    arguments = read_arguments()
     take_place(Place())
     world = one_world()
     if world.device.type == "cpu":
         torch.use_deterministic_algorithms(True)
+    bare_model = new_model(arguments, world.device)
+    loops = {"ours": our_loop(arguments, world), "bare": bare_loop(arguments, bare_model)}
+    done, seconds = take_turns(loops, arguments.turns, arguments.steps, world.device)
+    figures = figures_of(arguments, bare_model.num_parameters(), done, seconds)
+    tell(arguments, world.device, figures)
+    world.close()
 
-    def new_model() -> Any:
-        config = AutoConfig.from_pretrained(arguments.model)
-        config.num_hidden_layers = arguments.blocks
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(world.device)
 
+def new_model(arguments: argparse.Namespace, device: torch.device) -> PreTrainedModel:
+    """A bf16 model of the shape that is asked for, from the seed of all of them."""
+    config = AutoConfig.from_pretrained(arguments.model)
+    config.num_hidden_layers = arguments.blocks
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(device)
+
+
+def read_rows(arguments: argparse.Namespace, workers: int) -> Iterator[Row]:
+    """The rows of the text, as the train stage reads them."""
     shards = list_source(TextSource(str(arguments.text))).shards
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
+    reading = Reading(encode, arguments.row_length, seed=0, cache=ShardCache(arguments.text))
+    stream = RowStream(shards, reading, lanes=arguments.lanes)
+    return load_rows(stream, fitting_workers(workers, arguments.lanes, 1), die_with_parent)
 
-    def rows(workers: int) -> Iterator[Any]:
-        reading = Reading(encode, arguments.row_length, seed=0, cache=ShardCache(arguments.text))
-        stream = RowStream(shards, reading, lanes=arguments.lanes)
-        return load_rows(stream, fitting_workers(workers, arguments.lanes, 1), die_with_parent)
 
+def steps_of(arguments: argparse.Namespace) -> int:
+    """Steps of each loop: those of all turns, after one that is not timed."""
+    return 1 + arguments.turns * arguments.steps
+
+
+def bare_loop(arguments: argparse.Namespace, model: PreTrainedModel) -> Iterator[tuple[float, float]]:
+    """The bare loop, on rows that are tokenized now."""
     micro_batch, accumulation = arguments.micro_batch, arguments.accumulation
-    steps = 1 + arguments.turns * arguments.steps
-    ready = torch.stack(
-        [torch.from_numpy(row.input_ids) for row in islice(rows(0), steps * accumulation * micro_batch)]
-    )
-    bare_model = new_model()
-    bare = bare_steps(bare_model, (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch)))
+    rows = islice(read_rows(arguments, 0), steps_of(arguments) * accumulation * micro_batch)
+    ready = torch.stack([torch.from_numpy(row.input_ids) for row in rows])
+    return bare_steps(model, (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch)))
+
+
+def our_loop(arguments: argparse.Namespace, world: World) -> Iterator[Step]:
+    """The train stage's engine and loop, on rows that are read as it goes."""
     engine = Engine(
-        new_model(),
+        new_model(arguments, world.device),
         world,
         RECIPE,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
+        micro_batch=arguments.micro_batch,
+        accumulation=arguments.accumulation,
         zero_stage=arguments.zero_stage,
     )
-    ours = train_steps(
-        engine,
-        rows(arguments.workers),
-        Position(),
-        steps=steps,
-        rate=lambda step: RECIPE.learning_rate,
-    )
+    rows = read_rows(arguments, arguments.workers)
+    steps = steps_of(arguments)
+    return train_steps(engine, rows, Position(), steps=steps, rate=lambda step: RECIPE.learning_rate)
+
+
+def take_turns(
+    loops: dict[str, Iterator[Any]], turns: int, steps: int, device: torch.device
+) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
+    """What the steps of each loop gave, and the seconds of a step in each of its turns."""
 
     def turn(loop: Iterator[Any], count: int) -> tuple[list[Any], float]:
-        wait_for(world.device)
+        wait_for(device)
         begin = perf_counter()
         done = list(islice(loop, count))
-        wait_for(world.device)
+        wait_for(device)
         return done, (perf_counter() - begin) / count
 
     # The first step of each makes its optimizer's state and is not timed.
-    done = {"ours": turn(ours, 1)[0], "bare": turn(bare, 1)[0]}
-    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-    for _ in range(arguments.turns):
-        for name, loop in (("ours", ours), ("bare", bare)):
-            taken = turn(loop, arguments.steps)
+    done = {name: turn(loop, 1)[0] for name, loop in loops.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(turns):
+        for name, loop in loops.items():
+            taken = turn(loop, steps)
             done[name] += taken[0]
             seconds[name].append(taken[1])
+    return done, seconds
 
+
+def figures_of(
+    arguments: argparse.Namespace, parameters: int, done: dict[str, list[Any]], seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+    """What was asked for and what was measured, by name."""
     pairs = list(zip(done["ours"], done["bare"], strict=True))
     middle = {name: median(times) for name, times in seconds.items()}
-    figures = {
+    return {
         "blocks": arguments.blocks,
-        "parameters": bare_model.num_parameters(),
+        "parameters": parameters,
         "row_length": arguments.row_length,
-        "micro_batch": micro_batch,
-        "accumulation": accumulation,
+        "micro_batch": arguments.micro_batch,
+        "accumulation": arguments.accumulation,
         "zero_stage": arguments.zero_stage,
         "workers": arguments.workers,
-        "timed_steps": steps - 1,
+        "timed_steps": steps_of(arguments) - 1,
         "seconds_per_step": middle,
         "overhead": middle["ours"] / middle["bare"] - 1,
         "data_wait": median(step.data_wait for step in done["ours"][1:]),
@@ -167,12 +200,17 @@ def main() -> None:
         "largest_loss_difference": max(abs(step.loss - loss) for step, (loss, _) in pairs),
         "largest_norm_difference": max(abs(step.grad_norm - norm) / norm for step, (_, norm) in pairs),
     }
+
+
+def tell(arguments: argparse.Namespace, device: torch.device, figures: dict[str, Any]) -> None:
+    """Print the figures."""
+    middle = figures["seconds_per_step"]
     show(
-        world.device,
+        device,
         figures,
         {
             "Model": f"{arguments.blocks} blocks, {figures['parameters'] / 1e6:.0f}M parameters, bf16",
-            "Rows": f"{micro_batch} x {accumulation} of {arguments.row_length}",
+            "Rows": f"{arguments.micro_batch} x {arguments.accumulation} of {arguments.row_length}",
             "ZeRO": str(arguments.zero_stage),
             "Ours": f"{1 / middle['ours']:.4g} steps/s",
             "Bare": f"{1 / middle['bare']:.4g} steps/s",
@@ -181,7 +219,6 @@ def main() -> None:
             "Largest difference of a loss": f"{figures['largest_loss_difference']:.1e} nats",
         },
     )
-    world.close()
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ WORDS = "The house stands near the river."
 STRETCHED = 1.1
 
 
-def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[Path | None, list[str]]:
-    """Check what of run folder, weights, tokenizer and held-out text is on this machine; returns the folder that holds
-    the tokenizer, None where there is none here, and what was not on this machine, a line each.
+def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[Encoder | None, list[str]]:
+    """Check what of run folder, weights, tokenizer and held-out text is on this machine; returns the encoder of its
+    documents, None where the tokenizer is not here, and what else was not, a line each.
 
     ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
     """
@@ -67,10 +67,9 @@ def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[Pa
         lines += check_weights(folder, model)
     else:
         lines.append(f"weights of {config.model.path}: not on this machine")
-    if encoder is None:
-        return None, lines
-    check_held_out(config, encoder)
-    return folder, lines
+    if encoder is not None:
+        check_held_out(config, encoder)
+    return encoder, lines
 
 
 def _look_at_run_folder(config: Config) -> list[str]:
@@ -132,10 +131,10 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> Encoder:
     return encoder
 
 
-def check_prompts(config: Config, folder: Path, model: PreTrainedModel) -> None:
+def check_prompts(config: Config, encoder: Encoder, model: PreTrainedModel) -> None:
     """RegrowError where stage evaluate's prompts have no tokens, or do not fit the model's positions with what is to
-    follow them; ``model`` is on the meta device, its tokenizer in ``folder``."""
-    encoder, asked = read_encoder(config, folder), config.evaluate.generation
+    follow them; ``model`` is on the meta device."""
+    asked = config.evaluate.generation
     for prompt in asked.prompts:
         encode_prompt(model, encoder, prompt, asked.new_tokens)
 

@@ -148,9 +148,10 @@ class Inputs:
         step: int = 0,
         cursors: Mapping[int, LaneCursor] | None = None,
         rank: int = 0,
-        world: int = 1,
+        processes: int = 1,
     ) -> RowStream:
-        """The training rows of one rank behind update number ``step``, at which the lanes stand at ``cursors``."""
+        """The training rows of one rank of so many ``processes`` behind update number ``step``, at which the lanes
+        stand at ``cursors``."""
         data = self.config.data
         reading = Reading(
             encode=self.encoder,
@@ -167,7 +168,7 @@ class Inputs:
             lanes=data.lanes,
             weights=self._weights,
             rank=rank,
-            world=world,
+            processes=processes,
             start=step * self.config.train.global_batch,
             cursors=cursors,
         )

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 #: Seconds of silence before the first line, and between lines.
 FIRST, BETWEEN = 20, 60
@@ -44,23 +45,42 @@ def signs_of_life(say: Say, line: Callable[[float], str]) -> Iterator[Callable[[
         watching.join()
 
 
+@dataclass(frozen=True)
+class Teller:
+    """Says a line when it is called. ``at`` takes note of what is at work from then on, until the next line: that is
+    said where no line comes for long."""
+
+    say: Say
+    at: Say
+
+    def __call__(self, line: str) -> None:
+        self.say(line)
+
+
 @contextlib.contextmanager
-def telling(say: Say) -> Iterator[Say]:
-    """Gives a function to say with instead of ``say``: where nothing new is said for long, it repeats the last line,
-    with the seconds since then."""
+def telling(say: Say) -> Iterator[Teller]:
+    """Gives a Teller to say with instead of ``say``: where nothing new is said for long, it says what is at work, or
+    repeats the last line, with the seconds since then."""
     lock = threading.Lock()
-    last = ""
+    last = doing = ""
 
     def alone(line: str) -> None:
         with lock:
             say(line)
 
-    with signs_of_life(alone, lambda seconds: f"still at it, {seconds:.0f} s after: {last}") as begin_anew:
+    def sign(seconds: float) -> str:
+        return f"{doing}, {seconds:.0f} s" if doing else f"still at it, {seconds:.0f} s after: {last}"
+
+    with signs_of_life(alone, sign) as begin_anew:
 
         def tell(line: str) -> None:
-            nonlocal last
+            nonlocal last, doing
             alone(line)
-            last = line.partition("\n")[0]
+            last, doing = line.partition("\n")[0], ""
             begin_anew()
 
-        yield tell
+        def at(what: str) -> None:
+            nonlocal doing
+            doing = what
+
+        yield Teller(tell, at)

@@ -111,10 +111,12 @@ def test_prompts_that_cannot_be_continued_are_refused(tiny_config, model):
     meta = meta_model(AutoConfig.from_pretrained(model))
     positions = meta.config.max_position_embeddings
 
+    encoder = read_encoder(load_config(tiny_config), model)
+
     def ask(prompt: str, new_tokens: int) -> None:
         overrides = [f"evaluate.generation.prompts=[{json.dumps(prompt)}]"]
         config = load_config(tiny_config, [*overrides, f"evaluate.generation.new_tokens={new_tokens}"])
-        check_prompts(config, model, meta)
+        check_prompts(config, encoder, meta)
 
     ask("Water is", 8)
     with pytest.raises(RegrowError, match=rf"'Water is' has \d+ tokens and {positions} are to follow"):

@@ -12,7 +12,7 @@ from pipeline.data.corpus.listing import list_source
 from pipeline.data.shards import build_manifest
 from pipeline.data.sources import TextSource
 from pipeline.errors import RegrowError
-from pipeline.model.costs import count_parameters
+from pipeline.model.describe import Sizes, describe_folder
 
 
 def test_the_model_is_a_plain_folder_of_the_known_size(demo):
@@ -22,7 +22,7 @@ def test_the_model_is_a_plain_folder_of_the_known_size(demo):
 
     config = AutoConfig.from_pretrained(demo / "model")
     assert (config.num_hidden_layers, config.model_type, config.tie_word_embeddings) == (30, "llama", True)
-    assert count_parameters(config) == 134_515_008
+    assert Sizes.of(describe_folder(demo / "model")).whole == 134_515_008
     plain = json.loads((demo / "model" / "config.json").read_text())
     assert "quantization_config" not in plain and plain["dtype"] == "bfloat16"
     with safe_open(demo / "model" / "model.safetensors", "pt") as weights:

@@ -40,6 +40,22 @@ def test_what_was_said_last_is_repeated_where_nothing_follows():
     assert said[2:] == [f"step {number}" for number in range(20)], "what speaks was interrupted"
 
 
+def test_what_is_at_work_is_said_until_the_next_line():
+    said = []
+    with telling(said.append) as tell:
+        tell("step 1")
+        for number in (1, 2):
+            tell.at(f"step 2: micro-batch {number} of 3")
+            time.sleep(0.1)
+        assert said == ["step 1"], "what is at work is said at once"
+        time.sleep(0.5)
+        tell("step 2")
+        time.sleep(0.7)
+    signs = [line.rpartition(", ")[0] for line in said[1 : said.index("step 2")]]
+    assert set(signs) == {"step 2: micro-batch 2 of 3"}, said
+    assert said[-1].endswith("s after: step 2"), f"what was at work before the last line is said behind it: {said}"
+
+
 def test_an_error_of_the_work_comes_through_and_ends_it():
     said = []
     with pytest.raises(ValueError, match="broken"), telling(said.append):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import ast
+from pathlib import Path
 
 import pytest
 
+from pipeline.config import STAGES
 from tests import ROOT
 
 #: source file -> the test file that exercises it, and why there.
@@ -18,6 +20,8 @@ ELSEWHERE = {
     "reporting/records.py": ("reporting/test_page.py", "the page is drawn from a run's records"),
     "training/session.py": ("stages/test_train.py", "a session is a run of the stage, killed and resumed"),
 }
+#: The fixtures that run the command: as a process of its own, and in this one.
+COMMANDS = {"regrow", "here"}
 SOURCES = sorted(
     path.relative_to(ROOT / "pipeline").as_posix()
     for path in (ROOT / "pipeline").rglob("*.py")
@@ -42,20 +46,55 @@ def test_every_source_file_has_its_tests(source):
 
 @pytest.mark.parametrize("source", ELSEWHERE)
 def test_what_is_tested_elsewhere_is_reached_from_there(source):
-    """The named file imports the source, or a file that does, or a stage or a command is carried out in it."""
+    """The named file imports the source, or a file that imports it; or it runs a command, whose stage imports it."""
     assert source in SOURCES, f"pipeline/{source} is not there any more"
     test = ROOT / "tests" / ELSEWHERE[source][0]
     assert test.is_file(), f"{test} is not there"
     module = "pipeline." + source.removesuffix(".py").replace("/", ".")
-    text = test.read_text(encoding="utf-8")
-    imported = set(re.findall(r"from (pipeline[\w.]*) import", text))
-    reached, waiting = set(), [*imported, *(["pipeline.cli"] if re.search(r"\b(regrow|here|refused)\b", text) else [])]
-    while waiting:
-        name = waiting.pop()
-        path = ROOT / name.replace(".", "/")
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name not in reached and path.is_file():
-            reached.add(name)
-            waiting += re.findall(r"from (pipeline[\w.]*) import", path.read_text(encoding="utf-8"))
-            waiting += ["pipeline.stages.train"] if name == "pipeline.stages.sequence" else []
+    asked = imports_of(test)
+    for stage in commands_run_by(test):
+        asked |= imports_of(ROOT / "pipeline" / "stages" / f"{stage}.py")
+    reached = asked.union(*map(imports_of, filter(None, map(file_of, asked))))
     assert module in reached, f"{test.name} does not reach {module}"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            # What is imported from a package may be a module of it, or a name in it.
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if file_of(name) is not None}
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of the package; None for anything else."""
+    path = ROOT / module.replace(".", "/")
+    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return found if module.split(".")[0] == "pipeline" and found.is_file() else None
+
+
+def commands_run_by(path: Path) -> set[str]:
+    """The stages that a test file carries out: a test of it calls one of ``COMMANDS`` with a stage's name."""
+    found = set()
+    for test in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(test, ast.FunctionDef):
+            given = {argument.arg for argument in test.args.args} & COMMANDS
+            calls = (node for node in ast.walk(test) if isinstance(node, ast.Call) and node.args)
+            for call in calls:
+                named = isinstance(call.func, ast.Name) and call.func.id in given
+                if named and isinstance(call.args[0], ast.Constant) and call.args[0].value in STAGES:
+                    found.add(call.args[0].value)
+    return found
+
+
+def test_a_word_is_no_import_and_no_run(tmp_path):
+    """What only speaks of a module, or of a command, does not reach it."""
+    path = tmp_path / "test_words.py"
+    path.write_text('"""here regrow("train") import pipeline.run"""\nimport ast\nregrow, train = print, "train"\n')
+    assert (imports_of(path), commands_run_by(path)) == (set(), set())
+    path.write_text("def test(regrow):\n    from pipeline import run as module\n    regrow('train', module)\n")
+    assert (imports_of(path), commands_run_by(path)) == ({"pipeline", "pipeline.run"}, {"train"})

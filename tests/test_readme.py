@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -164,13 +165,14 @@ def test_the_small_config_of_the_readme_runs(tiny_model: Path, demo: Path, tmp_p
         f"model.path={tiny_model}",
         f"data.sources.0.path={text}/train",
         f"data.held_out.path={text}/validation",
-        "prune.ratio=0.25",
     ]
     made = plan(load_config(path, filled))
     assert (made["training"]["steps"], made["not_checked"]) == (16, [])
     assert not any("budget" in note for note in made["notes"]), made["notes"]
-    done = CliRunner().invoke(app, ["data", str(path), *filled])
-    assert done.exit_code == 0 and "[data] done in" in done.output, done.output
+    done = CliRunner().invoke(app, ["run", str(path), *filled, "--until", "prune"])
+    assert done.exit_code == 0 and "[prune] done in" in done.output, done.output
+    pruned = json.loads((tmp_path / "runs" / "small" / "prune" / "model" / "config.json").read_text())
+    assert pruned["num_hidden_layers"] == 6, "a quarter of 8 blocks is 2"
 
 
 def test_the_notebook_of_the_readme_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,9 +109,9 @@ def _asked_of_stages(
     config: Config, stages: Sequence[str], processes: int, model: PreTrainedModel, folder: Path
 ) -> tuple[list[str], list[str]]:
     """What the checks of the run's start say of it: notes, and what is not on this machine."""
-    folder, not_checked = check_here(config, model, folder)
+    encoder, not_checked = check_here(config, model, folder)
     place = Place(world=processes, local_world=processes, launcher="other")
-    ahead = Ahead(config, place, frozenset(stages), folder, model, elsewhere=True)
+    ahead = Ahead(config, place, frozenset(stages), encoder, model, elsewhere=True)
     lines = {stage: load_stage(stage).check(ahead) for stage in stages}
     # Stage data says which sources it cannot look at yet.
     not_checked += lines.pop("data", [])

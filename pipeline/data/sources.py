@@ -11,7 +11,15 @@ from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.texts import counted
 from pipeline.errors import RegrowError
 
-ENDINGS = ".jsonl(.zst, .gz), .parquet or .tar"
+#: Format by a file's ending.
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "tar",
+    ".tar.gz": "tar",
+}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,7 +81,9 @@ def no_such_place(source: TextSource) -> RegrowError:
 def no_shard(source: TextSource, skipped: int = 0) -> RegrowError:
     """The error for a source without a file that can be read; ``skipped`` ones were damaged or empty."""
     left_out = f"; {skipped} damaged or empty ones were skipped" if skipped else ""
-    return RegrowError(f"{source.name}: no intact {ENDINGS} file in it (files: {source.files!r}){left_out}")
+    *others, last = ENDINGS
+    endings = f"{', '.join(others)} or {last}"
+    return RegrowError(f"{source.name}: no intact {endings} file in it (files: {source.files!r}){left_out}")
 
 
 def no_record(source: TextSource, without_text: Mapping[str, int]) -> RegrowError:

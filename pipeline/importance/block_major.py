@@ -1,9 +1,9 @@
 """The sweep for a model that is larger than the device: all sequences through one block, then through the next.
 
 It is the sweep of sweep.py with its loops exchanged. Entering block j are, for every sequence, the dense state and the
-states of the variants without one of the blocks before j. They stand in files, or in host memory, and go through the
-device one micro-batch after another, each with all its variants; a block's weights are read once for all of them. The
-shapes that a block sees are those of the batch-major order, so that on a CPU the losses are the same to the bit.
+states of the variants without one of the blocks before j. They stand in files, and go through the device one
+micro-batch after another, each with all its variants; a block's weights are read once for all of them. The shapes that
+a block sees are those of the batch-major order, so that on a CPU the losses are the same to the bit.
 
 Killed at any instant and started again, each micro-batch goes on from its last finished block (shelf.py).
 """
@@ -24,7 +24,7 @@ from pipeline.files import hash_json, require_space
 from pipeline.importance.arguments import run_without_head, take_hidden
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.footprint import SweepShape
-from pipeline.importance.shelf import FileShelf, MemoryShelf
+from pipeline.importance.shelf import Shelf
 from pipeline.importance.sweep import summed_losses
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
@@ -40,7 +40,7 @@ def sweep_by_block(
     streamed: StreamedModel,
     sequences: torch.Tensor,
     *,
-    folder: Path | None,
+    folder: Path,
     micro_batch: int,
     losses: bool = True,
     distances: StateDistances | None = None,
@@ -54,9 +54,9 @@ def sweep_by_block(
     order, as if it had watched them in the batch-major order. ``micro_batch`` sequences, each with all its variants,
     are on the device at a time: up to (blocks + 1) x micro_batch states of T tokens.
 
-    The states stand in ``folder``, which is this sweep's own, or in host memory when it is None. Started again with a
-    folder, the sweep goes on from what stands there; when all is done the results stay there, for the caller to delete
-    with the folder once they are kept elsewhere. ``say`` gets one line for each block.
+    The states stand in ``folder``, which is this sweep's own. Started again, the sweep goes on from what stands there;
+    when all is done the results stay there, for the caller to delete with the folder once they are kept elsewhere.
+    ``say`` gets one line for each block.
 
     Raises RegrowError when the folder's disk is too small or holds another sweep, when a loss is not a number, and
     when something else than the hidden state goes from block to block.
@@ -102,7 +102,7 @@ def _through(
     index: int,
     ids: torch.Tensor,
     states: torch.Tensor | None,
-    shelf: FileShelf | MemoryShelf,
+    shelf: Shelf,
     variants: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch through one block: what enters the first block (B, T, d), and what leaves this one.
@@ -172,15 +172,13 @@ def _shelf(
     streamed: StreamedModel,
     sequences: torch.Tensor,
     batches: list[torch.Tensor],
-    folder: Path | None,
+    folder: Path,
     losses: bool,
     distances: StateDistances | None,
-) -> FileShelf | MemoryShelf:
+) -> Shelf:
     """Where the states stand: empty, or as an earlier start of the same sweep left it."""
     total, keep = len(streamed.blocks), distances is not None
     rows = [len(batch) for batch in batches]
-    if folder is None:
-        return MemoryShelf(rows, total, keep)
     what = {
         "sequences": hash_json(sequences.tolist()),
         "shape": list(sequences.shape),
@@ -189,7 +187,7 @@ def _shelf(
         "position": distances.position if distances is not None else None,
         **streamed.identity(),
     }
-    shelf = FileShelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)
+    shelf = Shelf(folder, what, rows, sequences.shape[1], total, variants=losses, keep_dense=keep)
     space = SweepShape(
         blocks=total,
         sequences=len(sequences),

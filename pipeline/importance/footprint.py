@@ -27,7 +27,7 @@ class SweepShape:
     distances: bool = True
 
     def states(self) -> int:
-        """Bytes of the states at their peak, in files or in host memory; exact.
+        """Bytes of the states in files at their peak; exact.
 
         It is reached when the last micro-batch enters the last block: each sequence then has its blocks' variants and,
         for the distances, the dense states before.

@@ -42,7 +42,7 @@ from pipeline.world import ALONE, World
 #: Tokens to fit on, for each entry of the hidden state.
 TOKENS_PER_INPUT = 8
 #: Maps are judged on one sequence of so many, and fitted on the others.
-HELD_OUT = 4
+JUDGED_EVERY = 4
 #: The ridge, relative to the mean of the diagonal of G. Of 1e-8 ... 0.1 the largest was best on unseen text for each
 #: of four windows of SmolLM2-135M fitted on 5,120 tokens (1 and 9 blocks), by 2 to 5%.
 RIDGE = 0.1
@@ -187,18 +187,18 @@ def linear_entry(
 def sequences_for_maps(width: int, length: int) -> int:
     """Sequences of ``length`` tokens that linear maps of ``width`` x ``width`` take, those that judge them included."""
     fit = math.ceil(TOKENS_PER_INPUT * width / length)
-    return math.ceil(fit * HELD_OUT / (HELD_OUT - 1))
+    return math.ceil(fit * JUDGED_EVERY / (JUDGED_EVERY - 1))
 
 
 def split_for_maps(
-    sequences: torch.Tensor, micro_batch: int, rank: int = 0, world: int = 1
+    sequences: torch.Tensor, micro_batch: int, rank: int = 0, processes: int = 1
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Batches to fit linear maps on, and those to judge them by, every fourth of ``sequences`` (N, T).
 
     Of both this process's share: a run of neighbours, so that in rank order they are the sequences in their order.
     """
-    judged = torch.arange(len(sequences)) % HELD_OUT == HELD_OUT - 1
-    shares = (rows.tensor_split(world)[rank] for rows in (sequences[~judged], sequences[judged]))
+    judged = torch.arange(len(sequences)) % JUDGED_EVERY == JUDGED_EVERY - 1
+    shares = (rows.tensor_split(processes)[rank] for rows in (sequences[~judged], sequences[judged]))
     fit, judge = ([batch for batch in share.split(micro_batch) if len(batch)] for share in shares)
     return fit, judge
 

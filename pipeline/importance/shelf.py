@@ -1,4 +1,4 @@
-"""Where the states of a sweep by block stand while another micro-batch is on the device: in files, or in host memory.
+"""Where the states of a sweep by block stand while another micro-batch is on the device: in files.
 
 For each micro-batch there is its newest state, what enters the block that is next for it: the dense state first, then
 the variants in the order of their blocks. Where the distances are wanted, the dense state in front of every block
@@ -18,54 +18,8 @@ from pipeline.errors import RegrowError
 from pipeline.files import read_json, replacing, write_atomic, write_json
 
 
-class MemoryShelf:
-    """The states of all micro-batches in host memory. ``rows`` are the sequences of each micro-batch."""
-
-    def __init__(self, rows: list[int], blocks: int, keep_dense: bool):
-        self.rows, self.blocks, self.keep_dense = rows, blocks, keep_dense
-        self.returns: int | None = None
-        self._newest = [0] * len(rows)
-        self._states: dict[tuple[int, int], torch.Tensor] = {}
-        self._results: dict[int, dict[str, Any]] = {}
-
-    def entering(self, number: int) -> int:
-        """The block that this micro-batch enters next; the number of blocks where it is finished."""
-        return self._newest[number]
-
-    def note_form(self, returns: int, state: torch.Tensor) -> None:
-        """Keep how long the tuples are that blocks return: 0 where they return the state alone."""
-        self.returns = returns
-
-    def put(self, number: int, index: int, states: torch.Tensor) -> None:
-        """Take what enters block ``index`` in the place of what was there."""
-        self._states[number, index] = states.cpu()
-        self._newest[number] = index
-        before = self._states.pop((number, index - 1), None)
-        if before is not None and self.keep_dense:
-            self._states[number, index - 1] = before[: self.rows[number]].clone()
-
-    def states(self, number: int, index: int) -> torch.Tensor | None:
-        """What enters that block, on the CPU; None at the first one, where the model's embeddings do."""
-        return self._states.get((number, index))
-
-    def dense(self, number: int, index: int) -> torch.Tensor:
-        """The dense state (B, T, d) that enters a block behind the first."""
-        return self._states[number, index][: self.rows[number]]
-
-    def finish(self, number: int, found: dict[str, Any]) -> None:
-        """Take the results of a micro-batch (JSON), and let its states go."""
-        self._results[number] = found
-        self._newest[number] = self.blocks
-        for index in range(self.blocks):
-            self._states.pop((number, index), None)
-
-    def result(self, number: int) -> dict[str, Any]:
-        """What ``finish`` took."""
-        return self._results[number]
-
-
-class FileShelf:
-    """The same in a folder, so that a sweep that was killed goes on from it.
+class Shelf:
+    """The states of all micro-batches in a folder, so that a sweep that was killed goes on from it.
 
     A micro-batch's states are one file, named after the block that they enter: written beside, made durable, renamed,
     and only then is the file before it deleted, or cut to its dense state. So each micro-batch has one whole newest

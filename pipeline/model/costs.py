@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError, first_line
 from pipeline.model.architecture import auto_class
-from pipeline.model.blocks import block_parameters as block_sizes
 from pipeline.model.head import chunk_length
 
 if TYPE_CHECKING:
@@ -57,22 +56,6 @@ def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> 
     except ValueError as error:
         reason = first_line(error)
         raise RegrowError(f"no model can be made from {type(hf_config).__name__}: {reason}") from None
-
-
-def count_parameters(hf_config: PreTrainedConfig, blocks: int | None = None) -> int:
-    """Parameters of the model, tied weights once; of the model cut to ``blocks`` blocks where that is given.
-
-    Where blocks differ in size the smallest are taken to go first, so that the count is an upper bound. Raises
-    RegrowError when the model has fewer blocks than that.
-    """
-    model = meta_model(hf_config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if blocks is None:
-        return total
-    sizes = sorted(block_sizes(model))
-    if not 0 < blocks <= len(sizes):
-        raise RegrowError(f"cannot cut a model of {len(sizes)} blocks to {blocks}")
-    return total - sum(sizes[: len(sizes) - blocks])
 
 
 def text_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from logging import LogRecord, getLogger
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from pipeline.model.files import require_finite, weight_files
 from pipeline.model.fit import require_fit
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Files beside the weights that make a folder usable: tokenizer, chat template, generation settings, and what a
 #: multimodal model does with images.
@@ -108,7 +111,7 @@ def load_model(
     attention: str = "auto",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> Any:
+) -> PreTrainedModel:
     """A causal language model from a local folder, or by its name on the hub, in evaluation mode.
 
     A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the

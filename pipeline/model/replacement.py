@@ -148,18 +148,6 @@ def _run_block(
     return seen["left"]
 
 
-@torch.no_grad()
-def fold_linear(model: PreTrainedModel, index: int, matrix: torch.Tensor) -> None:
-    """Make block ``index`` compute r + M y instead of r + y, in place; ``matrix`` is M, (d, d), real.
-
-    Products are made in fp64 and stored in the weights' dtype. Raises RegrowError where M does not fit, or where the
-    block is not of that form.
-    """
-    projection = output_projection(model, index)
-    _check_matrix(projection, matrix, index)
-    _fold(projection, matrix)
-
-
 def _check_matrix(projection: nn.Linear | Conv1D, matrix: torch.Tensor, index: int) -> None:
     width = projection.out_features if isinstance(projection, nn.Linear) else projection.nf
     if matrix.shape != (width, width) or not matrix.is_floating_point():
@@ -173,6 +161,7 @@ def _check_matrix(projection: nn.Linear | Conv1D, matrix: torch.Tensor, index: i
 
 @torch.no_grad()
 def _fold(projection: nn.Linear | Conv1D, matrix: torch.Tensor) -> None:
+    """Put the map into the projection's weights: products are made in fp64 and stored in the weights' dtype."""
     weight = projection.weight
     mapped = matrix.to(weight.device, torch.float64)
     if isinstance(projection, nn.Linear):
@@ -210,9 +199,9 @@ def replace_blocks(
 ) -> PreTrainedModel:
     """Remove the blocks ``removed`` in place, with a linear map for each run whose first block ``matrices`` names.
 
-    ``matrices[first]`` (d, d) acts on the output of the MLP in block first - 1 (``fold_linear``). Runs that are not
-    named are removed without one. ``config.regrow`` gets the list ``linear``: for each map the blocks of the first
-    dense model that it stands for, and the block that it was folded into.
+    ``matrices[first]`` (d, d) acts on the output of the MLP in block first - 1, which computes r + M y then. Runs that
+    are not named are removed without one. ``config.regrow`` gets the list ``linear``: for each map the blocks of the
+    first dense model that it stands for, and the block that it was folded into.
 
     Raises RegrowError, before anything is changed, where a map cannot be folded or blocks cannot be removed.
     """

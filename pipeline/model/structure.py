@@ -88,8 +88,8 @@ def require_separate_blocks(model: nn.Module, blocks: nn.ModuleList) -> int | No
 
     Looks at the config and at shared parameters, then sends one token through the model, in evaluation mode and
     without a cache, and watches what each block is given: once for the same blocks, since on a GPU one token costs as
-    much as a batch. A model on the meta device is not run. Returns how long
-    the tuple is that these blocks return, or None where they return the hidden state alone.
+    much as a batch. A model on the meta device is not run. Returns how long the tuple is that these blocks return, or
+    None where they return the hidden state alone.
 
     Raises RegrowError with the tie where blocks cannot be left out one by one.
     """

@@ -5,7 +5,6 @@ It tokenises ahead where the config asks for it, and says how long the corpus la
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from pipeline.data.tokens import about_encoder, encoder_hash
 from pipeline.errors import RegrowError
 from pipeline.files import require_writable, write_json
 from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, read_encoding, text_source
-from pipeline.launch import die_with_parent
+from pipeline.launch import cores, die_with_parent
 from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
@@ -157,7 +156,7 @@ def _tokenise(
 ) -> tuple[list[Shard], list[dict[str, str]]]:
     """The corpus as token ids, and the shards that turned out to be damaged."""
     data = config.data
-    processes = _cores() if data.tokenise_processes == "auto" else data.tokenise_processes
+    processes = cores() if data.tokenise_processes == "auto" else data.tokenise_processes
     corpus, damaged = tokenise_corpus(
         found.corpus,
         read_encoding(config, text.model),
@@ -237,15 +236,7 @@ def _tell(
         say(f"domains, by documents: {listed}")
     for name, count in left_out.most_common():
         say(f"left out: {count:,} documents of {name}")
-    special = sum((Counter(each.special) for each in surveys), Counter())
-    if special:
-        listed = ", ".join(f"{string} {count:,}" for string, count in special.most_common(SHOWN))
-        become = "the tokens themselves" if config.data.special_tokens == "parse" else "ordinary text"
-        say(
-            f"special tokens' strings: {special.total():,} in {sum(each.holding for each in surveys):,} of "
-            f"{sum(each.sampled for each in surveys):,} sampled documents ({listed}); data.special_tokens is "
-            f"{config.data.special_tokens}: they become {become}"
-        )
+    special = _special_strings(surveys, config.data.special_tokens, say)
     speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
     if speeds:
         say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
@@ -270,8 +261,18 @@ def _tell(
     }
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _special_strings(surveys: list[Survey], policy: str, say: Callable[[str], None]) -> Counter[str]:
+    """The strings of special tokens in the sampled documents; where there are some, it is said what they become."""
+    special = sum((Counter(each.special) for each in surveys), Counter())
+    if special:
+        listed = ", ".join(f"{string} {count:,}" for string, count in special.most_common(SHOWN))
+        become = "the tokens themselves" if policy == "parse" else "ordinary text"
+        say(
+            f"special tokens' strings: {special.total():,} in {sum(each.holding for each in surveys):,} of "
+            f"{sum(each.sampled for each in surveys):,} sampled documents ({listed}); data.special_tokens is "
+            f"{policy}: they become {become}"
+        )
+    return special
 
 
 def check(ahead: Ahead) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from pipeline.checks import check_prompts
 from pipeline.config import Config
@@ -86,7 +87,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     return entry, model.get_memory_footprint()
 
 
-def _load(config: Config, folder: Path, world: World) -> Any:
+def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
     return load_model(
         folder,
         dtype=config.model.dtype,
@@ -122,8 +123,8 @@ def check(ahead: Ahead) -> list[str]:
     """Whether there is text to judge by, and whether the prompts fit the model."""
     if ahead.config.data.held_out is None:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
-    if ahead.folder is not None:
-        check_prompts(ahead.config, ahead.folder, ahead.model)
+    if ahead.encoder is not None:
+        check_prompts(ahead.config, ahead.encoder, ahead.model)
     return []
 
 

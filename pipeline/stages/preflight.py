@@ -24,12 +24,12 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
     stages = [load_stage(name) for name in due]
     for name in due:
         require_writable(config.run.folder / config.run.name / name, "run.folder")
-    folder = model = None
+    folder = model = encoder = None
     if any(stage.reads_model for stage in stages):
         folder = resolve_model(config.model.path, config.model.revision)
         model = describe_folder(folder, config.model.trust_remote_code)
         encoder = check_tokenizer(config, folder, model)
-    ahead = Ahead(config, place, frozenset(due), folder, model)
+    ahead = Ahead(config, place, frozenset(due), encoder, model)
     notes = [line for stage in stages for line in stage.check(ahead)]
     if model is None:
         return notes

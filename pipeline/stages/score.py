@@ -20,14 +20,14 @@ from pipeline.config import Config
 from pipeline.cuts import read_cut
 from pipeline.data.corpus.overlap import can_look_into, held_out_hashes
 from pipeline.errors import RegrowError
-from pipeline.evaluation.memory import total_memory
 from pipeline.files import write_atomic, write_json
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import Settings
-from pipeline.importance.linear import HELD_OUT, TOKENS_PER_INPUT
+from pipeline.importance.linear import JUDGED_EVERY, TOKENS_PER_INPUT
 from pipeline.importance.scoring import score_blocks, score_streamed
 from pipeline.importance.selection import write_block_order
 from pipeline.inputs import Inputs
+from pipeline.memory import total_memory
 from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
@@ -201,9 +201,9 @@ def _check_maps(config: Config, width: int, total: int, planned: int) -> None:
     if long:
         raise RegrowError(f"score.linear_n {long[0]}: the model has {total} blocks, a window holds fewer")
     count, needed = score.linear_sequences, -(-TOKENS_PER_INPUT * width // score.length)
-    if count is not None and count - count // HELD_OUT < needed:
+    if count is not None and count - count // JUDGED_EVERY < needed:
         raise RegrowError(
-            f"score.linear_sequences {count}: every fourth judges, which leaves {count - count // HELD_OUT} of "
+            f"score.linear_sequences {count}: every fourth judges, which leaves {count - count // JUDGED_EVERY} of "
             f"{score.length} tokens to fit maps of {width} x {width} on; {needed} are needed ({TOKENS_PER_INPUT} "
             "tokens for each input); raise it, or leave it null"
         )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.launch import Place
+from pipeline.life import Teller
 from pipeline.run import Run
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
+    from pipeline.data.tokens import Encoder
     from pipeline.world import World
 
 
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
 class Ahead:
     """What is known before any stage starts: the stages that are ``due`` in this run, and the place of this process.
 
-    ``folder`` is the dense model's and ``model`` that model on the meta device; None where no due stage reads it.
-    ``elsewhere``: the run is only planned here, for ``place`` on another machine, whose sources need not be on this
-    one; then ``folder`` is None where it has no tokenizer on this one.
+    ``encoder`` is that of the dense model's tokenizer and ``model`` that model on the meta device; None where no due
+    stage reads it. ``elsewhere``: the run is only planned here, for ``place`` on another machine, whose sources need
+    not be on this one; then ``encoder`` is None where the tokenizer is not.
     """
 
     config: Config
     place: Place
     due: frozenset[str]
-    folder: Path | None
-    model: nn.Module | None
+    encoder: Encoder | None
+    model: PreTrainedModel | None
     elsewhere: bool = False
 
 
@@ -54,7 +55,7 @@ class Stage:
     name: str
     upstream: tuple[str, ...]
     format: int
-    work: Callable[[Config, Run, World, Callable[[str], None]], dict[str, Any]]
+    work: Callable[[Config, Run, World, Teller], dict[str, Any]]
     inputs: Callable[[Config, Run], dict[str, str]]
     launched: Callable[[Config], bool]
     check: Callable[[Ahead], list[str]] = nothing_to_say

@@ -23,6 +23,7 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.files import require_space
 from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
+from pipeline.life import Teller
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import accumulation, mfu, model_flops_per_token, peak_flops
 from pipeline.run import Run
@@ -38,7 +39,7 @@ from pipeline.training.trained import told_of
 from pipeline.world import World
 
 
-def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
+def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
@@ -80,9 +81,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     }
 
 
-def _open(
-    config: Config, run: Run, text: Inputs, layout: Layout, world: World, say: Callable[[str], None]
-) -> tuple[Session, float]:
+def _open(config: Config, run: Run, text: Inputs, layout: Layout, world: World, say: Teller) -> tuple[Session, float]:
     """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
     folder, data, recipe = run.stage("train"), config.data, config.train
     origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code)
@@ -96,7 +95,7 @@ def _open(
     rows = Rows(
         text.identity,
         text.shard_names,
-        lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, world=world.size),
+        lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, processes=world.size),
         _workers(config, world, say),
         within_documents=data.attention == "within",
     )

@@ -101,13 +101,14 @@ def train_steps(
     rate: Callable[[int], float],
     within_documents: bool = False,
     on_samples: Callable[[int, list[Sample]], None] | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    at: Callable[[str], None] = lambda what: None,
 ) -> Iterator[Step]:
     """Train from ``position`` to ``steps``, yielding after each update; ``position`` is kept up to date.
 
     ``rows`` gives this process's rows in order; ``rate`` the learning rate of a step from 0 on. ``within_documents``:
     each document of a row is read alone. ``on_samples`` is told after each update, on every process, the step's number
-    and this process's rows in the order in which they were taken. ``say`` is told in long steps how far they are.
+    and this process's rows in the order in which they were taken. ``at`` is told, before each micro-batch is read
+    and computed, which of a step is at work.
 
     Raises RegrowError, on every process, on a global batch without a single target token, and on a loss or a gradient
     norm that is not finite: before weights, moments, ``position`` or anything that is written have moved.
@@ -115,13 +116,12 @@ def train_steps(
     ended = time.perf_counter()
     while position.step < steps:
         begin = time.perf_counter()
-        sign = SignOfLife(say, f"step {position.step + 1}", engine.accumulation, begin)
-        batch = _read(engine, rows, within_documents, sign)
+        batch = _read(engine, rows, within_documents, _noting(at, engine, position, "reading"))
         data_wait = time.perf_counter() - begin
         targets, tokens = _count(engine, batch, position.step)
         learning_rate = rate(position.step)
         engine.set_learning_rate(learning_rate)
-        loss, auxiliary = _update(engine, batch, targets, position.step, sign)
+        loss, auxiliary = _update(engine, batch, targets, position.step, _noting(at, engine, position, "computing"))
         norm = engine.gradient_norm()
         _require_finite("gradient norm", norm, position.step, batch)
 
@@ -145,11 +145,17 @@ def train_steps(
         )
 
 
-def _read(engine: Engine, rows: Iterator[Row], within_documents: bool, sign: SignOfLife) -> list[MicroBatch]:
+def _noting(at: Callable[[str], None], engine: Engine, position: Position, doing: str) -> Callable[[int], None]:
+    """Notes, by its number, which micro-batch of the next step is at work."""
+    step = position.step + 1
+    return lambda number: at(f"step {step}: {doing} micro-batch {number} of {engine.accumulation}")
+
+
+def _read(engine: Engine, rows: Iterator[Row], within_documents: bool, note: Callable[[int], None]) -> list[MicroBatch]:
     """This process's part of a global batch."""
     taken = []
     for number in range(1, engine.accumulation + 1):
-        sign("reading", number)
+        note(number)
         taken.append([next(rows) for _ in range(engine.micro_batch)])
     return [MicroBatch.of(micro, engine.world.device, within_documents) for micro in taken]
 
@@ -169,7 +175,9 @@ def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int
     return targets, tokens
 
 
-def _update(engine: Engine, batch: list[MicroBatch], targets: int, step: int, sign: SignOfLife) -> tuple[float, float]:
+def _update(
+    engine: Engine, batch: list[MicroBatch], targets: int, step: int, note: Callable[[int], None]
+) -> tuple[float, float]:
     """Gradients of the global batch and, where its loss is finite, one update. Returns the loss in nats per target
     token, and the mean of the router's auxiliary loss, over all processes."""
     world = engine.world
@@ -177,7 +185,7 @@ def _update(engine: Engine, batch: list[MicroBatch], targets: int, step: int, si
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
     loss = auxiliary = math.nan
     for number, micro in enumerate(batch, start=1):
-        sign("computing", number)
+        note(number)
         ids = micro.ids.to(world.device, non_blocking=True)
         sums += engine.backward(ids, targets, micro.documents).double()
         if number == len(batch):
@@ -200,20 +208,3 @@ def _require_finite(what: str, value: float, step: int, batch: list[MicroBatch])
             f"{step} left them. Look at rows {first} to {last} of this process. The same command goes on from the last "
             "checkpoint; where it ends here again, train anew with a lower train.learning_rate and --redo train"
         )
-
-
-class SignOfLife:
-    """Says which of a step's micro-batches is at work, once the step takes long, and then from time to time."""
-
-    #: Seconds of a step before the first line, and between lines.
-    FIRST, BETWEEN = 10, 60
-
-    def __init__(self, say: Callable[[str], None], step: str, of: int, begin: float):
-        self._say, self._step, self._of, self._begin = say, step, of, begin
-        self._next = begin + self.FIRST
-
-    def __call__(self, doing: str, number: int) -> None:
-        now = time.perf_counter()
-        if now >= self._next:
-            self._say(f"{self._step}: {doing} micro-batch {number} of {self._of}, {now - self._begin:.0f} s")
-            self._next = now + self.BETWEEN

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.position import Identity, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
+from pipeline.life import Teller
 from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
@@ -55,7 +56,7 @@ class Session:
         *,
         judge: Callable[[Engine], dict[str, Any]] | None,
         mfu: Callable[[float], float | None],
-        say: Callable[[str], None],
+        say: Teller,
     ):
         self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
         self.judge, self.mfu, self.say = judge, mfu, say
@@ -90,7 +91,7 @@ class Session:
             rate=rate,
             within_documents=self.rows.within_documents,
             on_samples=self._log_samples if log_samples else None,
-            say=self.say,
+            at=self.say.at,
         )
         for step in taken:
             if self.world.rank == 0:

@@ -32,7 +32,7 @@ from pipeline.launch import die_with_parent
 
 LANES = 12
 #: What a stream is told beside its reading.
-STREAM = ("lanes", "weights", "rank", "world", "start", "cursors")
+STREAM = ("lanes", "weights", "rank", "processes", "start", "cursors")
 ENDINGS = {"jsonl": ".jsonl.zst", "tar": ".tar", "parquet": ".parquet", "tokenised": ".tar"}
 
 
@@ -142,8 +142,8 @@ def lane(shards, cache, number=0, *, lanes=4, row=0, cursor=None, **more) -> Lan
     return Lane(number, Mixture.of(shards, lanes, None, how), how, row=row, cursor=cursor)
 
 
-def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, real: bool = False, **more):
-    """An iterator of the rows of ``world`` ranks, in the order in which the ranks hand them out.
+def together(shards: Sequence[Shard], cache: Path, processes: int, workers: int, *, real: bool = False, **more):
+    """An iterator of the rows of so many ``processes``, in the order in which they hand them out.
 
     ``real``: each rank in this process, its workers processes of their own; otherwise the workers are here too.
     """
@@ -155,7 +155,7 @@ def together(shards: Sequence[Shard], cache: Path, world: int, workers: int, *, 
         while True:
             yield from map(next, parts)
 
-    ranks = [rank_of(stream(shards, cache, rank=rank, world=world, **more)) for rank in range(world)]
+    ranks = [rank_of(stream(shards, cache, rank=rank, processes=processes, **more)) for rank in range(processes)]
     while True:
         yield from map(next, ranks)
 

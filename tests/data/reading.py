@@ -24,10 +24,10 @@ from pipeline.launch import die_with_parent
 from tests.data.corpora import LANES, cursors_behind, digest, stream
 
 
-def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:
+def read(rank: int, processes: int, folder: Path, steps: int, workers: int) -> None:
     die_with_parent()
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting-{os.getppid()}", rank=rank, world_size=world
+        "gloo", init_method=f"file://{folder}/meeting-{os.getppid()}", rank=rank, world_size=processes
     )
     shards, _ = read_manifest(read_json(folder / "manifest.json"))
     state = folder / "state.json"
@@ -35,20 +35,21 @@ def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:
     if state.exists():
         found = read_json(state)
         step = found["step"]
-        cursors = {lane: cursor for lane, cursor in from_json(found["cursors"]).items() if lane % world == rank}
+        cursors = {lane: cursor for lane, cursor in from_json(found["cursors"]).items() if lane % processes == rank}
     rows = load_rows(
-        stream(shards, folder / "cache", rank=rank, world=world, start=step * LANES, cursors=cursors),
+        stream(shards, folder / "cache", rank=rank, processes=processes, start=step * LANES, cursors=cursors),
         workers,
         die_with_parent,
     )
     while step < steps:
-        taken = [next(rows) for _ in range(LANES // world)]
+        taken = [next(rows) for _ in range(LANES // processes)]
         step, cursors = step + 1, cursors_behind(taken, cursors)
-        shares: list = [None] * world
+        shares: list = [None] * processes
         torch.distributed.all_gather_object(shares, ([(row.index, digest(row)) for row in taken], cursors))
         if rank == 0:
             with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step, "world": world, "rows": [share[0] for share in shares]}) + "\n")
+                rows_of = [share[0] for share in shares]
+                log.write(json.dumps({"step": step, "processes": processes, "rows": rows_of}) + "\n")
             write_json(
                 state, {"step": step, "cursors": to_json({k: v for share in shares for k, v in share[1].items()})}
             )
@@ -56,9 +57,9 @@ def read(rank: int, world: int, folder: Path, steps: int, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    folder, (world, steps, workers) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    folder, (processes, steps, workers) = Path(sys.argv[1]), map(int, sys.argv[2:])
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=read, args=(rank, world, folder, steps, workers)) for rank in range(world)]
+    ranks = [context.Process(target=read, args=(rank, processes, folder, steps, workers)) for rank in range(processes)]
     for process in ranks:
         process.start()
     for process in ranks:

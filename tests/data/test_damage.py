@@ -21,11 +21,13 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.damage import DamagedShard
 from pipeline.data.formats import tokenised
-from pipeline.data.formats.documents import READERS, DamagedShard, check_documents, format_of
+from pipeline.data.formats.documents import READERS, check_documents, format_of
 from pipeline.data.formats.jsonl import write_jsonl_zst
 from pipeline.data.formats.tokenised import read_tokenised, write_tokenised
 from pipeline.data.remote.cache import ShardCache
+from pipeline.data.sources import ENDINGS
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file
 from tests.data.corpora import listing_of
@@ -192,6 +194,13 @@ def allowed(good: Good, damage: tuple[Any, ...], changed: bytes, read: list[Any]
         at_frame = good.data[len(changed) :].startswith(zstandard.FRAME_HEADER)
         return (at_line and "end at a line" in good.unseen) or (at_frame and "end at a frame" in good.unseen)
     return False
+
+
+def test_every_format_and_ending_is_damaged():
+    formats = {"tokenised" if name == "tokenised.tar" else format_of(name) for name in MAKERS}
+    assert formats == {*READERS, "tokenised"}
+    missing = [ending for ending in ENDINGS if not any(name.endswith(ending) for name in MAKERS)]
+    assert not missing, f"no file of {missing} is damaged here"
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -79,7 +79,7 @@ def kills(model, place):
     """Killed before each file operation in turn, and started again."""
     global WATCHER
     ids = some_ids(4, 8)
-    expected = swept(model, ids, None)
+    expected = swept(model, ids, place / "unbroken")
     del expected["loads"]
     tried = []
     while True:

@@ -38,13 +38,11 @@ def test_both_orders_give_the_same_bytes(family, changes, tmp_path):
     for dtype in ("float32", "bfloat16") if family == "gemma3" else ("float32",):
         expected, watch = batch_major(load_model(tmp_path / "model", dtype=dtype), ids, 2, position=3)
         streamed = StreamedModel(tmp_path / "model", dtype=dtype)
-        for folder in (tmp_path / dtype, None):
-            distances = StateDistances(BLOCKS, position=3)
-            found = sweep_by_block(streamed, ids, folder=folder, micro_batch=2, distances=distances, say=quiet)
-            place = f"{family} in {dtype}, states in {folder or 'memory'}"
-            assert torch.equal(found, expected), f"{place}: {(found - expected).abs().max()} nats"
-            assert distances.to_json() == watch.to_json(), f"{place}: other distances"
-        assert streamed.loads == [2] * BLOCKS, f"{family}: two sweeps read the blocks {streamed.loads} times"
+        distances = StateDistances(BLOCKS, position=3)
+        found = sweep_by_block(streamed, ids, folder=tmp_path / dtype, micro_batch=2, distances=distances, say=quiet)
+        assert torch.equal(found, expected), f"{family} in {dtype}: {(found - expected).abs().max()} nats"
+        assert distances.to_json() == watch.to_json(), f"{family} in {dtype}: other distances"
+        assert streamed.loads == [1] * BLOCKS, f"{family}: one sweep reads the blocks {streamed.loads} times"
     assert expected.std(dim=0).min() > 0.1, "all blocks weigh the same here: the test shows nothing"
 
 
@@ -59,18 +57,16 @@ def test_distances_alone_and_losses_alone(tmp_path):
     watch = StateDistances(BLOCKS)
     for batch in ids.split(2):
         dense_states(model, batch, watch)
-    for folder in (None, tmp_path / "a"):
-        distances = StateDistances(BLOCKS)
-        given = {"folder": folder, "micro_batch": 2, "say": quiet}
-        assert sweep_by_block(streamed, ids, losses=False, distances=distances, **given) is None
-        assert distances.to_json() == watch.to_json(), "distances without losses differ from the dense forward's"
-        given["folder"] = folder and tmp_path / "b"
-        assert torch.equal(sweep_by_block(streamed, ids, **given), expected)
-        # Micro-batches of another size are other shapes for the kernels: equal to rounding.
-        other = sweep_by_block(streamed, ids, folder=None, micro_batch=3, say=quiet)
-        assert ((other - expected).abs().max() / 11).item() < 1e-5
+    distances = StateDistances(BLOCKS)
+    given = {"micro_batch": 2, "say": quiet}
+    assert sweep_by_block(streamed, ids, folder=tmp_path / "a", losses=False, distances=distances, **given) is None
+    assert distances.to_json() == watch.to_json(), "distances without losses differ from the dense forward's"
+    assert torch.equal(sweep_by_block(streamed, ids, folder=tmp_path / "b", **given), expected)
+    # Micro-batches of another size are other shapes for the kernels: equal to rounding.
+    other = sweep_by_block(streamed, ids, folder=tmp_path / "c", micro_batch=3, say=quiet)
+    assert ((other - expected).abs().max() / 11).item() < 1e-5
     with pytest.raises(RegrowError, match="computes nothing"):
-        sweep_by_block(streamed, ids, folder=None, micro_batch=2, losses=False)
+        sweep_by_block(streamed, ids, folder=tmp_path / "d", micro_batch=2, losses=False)
 
 
 def test_a_folder_of_another_sweep_and_a_disk_too_small_are_refused(tmp_path):
@@ -96,10 +92,10 @@ def test_a_weight_that_is_not_a_number_is_refused_when_its_block_is_loaded(tmp_p
     model = build("llama")
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
-    model.save_pretrained(tmp_path)
-    streamed = StreamedModel(tmp_path, dtype="float32")
+    model.save_pretrained(tmp_path / "model")
+    streamed = StreamedModel(tmp_path / "model", dtype="float32")
     with pytest.raises(RegrowError, match=r"model\.layers\.2\.mlp\.down_proj\.weight has values that are not finite"):
-        sweep_by_block(streamed, some_ids(1, 8), folder=None, micro_batch=1, say=quiet)
+        sweep_by_block(streamed, some_ids(1, 8), folder=tmp_path / "states", micro_batch=1, say=quiet)
     assert streamed.loads == [1, 1, 0, 0, 0, 0], "not at the block that holds it"
 
 
@@ -108,10 +104,10 @@ def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
     with torch.no_grad():
         for part in (model.model.layers[2].mlp.up_proj, model.model.layers[2].mlp.down_proj):
             part.weight.fill_(3e38)  # finite itself: what it makes is not
-    model.save_pretrained(tmp_path)
-    streamed = StreamedModel(tmp_path, dtype="float32")
+    model.save_pretrained(tmp_path / "model")
+    streamed = StreamedModel(tmp_path / "model", dtype="float32")
     with pytest.raises(RegrowError, match=r"losses without blocks \[0, 1, 3, 4, 5, 6\] are not numbers.*float32"):
-        sweep_by_block(streamed, some_ids(1, 8), folder=None, micro_batch=1, say=quiet)
+        sweep_by_block(streamed, some_ids(1, 8), folder=tmp_path / "states", micro_batch=1, say=quiet)
 
 
 @pytest.fixture(scope="module")

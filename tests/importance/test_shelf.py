@@ -1,4 +1,4 @@
-"""Shelves of states: both alike; the one in files whole at every instant, of one sweep, and no larger than need be."""
+"""The shelf of states: it gives back what it took, whole at every instant, of one sweep, no larger than need be."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from pipeline.errors import RegrowError
-from pipeline.importance.shelf import FileShelf, MemoryShelf
+from pipeline.importance.shelf import Shelf
 
 ROWS, LENGTH, BLOCKS, WIDTH = [2, 1], 3, 4, 5
 WHAT = {"sequences": "abc", "micro-batch": 2}
 
 
-def on_files(folder, keep_dense=True, what=WHAT) -> FileShelf:
-    return FileShelf(folder, what, ROWS, LENGTH, BLOCKS, variants=True, keep_dense=keep_dense)
+def shelf_in(folder, keep_dense=True, what=WHAT) -> Shelf:
+    return Shelf(folder, what, ROWS, LENGTH, BLOCKS, variants=True, keep_dense=keep_dense)
 
 
 def entering(index: int, number: int = 0) -> torch.Tensor:
@@ -32,23 +32,22 @@ def filled(shelf, blocks: int):
 
 
 @pytest.mark.parametrize("keep_dense", [True, False])
-def test_both_shelves_give_back_what_they_took(tmp_path, keep_dense):
-    shelves = [MemoryShelf(ROWS, BLOCKS, keep_dense), on_files(tmp_path, keep_dense)]
-    for shelf in shelves:
-        assert shelf.returns is None and shelf.entering(0) == 0 and shelf.states(0, 0) is None
-        filled(shelf, 3)
-        assert shelf.returns == 0 and [shelf.entering(number) for number in range(2)] == [3, 3]
-        for number in range(2):
-            assert shelf.states(number, 3).equal(entering(3, number)), f"{type(shelf).__name__}: other states"
-            if keep_dense:
-                for index in (1, 2, 3):
-                    dense = shelf.dense(number, index)
-                    assert dense.equal(entering(index, number)[: ROWS[number]]), f"dense state in front of {index}"
-                held = shelf.dense(number, 1).untyped_storage().nbytes()
-                assert held == 2 * WIDTH * LENGTH * ROWS[number], "behind its block more than the dense state is held"
-        shelf.finish(0, {"losses": [0.1 + 0.2]})
-        assert shelf.entering(0) == BLOCKS and shelf.entering(1) == 3
-        assert shelf.result(0) == {"losses": [0.1 + 0.2]}
+def test_it_gives_back_what_it_took(tmp_path, keep_dense):
+    shelf = shelf_in(tmp_path, keep_dense)
+    assert shelf.returns is None and shelf.entering(0) == 0 and shelf.states(0, 0) is None
+    filled(shelf, 3)
+    assert shelf.returns == 0 and [shelf.entering(number) for number in range(2)] == [3, 3]
+    for number in range(2):
+        assert shelf.states(number, 3).equal(entering(3, number)), "other states"
+        if keep_dense:
+            for index in (1, 2, 3):
+                dense = shelf.dense(number, index)
+                assert dense.equal(entering(index, number)[: ROWS[number]]), f"dense state in front of {index}"
+            held = shelf.dense(number, 1).untyped_storage().nbytes()
+            assert held == 2 * WIDTH * LENGTH * ROWS[number], "behind its block more than the dense state is held"
+    shelf.finish(0, {"losses": [0.1 + 0.2]})
+    assert shelf.entering(0) == BLOCKS and shelf.entering(1) == 3
+    assert shelf.result(0) == {"losses": [0.1 + 0.2]}
 
 
 def test_what_is_behind_is_let_go(tmp_path):
@@ -56,7 +55,7 @@ def test_what_is_behind_is_let_go(tmp_path):
     value = 2 * WIDTH * LENGTH
     for keep_dense, kept in ((True, [value * 3] * 2), (False, [])):
         folder = tmp_path / str(keep_dense)
-        shelf = filled(on_files(folder, keep_dense), 3)
+        shelf = filled(shelf_in(folder, keep_dense), 3)
         sizes = {path.name: path.stat().st_size for path in folder.glob("*.states")}
         assert [sum(sizes.get(f"{n:06d}-{i:04d}.states", 0) for n in range(2)) for i in (1, 2)] == (kept or [0, 0])
         assert sizes["000000-0003.states"] == 4 * 2 * value and sum(sizes.values()) < shelf.bytes()
@@ -77,36 +76,36 @@ def cut_before_the_old_file_went(folder):
 @pytest.mark.parametrize("kill", [cut_in_the_writing, cut_before_the_old_file_went])
 @pytest.mark.parametrize("keep_dense", [True, False])
 def test_after_a_kill_the_newest_whole_state_is_there_and_nothing_else(tmp_path, kill, keep_dense):
-    filled(on_files(tmp_path, keep_dense), 3)
+    filled(shelf_in(tmp_path, keep_dense), 3)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     kill(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} != before, "the kill left nothing to settle"
-    shelf = on_files(tmp_path, keep_dense)
+    shelf = shelf_in(tmp_path, keep_dense)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before, "what a kill left was not settled"
     assert shelf.returns == 0 and shelf.entering(0) == 3 and shelf.states(0, 3).equal(entering(3))
 
 
 def test_killed_between_the_results_and_the_end_of_the_states_the_results_stand(tmp_path):
-    shelf = filled(on_files(tmp_path), 2)
+    shelf = filled(shelf_in(tmp_path), 2)
     states = {path: path.read_bytes() for path in tmp_path.glob("000000-*.states")}
     shelf.finish(0, {"losses": [1.5]})
     for path, content in states.items():
         path.write_bytes(content)
-    again = on_files(tmp_path)
+    again = shelf_in(tmp_path)
     assert again.entering(0) == BLOCKS and again.result(0) == {"losses": [1.5]}
     assert not list(tmp_path.glob("000000-*.states"))
 
 
 def test_a_folder_of_another_sweep_is_refused_by_what_differs(tmp_path):
-    filled(on_files(tmp_path), 1)
+    filled(shelf_in(tmp_path), 1)
     with pytest.raises(
         RegrowError, match=r"holds another sweep \(dtype, sequences differ\); delete it or name another"
     ):
-        on_files(tmp_path, what={"sequences": "other", "micro-batch": 2, "dtype": "float32"})
+        shelf_in(tmp_path, what={"sequences": "other", "micro-batch": 2, "dtype": "float32"})
 
 
 def test_a_file_that_is_too_short_or_gone_is_named(tmp_path):
-    shelf = filled(on_files(tmp_path), 2)
+    shelf = filled(shelf_in(tmp_path), 2)
     path = tmp_path / "000000-0002.states"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RegrowError, match=rf"{path}: 179 bytes where 180 are wanted; delete {tmp_path}"):
@@ -117,7 +116,7 @@ def test_a_file_that_is_too_short_or_gone_is_named(tmp_path):
 
 
 def test_a_block_that_returns_another_kind_of_state_is_refused(tmp_path):
-    shelf = filled(on_files(tmp_path), 1)
+    shelf = filled(shelf_in(tmp_path), 1)
     for odd in (entering(2).float(), entering(2)[:, :, :-1], entering(1)):
         with pytest.raises(
             RegrowError, match=r"block 1 returned .* it cannot be streamed: take score\.loop=batch-major"

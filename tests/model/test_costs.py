@@ -11,13 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, T5Config
 
 from pipeline.errors import RegrowError
-from pipeline.model.blocks import remove_blocks
 from pipeline.model.costs import (
     Trained,
     accumulation,
     activation_bytes,
     attention_width,
-    count_parameters,
     flops_per_token,
     memory_per_gpu,
     meta_model,
@@ -49,29 +47,6 @@ VICUNA = LlamaConfig(
     vocab_size=32000,
     tie_word_embeddings=False,
 )
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_count_equals_the_parameters_of_a_model_that_was_built_and_cut(tied: bool) -> None:
-    config = llama(tie_word_embeddings=tied, num_key_value_heads=2)
-    model = AutoModelForCausalLM.from_config(config)
-    built = sum(p.numel() for p in model.parameters())
-    assert count_parameters(config) == built
-    cut = sum(p.numel() for p in remove_blocks(model, [1, 2]).parameters())
-    assert count_parameters(config, blocks=2) == cut, "a cut model has another size than was counted"
-
-
-@pytest.mark.parametrize(
-    ("blocks", "parameters"),
-    [(32, 6738415616), (26, 5524115456), (17, 3702665216), (12, 2690748416), (6, 1476448256)],
-)
-def test_vicuna_has_the_published_sizes(blocks: int, parameters: int) -> None:
-    assert count_parameters(VICUNA, blocks) == parameters
-
-
-def test_cutting_to_more_blocks_than_there_are_is_refused() -> None:
-    with pytest.raises(RegrowError, match="4 blocks to 5"):
-        count_parameters(llama(), blocks=5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import RegrowError
-from pipeline.model.blocks import find_blocks
+from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.describe import Sizes, describe_folder
 
 
@@ -30,6 +30,8 @@ def test_sizes_without_weights_are_those_of_the_weights(tmp_path, tied):
     # By hand: four square projections, three of the MLP, two norms; the embedding, a head where it is not tied, a norm.
     assert sizes.blocks == (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32,) * 3
     assert sizes.whole - sum(sizes.blocks) == 300 * 32 * (1 if tied else 2) + 32
+    cut = sum(parameter.numel() for parameter in remove_blocks(model, [0, 2]).parameters())
+    assert sizes.whole - sizes.blocks[0] - sizes.blocks[2] == cut, "a cut model has another size than was counted"
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         described(torch.zeros((1, 2), dtype=torch.int64)).logits.tolist()
 

@@ -35,7 +35,7 @@ def figures(folder: Path) -> dict:
     model = load_model(folder, dtype="float32")
     entries = score_blocks(model, [IDS], ["ppl", "angular_last", "taylor"])
     streamed = sweep_by_block(
-        StreamedModel(folder, dtype="float32"), IDS, folder=None, micro_batch=2, say=lambda line: None
+        StreamedModel(folder, dtype="float32"), IDS, folder=folder / "states", micro_batch=2, say=lambda line: None
     )
     return {
         "scores": {name: entry["scores"] for name, entry in entries.items()},

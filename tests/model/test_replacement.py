@@ -13,7 +13,7 @@ from pipeline.errors import RegrowError
 from pipeline.model.blocks import find_blocks, remove_blocks
 from pipeline.model.equivalence import cached_logits, full_logits, probe_ids
 from pipeline.model.load import load_model
-from pipeline.model.replacement import fold_linear, output_projection, removed_runs, replace_blocks
+from pipeline.model.replacement import output_projection, removed_runs, replace_blocks
 from tests.families import VOCABULARY, build
 
 IDS = probe_ids(VOCABULARY)
@@ -79,11 +79,11 @@ def test_the_residual_plus_the_map_is_what_the_block_then_returns():
         before = states(model)[2].double()
         handle.remove()
         y = seen["y"].double().view_as(before)
-        fold_linear(model, 2, MATRIX)
+        replace_blocks(model, [3], {3: MATRIX})
         expected = before - y + y @ MATRIX.T
         worst = float((states(model)[2] - expected).abs().max() / expected.abs().max())
         assert worst < 1e-5, f"{family}: {worst:.1e}"
-        fold_linear(model, 2, torch.linalg.inv(MATRIX))
+        replace_blocks(model, [3], {3: torch.linalg.inv(MATRIX)})
         back = float((states(model)[2] - before).abs().max() / before.abs().max())
         assert back < 1e-3, f"{family}: a map and its inverse leave {back:.1e}"
 

@@ -85,11 +85,11 @@ def test_transformers_alone_loads_it_and_generates(pruned):
     assert with_cache.equal(without) and with_cache.shape == (1, 22), "the cache changes what is generated"
 
 
-def test_it_is_scored_in_both_orders_and_evaluated(wrapper, pruned):
+def test_it_is_scored_in_both_orders_and_evaluated(wrapper, pruned, tmp_path):
     whole = load_model(wrapper, dtype="float32")
     losses = removal_losses(whole, rows())
     streamed = sweep_by_block(
-        StreamedModel(wrapper, dtype="float32"), rows(), folder=None, micro_batch=3, say=lambda line: None
+        StreamedModel(wrapper, dtype="float32"), rows(), folder=tmp_path, micro_batch=3, say=lambda line: None
     )
     assert losses.allclose(streamed, rtol=1e-5), "block-major scores are others"
     found = perplexity(load_model(pruned, dtype="float32"), rows(), micro_batch=3, device="cpu")

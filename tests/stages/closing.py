@@ -21,6 +21,7 @@ take_place(place)
 import torch  # noqa: E402 (threads are settled before)
 
 from pipeline.config import load_config  # noqa: E402
+from pipeline.life import telling  # noqa: E402
 from pipeline.run import Run  # noqa: E402
 from pipeline.stages import train  # noqa: E402
 from pipeline.world import World  # noqa: E402
@@ -39,7 +40,8 @@ def main() -> None:
     world, alive = World.join(place), [held()]
     for name, zero_stage in (argument.split("=") for argument in sys.argv[2:]):
         config = load_config(Path(sys.argv[1]), [f"run.name={name}", f"train.zero_stage={zero_stage}"])
-        done = train.work(config, Run(config.run.folder / name), world, lambda line: None)
+        with telling(lambda line: None) as say:
+            done = train.work(config, Run(config.run.folder / name), world, say)
         assert done["steps"] == config.steps
         alive.append(held())
     print(json.dumps({"held": alive, "deterministic": torch.are_deterministic_algorithms_enabled()}))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.plan import plan
 from pipeline.config import STAGES, load_config
+from pipeline.data.tokens import load_tokenizer
 from pipeline.errors import RegrowError
 from pipeline.launch import Place
 from pipeline.stages.preflight import preflight
@@ -102,7 +104,7 @@ def test_only_what_is_due_is_looked_at(tiny_config):
                 preflight(["report", name], config, PLACE)
 
 
-def test_each_due_stage_s_check_is_asked_with_what_is_known(tiny_config, tiny_model, monkeypatch):
+def test_each_due_stage_s_check_is_asked_with_what_is_known(tiny_config, monkeypatch):
     """Its notes come in the order of the stages."""
     asked = []
 
@@ -117,8 +119,21 @@ def test_each_due_stage_s_check_is_asked_with_what_is_known(tiny_config, tiny_mo
     notes = preflight(["score", "prune"], load_config(tiny_config), PLACE)
     assert notes[:2] == ["of score", "of prune"] and [name for name, _ in asked] == ["score", "prune"]
     ahead = asked[0][1]
-    assert ahead is asked[1][1] and ahead.due == {"score", "prune"} and ahead.folder == tiny_model
+    assert ahead is asked[1][1] and ahead.due == {"score", "prune"} and ahead.encoder("Kraków")
     assert {value.device.type for value in ahead.model.parameters()} == {"meta"}, "weights were loaded"
     asked.clear()
     preflight(["report"], load_config(tiny_config), PLACE)
-    assert (asked[0][1].folder, asked[0][1].model) == (None, None), "the model was read for a stage that does not"
+    assert (asked[0][1].encoder, asked[0][1].model) == (None, None), "the model was read for a stage that does not"
+
+
+def test_the_tokenizer_is_read_once(tiny_config, monkeypatch):
+    """By whatever stages, and by plan, which looks at the same."""
+    loads = []
+    monkeypatch.setattr(
+        "pipeline.data.tokens.load_tokenizer", lambda *given: loads.append(given) or load_tokenizer(*given)
+    )
+    config = load_config(tiny_config)
+    for look in (lambda: preflight(STAGES, config, PLACE), lambda: plan(config)):
+        loads.clear()
+        look()
+        assert len(loads) == 1, loads

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -145,16 +148,31 @@ sys.exit(main())
 """
 
 
-def test_a_stage_that_says_nothing_new_says_that_it_goes_on(tiny_config, tmp_path):
-    """Whatever it does, and in log.txt too; here after hundredths of a second."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, "data", str(tiny_config)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
+def impatient(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, whose stages say that they go on after hundredths of a second."""
+    command = [sys.executable, "-c", IMPATIENT, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_stage_that_says_nothing_new_says_that_it_goes_on(tiny_config, tmp_path):
+    """Whatever it does, and in log.txt too."""
+    done = impatient("data", tiny_config)
     alive = [line for line in done.stdout.splitlines() if line.startswith("[data] still at it, 0 s after: ")]
     assert alive, f"what was said last is not repeated:\n{done.stdout}"
     assert alive[0].removeprefix("[data]") in (tmp_path / "runs" / "tiny" / "log.txt").read_text()
+
+
+def test_a_long_training_step_says_which_micro_batch_is_at_work(lengthen, copy_until, tmp_path):
+    """The one process of an outside launcher takes its place in the command's own process."""
+    config = lengthen(tmp_path)
+    copy_until("prune", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = impatient("train", config, "train.tokens=512", **place)
+    assert re.search(r"^\[train\] step 1: (reading|computing) micro-batch \d of \d, 0 s$", done.stdout, re.M), (
+        done.stdout
+    )

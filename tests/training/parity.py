@@ -18,7 +18,7 @@ import torch
 
 from pipeline.model.loss import next_token_losses
 from pipeline.training.engine import decay_groups
-from pipeline.training.loop import Position, Sample, SignOfLife, train_steps
+from pipeline.training.loop import Position, Sample, train_steps
 from tests.training.kit import (
     BATCH,
     PEAK,
@@ -134,21 +134,9 @@ def recomputed(case: Case) -> dict[str, Any]:
 
 
 def signs(case: Case) -> dict[str, Any]:
-    """Two steps that count as long from the start, with pauses between them, and a third that does not."""
-    engine, data, position, lines, steps = new_engine(case, 2), text(24), Position(), [], []
-    limits = SignOfLife.FIRST, SignOfLife.BETWEEN
-    SignOfLife.FIRST = SignOfLife.BETWEEN = 0
-    for step in train_steps(
-        engine,
-        share(data, case.world),
-        position,
-        steps=2,
-        rate=rate,
-        say=lines.append,
-    ):
+    """Two steps with pauses between them, and what was noted to be at work."""
+    engine, position, noted, steps = new_engine(case, 2), Position(), [], []
+    for step in train_steps(engine, share(text(16), case.world), position, steps=2, rate=rate, at=noted.append):
         steps.append(asdict(step))
         time.sleep(0.2)
-    SignOfLife.FIRST, SignOfLife.BETWEEN = limits
-    quick: list[str] = []
-    train(engine, data, STEPS, position, say=quick.append)
-    return {"lines": lines, "quick": quick, "steps": steps}
+    return {"noted": noted, "steps": steps}

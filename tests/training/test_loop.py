@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.training.loop import SignOfLife
-
 
 def test_steps_tokens_and_rates_are_those_of_the_global_batch(measured):
     steps = measured(2)["parity-1-fp32"]["steps"]
@@ -67,27 +65,13 @@ def assert_nothing_moved_since_step_1(found: dict[str, Any]) -> None:
     assert found["position"] == [True, True], "the step was counted, or its rows were"
 
 
-def test_a_long_step_shows_which_micro_batch_is_at_work(measured):
+def test_it_is_noted_which_micro_batch_is_at_work(measured):
     """8 rows over 2 processes in micro-batches of 2 are 2 for each process."""
-    found = measured(2)["signs-1-fp32"]
-    expected = [
-        f"step {step}: {doing} micro-batch {number} of 2, 0 s"
+    assert measured(2)["signs-1-fp32"]["noted"] == [
+        f"step {step}: {doing} micro-batch {number} of 2"
         for step in (1, 2)
         for doing in ("reading", "computing")
         for number in (1, 2)
-    ]
-    assert found["lines"] == expected
-    assert found["quick"] == [], "a quick step is told of too"
-
-
-def test_a_sign_of_life_comes_after_10_seconds_and_then_every_minute(monkeypatch):
-    said, clock = [], iter([109.9, 110.0, 111.0, 169.9, 170.0, 230.0])
-    sign = SignOfLife(said.append, "step 7", of=64, begin=100.0)
-    monkeypatch.setattr("pipeline.training.loop.time.perf_counter", lambda: next(clock))
-    for number in range(1, 7):
-        sign("computing", number)
-    assert said == [
-        f"step 7: computing micro-batch {number} of 64, {seconds} s" for number, seconds in ((2, 10), (5, 70), (6, 130))
     ]
 
 

@@ -81,7 +81,7 @@ def list_source(
             skipped.append({"shard": shard.name, "reason": reason})
             continue
         shards.append(shard)
-        census += [Census(**entry["census"])] if "census" in entry else []
+        census += [Census.from_json(entry["census"])] if "census" in entry else []
         if shard.without_text and source.on_no_text == "raise":
             what = f"{counted(census[-1].without_text)}, the first"
             raise refuse_no_text(shard.name, census[-1].first_without_text, what)

@@ -7,32 +7,23 @@ and records without text are left out, and a shard is counted while every record
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipeline.data.damage import BadRecord, DamagedShard
+from pipeline.data.damage import BadRecord
 from pipeline.data.formats.jsonl import count_records, read_jsonl
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
-from pipeline.data.sources import TextSource
+from pipeline.data.sources import ENDINGS, TextSource
 from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
 from pipeline.errors import RegrowError
 
-ENDINGS = {
-    ".jsonl": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "tar",
-    ".tar.gz": "tar",
-}
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
 #: Of the formats in which one record can be bad by itself.
 COUNTERS = {"jsonl": count_records, "tar": count_samples}
-
-__all__ = ["Census", "DamagedShard", "add_up", "check_documents", "format_of", "read_documents", "read_records"]
 
 
 @dataclass(frozen=True)
@@ -40,21 +31,24 @@ class Census:
     """What a whole shard holds, excluded domains included.
 
     ``documents`` counts records, those without text too; ``without_text`` counts these by what stands in the text's
-    place, and ``first_without_text`` is the first one's number. The rest is of records with text: ``characters`` and
-    ``bytes_of_text`` (UTF-8) are 0 for a tokenised shard, ``tokens`` is None for any other. ``domains`` counts the
-    documents that have one, ``characters_of`` their characters; ``groups`` are the rows of each row group of a parquet
-    file.
+    place, and ``first_without_text`` is the first one's number. The rest is of records with text: ``characters`` are 0
+    for a tokenised shard, ``tokens`` is None for any other. ``domains`` counts the documents that have one,
+    ``characters_of`` their characters; ``groups`` are the rows of each row group of a parquet file.
     """
 
     documents: int
     characters: int = 0
-    bytes_of_text: int = 0
     domains: dict[str, int] = field(default_factory=dict)
     groups: tuple[int, ...] | None = None
     tokens: int | None = None
     characters_of: dict[str, int] = field(default_factory=dict)
     without_text: dict[str, int] = field(default_factory=dict)
     first_without_text: int | None = None
+
+    @classmethod
+    def from_json(cls, counts: Mapping[str, Any]) -> Census:
+        """The census whose fields ``counts`` holds; an earlier release counted more, which is let go."""
+        return cls(**{name: count for name, count in counts.items() if name in cls.__dataclass_fields__})
 
     def characters_without(self, domains: Collection[str]) -> int:
         """Characters of the documents that are in none of ``domains``."""
@@ -71,7 +65,6 @@ def add_up(parts: Sequence[Census]) -> Census:
     return Census(
         sum(part.documents for part in parts),
         sum(part.characters for part in parts),
-        sum(part.bytes_of_text for part in parts),
         tokens=sum(tokens) if tokens else None,
         **{name: dict(sorted(count.items())) for name, count in sums.items()},
     )
@@ -156,7 +149,7 @@ def _census(path: Path, format: str, text_key: str, watch: Callable[[int, str, s
     if format == "tokenised":
         about = check_tokenised(path)
         return Census(about["documents"], tokens=about["tokens"])
-    documents = characters = size = 0
+    documents = characters = 0
     domains: Counter[str] = Counter()
     characters_of: Counter[str] = Counter()
     without_text: Counter[str] = Counter()
@@ -171,7 +164,6 @@ def _census(path: Path, format: str, text_key: str, watch: Callable[[int, str, s
         if watch is not None:
             watch(index, text, domain)
         characters += len(text)
-        size += len(text) if text.isascii() else len(text.encode())
         if domain is not None:
             domains[domain] += 1
             characters_of[domain] += len(text)
@@ -179,7 +171,6 @@ def _census(path: Path, format: str, text_key: str, watch: Callable[[int, str, s
     return Census(
         documents,
         characters,
-        size,
         dict(sorted(domains.items())),
         groups,
         characters_of=dict(sorted(characters_of.items())),

@@ -29,18 +29,20 @@ GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 FILES, OTHER_FILES = 4, 256
 
 
-def fitting_workers(wanted: int, lanes: int, world: int) -> int:
-    """The largest number of workers, at most ``wanted``, that divides the lanes among ``world`` processes.
+def fitting_workers(wanted: int, lanes: int, processes: int) -> int:
+    """The largest number of workers, at most ``wanted``, that divides the lanes among ``processes``.
 
     Raises RegrowError when the lanes do not even divide by the processes.
     """
-    if lanes % world:
-        raise RegrowError(f"data.lanes {lanes} does not divide by {world} processes; lanes are fixed for a run's life")
-    return next(number for number in range(wanted, -1, -1) if number == 0 or lanes % (world * number) == 0)
+    if lanes % processes:
+        raise RegrowError(
+            f"data.lanes {lanes} does not divide by {processes} processes; lanes are fixed for a run's life"
+        )
+    return next(number for number in range(wanted, -1, -1) if number == 0 or lanes % (processes * number) == 0)
 
 
 class RowStream(IterableDataset):
-    """The rows of one rank from row ``start`` of the run on, without end.
+    """The rows of one rank of so many ``processes`` from row ``start`` of the run on, without end.
 
     ``weights`` are relative, one for each source (None: all alike). ``cursors`` are those behind row ``start - 1``,
     and lanes without one begin at their beginning.
@@ -54,17 +56,17 @@ class RowStream(IterableDataset):
         lanes: int,
         weights: Sequence[float] | None = None,
         rank: int = 0,
-        world: int = 1,
+        processes: int = 1,
         start: int = 0,
         cursors: Mapping[int, LaneCursor] | None = None,
     ):
         super().__init__()
-        fitting_workers(0, lanes, world)
+        fitting_workers(0, lanes, processes)
         self.reading = reading
         self.mixture = Mixture.of(shards, lanes, weights, reading)
         self.lanes = lanes
         self.rank = rank
-        self.world = world
+        self.processes = processes
         self.start = start
         self.cursors = dict(cursors or {})
 
@@ -81,15 +83,15 @@ class RowStream(IterableDataset):
 
     def rows_of(self, worker: int, workers: int) -> Iterator[Row]:
         """The rows of this rank that worker number ``worker`` of ``workers`` reads, without end."""
-        step = self.world * workers
+        step = self.processes * workers
         if self.lanes % step:
             raise RegrowError(
-                f"{workers} workers in each of {self.world} processes do not divide {self.lanes} lanes, so that two of "
-                "them would read one lane; take as many as fitting_workers gives"
+                f"{workers} workers in each of {self.processes} processes do not divide {self.lanes} lanes, so that "
+                "two of them would read one lane; take as many as fitting_workers gives"
             )
         _allow_open_files(FILES * self.lanes // step * len(self.mixture.sources) + OTHER_FILES)
         # Rows are dealt from ``start`` on, so the first worker of the first rank hands out the first row.
-        index = self.start + self.rank + self.world * worker
+        index = self.start + self.rank + self.processes * worker
         # The lanes of the worker's next rows, all of them, so that their first parts are fetched side by side.
         own = {
             first % self.lanes: Lane(

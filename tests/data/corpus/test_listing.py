@@ -82,6 +82,9 @@ def test_records_without_text_are_left_out_counted_and_said(shard_of, texts, tmp
     (tmp_path / "progress.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with Progress(tmp_path / "progress.jsonl") as done:
         assert listing_of(str(tmp_path / "corpus"), done=done) == listing, "what an earlier release counted was taken"
+        for entry in done.known.values():
+            entry["census"]["counted_by_an_earlier_release"] = 1
+        assert listing_of(str(tmp_path / "corpus"), done=done) == listing, "a count that is made no more is in the way"
     pinned = json.loads(json.dumps(build_manifest(listing.shards, [])))
     assert [entry.get("without_text") for entry in pinned["shards"]] == [None, kinds, {"null": 1}]
     assert read_manifest(pinned)[0] == listing.shards

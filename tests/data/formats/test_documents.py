@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import get_args
 
 import pytest
 
+from pipeline.config.tree import Source
+from pipeline.data import sources
 from pipeline.data.damage import BadRecord, DamagedShard
-from pipeline.data.formats.documents import Census, check_documents, format_of, read_documents
+from pipeline.data.formats.documents import READERS, Census, check_documents, format_of, read_documents
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.errors import RegrowError
 
@@ -33,6 +36,13 @@ def test_every_format_reads_the_same_from_any_document_on(shard_of, texts, endin
 def test_formats_are_told_by_the_ending():
     assert [format_of(f"a.b.{ending}") for ending in ENDINGS] == ["jsonl"] * 3 + ["parquet", "tar", "tar"]
     assert [format_of(name) for name in ("README.md", "x.json", "x.zst", "tar")] == [None] * 4
+    assert tuple(sorted(ending[1:] for ending in sources.ENDINGS)) == ENDINGS, "an ending is not tried here"
+
+
+def test_every_format_has_an_ending_and_a_name_in_the_config():
+    assert set(sources.ENDINGS.values()) == set(READERS)
+    named = get_args(Source.model_fields["format"].annotation)
+    assert set(named) == {"auto", *READERS, "tokenised"}, f"data.sources.format takes {named}"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -47,7 +57,7 @@ def test_excluded_domains_keep_the_numbers_of_the_others(shard_of, ending):
     groups = (6,) if ending == "parquet" else None
     counts = {"RedPajamaArXiv": 1, "RedPajamaBook": 2, "RedPajamaC4": 1}
     characters = {name: 2 * count for name, count in counts.items()}
-    assert census == Census(6, 14, 15, counts, groups, characters_of=characters), (
+    assert census == Census(6, 14, counts, groups, characters_of=characters), (
         "the census leaves documents out, or counts wrongly"
     )
     assert census.characters_without(("RedPajamaBook", "RedPajamaArXiv")) == len("t1t2t5 ü")
@@ -73,7 +83,7 @@ def test_a_record_without_text_is_left_out_by_itself_and_counted(shard_of, texts
     seen = []
     census = check_documents(path, format_of(path.name), "text", lambda index, text, _: seen.append((index, text)))
     assert seen == found, "whoever looks at documents sees those without text"
-    assert (census.documents, census.characters, census.bytes_of_text) == (len(odd) + 3, 15, 16)
+    assert (census.documents, census.characters) == (len(odd) + 3, 15)
     assert (census.without_text, census.first_without_text) == (counts, 1)
     with pytest.raises(RegrowError, match=rf"odd\.{ending}: a record without text \(null\), at record 1; .*on_no_text"):
         read(path, on_no_text="raise")

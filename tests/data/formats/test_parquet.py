@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.data.formats.documents import DamagedShard, read_documents
+from pipeline.data.damage import DamagedShard
+from pipeline.data.formats.documents import read_documents
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.texts import NoText
 from pipeline.errors import RegrowError

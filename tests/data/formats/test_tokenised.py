@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.data.damage import DamagedShard
 from pipeline.data.formats import tokenised
-from pipeline.data.formats.documents import DamagedShard
 from pipeline.data.formats.tokenised import (
     about_tokenised,
     check_tokenised,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline.data.corpus.overlap import hash_text
-from pipeline.data.formats.documents import DamagedShard
+from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.stream.loader import fitting_workers, load_rows
@@ -42,12 +42,12 @@ def corpus(texts, tmp_path):
 
 
 def test_workers_are_lowered_to_a_number_that_divides(corpus, tmp_path):
-    assert [fitting_workers(4, 12, world) for world in (1, 2, 3, 4, 6, 12)] == [4, 3, 4, 3, 2, 1]
+    assert [fitting_workers(4, 12, processes) for processes in (1, 2, 3, 4, 6, 12)] == [4, 3, 4, 3, 2, 1]
     assert fitting_workers(0, 12, 3) == 0 and fitting_workers(4, 384, 8) == 4
     with pytest.raises(RegrowError, match="lanes 12 does not divide by 5 processes"):
         fitting_workers(4, 12, 5)
     with pytest.raises(RegrowError, match="lanes 12 does not divide by 5 processes"):
-        stream(corpus, tmp_path, world=5)
+        stream(corpus, tmp_path, processes=5)
     with pytest.raises(RegrowError, match="5 workers in each of 1 processes do not divide 12 lanes"):
         next(load_rows(stream(corpus, tmp_path), 5, die_with_parent))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.formats.documents import DamagedShard, read_documents
+from pipeline.data.damage import DamagedShard
+from pipeline.data.formats.documents import read_documents
 from pipeline.data.formats.tokenised import write_tokenised
 from pipeline.data.stream.lanes import draw_source, weight_edges
 from pipeline.data.stream.parts import deal, shuffle
@@ -78,9 +79,9 @@ def test_a_skip_holds_in_every_layout_and_after_a_repair(files, tmp_path):
     data = flip(files[2])
     settings = {"lanes": 2, "on_damage": "skip"}
     expected = take(iter(stream(files, tmp_path, **settings)), 600)
-    for world, workers in ((2, 0), (1, 2), (2, 1)):
-        rows = take(together(files, tmp_path, world, workers, **settings), 600)
-        assert differs(rows, expected) is None, f"{world} x {workers}: {differs(rows, expected)}"
+    for processes, workers in ((2, 0), (1, 2), (2, 1)):
+        rows = take(together(files, tmp_path, processes, workers, **settings), 600)
+        assert differs(rows, expected) is None, f"{processes} x {workers}: {differs(rows, expected)}"
     recorded_at = next(row.index for row in expected if row.cursor.skipped)
     starts = [recorded_at - 1, recorded_at, recorded_at + 1, recorded_at + 31, 500]
     for repaired in (False, True):

@@ -22,7 +22,10 @@ from tests.data.corpora import ENDINGS, LANES, cursors_behind, differs, digest, 
 
 #: Processes, and workers of each, whose product divides the 12 lanes.
 LAYOUTS = [
-    (world, workers) for world in (1, 2, 3, 4, 6) for workers in (0, 1, 2) if LANES % (world * max(workers, 1)) == 0
+    (processes, workers)
+    for processes in (1, 2, 3, 4, 6)
+    for workers in (0, 1, 2)
+    if LANES % (processes * max(workers, 1)) == 0
 ]
 ROWS = 1200
 
@@ -51,12 +54,12 @@ def test_the_rows_are_the_same_in_every_layout(corpora, tmp_path, kind):
     """Workers as parts of this process in every layout; as processes too in those below."""
     shards, expected = corpora[kind]
     assert len(LAYOUTS) >= 12
-    for world, workers in LAYOUTS:
-        rows = take(together(shards, tmp_path, world, workers), 360)
-        assert differs(rows, expected[:360]) is None, f"{world} x {workers}: {differs(rows, expected[:360])}"
-    for world, workers in {"jsonl": ((1, 1), (1, 2), (3, 2)), "tar": ((2, 1),)}.get(kind, ((1, 2),)):
-        rows = take(together(shards, tmp_path, world, workers, real=True), 360)
-        assert differs(rows, expected[:360]) is None, f"{world} x {workers}: {differs(rows, expected[:360])}"
+    for processes, workers in LAYOUTS:
+        rows = take(together(shards, tmp_path, processes, workers), 360)
+        assert differs(rows, expected[:360]) is None, f"{processes} x {workers}: {differs(rows, expected[:360])}"
+    for processes, workers in {"jsonl": ((1, 1), (1, 2), (3, 2)), "tar": ((2, 1),)}.get(kind, ((1, 2),)):
+        rows = take(together(shards, tmp_path, processes, workers, real=True), 360)
+        assert differs(rows, expected[:360]) is None, f"{processes} x {workers}: {differs(rows, expected[:360])}"
 
 
 def test_tokenised_shards_give_the_rows_of_their_text(corpora):
@@ -77,15 +80,15 @@ def test_a_chain_of_resumes_in_other_layouts_reads_what_one_read_gives(corpora, 
     state = json.dumps(to_json(cursors_behind(expected[:start])))
     history = []
     for _ in range(resumes + 1):
-        world, workers = draw.choice(LAYOUTS)
-        count = world * draw.randint(1, 900 // (resumes + 1) // world)
-        history.append(f"{start}: {world} x {workers}")
+        processes, workers = draw.choice(LAYOUTS)
+        count = processes * draw.randint(1, 900 // (resumes + 1) // processes)
+        history.append(f"{start}: {processes} x {workers}")
         known = from_json(json.loads(state))
-        rows = together(shards, tmp_path, world, workers, real=real, start=start, cursors=known)
+        rows = together(shards, tmp_path, processes, workers, real=real, start=start, cursors=known)
         taken = take(rows, count)
         found = differs(taken, expected[start : start + count])
         assert found is None, f"{kind}, {' -> '.join(history)}: {found}"
-        ahead = take(rows, draw.randint(0, 5) * world)
+        ahead = take(rows, draw.randint(0, 5) * processes)
         assert all(row.index >= start + count for row in ahead)
         rows.close()
         state = json.dumps(to_json(cursors_behind(taken, known)))
@@ -114,7 +117,7 @@ def _epochs(rows) -> list[int]:
 
 @pytest.fixture
 def reading(tmp_path):
-    """``reading(world, steps, workers)`` starts reading.py on tmp_path; after the test it is gone."""
+    """``reading(processes, steps, workers)`` starts reading.py on tmp_path; after the test it is gone."""
     started: list[subprocess.Popen] = []
 
     def start(*arguments: int) -> subprocess.Popen:
@@ -151,13 +154,13 @@ def test_processes_that_are_killed_and_change_in_number_read_on(corpora, tmp_pat
     assert reading(4, killed_at + 20, 1).wait(100) == 0
 
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert {line["world"] for line in log} == {1, 2, 4}
-    assert [line["step"] for line in log if line["world"] == 1] == list(range(killed_at + 1, killed_at + 10))
+    assert {line["processes"] for line in log} == {1, 2, 4}
+    assert [line["step"] for line in log if line["processes"] == 1] == list(range(killed_at + 1, killed_at + 10))
     seen = set()
     for line in log:  # the step that was under way when the ranks were killed may stand there twice
         rows = [tuple(row) for step in zip(*line["rows"], strict=True) for row in step]
         first = (line["step"] - 1) * LANES
         wanted = [(row.index, digest(row)) for row in islice(expected, first, first + LANES)]
-        assert rows == wanted, f"step {line['step']} of {line['world']} processes has other rows"
+        assert rows == wanted, f"step {line['step']} of {line['processes']} processes has other rows"
         seen.add(line["step"])
     assert seen == set(range(1, killed_at + 21)), "steps are missing"
