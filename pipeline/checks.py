@@ -6,7 +6,6 @@ too large to be read, is given back as a line that says so.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.config import STAGES, Config
+from pipeline.config import Config
 from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import format_for, read_records
@@ -27,11 +26,13 @@ from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, refuse_no_text, wh
 from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
-from pipeline.files import of_bytes, require_writable
+from pipeline.files import of_bytes
 from pipeline.inputs import held_out_asked, read_encoder, text_source
+from pipeline.model.architecture import check_generation
 from pipeline.model.files import require_finite_files, require_whole
 from pipeline.model.fit import require_fit
 from pipeline.model.load import resolve_model
+from pipeline.places import check_places
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30
@@ -48,16 +49,18 @@ STRETCHED = 1.1
 
 
 def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str]:
-    """Check what of run folder, weights, tokenizer and text is on this machine; returns what was not, a line each.
+    """Check what of places, weights, tokenizer and text is on this machine; returns what was not, a line each.
 
     ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
     """
-    lines, encoder = _look_at_run_folder(config), None
+    lines, encoder = check_places(config), None
     # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
     named = Path(config.model.path).is_dir()
     if named:
         folder = resolve_model(config.model.path)
     own = named or folder != config.model.architecture
+    if own:
+        check_generation(folder)
     if own and (named or has_tokenizer(folder)):
         encoder = check_tokenizer(config, folder, model)
         check_prompts(config, folder, model)
@@ -71,16 +74,6 @@ def check_here(config: Config, model: PreTrainedModel, folder: Path) -> list[str
     if encoder is not None:
         check_held_out(config, encoder)
     return lines
-
-
-def _look_at_run_folder(config: Config) -> list[str]:
-    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
-    folder = config.run.folder / config.run.name
-    if not os.path.exists(Path(*folder.absolute().parts[:2])):
-        return [f"run folder {folder}: not on this machine"]
-    for stage in STAGES:
-        require_writable(folder / stage, "run.folder")
-    return []
 
 
 def check_weights(folder: Path, model: nn.Module) -> list[str]:

@@ -55,6 +55,26 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> PreTrain
     return config
 
 
+def check_generation(folder: str | Path) -> None:
+    """RegrowError where the folder has a generation_config.json that transformers would not load with the model, or
+    passes over because it is no JSON; it goes along with every model that is saved."""
+    from transformers import GenerationConfig
+
+    file = Path(folder) / "generation_config.json"
+    if not file.is_file():
+        return
+    read_json(file, AGAIN)
+    try:
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    except Exception as error:  # whatever its checks make of values that they did not foresee
+        why = first_line(error).rstrip(".")
+        raise RegrowError(
+            f"{file}: transformers cannot read this as settings of generation: {why}; mend it, or move it aside"
+        ) from None
+    if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+        raise RegrowError(f"{file}: eos_token_id is {json.dumps(ends)[:80]}; it must be an id, or a list of ids")
+
+
 def own_code(folder: str | Path) -> list[str]:
     """The files of code that a folder's config.json takes its classes from, in the folder or on the hub.
 
