@@ -8,6 +8,7 @@ image-text-to-text, and pruned in their text part, which text alone runs through
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,3 +133,17 @@ def auto_class(hf_config: PreTrainedConfig) -> Any:
         f"model type {hf_config.model_type}: transformers has no causal language model of it, or only of a part; of "
         f"such multimodal models {', '.join(WRAPPERS)} can be pruned"
     )
+
+
+def why_not_made(hf_config: PreTrainedConfig, error: Exception) -> str:
+    """Why a model cannot be made from a config, in a line; where transformers looked a value up and did not find it
+    (an activation, a kind of rope), the keys that have it."""
+    if not isinstance(error, KeyError) or not error.args:
+        return first_line(error)
+    keys = [key for key, value in _flat(hf_config.to_dict()) if value == error.args[0]]
+    return f"{' and '.join(keys) or 'a value in it'} is {error.args[0]!r}, which transformers does not know"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
