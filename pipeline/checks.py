@@ -107,7 +107,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> Encoder:
         raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
     encoder = read_encoder(config, folder)
     tokenizer = encoder.tokenizer
-    ids = set(tokenizer(WORDS, add_special_tokens=False, verbose=False)["input_ids"]) - {tokenizer.unk_token_id}
+    ids = set(next(encoder.inside([WORDS]))) - {tokenizer.unk_token_id}
     if not ids:
         raise RegrowError(
             f"model {folder}: its tokenizer has no tokens for {WORDS!r}; its vocabulary is not whole: fetch it again"

@@ -77,8 +77,11 @@ def test_ids_without_a_row_are_named_with_both_numbers(look, model):
     [
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no tokenizer in it"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer could be loaded"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
-        (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")), "could be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), r"tokenizer\.json: damaged"),
+        (
+            lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")),
+            r"\.json: no tokenizer can be",
+        ),
         (
             lambda folder: edit(folder / "tokenizer.json", lambda tree: tree["model"].update(vocab={}, merges=[])),
             "no tokens for",
