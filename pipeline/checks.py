@@ -219,7 +219,7 @@ def _check_source(source: TextSource, elsewhere: bool) -> str | None:
             raise no_such_place(source)
         return f"text of {without_secrets(source.path)}: not on this machine; stage data reads it first"
     if not files:
-        raise no_shard(source)
+        raise no_shard(source, names=local_files(source.path, source.files)[1])
     damage: DamagedShard | None = None
     without_text: Counter[str] = Counter()
     to_the_end = len(files) <= TRIED

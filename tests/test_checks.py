@@ -196,7 +196,7 @@ def test_a_source_without_a_shard_is_refused_by_its_key(tiny_config, tmp_path, k
 
     assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
     (folder / "a.txt").write_text("One.")
-    assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
+    assert refusal().endswith("there is a.txt: if that is a shard, set the source's format: jsonl, tar or parquet")
     write(folder / "a.jsonl", {"text": "One."})
     assert "(files: 'b*')" in refusal(f"{key}.files=b*")
     with pytest.raises(RegrowError, match=rf"^{key} '{folder}2': no such file or folder"):

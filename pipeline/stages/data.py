@@ -20,7 +20,7 @@ from pipeline.data.corpus.local import local_files
 from pipeline.data.corpus.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.corpus.survey import Survey, survey
 from pipeline.data.corpus.tokenising import tokenise_corpus
-from pipeline.data.formats.documents import format_of
+from pipeline.data.formats.documents import format_for, format_of
 from pipeline.data.formats.tokenised import is_tokenised, require_same_ids
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
@@ -51,7 +51,7 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
         if here is None and not may_be_remote(source.path):
             raise no_such_place(source)
         base, names = here or (Path(), [])
-        found = [base / name for name in names if source.format != "auto" or format_of(name)]
+        found = [base / name for name in names if format_for(source, name) is not None]
         tars = (path for path in found if format_of(path.name) == "tar")
         of_ids = of_ids or source.format == "tokenised" or (source.format == "auto" and any(map(is_tokenised, tars)))
         files += found
