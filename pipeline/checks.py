@@ -6,7 +6,6 @@ too large to be read, is given back as a line that says so.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.config import STAGES, Config
+from pipeline.config import Config
 from pipeline.data.corpus.local import local_files
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import format_for, read_records
@@ -27,11 +26,13 @@ from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, refuse_no_text, wh
 from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
-from pipeline.files import of_bytes, require_writable
+from pipeline.files import of_bytes
 from pipeline.inputs import held_out_asked, read_encoder, text_source
+from pipeline.model.architecture import check_generation
 from pipeline.model.files import require_finite_files, require_whole
 from pipeline.model.fit import require_fit
 from pipeline.model.load import resolve_model
+from pipeline.places import check_places
 
 #: Bytes of weights that are read to see whether they are numbers: a second.
 FEW = 1 << 30
@@ -48,17 +49,19 @@ STRETCHED = 1.1
 
 
 def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[Encoder | None, list[str]]:
-    """Check what of run folder, weights, tokenizer and held-out text is on this machine; returns the encoder of its
+    """Check what of places, weights, tokenizer and held-out text is on this machine; returns the encoder of its
     documents, None where the tokenizer is not here, and what else was not, a line each.
 
     ``model`` is on the meta device, its config.json in ``folder``. Raises what the checks of each raise.
     """
-    lines, encoder = _look_at_run_folder(config), None
+    lines, encoder = check_places(config), None
     # A folder that model.path names is taken as it is; one in the hub's cache may be fetched in part.
     named = Path(config.model.path).is_dir()
     if named:
         folder = resolve_model(config.model.path)
     own = named or folder != config.model.architecture
+    if own:
+        check_generation(folder)
     if own and (named or has_tokenizer(folder)):
         encoder = check_tokenizer(config, folder, model)
     else:
@@ -70,16 +73,6 @@ def check_here(config: Config, model: PreTrainedModel, folder: Path) -> tuple[En
     if encoder is not None:
         check_held_out(config, encoder)
     return encoder, lines
-
-
-def _look_at_run_folder(config: Config) -> list[str]:
-    """RegrowError unless the stages can write; a line where the disk that is meant is not this machine's."""
-    folder = config.run.folder / config.run.name
-    if not os.path.exists(Path(*folder.absolute().parts[:2])):
-        return [f"run folder {folder}: not on this machine"]
-    for stage in STAGES:
-        require_writable(folder / stage, "run.folder")
-    return []
 
 
 def check_weights(folder: Path, model: nn.Module) -> list[str]:
@@ -113,7 +106,7 @@ def check_tokenizer(config: Config, folder: Path, model: nn.Module) -> Encoder:
         raise RegrowError(f"model {folder}: no tokenizer in it (tokenizer.json, or tokenizer.model); put it there")
     encoder = read_encoder(config, folder)
     tokenizer = encoder.tokenizer
-    ids = set(tokenizer(WORDS, add_special_tokens=False, verbose=False)["input_ids"]) - {tokenizer.unk_token_id}
+    ids = set(next(encoder.inside([WORDS]))) - {tokenizer.unk_token_id}
     if not ids:
         raise RegrowError(
             f"model {folder}: its tokenizer has no tokens for {WORDS!r}; its vocabulary is not whole: fetch it again"
@@ -225,7 +218,7 @@ def _check_source(source: TextSource, elsewhere: bool) -> str | None:
             raise no_such_place(source)
         return f"text of {without_secrets(source.path)}: not on this machine; stage data reads it first"
     if not files:
-        raise no_shard(source)
+        raise no_shard(source, names=local_files(source.path, source.files)[1])
     damage: DamagedShard | None = None
     without_text: Counter[str] = Counter()
     to_the_end = len(files) <= TRIED

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import STAGES, ConfigError, dump_config, json_schema, load_config
+from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, take_place
 
@@ -77,10 +77,11 @@ _stage_command("report", "Draw the page and write the model card.")
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, until: Until = None) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
+    asked = _read(config, overrides)
     from pipeline.commands.plan import plan as made_plan
     from pipeline.commands.plan_text import plan_text
 
-    print(plan_text(made_plan(load_config(config, overrides or []), _until(until))))
+    print(plan_text(made_plan(asked, _until(until))))
 
 
 @app.command()
@@ -99,16 +100,17 @@ def data_show(
     characters: Annotated[int, typer.Option(metavar="N", help="Of each document; 0 shows all.", min=0)] = 300,
 ) -> None:
     """The documents that a training step saw, decoded."""
+    asked = _read(config, overrides)
     from pipeline.commands.show import shown_step
 
-    for line in shown_step(load_config(config, overrides or []), str(config), step, characters):
+    for line in shown_step(asked, str(config), step, characters):
         print(line)
 
 
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """The resolved config: every key, after extends and overrides."""
-    print(dump_config(load_config(config, overrides or [])), end="")
+    print(dump_config(_read(config, overrides)), end="")
 
 
 @app.command()
@@ -117,10 +119,21 @@ def schema() -> None:
     print(json_schema())
 
 
+def _read(path: Path, overrides: list[str] | None) -> Config:
+    """The config; RegrowError where the working directory is gone: paths in it mean nothing then, and torch dies."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RegrowError(
+            "the working directory was deleted or moved; cd to one that is there, and start again"
+        ) from None
+    return load_config(path, overrides or [])
+
+
 def _carry_out(stages: list[str], path: Path, overrides: list[str] | None, redo: str | None) -> None:
     place = find_place()
     take_place(place)
-    config = load_config(path, overrides or [])
+    config = _read(path, overrides)
     if redo is not None:
         redo = _stage(redo)
         if redo not in stages:

@@ -55,11 +55,14 @@ def read_json(path: Path, remedy: str = "move it aside and redo its stage") -> A
     """The JSON in ``path``; RegrowError names the file when it is missing or damaged, and the ``remedy`` of the latter:
     a file that no stage wrote has another."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith("\ufeff"):
+            return json.loads(text)
     except OSError as error:
         raise RegrowError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise RegrowError(f"{path}: damaged, not valid JSON ({error}); {remedy}") from None
+    raise RegrowError(f"{path}: begins with a byte order mark (BOM), which no JSON may; save it as UTF-8 without one")
 
 
 def hash_json(value: Any) -> str:

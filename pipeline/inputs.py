@@ -180,9 +180,12 @@ class Inputs:
     def for_maps(self, width: int) -> torch.Tensor:
         """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
         to judge them by."""
-        count = self.config.score.linear_sequences or sequences_for_maps(width, self.config.score.length)
         # Another draw than the calibration's.
-        return self._draw(count, self.config.score.seed + 1)[0]
+        return self._draw(self.count_for_maps(width), self.config.score.seed + 1)[0]
+
+    def count_for_maps(self, width: int) -> int:
+        """How many sequences linear maps of ``width`` x ``width`` take."""
+        return self.config.score.linear_sequences or sequences_for_maps(width, self.config.score.length)
 
     def _draw(self, sequences: int, seed: int) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         return calibration_sequences(

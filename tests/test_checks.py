@@ -77,8 +77,11 @@ def test_ids_without_a_row_are_named_with_both_numbers(look, model):
     [
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no tokenizer in it"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer could be loaded"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer could be loaded"),
-        (lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")), "could be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), r"tokenizer\.json: damaged"),
+        (
+            lambda folder: edit(folder / "tokenizer.json", lambda tree: tree.pop("model")),
+            r"\.json: no tokenizer can be",
+        ),
         (
             lambda folder: edit(folder / "tokenizer.json", lambda tree: tree["model"].update(vocab={}, merges=[])),
             "no tokens for",
@@ -195,7 +198,7 @@ def test_a_source_without_a_shard_is_refused_by_its_key(tiny_config, tmp_path, k
 
     assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
     (folder / "a.txt").write_text("One.")
-    assert refusal().startswith(f"{key} '{folder}': no intact .jsonl")
+    assert refusal().endswith("there is a.txt: if that is a shard, set the source's format: jsonl, tar or parquet")
     write(folder / "a.jsonl", {"text": "One."})
     assert "(files: 'b*')" in refusal(f"{key}.files=b*")
     with pytest.raises(RegrowError, match=rf"^{key} '{folder}2': no such file or folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,23 @@ def test_config_prints_what_load_config_reads_back(call, tmp_path):
     config = load_config(printed)
     assert (config.prune.ratio, config.prune.remove, config.train.tokens) == (0.25, None, 1_000_000)
     assert config == load_config(ROOT / "configs" / "demo.yaml", ["prune.ratio=0.25", "train.tokens=1e6"])
+
+
+@pytest.mark.parametrize("command", [["plan"], ["run"], ["train"], ["data-show", "--step", "1"], ["config"]])
+def test_a_working_directory_that_was_deleted_is_said_in_a_line(tiny_config, tmp_path, command):
+    (tmp_path / "gone").mkdir()
+    script = f"rmdir {tmp_path}/gone; exec {sys.executable} -m pipeline {' '.join(command)} {tiny_config}"
+    ended = subprocess.run(
+        ["sh", "-c", script],
+        cwd=tmp_path / "gone",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 1, ended
+    assert ended.stderr.startswith("regrow: the working directory was deleted"), ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
 
 
 def test_schema_is_json_and_knows_every_section(call):

@@ -56,6 +56,12 @@ write_atomic(pathlib.Path(sys.argv[1]), "new")
     assert path.read_text() == "newer"
 
 
+def test_a_byte_order_mark_is_said_to_be_one(tmp_path):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8-sig")
+    with pytest.raises(RegrowError, match=r"config\.json: begins with a byte order mark \(BOM\).*without one$"):
+        read_json(tmp_path / "config.json")
+
+
 def test_json_is_read_back_and_damage_names_the_file(tmp_path):
     value = {"name": "Łódź", "losses": [0.1, 1e-300, 3]}
     write_json(tmp_path / "a.json", value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,11 @@ def may_be_remote(path: str) -> bool:
     return "://" in path or HUB_NAME.fullmatch(path) is not None
 
 
+def beside(name: str) -> bool:
+    """Whether this is what macOS puts beside a file, in folders and in archives: ._NAME, whatever NAME is."""
+    return name.rpartition("/")[2].startswith("._")
+
+
 def no_such_place(source: TextSource) -> RegrowError:
     """The error for a source that is neither here nor can be elsewhere."""
     return RegrowError(
@@ -78,12 +83,20 @@ def no_such_place(source: TextSource) -> RegrowError:
     )
 
 
-def no_shard(source: TextSource, skipped: int = 0) -> RegrowError:
-    """The error for a source without a file that can be read; ``skipped`` ones were damaged or empty."""
-    left_out = f"; {skipped} damaged or empty ones were skipped" if skipped else ""
+def no_shard(source: TextSource, skipped: int = 0, names: Sequence[str] = ()) -> RegrowError:
+    """The error for a source without a file that can be read; ``skipped`` ones were damaged or empty. ``names`` are
+    those of all files in it: where none is a shard by its ending, what to set is said."""
+    more, names = "", [name for name in names if not beside(name)]
+    if skipped:
+        more = f"; {skipped} damaged or empty ones were skipped"
+    elif names and source.format == "auto":
+        lines = [name for name in names if re.search(r"\.(json|ndjson)(\.gz|\.zst)?$", name)]
+        shown = lines or names
+        form = "format: jsonl (a JSON object a line)" if lines else "format: jsonl, tar or parquet"
+        more = f"; there is {shown[0]}{', ...' if shown[1:] else ''}: if that is a shard, set the source's {form}"
     *others, last = ENDINGS
     endings = f"{', '.join(others)} or {last}"
-    return RegrowError(f"{source.name}: no intact {endings} file in it (files: {source.files!r}){left_out}")
+    return RegrowError(f"{source.name}: no intact {endings} file in it (files: {source.files!r}){more}")
 
 
 def no_record(source: TextSource, without_text: Mapping[str, int]) -> RegrowError:

@@ -14,14 +14,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
 from pipeline.errors import RegrowError, first_line
-from pipeline.files import hash_json
+from pipeline.files import hash_json, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 #: What decides the ids of a text in a tokenizer.json. The rest (truncation, padding, the template that adds BOS and
 #: EOS, the way back from ids to text) has no part in them.
 DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+#: The files in JSON that a tokenizer is loaded from, the whole one first.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+#: What to do about one that is damaged.
+AGAIN = "fetch the model again"
 #: A text on which tokenizers without a tokenizer.json differ: capitals, accents, spaces, digits, other scripts.
 PROBE = "  The Café in ŁÓDŹ,\tfounded 1423:\n\n don't  pay £9.50 — 東京, Ελλάδα e\u0301 🙂 "
 
@@ -41,7 +45,23 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # The compiled part raises this class itself.
+        _name_broken(Path(path))
         raise RegrowError(f"model {path}: no tokenizer could be loaded ({first_line(error)})") from error
+
+
+def _name_broken(folder: Path) -> None:
+    """RegrowError naming the file of a tokenizer that is broken, where one is by itself."""
+    from tokenizers import Tokenizer
+
+    for file in (folder / name for name in FILES if (folder / name).is_file()):
+        if not isinstance(read_json(file, AGAIN), dict):
+            raise RegrowError(f"{file}: no JSON object in it; {AGAIN}")
+    whole = folder / FILES[0]
+    if whole.is_file():
+        try:
+            Tokenizer.from_file(str(whole))
+        except Exception as error:
+            raise RegrowError(f"{whole}: no tokenizer can be made of it ({first_line(error)}); {AGAIN}") from None
 
 
 @dataclass(frozen=True)
@@ -76,17 +96,38 @@ class Encoder:
         ]
 
     def inside(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Token ids of each text alone."""
+        """Token ids of each text alone. RegrowError on one that the tokenizer has no ids for."""
         if self.engine is not None:
-            # Unlike encode, this call does not keep where in the text every token stands.
-            yield from (found.ids for found in self.engine.encode_batch_fast(texts, add_special_tokens=False))
+            try:
+                # Unlike encode, this call does not keep where in the text every token stands.
+                found = self.engine.encode_batch_fast(texts, add_special_tokens=False)
+            except Exception as error:
+                # The compiled part raises this class itself, and does not say for which text.
+                if type(error) is not Exception:
+                    raise
+                found = [self._alone(text, self.engine.encode) for text in texts]
+            yield from (one.ids for one in found)
             return
         for text in texts:
-            if self.special_tokens == "plain" and any(string in text for string in self.special):
-                yield ids_as_text(self.tokenizer, text)
-            else:
-                call = {"add_special_tokens": False, "verbose": False, "split_special_tokens": False}
-                yield self.tokenizer(text, **call)["input_ids"]
+            yield self._alone(text, self._by_call)
+
+    def _by_call(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self.special_tokens == "plain" and any(string in text for string in self.special):
+            return ids_as_text(self.tokenizer, text)
+        call = {"add_special_tokens": add_special_tokens, "verbose": False, "split_special_tokens": False}
+        return self.tokenizer(text, **call)["input_ids"]
+
+    def _alone(self, text: str, encode: Callable[..., Any]) -> Any:
+        """What ``encode`` makes of a text; RegrowError where the compiled part has no ids for it."""
+        try:
+            return encode(text, add_special_tokens=False)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise RegrowError(
+                f"the tokenizer cannot encode {text[:60]!r} ({first_line(error)}); where it has no token for unknown "
+                "words, give it one (tokenizer.json: model.unk_token), or take another tokenizer"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         # The engine's own pickle forgets this setting.

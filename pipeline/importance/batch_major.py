@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
 from pipeline.importance.sweep import Window, dense_states, removal_losses
@@ -76,11 +77,26 @@ def sweep_by_batch(
 def own_share(sequences: torch.Tensor, micro_batch: int, world: World) -> list[torch.Tensor]:
     """This process's micro-batches of ``sequences``: a run of neighbours, so that in rank order they are all of them.
 
-    The micro-batches are the same for every number of processes.
+    The micro-batches are the same for every number of processes. Raises RegrowError where ``micro_batch`` is no number
+    from 1 on.
     """
+    require_micro_batch(micro_batch)
     groups = sequences.split(micro_batch)
     first, last = (len(groups) * rank // world.size for rank in (world.rank, world.rank + 1))
     return list(groups[first:last])
+
+
+def require_micro_batch(micro_batch: object) -> None:
+    """RegrowError unless this is a number of sequences that a forward can take."""
+    if not isinstance(micro_batch, int) or micro_batch < 1:
+        raise RegrowError(f"micro_batch {micro_batch!r}: a whole number of sequences is wanted, 1 or more")
+
+
+def require_ids(ids: object, name: str) -> None:
+    """RegrowError, with the ``name``, unless this is a tensor of ids (sequences, tokens)."""
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point() or ids.is_complex():
+        found = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise RegrowError(f"{name}: ids (sequences, tokens) of int64 are wanted, got {found}")
 
 
 def _read_back(

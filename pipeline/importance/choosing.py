@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.errors import RegrowError
-from pipeline.importance.batch_major import own_share
+from pipeline.importance.batch_major import own_share, require_ids
 from pipeline.importance.controls import control_blocks, control_order
 from pipeline.importance.criteria import Text
 from pipeline.importance.cut import Cut
@@ -121,6 +121,8 @@ class Removals:
         folder: Path | None = None,
         say: Callable[[str], None] = print,
     ):
+        if held_out is not None:
+            require_ids(held_out, "held_out")
         self.model, self.text, self.cut, self.held_out = model, text, cut, held_out
         self.ridge, self.world, self.say = ridge, world, say
         self.sizes, self._kept = Sizes.of(model), Kept(folder, world)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.importance.batch_major import own_share
+from pipeline.importance.batch_major import own_share, require_ids, require_micro_batch
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.linear import RIDGE, linear_entry, split_for_maps
 from pipeline.importance.ppl import summarise
@@ -63,11 +63,16 @@ DEFAULTS = Settings()
 @dataclass(frozen=True)
 class Text:
     """What blocks are scored on, the same in every process: ids ``sequences`` (S, T) int64, ``micro_batch`` in a
-    forward, and ``maps``, which gives the sequences (N, T) of linear maps; None takes ``sequences``."""
+    forward, and ``maps``, which gives the sequences (N, T) of linear maps; None takes ``sequences``. Raises RegrowError
+    on what is no ids, and on a micro-batch of none."""
 
     sequences: torch.Tensor
     micro_batch: int
     maps: Callable[[], torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        require_ids(self.sequences, "Text: sequences")
+        require_micro_batch(self.micro_batch)
 
 
 def _linear(model: PreTrainedModel, text: Text, settings: Settings, world: World) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 
 from pipeline.errors import RegrowError
-from pipeline.model.blocks import check_indices
+from pipeline.model.blocks import check_indices, whole_numbers
 from pipeline.model.describe import Sizes
 
 #: The ways of saying how much goes; exactly one of them holds.
@@ -26,7 +27,7 @@ class Cut:
     ``parameters``: the fewest blocks that leave at most so many parameters, whichever blocks they are. ``perplexity``:
     as many as keep the perplexity of the calibration sequences at or below it. ``blocks``: these, also protected ones.
 
-    Raises RegrowError when it is made of no statement, or of several.
+    Raises RegrowError when it is made of no statement, of several, or of what is no number.
     """
 
     remove: int | None = None
@@ -42,6 +43,14 @@ class Cut:
         if len(stated) != 1:
             have = " and ".join(stated) or "none"
             raise RegrowError(f"a cut states exactly one of {', '.join(STATEMENTS)}; stated here: {have}")
+        if self.blocks is not None:
+            whole_numbers(self.blocks)
+        else:
+            _require_number(stated[0], getattr(self, stated[0]), whole=self.remove is not None)
+        for name in ("protect_first", "protect_last"):
+            _require_number(name, getattr(self, name), whole=True)
+            if getattr(self, name) < 0:
+                raise RegrowError(f"a cut's {name} is {getattr(self, name)}: it is a number of blocks, 0 or more")
 
     def protected(self, total: int) -> list[int]:
         """Indices, of ``total`` blocks, that stay: the first ones and the last ones."""
@@ -119,3 +128,11 @@ class Cut:
 
     def _limit(self, total: int) -> str:
         return f"{self.most(total)} of {total} blocks may go, {len(self.protected(total))} are protected"
+
+
+def _require_number(name: str, value: object, whole: bool) -> None:
+    wanted = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real) or math.isnan(value):
+        raise RegrowError(f"a cut's {name} is {value!r}: {wanted} is wanted")
+    if name == "ratio" and math.isinf(value):
+        raise RegrowError(f"a cut's {name} is {value!r}: a share of the blocks is wanted")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.errors import RegrowError
 from pipeline.files import read_json, write_json
 from pipeline.world import World
 
@@ -16,10 +17,13 @@ Value = TypeVar("Value")
 class Kept:
     """JSON-ready values by name, each made once. ``folder``, the same for all processes, holds them; None: memory does.
 
-    Numbers come back from JSON as they were, to the bit, so that it makes no difference which of the two it is.
+    Numbers come back from JSON as they were, to the bit, so that it makes no difference which of the two it is. Raises
+    RegrowError on a folder that is no Path.
     """
 
     def __init__(self, folder: Path | None, world: World):
+        if not isinstance(folder, Path | None):
+            raise RegrowError(f"folder {folder!r}: a pathlib.Path is wanted, or None to keep nothing")
         self._folder, self._world = folder, world
         self._values: dict[str, Any] = {}
 

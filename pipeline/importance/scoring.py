@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from pipeline.criteria import CRITERIA
 from pipeline.errors import RegrowError
-from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
+from pipeline.importance.batch_major import Wanted, own_share, require_ids, require_micro_batch, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.criteria import (
     DEFAULTS,
@@ -120,6 +120,9 @@ def score_streamed(
     them. Raises RegrowError on what needs the whole model on the device: ``linear``, ``taylor`` and windows of ``ppl``.
     """
     asked = _asked(criteria)
+    require_ids(sequences, "sequences")
+    require_micro_batch(micro_batch)
+    kept = Kept(folder, world)
     whole = [f"score.criteria {name}" for name in sorted(asked) if NEEDS[name] in ("maps", "gradients")]
     whole += ["score.ppl_n"] * bool(settings.ppl_lengths)
     if whole:
@@ -151,7 +154,7 @@ def score_streamed(
         tie = TIE[str(streamed.dtype).removeprefix("torch.")]
         entries = sweep_entries(asked, losses, distances, sequences.shape[1] - 1, tie)
     made = {name: partial(_from_loaded, streamed, name, settings) for name in asked if name in FROM_WEIGHTS}
-    return _finished(asked, entries, made, Kept(folder, world), say)
+    return _finished(asked, entries, made, kept, say)
 
 
 def _from_loaded(streamed: StreamedModel, name: str, settings: Settings) -> dict[str, Any]:
@@ -166,6 +169,8 @@ def _loaded(streamed: StreamedModel) -> Iterator[nn.Module]:
 
 def _asked(criteria: Iterable[str] | str) -> list[str]:
     asked = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
+    if not asked:
+        raise RegrowError(f"criteria: none is named; known are: {', '.join(CRITERIA)}")
     unknown = sorted(set(asked) - set(CRITERIA))
     if unknown:
         raise RegrowError(f"criteria {unknown}: not known; known are: {', '.join(CRITERIA)}")
@@ -218,11 +223,7 @@ def checked_batches(model: PreTrainedModel, batches: Sequence[torch.Tensor], sho
     rows = len(model.get_input_embeddings().get_parameter("weight"))
     for number, batch in enumerate(batches):
         name = f"calibration batch {number}"
-        if not isinstance(batch, torch.Tensor) or batch.ndim != 2 or batch.is_floating_point() or batch.is_complex():
-            found = (
-                f"{tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, torch.Tensor) else type(batch).__name__
-            )
-            raise RegrowError(f"{name}: ids (sequences, tokens) of int64 are wanted, got {found}")
+        require_ids(batch, name)
         if not len(batch) or batch.shape[1] < shortest:
             raise RegrowError(
                 f"{name}: has {len(batch)} sequences of {batch.shape[1]} tokens; one of {shortest} at least is wanted"

@@ -8,6 +8,7 @@ image-text-to-text, and pruned in their text part, which text alone runs through
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,26 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> PreTrain
         if getattr(part, "quantization_config", None):
             raise RegrowError(f"{file}: the weights are quantised (quantization_config); {DEQUANTISE}")
     return config
+
+
+def check_generation(folder: str | Path) -> None:
+    """RegrowError where the folder has a generation_config.json that transformers would not load with the model, or
+    passes over because it is no JSON; it goes along with every model that is saved."""
+    from transformers import GenerationConfig
+
+    file = Path(folder) / "generation_config.json"
+    if not file.is_file():
+        return
+    read_json(file, AGAIN)
+    try:
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    except Exception as error:  # whatever its checks make of values that they did not foresee
+        why = first_line(error).rstrip(".")
+        raise RegrowError(
+            f"{file}: transformers cannot read this as settings of generation: {why}; mend it, or move it aside"
+        ) from None
+    if ends is not None and not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+        raise RegrowError(f"{file}: eos_token_id is {json.dumps(ends)[:80]}; it must be an id, or a list of ids")
 
 
 def own_code(folder: str | Path) -> list[str]:
@@ -112,3 +133,17 @@ def auto_class(hf_config: PreTrainedConfig) -> Any:
         f"model type {hf_config.model_type}: transformers has no causal language model of it, or only of a part; of "
         f"such multimodal models {', '.join(WRAPPERS)} can be pruned"
     )
+
+
+def why_not_made(hf_config: PreTrainedConfig, error: Exception) -> str:
+    """Why a model cannot be made from a config, in a line; where transformers looked a value up and did not find it
+    (an activation, a kind of rope), the keys that have it."""
+    if not isinstance(error, KeyError) or not error.args:
+        return first_line(error)
+    keys = [key for key, value in _flat(hf_config.to_dict()) if value == error.args[0]]
+    return f"{' and '.join(keys) or 'a value in it'} is {error.args[0]!r}, which transformers does not know"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]

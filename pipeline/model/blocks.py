@@ -9,6 +9,7 @@ with some blocks turned into the identity, so that each can be checked against t
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,12 +29,21 @@ __all__ = [
     "replaced_forward",
     "require_removable",
     "skip_blocks",
+    "whole_numbers",
 ]
 
 
-def check_indices(indices: Sequence[int], total: int) -> list[int]:
-    """Sorted block indices; RegrowError unless they are distinct, within range, and leave at least one block."""
-    wanted = sorted(indices)
+def whole_numbers(indices: Iterable[int]) -> list[int]:
+    """Block indices as plain numbers; RegrowError where one is none: 2.0 would be no block's."""
+    try:
+        return [operator.index(index) for index in indices]
+    except TypeError:
+        raise RegrowError(f"blocks {indices!r}: a list of whole numbers is wanted, the indices of blocks") from None
+
+
+def check_indices(indices: Iterable[int], total: int) -> list[int]:
+    """Sorted block indices; RegrowError unless they are whole, distinct, within range, and leave at least one block."""
+    wanted = sorted(whole_numbers(indices))
     if len(set(wanted)) != len(wanted):
         raise RegrowError(f"blocks {wanted}: an index stands twice")
     if wanted and not (wanted[0] >= 0 and wanted[-1] < total):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.errors import RegrowError, first_line
-from pipeline.model.architecture import auto_class
+from pipeline.errors import RegrowError
+from pipeline.model.architecture import auto_class, why_not_made
 from pipeline.model.head import chunk_length
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> 
     try:
         with torch.device("meta"):
             return loader.from_config(hf_config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        reason = first_line(error)
-        raise RegrowError(f"no model can be made from {type(hf_config).__name__}: {reason}") from None
+    except Exception as error:  # whatever a class makes of values that it did not foresee
+        why = why_not_made(hf_config, error)
+        raise RegrowError(
+            f"no model can be made from {type(hf_config).__name__}: {why}; correct the config, or fetch the model again"
+        ) from None
 
 
 def text_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pipeline.errors import RegrowError
 from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import meta_model
@@ -17,7 +18,11 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
 
     Raises RegrowError as ``read_config`` and ``meta_model`` do.
     """
-    return meta_model(read_config(folder, trust_remote_code), trust_remote_code)
+    hf_config = read_config(folder, trust_remote_code)
+    try:
+        return meta_model(hf_config, trust_remote_code)
+    except RegrowError as error:
+        raise RegrowError(f"{folder / 'config.json'}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,21 @@ def read_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise RegrowError(f"{path}: not a safetensors file, or cut off ({size:,} bytes); fetch it again")
     header.pop("__metadata__", None)
-    whole = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    whole = 8 + length + max((_end(path, name, entry) for name, entry in header.items()), default=0)
     if size != whole:
         raise RegrowError(f"{path}: {size:,} bytes, and its header says {whole:,}: cut off or damaged; fetch it again")
     return header
+
+
+def _end(path: Path, name: str, entry: Any) -> int:
+    """Where the bytes of a header's entry end; RegrowError where that is not told."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
+        raise RegrowError(
+            f"{path}: its header does not say where the bytes of {name} are ({json.dumps(entry)[:80]}); it is damaged, "
+            "or no safetensors file: fetch it again"
+        )
+    return offsets[1]
 
 
 def require_finite_files(files: Iterable[Path]) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.errors import RegrowError
 from pipeline.model.architecture import DEQUANTISE
-from pipeline.model.headers import Entry, converters, read_headers
+from pipeline.model.headers import Entry, converters, is_old_mask, read_headers
 
 #: So many tensors that do not fit are named.
 NAMED = 3
@@ -115,7 +115,11 @@ def _missing_or_left_over(model: Any, entries: Mapping[str, Entry], own: Mapping
         for name, value in own.items()
         if name not in given and id(value) not in there and not any("\\" in part or part in name for part in parts)
     }
-    left_over = {key: entry.target for key, entry in entries.items() if entry.target not in own and not entry.converted}
+    left_over = {
+        key: entry.target
+        for key, entry in entries.items()
+        if entry.target not in own and not entry.converted and not is_old_mask(key)
+    }
     told = SimpleNamespace(missing_keys=missing, unexpected_keys=set(left_over.values()))
     model._adjust_missing_and_unexpected_keys(told)
     kept = sorted(key for key, target in left_over.items() if target in told.unexpected_keys)

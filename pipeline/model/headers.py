@@ -7,6 +7,7 @@ which tensors a model that was loaded in one dtype holds less precisely than its
 from __future__ import annotations
 
 import contextlib
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 #: safetensors' names of the dtypes that a narrower one may cut; tensors of others are integers, or quantised.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+#: The tables of the causal mask that files of GPT-2's time hold beside the weights; models make their own now.
+OLD_MASKS = re.compile(r"\b(attn|attention|crossattention)\.(masked_)?bias$")
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ def read_headers(model: PreTrainedModel, files: Sequence[Path]) -> dict[str, Ent
     return entries
 
 
+def is_old_mask(name: str) -> bool:
+    """Whether a tensor of a file without a place in its model is a mask that the model makes itself."""
+    return OLD_MASKS.search(name) is not None
+
+
 def conversions(model: PreTrainedModel) -> list[Any]:
     """How transformers turns the names and layouts of this model's checkpoints into those of its modules."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -90,7 +100,7 @@ def shortfall(model: PreTrainedModel, folder: Path) -> Shortfall:
     """What ``model``, loaded from ``folder``, has lost of its files.
 
     A tensor is narrowed where its dtype in the model cannot hold every value of that in the file. Tables that models
-    compute now, and whose place old files still have (rotary frequencies), are not missed.
+    compute now, and whose place old files still have (rotary frequencies, masks), are not missed.
     """
     entries = read_headers(model, weight_files(folder))
     own = model.state_dict()
@@ -101,7 +111,7 @@ def shortfall(model: PreTrainedModel, folder: Path) -> Shortfall:
         if held is not None:
             if entry.dtype is not None and torch.promote_types(entry.dtype, held.dtype) != held.dtype:
                 narrowed[key] = entry.dtype
-        elif not entry.converted and key.rpartition(".")[2] not in computed:
+        elif not entry.converted and key.rpartition(".")[2] not in computed and not is_old_mask(key):
             left_out.append(key)
     return Shortfall(narrowed, left_out, len(entries))
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pipeline.errors import RegrowError, first_line
-from pipeline.model.architecture import auto_class, read_config
+from pipeline.errors import RegrowError
+from pipeline.model.architecture import auto_class, read_config, why_not_made
 from pipeline.model.outputs import return_logits
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def without_weights(folder: Path, dtype: torch.dtype, kernel: str | None, trust_
                 config, dtype=dtype, attn_implementation=kernel, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+        why = why_not_made(config, error)
+        raise RegrowError(f"model {folder}: cannot be loaded ({type(error).__name__}: {why})") from error
     make_buffers(model)
     return_logits(model)
     return model.eval()

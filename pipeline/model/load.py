@@ -16,6 +16,7 @@ from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.model.files import require_finite, weight_files
 from pipeline.model.fit import require_fit
+from pipeline.model.headers import is_old_mask
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
 
@@ -146,7 +147,11 @@ def load_model(
         # Where weights do not fit, this names them.
         require_fit(without_weights(path, dtype, None, trust_remote_code), path, weight_files(path))
         raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
-    wrong = {name: sorted(loading[name]) for name in ("missing_keys", "unexpected_keys") if loading.get(name)}
+    found = {
+        "missing_keys": sorted(loading.get("missing_keys") or ()),
+        "unexpected_keys": sorted(name for name in loading.get("unexpected_keys") or () if not is_old_mask(name)),
+    }
+    wrong = {name: keys for name, keys in found.items() if keys}
     if loading.get("mismatched_keys"):
         wrong["mismatched_keys"] = [
             f"{name} has shape {list(found)}, and {list(wanted)} is wanted"

@@ -22,7 +22,7 @@ from torch import nn
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_json
 from pipeline.model.files import require_finite, weight_files
-from pipeline.model.headers import conversions, opened, read_headers
+from pipeline.model.headers import conversions, is_old_mask, opened, read_headers
 from pipeline.model.hollow import buffers_to, without_weights
 from pipeline.model.load import attention_kernel, own_memory
 from pipeline.model.structure import find_blocks, require_separate_blocks
@@ -136,6 +136,7 @@ class StreamedModel:
         }
         # As in from_pretrained: some models have weights that may be missing, and files tensors that nobody wants.
         self.model._adjust_missing_and_unexpected_keys(info)
+        info.unexpected_keys = {name for name in info.unexpected_keys if not is_old_mask(name)}
         if info.missing_keys:
             self._refuse_missing(info.missing_keys)
         if info.unexpected_keys:

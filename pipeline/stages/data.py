@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipeline.data.corpus.local import local_files
 from pipeline.data.corpus.overlap import held_out_hashes, refuse_overlap, write_hashes
 from pipeline.data.corpus.survey import Survey, survey
 from pipeline.data.corpus.tokenising import tokenise_corpus
-from pipeline.data.formats.documents import format_of
+from pipeline.data.formats.documents import format_for, format_of
 from pipeline.data.formats.tokenised import is_tokenised, require_same_ids
 from pipeline.data.progress import Progress
 from pipeline.data.shards import Shard, build_manifest
@@ -30,9 +29,10 @@ from pipeline.data.stream.parts import deal
 from pipeline.data.texts import counted
 from pipeline.data.tokens import about_encoder, encoder_hash
 from pipeline.errors import RegrowError
-from pipeline.files import require_writable, write_json
+from pipeline.files import write_json
 from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, read_encoding, text_source
 from pipeline.launch import cores, die_with_parent
+from pipeline.places import check_ids
 from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
@@ -50,7 +50,7 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
         if here is None and not may_be_remote(source.path):
             raise no_such_place(source)
         base, names = here or (Path(), [])
-        found = [base / name for name in names if source.format != "auto" or format_of(name)]
+        found = [base / name for name in names if format_for(source, name) is not None]
         tars = (path for path in found if format_of(path.name) == "tar")
         of_ids = of_ids or source.format == "tokenised" or (source.format == "auto" and any(map(is_tokenised, tars)))
         files += found
@@ -84,7 +84,6 @@ class Found:
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write data/manifest.json, and the tokenised corpus where data.tokenised says so."""
     folder, text = run.stage("data"), Inputs(config, run)
-    _require_ids_apart(config)
     found = _list(config, run, text, say)
     _refuse(config, text, found)
     _keep_for_later(folder, found, say)
@@ -170,20 +169,6 @@ def _tokenise(
         if not of_source(corpus, number):
             raise RegrowError(f"data.sources.{number} {source.path!r}: every shard of it is damaged; replace them")
     return corpus, damaged
-
-
-def _require_ids_apart(config: Config) -> None:
-    """RegrowError where the ids would be written among the text: the next listing would find them in its source."""
-    if config.data.tokenised is None:
-        return
-    ids = config.data.tokenised.expanduser().resolve()
-    for key, source in config.data.texts.items():
-        root = Path(source.path).expanduser().resolve()
-        if root.is_dir() and ids.is_relative_to(root) and fnmatchcase(f"{ids.relative_to(root)}/x.tar", source.files):
-            raise RegrowError(
-                f"data.tokenised {str(config.data.tokenised)!r} lies in {key} {source.path!r}, "
-                "which would list the ids as its own; take another folder"
-            )
 
 
 def of_source(corpus: list[Shard], number: int) -> list[Shard]:
@@ -277,10 +262,9 @@ def _special_strings(surveys: list[Survey], policy: str, say: Callable[[str], No
 
 def check(ahead: Ahead) -> list[str]:
     """Whether there is text to read, and a place for its ids."""
-    notes = check_texts(ahead.config, ahead.elsewhere)
-    if ahead.config.data.tokenised is not None:
-        require_writable(ahead.config.data.tokenised, "data.tokenised")
-    return notes
+    if not ahead.elsewhere:
+        check_ids(ahead.config)
+    return check_texts(ahead.config, ahead.elsewhere)
 
 
 STAGE = Stage(

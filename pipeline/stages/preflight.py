@@ -11,6 +11,7 @@ from pipeline.checks import check_held_out, check_lengths, check_tokenizer, chec
 from pipeline.config import Config
 from pipeline.files import require_writable
 from pipeline.launch import Place
+from pipeline.model.architecture import check_generation
 from pipeline.model.describe import describe_folder
 from pipeline.model.load import resolve_model
 from pipeline.stages.stage import Ahead, load_stage
@@ -28,6 +29,7 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
     if any(stage.reads_model for stage in stages):
         folder = resolve_model(config.model.path, config.model.revision)
         model = describe_folder(folder, config.model.trust_remote_code)
+        check_generation(folder)
         encoder = check_tokenizer(config, folder, model)
     ahead = Ahead(config, place, frozenset(due), encoder, model)
     notes = [line for stage in stages for line in stage.check(ahead)]

@@ -32,7 +32,7 @@ from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import Run
+from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -171,12 +171,43 @@ def _held_out(text: Inputs, origins: list[dict[str, Any]]) -> int | None:
 
 
 def check(ahead: Ahead) -> list[str]:
-    """Whether the windows and the maps that the config asks for are possible with this model."""
+    """Whether the windows and the maps that the config asks for are possible with this model, and the corpus has
+    documents enough where its listing is done."""
     sizes = Sizes.of(ahead.model)
     total, planned = len(sizes.blocks), len(read_cut(ahead.config).planned(sizes))
     _check_windows(ahead.config, total, planned)
-    _check_maps(ahead.config, ahead.model.config.get_text_config().hidden_size, total, planned)
+    width = ahead.model.config.get_text_config().hidden_size
+    _check_maps(ahead.config, width, total, planned)
+    if "data" not in ahead.due:
+        _check_documents(ahead.config, width)
     return []
+
+
+def _check_documents(config: Config, width: int) -> None:
+    """Whether the corpus that stage data listed has a document for each sequence; some may be too short, which is seen
+    when they are drawn."""
+    run = Run(config.run.folder / config.run.name)
+    record, text = run.record("data"), Inputs(config, run)
+    # A listing of another config, or that has lost its file, is refused as what it is when the stage begins.
+    now = {"config": config.read_by("data")}
+    if record is None or compare_fingerprints({"config": record["fingerprint"]["config"]}, now):
+        return
+    if not (run.stage("data") / "manifest.json").is_file():
+        return
+    counts = [shard.documents for shard in text.corpus]
+    if None in counts:
+        return
+    there = sum(counts) - sum(number for shard in text.corpus for _, number in shard.without_text)
+    asked = {"score.sequences": config.score.sequences}
+    if "linear" in config.score.criteria or config.prune.linear:
+        auto = "" if config.score.linear_sequences else f" (null: as many as maps of {width} x {width} take)"
+        asked[f"score.linear_sequences{auto}"] = text.count_for_maps(width)
+    for key, count in asked.items():
+        if there < count:
+            raise RegrowError(
+                f"{key} {count:,}: the corpus has {there:,} documents, and each gives one sequence at most; lower it, "
+                "or add text to data.sources"
+            )
 
 
 def _check_windows(config: Config, total: int, planned: int) -> None:

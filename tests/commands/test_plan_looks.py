@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.plan import find_architecture, plan
-from pipeline.config import load_config
+from pipeline.config import STAGES, load_config
 from pipeline.errors import RegrowError
+from pipeline.launch import Place
+from pipeline.stages.preflight import preflight
 from tests.commands.presets import PRESETS, preset
 
 
@@ -83,6 +85,21 @@ def test_the_run_folder_is_tried_where_its_disk_is_here(tiny_config, tmp_path):
     assert elsewhere == ["run folder /no-such-disk/runs/tiny: not on this machine"]
     plan(load_config(tiny_config))
     assert not list(tmp_path.glob("runs*")) and not list(tmp_path.glob(".trial*")), "a plan left something behind"
+
+
+def test_ids_and_settings_of_generation_are_looked_at_as_a_run_looks(tiny_config, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "generation_config.json").write_text('{"early_stopping": "x"}')
+    (tmp_path / "text").mkdir()
+    for overrides, said in (
+        ([f"model.path={model}"], r"generation_config\.json: .*early_stopping"),
+        ([f"data.sources.0.path={tmp_path}/text", f"data.tokenised={tmp_path}/text/ids"], "lies in data.sources.0"),
+        (["data.tokenised=/sys/ids"], r"cannot be written .*set data\.tokenised"),
+    ):
+        config = load_config(tiny_config, overrides)
+        for look in (plan, lambda config: preflight(STAGES, config, Place())):
+            with pytest.raises(RegrowError, match=said):
+                look(config)
 
 
 def test_held_out_text_shorter_than_a_row_is_refused(tiny_config, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.errors import RegrowError
 from pipeline.importance.batch_major import Wanted, own_share, sweep_by_batch
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
@@ -100,3 +101,9 @@ def test_shares_are_runs_of_neighbours_and_all_of_them(rows, micro_batch):
         assert together == [batch.flatten().tolist() for batch in ids.split(micro_batch)], f"{size} processes"
         counts = [len(share) for share in shares]
         assert max(counts) - min(counts) <= 1, f"micro-batches of {size} processes: {counts}"
+
+
+@pytest.mark.parametrize("micro_batch", [0, -1, 1.5, None])
+def test_a_micro_batch_of_no_sequence_is_refused(micro_batch):
+    with pytest.raises(RegrowError, match=f"micro_batch {micro_batch}: a whole number"):
+        own_share(torch.arange(4)[:, None], micro_batch, World())

@@ -172,3 +172,20 @@ def test_a_model_without_a_perplexity_compares_nothing(model, scores):
 def test_a_way_that_is_not_known_is_refused_when_it_is_made(way, said):
     with pytest.raises(RegrowError, match=said):
         Way(**way)
+
+
+def test_what_is_no_text_of_ids_is_refused_when_it_is_given(model, tmp_path):
+    for odd, found in (
+        (SEQUENCES.tolist(), "list"),
+        (SEQUENCES.float(), "of torch.float32"),
+        (SEQUENCES[0], r"\(24,\)"),
+    ):
+        with pytest.raises(RegrowError, match=rf"^Text: sequences: ids \(sequences, tokens\) .* got .*{found}"):
+            Text(odd, 1)
+        with pytest.raises(RegrowError, match=rf"^held_out: ids .* got .*{found}"):
+            Removals(model, Text(SEQUENCES, 4), TWO, held_out=odd)
+    for micro_batch in (0, -1, 1.5, "2", None):
+        with pytest.raises(RegrowError, match=f"micro_batch {micro_batch!r}: a whole number of sequences is wanted"):
+            Text(SEQUENCES, micro_batch)
+    with pytest.raises(RegrowError, match=r"folder '.*': a pathlib\.Path is wanted"):
+        Removals(model, Text(SEQUENCES, 4), TWO, folder=str(tmp_path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,36 @@ def test_a_cut_states_one_thing(statement: dict) -> None:
     have = " and ".join(statement) or "none"
     with pytest.raises(RegrowError, match=f"exactly one of {', '.join(STATEMENTS)}; stated here: {have}"):
         Cut(**statement)
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ({"remove": 1.5}, "remove is 1.5: a whole number is wanted"),
+        ({"remove": "9"}, "remove is '9': a whole number is wanted"),
+        ({"remove": True}, "remove is True"),
+        ({"ratio": "0.2"}, "ratio is '0.2': a number is wanted"),
+        ({"ratio": math.nan}, "ratio is nan"),
+        ({"ratio": math.inf}, "ratio is inf"),
+        ({"parameters": "6e9"}, "parameters is '6e9'"),
+        ({"perplexity": math.nan}, "perplexity is nan: a number is wanted"),
+        ({"blocks": (2.0,)}, r"blocks \(2.0,\): a list of whole numbers"),
+        ({"blocks": 3}, "blocks 3: a list of whole numbers"),
+        ({"blocks": "34"}, "blocks '34': a list of whole numbers"),
+        ({"remove": 1, "protect_first": -1}, "protect_first is -1: it is a number of blocks, 0 or more"),
+        ({"remove": 1, "protect_last": 1.5}, "protect_last is 1.5: a whole number is wanted"),
+    ],
+)
+def test_what_is_no_number_is_refused_when_the_cut_is_made(statement: dict, said: str) -> None:
+    with pytest.raises(RegrowError, match=said):
+        Cut(**statement)
+
+
+def test_numbers_of_other_kinds_are_taken() -> None:
+    assert Cut(remove=np.int64(6)).count(32) == 6 and Cut(ratio=Fraction(1, 4)).count(32) == 8
+    assert Cut(parameters=5.524115456e9).count(VICUNA) == 6
+    assert Cut(blocks=[np.int64(5)]).planned(VICUNA) == [202383360]
+    assert Cut(perplexity=math.inf).most(32) == 26
 
 
 def test_what_does_not_say_a_number_is_not_counted() -> None:

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from pipeline.errors import RegrowError
 from pipeline.importance.kept import Kept
-from pipeline.world import World
+from pipeline.world import ALONE, World
 
 
 @pytest.fixture(params=["files", "memory"])
@@ -43,6 +44,11 @@ def test_once_makes_a_value_once_and_known_asks_without_making(kept):
     assert kept.known("value", "nothing yet") == [1]
     # A name that begins like another is another.
     assert kept.once("val", lambda: "other") == "other"
+
+
+def test_a_folder_that_is_no_path_is_refused(tmp_path):
+    with pytest.raises(RegrowError, match=r"folder '.*': a pathlib\.Path is wanted"):
+        Kept(str(tmp_path), ALONE)
 
 
 def test_another_start_finds_files_and_no_memory(tmp_path):

@@ -74,6 +74,9 @@ def test_what_cannot_be_scored_is_refused():
         score_blocks(model, [])
     with pytest.raises(RegrowError, match=r"\['fisher'\]: not known; known are: ppl, block_influence"):
         score_blocks(model, [ids], ["ppl", "fisher"])
+    for nothing in ([], (), iter([])):
+        with pytest.raises(RegrowError, match="criteria: none is named; known are: ppl"):
+            score_blocks(model, [ids], nothing)
     with pytest.raises(RegrowError, match=r"48 tokens .* at least 256 are needed"):
         score_blocks(model, [ids], ["linear"])
     assert len(score_blocks(model, criteria=["magnitude"])["magnitude"]["scores"]) == BLOCKS, "weights need no text"

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from pipeline.errors import RegrowError
-from pipeline.model.architecture import WRAPPERS, auto_class, own_code, read_config, tokenizer_code
+from pipeline.model.architecture import WRAPPERS, auto_class, check_generation, own_code, read_config, tokenizer_code
 from pipeline.model.load import load_model
 from pipeline.model.streaming import StreamedModel
 from tests.families import FAMILIES, MULTIMODAL, OTHERS
@@ -103,3 +103,31 @@ def test_what_a_wrapper_quantises_in_its_text_part_alone_is_refused_too(tmp_path
     getattr(transformers, name)(**values, text_config=text_config, vision_config=dict(vision)).save_pretrained(tmp_path)
     with pytest.raises(RegrowError, match="the weights are quantised"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "damaged, not valid JSON"),
+        ("[]", "transformers cannot read this as settings of generation"),
+        ('{"max_new_tokens": -4}', "`max_new_tokens` must be greater than 0, but is -4; mend it"),
+        ('{"cache_implementation": "no_such"}', "no_such"),
+        ('{"eos_token_id": "</s>"}', 'eos_token_id is "</s>"; it must be an id'),
+        ('{"eos_token_id": [1, null]}', "must be an id, or a list of ids"),
+    ],
+)
+def test_settings_of_generation_that_transformers_would_not_load_are_refused(folder, text, said):
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(RegrowError, match=r"generation_config\.json: ") as error:
+        check_generation(folder)
+    assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
+
+
+def test_settings_of_generation_may_be_missing_or_odd(folder):
+    check_generation(folder)
+    for text in ('{"temperature": 0.5}', '{"eos_token_id": [1, 2]}', '{"no_such": 1}'):
+        (folder / "generation_config.json").write_text(text)
+        check_generation(folder)
+        load_model(folder)
+    (folder / "generation_config.json").unlink()
+    check_generation(folder)

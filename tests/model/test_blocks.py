@@ -41,6 +41,9 @@ def test_impossible_indices_are_refused():
         ([-1], "blocks 0 to 5"),
         ([1, 1], "stands twice"),
         (range(6), "at least one must stay"),
+        ([2.0], r"blocks \[2\.0\]: a list of whole numbers is wanted"),
+        (["2"], "whole numbers"),
+        (2, "blocks 2: a list of whole numbers"),
     ):
         for way in (lambda: remove_blocks(model, indices), lambda: skip_blocks(model, indices).__enter__()):  # noqa: B023
             with pytest.raises(RegrowError, match=words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,3 +41,25 @@ def test_sizes_without_weights_are_those_of_the_weights(tmp_path, tied):
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(RegrowError, match=r"config\.json"):
         describe_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"hidden_act": "no_such"}, "hidden_act is 'no_such', which transformers does not know"),
+        ({"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}}, "rope_parameters.rope_type is 'odd', which"),
+        ({"hidden_size": -64}, "negative dimension -64"),
+        ({"pad_token_id": 5000}, "Padding_idx must be within num_embeddings"),
+        ({"head_dim": 0}, ""),
+    ],
+)
+def test_values_that_no_model_can_be_made_of_are_refused_in_a_line_that_names_the_file(
+    tiny_model, tmp_path, values, said
+):
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **values}))
+    with pytest.raises(RegrowError) as error:
+        describe_folder(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}/config.json: no model can be made from LlamaConfig: "), message
+    assert said in message and message.endswith("fetch the model again") and "\n" not in message, message

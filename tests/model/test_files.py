@@ -75,6 +75,24 @@ def test_bytes_behind_the_end_and_another_format_are_named(single):
     assert "no weights" in refusal(single)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        None,
+        {"dtype": "F32", "shape": [1]},
+        *({"dtype": "F32", "shape": [1], "data_offsets": odd} for odd in ("ab", 5, [0], ["a", "b"], [0.0, 4.0], {})),
+    ],
+)
+def test_an_entry_of_a_header_that_has_no_place_is_named(single, entry):
+    path = single / "model.safetensors"
+    old = path.read_bytes()
+    length = int.from_bytes(old[:8], "little")
+    header = json.dumps({**json.loads(old[8 : 8 + length]), "odd.weight": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + old[8 + length :])
+    assert f"{path}: its header does not say where the bytes of odd.weight are" in refusal(single)
+
+
 def test_parts_and_their_index_must_agree(parts):
     first, second = sorted(path.name for path in parts.glob("*.safetensors"))[:2]
     name = next(iter(read_header(parts / first)))

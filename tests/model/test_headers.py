@@ -10,8 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from pipeline.errors import RegrowError
+from pipeline.model.blocks import find_blocks
+from pipeline.model.describe import describe_folder
+from pipeline.model.fit import require_fit
 from pipeline.model.headers import read_headers, shortfall
 from pipeline.model.load import load_model
+from pipeline.model.streaming import StreamedModel
 from pipeline.model.surgery import prune_folder
 from tests.families import build
 
@@ -132,3 +136,36 @@ def test_whole_numbers_have_no_dtype_that_could_be_narrowed(tmp_path):
     (tmp_path / "config.json").write_text(model.config.to_json_string())
     entry = read_headers(model, [tmp_path / "model.safetensors"])["model.norm.weight"]
     assert entry.dtype is None and shortfall(model, tmp_path).narrowed == {}
+
+
+#: Where the attention of a block stands in the files of families that once saved their masks.
+OLD = {"gpt2": "transformer.h.{}.attn", "gpt_neo": "transformer.h.{}.attn.attention", "gptj": "transformer.h.{}.attn"}
+
+
+@pytest.mark.parametrize("family", OLD)
+def test_masks_that_old_files_hold_are_passed_over(family, tmp_path):
+    """By every way of reading the files; a tensor of another name is still left over."""
+    dense = saved(build(family), tmp_path)
+    weights, count = load_file(dense / "model.safetensors"), len(find_blocks(build(family)))
+    for place in (OLD[family].format(index) for index in range(count)):
+        weights |= {
+            f"{place}.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+            f"{place}.masked_bias": torch.tensor(-1e4),
+        }
+    save_file(weights, dense / "model.safetensors", metadata={"format": "pt"})
+    whole, streamed = load_model(dense), StreamedModel(dense)
+    require_fit(describe_folder(dense), dense, [dense / "model.safetensors"])
+    assert shortfall(whole, dense).left_out == []
+    for index, block in enumerate(find_blocks(whole)):
+        with streamed.block(index) as loaded:
+            assert all(value.equal(loaded.get_parameter(name)) for name, value in block.named_parameters())
+    place = OLD[family].format(0)
+    save_file(weights | {f"{place}.odd_bias": torch.ones(2)}, dense / "model.safetensors", metadata={"format": "pt"})
+    looks = (
+        load_model,
+        StreamedModel,
+        lambda path: require_fit(describe_folder(path), path, [path / "model.safetensors"]),
+    )
+    for look in looks:
+        with pytest.raises(RegrowError, match=r"odd_bias"):
+            look(dense)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -242,3 +243,26 @@ def test_calibration_documents_that_are_held_out_are_counted(config, tmp_path):
     assert score_against("ids") == {"held_out": None}, "ids cannot be compared with texts"
     assert "6 calibration documents, an unknown number of them held out too" in said
     assert not any("trained on" in line for line in said), "nobody has measured what will be trained on"
+
+
+def test_more_sequences_than_documents_are_refused_before_the_stage_where_the_corpus_is_listed(
+    config_of, here, refused, texts, tmp_path
+):
+    """Records without text count as none; what is listed under another config is refused as that."""
+    (tmp_path / "few").mkdir()
+    lines = [json.dumps({"text": text}) for text in texts[:6]]
+    (tmp_path / "few" / "a.jsonl").write_text("\n".join([*lines, '{"text": null}', '{"text": " "}']) + "\n")
+    path = config_of([tmp_path / "few"], lanes=4)
+    assert here("data", path)[0] == 0
+    run = Run(load_config(path).run.folder / "tiny")
+    message = refused("score", path, "score.sequences=7")
+    assert "score.sequences 7: the corpus has 6 documents, and each gives one sequence at most" in message
+    message = refused("score", path, "score.criteria=[linear]")
+    assert re.search(
+        r"score\.linear_sequences \(null: as many as maps of 64 x 64 take\) \d+: the corpus has 6", message
+    )
+    assert not run.stage("score").exists(), "a refused stage left something behind"
+    message = refused("score", path, "score.sequences=7", "data.sources.0.text_key=other")
+    assert "stage data is done, but not with this config" in message
+    (run.stage("data") / "manifest.json").unlink()
+    assert "missing or of another size" in refused("score", path, "score.sequences=7")

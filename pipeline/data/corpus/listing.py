@@ -88,7 +88,7 @@ def list_source(
         twins += [(shard, Twins(**entry["twins"]))] if entry.get("twins", {}).get("count") else []
         lacking += [(shard.name, census[-1])] if shard.without_text else []
     if not shards:
-        raise no_shard(source, len(skipped))
+        raise no_shard(source, len(skipped), local[1] if local is not None else ())
     if lacking:
         _tell_no_text(lacking, add_up(census), source, say)
     return Listing(shards, skipped, add_up(census) if census else None, twins)

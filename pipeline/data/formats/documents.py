@@ -6,6 +6,7 @@ and records without text are left out, and a shard is counted while every record
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from pipeline.data.formats.jsonl import count_records, read_jsonl
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
-from pipeline.data.sources import ENDINGS, TextSource
-from pipeline.data.texts import NoText, counted, refuse_no_text, why_no_text
+from pipeline.data.sources import ENDINGS, TextSource, beside
+from pipeline.data.texts import NoText, counted, is_unicode, refuse_no_text, why_no_text
 from pipeline.errors import RegrowError
 
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
@@ -76,8 +77,14 @@ def format_of(name: str) -> str | None:
 
 
 def format_for(source: TextSource, name: str) -> str | None:
-    """Format of a source's file: the one that the source is said to have, or by the ending; None: not a shard."""
-    return format_of(name) if source.format == "auto" else source.format
+    """Format of a source's file: the one that the source is said to have, or by the ending; None: not a shard, as what
+    macOS puts beside a file (._NAME) is none. RegrowError on a shard whose name is not UTF-8."""
+    if beside(name):
+        return None
+    kind = format_of(name) if source.format == "auto" else source.format
+    if kind is not None and not is_unicode(name):
+        raise RegrowError(f"{source.name}: the name of a file in it is not UTF-8 ({os.fsencode(name)!r}); rename it")
+    return kind
 
 
 def read_records(

@@ -11,12 +11,13 @@ import gzip
 import re
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.data.damage import BadRecord, naming, require_documents
+from pipeline.data.damage import BadRecord, DamagedShard, naming, require_documents
 from pipeline.data.formats.jsonl import domain_of, parse_object, why_no_utf8
+from pipeline.data.sources import beside
 from pipeline.data.texts import NoText, text_of
 from pipeline.errors import RegrowError, first_line
 
@@ -24,6 +25,8 @@ from pipeline.errors import RegrowError, first_line
 MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 #: WebDataset's names for what is no sample.
 META = re.compile(r"__[^/]*__($|/)")
+#: So many members that are not read are named.
+SHOWN = 3
 WANTED = "a text in UTF-8, or one JSON object,"
 #: The members that are read; all others are left alone.
 READ = ("txt", "json")
@@ -38,11 +41,14 @@ def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tup
     """
     documents = 0
     wanted: set[str] | None = None
+    others: list[str] = []
     with naming(path, lambda: documents), _open(path) as file:
-        for place, contents in _samples(file, first):
+        for place, contents in _samples(file, first, others):
             wanted = contents.keys() if wanted is None else wanted
-            if not wanted or contents.keys() != wanted:
-                has, needs = (" and ".join(sorted(names)) or "neither" for names in (contents, wanted or READ))
+            if not wanted:
+                raise _no_text(path, others)
+            if contents.keys() != wanted:
+                has, needs = (" and ".join(sorted(names)) or "neither" for names in (contents, wanted))
                 raise ValueError(f"{place} has {has} of the members {' and '.join(READ)}; it needs {needs}")
             if documents >= first:
                 try:
@@ -57,7 +63,17 @@ def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tup
                     )
                 yield documents, text_of(record, text_key) if text is None else text, domain_of(record)
             documents += 1
+    if not documents and others:
+        raise _no_text(path, others)
     require_documents(path, documents, first)
+
+
+def _no_text(path: Path, others: Sequence[str]) -> DamagedShard:
+    """The error for an archive that begins with other files than texts: pictures, or files without an ending."""
+    return DamagedShard(
+        f"shard {path}: a tar without text: it begins with {', '.join(others)}, and a document is a member KEY.txt or "
+        "KEY.json; leave it out of the source, or take the tar that holds the texts"
+    )
 
 
 def count_samples(path: Path) -> int:
@@ -128,12 +144,18 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")
 
 
-def _samples(file: BinaryIO, first: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(where it is, contents by suffix) of every sample; before ``first`` the contents are empty bytes."""
+def _samples(file: BinaryIO, first: int, others: list[str] | None = None) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(where it is, contents by suffix) of every sample; before ``first`` the contents are empty bytes. ``others``
+    gets the names of the first members that are not read."""
     number, key, place, contents = -1, None, "", {}
+    others = [] if others is None else others
     for member in members(file):
+        if beside(member.name) or META.match(member.name):
+            continue
         match = MEMBER.fullmatch(member.name)
-        if match is None or META.match(member.name):
+        if (match is None or match[2].lower() not in READ) and len(others) < SHOWN:
+            others.append(member.name)
+        if match is None:
             continue
         if match[1] != key:
             if key is not None:

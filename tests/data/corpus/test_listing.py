@@ -26,6 +26,30 @@ def test_what_is_not_there_is_refused_by_name(tmp_path):
         listing_of("nosuch://x/y.tar")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["b.json", "a.txt"],
+            "there is b.json: if that is a shard, set the source's format: jsonl (a JSON object a line)",
+        ),
+        (["a.ndjson", "b.ndjson.gz"], "there is a.ndjson, ...: if that is a shard, set the source's format: jsonl (a"),
+        (["text"], "there is text: if that is a shard, set the source's format: jsonl, tar or parquet"),
+    ],
+)
+def test_files_that_are_no_shards_by_their_ending_are_named_with_what_to_set(tmp_path, names, said):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text('{"text": "One."}\n')
+    for path in (folder, *([folder / names[0]] if len(names) == 1 else [])):
+        with pytest.raises(RegrowError, match=r"no intact \.jsonl.* file in it \(files: '\*\*'\); ") as error:
+            listing_of(str(path))
+        assert said in str(error.value), str(error.value)
+    if names[0].startswith("b"):
+        assert [shard.path for shard in listing_of(str(folder), files="*.json", format="jsonl").shards] == ["b.json"]
+
+
 def test_formats_of_text_may_stand_in_one_source(shard_of, texts, tmp_path):
     """Each shard is read as what it is, and the census sums them all."""
     names = ["a.jsonl", "b.parquet", "c.tar", "d.jsonl.gz", "e.tar.gz"]

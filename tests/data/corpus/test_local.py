@@ -36,6 +36,25 @@ def test_a_folder_a_glob_and_a_file_list_the_same_shards(corpus, tmp_path):
     assert (second.source, second.kind, second.exclude_domains) == (3, "local", ("RedPajamaBook",))
 
 
+def test_what_macos_puts_beside_a_file_is_passed_over(corpus, tmp_path):
+    for name in ("._part_1.jsonl", "._.DS_Store", "._part_0.jsonl.zst"):
+        (tmp_path / "corpus" / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    folder = str(tmp_path / "corpus")
+    assert listing_of(folder).shards == listing_of(folder, files="*part_*").shards == corpus
+    named = listing_of(folder, files="*part_1.jsonl", format="jsonl")
+    assert [shard.path for shard in named.shards] == ["part_1.jsonl"]
+
+
+def test_a_shard_whose_name_is_not_utf_8_is_refused_and_another_file_passed_over(corpus, tmp_path):
+    folder = os.fsencode(tmp_path / "corpus")
+    Path(os.fsdecode(folder + b"/caf\xe9.txt")).touch()
+    assert listing_of(str(tmp_path / "corpus")).shards == corpus
+    Path(os.fsdecode(folder + b"/caf\xe9.jsonl")).write_text('{"text": "One."}\n')
+    with pytest.raises(RegrowError, match=r"not UTF-8 \(b'caf\\xe9\.jsonl'\); rename it") as error:
+        listing_of(str(tmp_path / "corpus"))
+    str(error.value).encode()
+
+
 def test_the_order_is_natural_and_stable(shard_of, texts, tmp_path):
     names = ["chunk10/example_train_2", "chunk2/example_train_10", "chunk2/example_train_9", "chunk1/example_train_100"]
     for number, name in enumerate(names):

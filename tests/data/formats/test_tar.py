@@ -133,7 +133,6 @@ TEXT, DOMAIN = ("0.txt", b"zero"), ("0.json", b"{}")
         ([TEXT, DOMAIN, ("1.json", b"{}"), ("2.txt", b"two"), ("2.json", b"{}")], 1, "has json of"),
         ([TEXT, ("1.jpg", b"")], 1, "the sample 1 at byte .* has neither of"),
         ([("0.jpg", b""), TEXT], 0, None),
-        ([("0.jpg", b"")], 0, "the sample 0 at byte 0 has neither of .* it needs json and txt"),
         ([TEXT, TEXT], 0, "two members txt"),
         ([TEXT, ("1.txt", b"\xff")], 1, "the sample 1 at byte .*: its txt is not UTF-8 .byte 0xff at 0"),
         (
@@ -156,6 +155,25 @@ def test_a_bad_sample_is_refused_by_key_and_byte(tmp_path, members, document, re
         assert isinstance(caught.value, BadRecord) and "mend it at its source" in str(caught.value), str(caught.value)
         with pytest.raises(BadRecord, match=r"until then none of its documents \(2\) is read$"):
             check_documents(path, "tar", "text")
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["0.jpg", "0.cls", "1.jpg", "1.cls"], "0.jpg, 0.cls, 1.jpg"),
+        (["a/0.jpg", "1.txt"], "a/0.jpg"),
+        (["first", "second"], "first, second"),
+    ],
+)
+def test_a_tar_without_text_is_said_to_be_one(tmp_path, names, shown):
+    path = tar_of(tmp_path / "other.tar", [(name, b"x") for name in names])
+    with pytest.raises(DamagedShard, match=rf"other\.tar: a tar without text: it begins with {shown}, and a document"):
+        read(path)
+
+
+def test_what_macos_puts_beside_members_is_no_sample(tmp_path):
+    members = [("._a", b"x"), ("a/._0.txt", b"x"), ("a/0.txt", b"zero"), ("a/._1.txt", b"x"), ("a/1.txt", b"one")]
+    assert read(tar_of(tmp_path / "mac.tar", members)) == [(0, "zero"), (1, "one")]
 
 
 def test_links_are_refused(tmp_path):
