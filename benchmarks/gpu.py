@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from commands import carry_out
 
-from pipeline.launch import interruptible
+from pipeline.interrupt import interruptible
 
 ROOT = Path(__file__).parent.parent
 #: Exit status after Ctrl-C, as shells have it.

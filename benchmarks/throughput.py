@@ -34,8 +34,9 @@ from pipeline.model.costs import (
     peak_flops,
     product_parameters,
 )
-from pipeline.training.engine import Engine, Optimisation
+from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, Step, train_steps
+from pipeline.training.optimisation import Optimisation
 from pipeline.world import World
 
 
@@ -57,7 +58,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one that warms up")
     parser.add_argument("--zero-stage", type=int, default=1, choices=[0, 1, 2, 3])
-    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--gradient-checkpointing", default="none", choices=["none", "selective", "full"])
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--attention", default="sdpa", help="attention implementation of transformers")
     parser.add_argument("--ceiling", type=float, metavar="FLOP/S", help="of this device, by benchmarks/ceiling.py")
     return parser.parse_args()
@@ -87,7 +89,7 @@ def main() -> None:
     except torch.OutOfMemoryError as error:
         sys.exit(
             f"{parameters:,} parameters do not fit: {str(error).splitlines()[0]}\n"
-            f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing"
+            f"Estimated {estimate / 1e9:.1f} GB; take a smaller --micro-batch or --gradient-checkpointing selective"
         )
     figures = figures_of(arguments, world, steps, parameters=parameters, flops=flops, estimate=estimate)
     if world.rank == 0:
@@ -105,9 +107,15 @@ def timed_steps(arguments: argparse.Namespace, model: PreTrainedModel, world: Wo
         accumulation=arguments.accumulation,
         zero_stage=arguments.zero_stage,
         gradient_checkpointing=arguments.gradient_checkpointing,
+        compile_blocks=arguments.compile,
     )
     rows = random_rows(model.config.vocab_size, arguments.row_length, world.rank)
-    return list(train_steps(engine, rows, Position(), steps=1 + arguments.steps, rate=lambda step: 1e-4))
+    steps = []
+    for step in train_steps(engine, rows, Position(), steps=1 + arguments.steps, rate=lambda step: 1e-4):
+        steps.append(step)
+        for line in () if engine.compiled is None else engine.compiled.news():
+            print(line, flush=True)
+    return steps
 
 
 def figures_of(
@@ -128,6 +136,7 @@ def figures_of(
         "row_length": arguments.row_length,
         "zero_stage": arguments.zero_stage,
         "gradient_checkpointing": arguments.gradient_checkpointing,
+        "compiled": arguments.compile,
         "attention": arguments.attention,
         "timed_steps": arguments.steps,
         "tokens_per_second": speed,
@@ -159,7 +168,8 @@ def tell(arguments: argparse.Namespace, world: World, figures: dict[str, Any], p
         {
             "Model": f"{arguments.blocks} blocks of {arguments.width}, {figures['parameters'] / 1e9:.3g}B parameters",
             "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
-            "ZeRO": f"{arguments.zero_stage}{', checkpointing' if arguments.gradient_checkpointing else ''}",
+            "ZeRO": f"{arguments.zero_stage}, checkpointing {arguments.gradient_checkpointing}",
+            "Blocks": "compiled" if arguments.compile else "as they are",
             "Tokens/s": f"{figures['tokens_per_second']:,.0f}",
             "MFU": "unknown peak" if used is None else f"{used:.1%}",
             "Of the ceiling": "not measured" if share is None else f"{share:.1%}",

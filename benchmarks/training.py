@@ -36,8 +36,9 @@ from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
 from pipeline.model.loss import next_token_losses
-from pipeline.training.engine import Engine, Optimisation, decay_groups
+from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, Step, train_steps
+from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.world import World
 
 RECIPE = Optimisation(3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)

@@ -157,7 +157,7 @@ def check_lengths(config: Config, model: PreTrainedModel) -> list[str]:
     return [f"{key} {length} is longer than the model's {positions} positions" for key, length in long.items()]
 
 
-def check_texts(config: Config, elsewhere: bool) -> list[str]:
+def check_texts(config: Config, elsewhere: bool = False) -> list[str]:
     """Read the first records of each local source, held-out text included. Returns what was not looked at.
 
     Raises RegrowError where a source is nowhere (``elsewhere``: unless it may be on another machine), holds no shard or

@@ -20,7 +20,7 @@ from tests import ROOT
 SURFACE = {
     "run": ["config", "overrides", "--until", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
-    "plan": ["config", "overrides"],
+    "plan": ["config", "overrides", "--until"],
     "status": ["run"],
     "data-show": ["config", "--step", "overrides", "--characters"],
     "config": ["config", "overrides"],

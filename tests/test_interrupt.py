@@ -34,10 +34,12 @@ with interruptible():
 
 @pytest.fixture(autouse=True)
 def interruptible_by_ctrl_c():
-    """Tests that run in the background have Ctrl-C ignored."""
+    """Tests that run in the background have Ctrl-C ignored, or under nohup SIGHUP."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

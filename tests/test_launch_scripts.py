@@ -81,6 +81,10 @@ def test_launchers_start_the_ranks(launcher: str, tmp_path: Path) -> None:
     assert result.stdout.count("Usage:") == 2, f"not two ranks printed train's help:\n{result.stdout}{result.stderr}"
 
 
+#: Signals that a shell, or nohup, ignores for what it starts in the background.
+IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
 def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_path: Path) -> None:
     """A program in the launcher's place, with a child: what it gets of signals is the shell's doing, and is real."""
@@ -98,7 +102,7 @@ def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_pa
         text=True,
         stdout=subprocess.PIPE,
         # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its start.
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGQUIT)],
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in IGNORED],
     )
     started = [int(word) for word in script.stdout.readline().split()[1:]]
     script.send_signal(getattr(signal, f"SIG{name}"))

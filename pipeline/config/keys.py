@@ -40,6 +40,11 @@ WORDS = {0: ("",), 3: ("k", "thousand"), 6: ("m", "million"), 9: ("b", "bn", "g"
 POWERS = {word: power for power, words in WORDS.items() for word in words}
 
 
+def recomputing(value: object) -> object:
+    """``train.gradient_checkpointing`` by the words that it had before: true is full, false is none."""
+    return {True: "full", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
 def number(value: object) -> object:
     """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0.
 

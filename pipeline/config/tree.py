@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config.keys import AsWritten, Folder, PathOrName, Processes, Real, Section, Whole, fields, key, number
+from pipeline.config.keys import (
+    AsWritten,
+    Folder,
+    PathOrName,
+    Processes,
+    Real,
+    Section,
+    Whole,
+    fields,
+    key,
+    number,
+    recomputing,
+)
 from pipeline.config.pruning import PruneSection, ScoreSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
@@ -156,7 +168,14 @@ class TrainSection(Section):
     decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
     clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)
-    gradient_checkpointing: bool = key(False, "Recompute activations in the backward pass.", free=True)
+    gradient_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(recomputing)] = key(
+        "none",
+        "What the backward pass computes again: nothing, all but products and attention, or whole blocks (true).",
+        free=True,
+    )
+    compile: Literal["auto", True, False] = key(
+        "auto", "Compile the blocks: auto does it on a GPU, but under ZeRO 3.", free=True
+    )
     seed: Whole = key(0, "Seed of everything random in training.", stages="train", ge=0)
     deterministic: Literal["auto", True, False] = key(
         "auto", "Deterministic kernels: auto is on for a CPU and off for a GPU.", free=True

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.errors import RegrowError
 from pipeline.model.files import not_finite
-from pipeline.model.head import Head, find_head, losses_at
+from pipeline.model.head import Head, losses_at
 from pipeline.model.loss import next_token_losses, next_tokens
 from pipeline.world import ALONE, World
 
@@ -44,12 +44,14 @@ def row_losses(
     *,
     micro_batch: int,
     device: torch.device | str,
+    head: Head | None = None,
     world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, in nats summed over its targets, and the number of its targets.
 
     ``rows`` (N, T), int64, without padding, the same on every process; ``model`` stands on ``device`` in the dtype
     that it is to compute in (no autocast here) and answers ``model(input_ids=..., use_cache=False)`` with ``logits``.
+    With its ``head`` (``find_head``) losses are made in chunks, else from the logits of a whole forward.
     Returns on the CPU, the same on every process: fp64 (N,) and int64 (N,), in row order; a row has T - 1 targets,
     as its first token is never one.
 
@@ -68,7 +70,6 @@ def row_losses(
     forwards = math.ceil(count / micro_batch)
     sums = torch.zeros(count, dtype=torch.float64, device=device)
     with evaluating(model):
-        head = find_head(model)
         for turn in range(math.ceil(forwards / world.size)):
             forward = turn * world.size + world.rank
             mine = forward < forwards
@@ -100,6 +101,7 @@ def perplexity(
     *,
     micro_batch: int,
     device: torch.device | str,
+    head: Head | None = None,
     world: World = ALONE,
 ) -> dict[str, float | int]:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.

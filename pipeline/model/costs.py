@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from pipeline.model.head import chunk_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+#: What of the activations is computed a second time in the backward pass.
+Checkpointing = Literal["none", "selective", "full"]
 
 #: Dense bf16 FLOP/s by words of the device's name, first match wins. From NVIDIA's and AMD's data sheets, which print
 #: most of these with 2:4 sparsity: halved here (H100 SXM: 1,978.9 TFLOP/s with sparsity).
@@ -131,12 +134,28 @@ def activation_bytes(hf_config: PreTrainedConfig, rows: int, row_length: int, we
     its activation, up, their product). Exact for Llama in bf16 with sdpa; an estimate for other models. The method
     is that of Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1.
     """
-    heads, hidden, query = hf_config.num_attention_heads, hf_config.hidden_size, attention_width(hf_config)
-    key = query // heads * (getattr(hf_config, "num_key_value_heads", None) or heads)
-    middle = getattr(hf_config, "intermediate_size", None) or 4 * hidden
+    heads, hidden, query, key, middle = _widths(hf_config)
     norms = 2 * (4 * hidden + 2 * weight_bytes * hidden + 4)
     attention = 2 * weight_bytes * (query + key) + 4 * heads
     return rows * row_length * (norms + attention + 4 * weight_bytes * middle)
+
+
+def selective_bytes(hf_config: PreTrainedConfig, rows: int, row_length: int, weight_bytes: int = 2) -> int:
+    """Bytes that selective recomputing keeps of a block: its input, and what its seven products and attention give.
+
+    With the letters of ``activation_bytes`` a token keeps w (3 h + 2 q + 2 k + 2 f) + 4 a. An estimate.
+    """
+    heads, hidden, query, key, middle = _widths(hf_config)
+    values = 3 * hidden + 2 * query + 2 * key + 2 * middle
+    return rows * row_length * (weight_bytes * values + 4 * heads)
+
+
+def _widths(hf_config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
+    """Heads, hidden size, width of the queries, of keys and of values, and of the MLP."""
+    heads, query = hf_config.num_attention_heads, attention_width(hf_config)
+    key = query // heads * (getattr(hf_config, "num_key_value_heads", None) or heads)
+    middle = getattr(hf_config, "intermediate_size", None) or 4 * hf_config.hidden_size
+    return heads, hf_config.hidden_size, query, key, middle
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,7 @@ def memory_per_gpu(
     micro_batch: int,
     row_length: int,
     *,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Checkpointing = "none",
 ) -> dict[str, int]:
     """Estimated bytes on one GPU, by item and in ``total``, for AdamW under DeepSpeed with fp32 accumulation.
 
@@ -172,10 +191,11 @@ def memory_per_gpu(
     from the gradients; the master copy exists from stage 1 on. ZeRO 0 in bf16 keeps fp32 weights and gradients (4 N
     each) beside autocast's bf16 copies (2 N) and the two moments (8 N). Frozen parameters are weights alone.
 
-    Activations: ``activation_bytes`` for each block, or with ``gradient_checkpointing`` each block's input and one
-    block recomputed. Loss (``model/head.py``): 14 bytes for each token of a chunk and vocabulary entry (bf16 product;
-    in fp32 logits, log-softmax and a soft cap), and the head's gradient in fp32. Not counted: the CUDA context,
-    communication buckets, fragmentation; leave a tenth of the GPU for them.
+    Activations: ``activation_bytes`` for each block; with full ``gradient_checkpointing`` each block's input, with
+    selective also what its products and attention give, and in both one block recomputed. Loss (``model/head.py``): 14
+    bytes for each token of a chunk and vocabulary entry (bf16 product; in fp32 logits, log-softmax and a soft cap), and
+    the head's gradient in fp32. Not counted: the CUDA context, communication buckets, fragmentation; leave a tenth of
+    the GPU for them.
     """
     hf_config, parameters, weight_bytes = trained.hf_config, trained.parameters, trained.weight_bytes
     blocks = hf_config.num_hidden_layers if trained.blocks is None else trained.blocks
@@ -184,15 +204,18 @@ def memory_per_gpu(
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
     per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
+    kept = {
+        "none": per_block,
+        "selective": selective_bytes(hf_config, micro_batch, row_length, weight_bytes),
+        "full": tokens * weight_bytes * hf_config.hidden_size,
+    }
     items = {
         "weights": (6 if autocast else weight_bytes) * (parameters + trained.frozen) // share[3],
         "gradients": (4 if autocast else weight_bytes) * parameters // share[2],
         "accumulation": 0 if fp32 or autocast else 4 * parameters // share[2],
         "optimizer": (8 if zero_stage == 0 else 12) * parameters // share[1],
         "gathered": 2 * weight_bytes * trained.largest_module if zero_stage == 3 else 0,
-        "activations": per_block + blocks * tokens * weight_bytes * hf_config.hidden_size
-        if gradient_checkpointing
-        else blocks * per_block,
+        "activations": blocks * kept[gradient_checkpointing] + (0 if gradient_checkpointing == "none" else per_block),
         "loss": (12 + (0 if fp32 else 2)) * chunk_length(tokens, hf_config.vocab_size) * hf_config.vocab_size
         + 4 * hf_config.vocab_size * hf_config.hidden_size,
     }

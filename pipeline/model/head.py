@@ -13,7 +13,7 @@ tokens, and taken where the model's logits come out; where they do not, the whol
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,14 +37,41 @@ TRIED = 8
 TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
 
 
+def with_gradient(
+    product: torch.Tensor, targets: torch.Tensor, head: Head, factor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses (N,) of a chunk's product (N, vocabulary), and their sum's gradient by it without the head's
+    scale, times ``factor`` (), both in fp32."""
+    logits = head.logits(product)
+    counted = targets != NO_TARGET
+    wanted = targets.masked_fill(~counted, 0)[:, None]
+    logarithms = F.log_softmax(logits, dim=1)
+    losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
+    # Of the loss by a logit: its probability, less one at the target.
+    if torch.compiler.is_compiling():
+        places = torch.arange(product.shape[1], device=product.device)
+        gradient = torch.where(places == wanted, logarithms.exp() - 1, logarithms.exp())
+    else:
+        # In one axis, as its deterministic kernel wants it.
+        gradient = logarithms.exp_()
+        rows = torch.arange(len(targets), device=targets.device)
+        less = gradient.new_full((1,), -1.0).expand(len(targets))
+        gradient.view(-1).scatter_add_(0, rows * product.shape[1] + wanted.squeeze(1), less)
+    gradient *= (counted * factor)[:, None]
+    if head.cap is not None:
+        gradient *= 1 - (logits / head.cap).square()
+    return losses, gradient
+
+
 @dataclass(frozen=True)
 class Head:
     """A model's last product, and what becomes of it: logits = cap x tanh(scale x product / cap), without a cap
-    scale x product."""
+    scale x product. ``judge`` is ``with_gradient``, or what was compiled of it."""
 
     linear: nn.Linear
     scale: float = 1.0
     cap: float | None = None
+    judge: Callable[..., tuple[torch.Tensor, torch.Tensor]] = field(default=with_gradient, repr=False)
 
     def logits(self, product: torch.Tensor) -> torch.Tensor:
         """Logits of the head's product, in its shape, in fp32."""
@@ -177,6 +204,8 @@ class _SummedLoss(torch.autograd.Function):
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
         length = chunk_length(len(states), len(weight))
+        # A number would be compiled anew with every value.
+        scaled = torch.full((), factor * head.scale, device=states.device)
         total = torch.zeros((), device=states.device)
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -187,7 +216,7 @@ class _SummedLoss(torch.autograd.Function):
             for start in range(0, len(states), length):
                 some = states[start : start + length].to(dtype)
                 wanted = targets[start : start + length]
-                losses, gradient = _with_gradient(F.linear(some, rows, offset), wanted, head, factor)
+                losses, gradient = head.judge(F.linear(some, rows, offset), wanted, head, scaled)
                 total += losses.sum()
                 if of_bias is not None:
                     of_bias += gradient.sum(dim=0)
@@ -210,21 +239,3 @@ class _SummedLoss(torch.autograd.Function):
             for gradient, dtype in zip((of_states, of_weight, of_bias), dtypes, strict=True)
         )
         return (*made, None, None, None)
-
-
-def _with_gradient(
-    product: torch.Tensor, targets: torch.Tensor, head: Head, factor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses (N,) of a chunk's product (N, vocabulary), and ``factor`` x their sum's gradient by it, both in fp32."""
-    logits = head.logits(product)
-    logarithms = F.log_softmax(logits, dim=1)
-    losses = F.nll_loss(logarithms, targets, ignore_index=NO_TARGET, reduction="none")
-    # Of the loss by a logit: its probability, less one at the target.
-    gradient = logarithms.exp_()
-    counted = targets != NO_TARGET
-    wanted = targets.masked_fill(~counted, 0)[:, None]
-    gradient.scatter_add_(1, wanted, gradient.new_full((1, 1), -1.0).expand_as(wanted))
-    gradient *= (counted * (factor * head.scale))[:, None]
-    if head.cap is not None:
-        gradient *= 1 - (logits / head.cap).square()
-    return losses, gradient

@@ -22,6 +22,7 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.model.blocks import find_blocks
+from pipeline.model.head import find_head
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.stages.score import inputs
@@ -71,7 +72,14 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     """What one model is and predicts, with the first process's samples, and the bytes of its weights. Nothing holds the
     model afterwards."""
     model = _load(config, folder, world)
-    held_out = perplexity(model, rows, micro_batch=config.evaluate.micro_batch, device=world.device, world=world)
+    held_out = perplexity(
+        model,
+        rows,
+        micro_batch=config.evaluate.micro_batch,
+        device=world.device,
+        head=find_head(model),
+        world=world,
+    )
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation

@@ -30,9 +30,10 @@ from pipeline.run import Run
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn, newest_checkpoint
 from pipeline.training.determinism import deterministic
-from pipeline.training.engine import Engine, Optimisation
+from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.metrics import read_lines
+from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Rows, Session
 from pipeline.training.trained import told_of
@@ -43,7 +44,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
-    layout = Layout.of(world, recipe.micro_batch, recipe.zero_stage, config.model.dtype)
+    layout = Layout.of(world, recipe, config.model.dtype)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
     if found:
@@ -99,12 +100,19 @@ def _open(config: Config, run: Run, text: Inputs, layout: Layout, world: World, 
         _workers(config, world, say),
         within_documents=data.attention == "within",
     )
-    engine = _engine(config, model, world)
+    engine = _engine(config, model, world, layout)
     for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient, engine.head):
         say(line)
 
     def judge(engine: Engine) -> dict[str, Any]:
-        return perplexity(engine.engine, held_out, micro_batch=recipe.micro_batch, device=world.device, world=world)
+        return perplexity(
+            engine.engine,
+            held_out,
+            micro_batch=recipe.micro_batch,
+            device=world.device,
+            head=engine.head,
+            world=world,
+        )
 
     session = Session(
         engine,
@@ -119,7 +127,7 @@ def _open(config: Config, run: Run, text: Inputs, layout: Layout, world: World, 
     return session, flops
 
 
-def _engine(config: Config, model: PreTrainedModel, world: World) -> Engine:
+def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout) -> Engine:
     recipe = config.train
     return Engine(
         model,
@@ -129,6 +137,7 @@ def _engine(config: Config, model: PreTrainedModel, world: World) -> Engine:
         accumulation=accumulation(recipe.global_batch, recipe.micro_batch, world.size),
         zero_stage=recipe.zero_stage,
         gradient_checkpointing=recipe.gradient_checkpointing,
+        compile_blocks=layout.compiled,
     )
 
 
@@ -181,7 +190,7 @@ def check(ahead: Ahead) -> list[str]:
 STAGE = Stage(
     "train",
     upstream=("data", "prune"),
-    format=4,
+    format=5,
     work=work,
     # Nothing beyond the outputs of data and prune.
     inputs=lambda config, run: {},

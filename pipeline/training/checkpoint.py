@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config.tree import TrainSection
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
@@ -34,12 +35,24 @@ class Layout:
     threads: int | None
     dtype: str
     device: str
+    gradient_checkpointing: str
+    compiled: bool
 
     @classmethod
-    def of(cls, world: World, micro_batch: int, zero_stage: int, dtype: str) -> Layout:
-        """The layout of this run on these processes."""
-        threads = world.threads if world.device.type == "cpu" else None
-        return cls(world.size, micro_batch, zero_stage, threads, dtype, world.device.type)
+    def of(cls, world: World, train: TrainSection, dtype: str) -> Layout:
+        """The layout of a run with this config on these processes."""
+        on_cpu = world.device.type == "cpu"
+        return cls(
+            processes=world.size,
+            micro_batch=train.micro_batch,
+            zero_stage=train.zero_stage,
+            threads=world.threads if on_cpu else None,
+            dtype=dtype,
+            device=world.device.type,
+            gradient_checkpointing=train.gradient_checkpointing,
+            # ZeRO 3 breaks a block into pieces, and compiling them has not been measured to be faster.
+            compiled=not on_cpu and train.zero_stage < 3 if train.compile == "auto" else train.compile,
+        )
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -18,61 +18,26 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.model.attention import attention_of, document_arguments
+from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.training.compiled import CompiledBlocks
+from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
+from pipeline.training.recomputing import recompute
 from pipeline.world import World
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
 BUCKET = 500_000_000
-
-
-def decay_groups(model: nn.Module, weight_decay: float, no_decay: Iterable[str]) -> list[dict[str, Any]]:
-    """Two AdamW groups: parameters with weight decay, and the kinds named in ``no_decay`` without it.
-
-    Kinds: ``bias`` (names ending in bias), ``norm`` (other parameters of one axis), ``embedding`` (input embedding,
-    and the head when it is tied to it).
-    """
-    kinds = set(no_decay)
-    embedding = model.get_input_embeddings().weight if "embedding" in kinds else None
-
-    def spared(name: str, parameter: nn.Parameter) -> bool:
-        is_bias = name.endswith("bias")
-        # Under ZeRO-3 a parameter is a shard; DeepSpeed keeps its real shape in ds_shape.
-        axes = len(getattr(parameter, "ds_shape", parameter.shape))
-        return (
-            (is_bias and "bias" in kinds) or (axes == 1 and not is_bias and "norm" in kinds) or (parameter is embedding)
-        )
-
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for n, p in named if not spared(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if spared(n, p)], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """AdamW (Loshchilov & Hutter 2019) as a run has it. ``learning_rate`` is the peak; ``no_decay`` names kinds of
-    parameters as ``decay_groups`` has them; ``clip`` is the largest global gradient norm, 0 for none."""
-
-    learning_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    no_decay: tuple[str, ...]
-    clip: float
 
 
 class Engine:
@@ -83,7 +48,8 @@ class Engine:
     Parameters that text does not reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model
     in bf16 keeps in fp32 and that are trained in bf16 all the same: ZeRO 1 to 3 cast every parameter.
     ``router_coefficient`` is the factor of the router's auxiliary loss, None where the config does not ask for it or
-    the model computes none.
+    the model computes none. ``head`` is None where what follows it is not known: then the loss is made from the logits
+    of a whole micro-batch. ``compile_blocks``: each block is compiled at the first micro-batch.
     """
 
     def __init__(
@@ -95,7 +61,8 @@ class Engine:
         micro_batch: int,
         accumulation: int,
         zero_stage: int,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = "none",
+        compile_blocks: bool = False,
     ):
         self.world, self.zero_stage = world, zero_stage
         self.micro_batch, self.accumulation = micro_batch, accumulation
@@ -107,8 +74,7 @@ class Engine:
         if self.autocast:
             model.float()
         self._look_at(model)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model, gradient_checkpointing)
         model.train()
         self._adamw = torch.optim.AdamW(
             decay_groups(model, optimisation.weight_decay, optimisation.no_decay),
@@ -125,6 +91,9 @@ class Engine:
             # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
             # the reduction also hands the gradients to the optimizer, and must stay.)
             self.engine.enable_backward_allreduce = False
+        self.compiled = CompiledBlocks(self.model) if compile_blocks else None
+        if self.compiled is not None and self.head is not None:
+            self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
 
     def _look_at(self, model: PreTrainedModel) -> None:
         """See what text reaches of the model; the rest is not trained."""

@@ -98,6 +98,8 @@ class Session:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
                 append_line(self.folder / "metrics.jsonl", self._recent[-1])
                 self.say(step_line(step, count, self._recent))
+                for line in () if self.engine.compiled is None else self.engine.compiled.news():
+                    self.say(line)
             yield step
 
     def evaluate(self) -> None:

@@ -159,7 +159,7 @@ def test_checkpointing_keeps_the_input_of_each_block() -> None:
         kept_for_backward(llama(num_hidden_layers=blocks), torch.bfloat16, rows, length, True) for blocks in (2, 4)
     )
     one, two = (
-        memory_per_gpu(Trained(10**6, 10**5, llama(), blocks=blocks), 1, 2, rows, length, gradient_checkpointing=True)
+        memory_per_gpu(Trained(10**6, 10**5, llama(), blocks=blocks), 1, 2, rows, length, gradient_checkpointing="full")
         for blocks in (1, 2)
     )
     assert two["activations"] - one["activations"] == (deep - shallow) // 2

@@ -146,7 +146,7 @@ def test_other_wrappers_are_refused_in_one_line_before_any_work(tmp_path, tiny_c
             with pytest.raises(RegrowError, match=f"^model type {config.model_type}: .* can be pruned") as error:
                 refuse(read)
             assert len(str(error.value)) < 250 and "\n" not in str(error.value)
-        with pytest.raises(RegrowError, match=f"^model type {config.model_type}"):
+        with pytest.raises(RegrowError, match=f"config.json: model type {config.model_type}"):
             plan(load_config(tiny_config, [f"model.path={tmp_path / config.model_type}"]))
         with pytest.raises(RegrowError, match=f"^model type {config.model_type}"):
             load_model(tmp_path / config.model_type)

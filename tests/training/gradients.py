@@ -16,8 +16,8 @@ from transformers import (
 
 from pipeline.model.loss import next_token_losses
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from pipeline.training.engine import decay_groups
 from pipeline.training.export import load_trained
+from pipeline.training.optimisation import decay_groups
 from pipeline.training.reach import TOKENS
 from tests.training.kit import (
     BATCH,
@@ -233,7 +233,7 @@ def routed(case: Case) -> dict[str, Any]:
     (0.5 * auxiliary).backward()
     wanted = flat({name: value.grad for name, value in model.named_parameters()})
     errors, steps = [], []
-    for recompute in (False, True):
+    for recompute in ("none", "selective", "full"):
         engine = new_engine(case, 2, model=experts(), clip=0.0, gradient_checkpointing=recompute)
         taken = record_gradients(engine)
         steps += train(engine, rows, 1)

@@ -23,12 +23,22 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 from pipeline.data.stream.packing import Row  # noqa: E402
 from pipeline.data.stream.position import Cursor, LaneCursor  # noqa: E402
 from pipeline.training.checkpoint import Layout  # noqa: E402
-from pipeline.training.engine import Engine, Optimisation  # noqa: E402
+from pipeline.training.engine import Engine  # noqa: E402
 from pipeline.training.loop import Position, train_steps  # noqa: E402
+from pipeline.training.optimisation import Optimisation  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
 RECIPE = Optimisation(PEAK, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
-LAYOUT = Layout(processes=2, micro_batch=2, zero_stage=1, threads=1, dtype="bfloat16", device="cpu")
+LAYOUT = Layout(
+    processes=2,
+    micro_batch=2,
+    zero_stage=1,
+    threads=1,
+    dtype="bfloat16",
+    device="cpu",
+    gradient_checkpointing="none",
+    compiled=False,
+)
 
 
 def rate(step: int) -> float:
@@ -66,7 +76,8 @@ def new_engine(
     micro_batch: int,
     batch: int = BATCH,
     model: Any = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: str = "none",
+    compile_blocks: bool = False,
     **changes: Any,
 ) -> Engine:
     """An engine around the small Llama, or ``model``; ``changes`` to the recipe."""
@@ -78,6 +89,7 @@ def new_engine(
         accumulation=batch // (micro_batch * case.world.size),
         zero_stage=case.zero_stage,
         gradient_checkpointing=gradient_checkpointing,
+        compile_blocks=compile_blocks,
     )
 
 

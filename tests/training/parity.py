@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model.loss import next_token_losses
-from pipeline.training.engine import decay_groups
 from pipeline.training.loop import Position, Sample, train_steps
+from pipeline.training.optimisation import decay_groups
 from tests.training.kit import (
     BATCH,
     PEAK,
@@ -72,11 +74,13 @@ def plain_loop(
 def parity(
     case: Case,
     loss_of: Callable[[Any, torch.Tensor, int], torch.Tensor] = whole_rows,
+    made: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Three steps by DeepSpeed beside three by the reference in fp32, from the same values."""
+    """Three steps by DeepSpeed beside three by the reference in fp32, from the same values; ``made`` are options of the
+    engine, ``options`` of the loop."""
     micro_batch, data = (2 if case.world.size == 2 else 1), text(BATCH * STEPS)
-    engine = new_engine(case, micro_batch)
+    engine = new_engine(case, micro_batch, **(made or {}))
     steps = train(engine, data, STEPS, **options)
     weights = engine.weights()
     if weights is None:
@@ -94,6 +98,7 @@ def parity(
         "difference": difference(weights, after),
         "cosine": float(torch.cosine_similarity(moved, wanted, dim=0)),
         "moved": float(wanted.abs().max()),
+        "compiled": None if engine.compiled is None else list(engine.compiled.news()),
         "dtypes": sorted({str(value.dtype) for value in weights.values()}),
     }
 
@@ -124,13 +129,31 @@ def split(case: Case) -> dict[str, Any]:
 
 
 def recomputed(case: Case) -> dict[str, Any]:
-    """Losses with and without gradient checkpointing."""
-    data, losses = text(BATCH * STEPS), []
-    for recompute in (False, True):
+    """Losses and norms with each kind of gradient checkpointing, and how often a step multiplies, and takes a norm."""
+    data, found = text(BATCH * STEPS), {}
+    for recompute in ("none", "selective", "full"):
         engine = new_engine(case, 2, gradient_checkpointing=recompute)
-        losses.append([step["loss"] for step in train(engine, data, STEPS)])
-    blocks = engine.model.model.layers
-    return {"losses": losses, "recomputes": all(block.gradient_checkpointing for block in blocks)}
+        with Counting() as counting:
+            steps = train(engine, data, STEPS)
+        found[recompute] = {
+            "losses": [[step["loss"], step["grad_norm"]] for step in steps],
+            "products": counting.calls[torch.ops.aten.mm.default],
+            "norms": counting.calls[torch.ops.aten.rsqrt.default],
+        }
+        engine.close()
+    return found
+
+
+class Counting(TorchDispatchMode):
+    """Counts the calls of every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        self.calls[function] += 1
+        return function(*arguments, **(keywords or {}))
 
 
 def signs(case: Case) -> dict[str, Any]:
