@@ -49,11 +49,12 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
     borders = np.concatenate([cu[:-1] + row * length for row, cu in enumerate(documents)] + [[rows * length]])
     lengths = np.diff(borders)
     positions = torch.from_numpy(np.arange(rows * length) - np.repeat(borders[:-1], lengths))
-    positions = positions.to(input_ids.device, non_blocking=True)
+    positions = on_its_way(positions, input_ids.device)
     if attention not in FLASH:
         return {"input_ids": input_ids, "position_ids": positions.view(rows, length)}
-    cu_seq_lens = torch.from_numpy(borders.astype(np.int32)).to(input_ids.device, non_blocking=True)
-    longest = int(lengths.max())
+    cu_seq_lens = on_its_way(torch.from_numpy(borders.astype(np.int32)), input_ids.device)
+    # A bound is wanted, and blocks that are compiled would be so anew with every other number.
+    longest = length
     return {
         "input_ids": input_ids.view(1, -1),
         "position_ids": positions.view(1, -1),
@@ -62,6 +63,11 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def on_its_way(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, without waiting for it: from page-locked memory a GPU fetches it by itself."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def require_document_attention(model: PreTrainedModel) -> float:

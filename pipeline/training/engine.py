@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.model.attention import attention_of, document_arguments
+from pipeline.model.attention import attention_of, document_arguments, on_its_way
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
@@ -163,7 +163,7 @@ class Engine:
         inputs, counted = {"input_ids": input_ids}, None
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention_of(self.model))
-            counted = document_targets(documents, input_ids.shape[1]).to(input_ids.device, non_blocking=True)
+            counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
         objective, total, output = self._objective(inputs, next_tokens(input_ids, counted), self.world.size / targets)
         auxiliary = torch.zeros_like(total)
         if self.router_coefficient is not None:

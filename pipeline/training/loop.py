@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from pipeline.data.stream.position import LaneCursor
 from pipeline.errors import RegrowError
 from pipeline.model.loss import document_targets
 from pipeline.training.engine import Engine
+from pipeline.training.garbage import collected_between_steps
 
 
 @dataclass(frozen=True)
@@ -113,60 +115,96 @@ def train_steps(
     Raises RegrowError, on every process, on a global batch without a single target token, and on a loss or a gradient
     norm that is not finite: before weights, moments, ``position`` or anything that is written have moved.
     """
-    ended = time.perf_counter()
-    while position.step < steps:
-        begin = time.perf_counter()
-        batch = _read(engine, rows, within_documents, _noting(at, engine, position, "reading"))
-        data_wait = time.perf_counter() - begin
-        targets, tokens = _count(engine, batch, position.step)
-        learning_rate = rate(position.step)
-        engine.set_learning_rate(learning_rate)
-        loss, auxiliary = _update(engine, batch, targets, position.step, _noting(at, engine, position, "computing"))
-        norm = engine.gradient_norm()
-        _require_finite("gradient norm", norm, position.step, batch)
+    reading, ended = ReadAhead(engine, rows, within_documents, at), time.perf_counter()
+    with collected_between_steps() as collect:
+        while position.step < steps:
+            batch = reading.take(position.step)
+            targets, tokens = _count(engine, batch, position.step)
+            learning_rate = rate(position.step)
+            engine.set_learning_rate(learning_rate)
+            ahead = partial(reading.ahead, position.step + 1) if position.step + 1 < steps else None
+            note = partial(_note, at, engine, position.step, "computing")
+            loss, auxiliary = _update(engine, batch, targets, position.step, note, ahead)
+            norm = engine.gradient_norm()
+            _require_finite("gradient norm", norm, position.step, batch)
 
-        position.step += 1
-        position.tokens += tokens
-        position.cursors.update({row.lane: row.cursor for micro in batch for row in micro.rows})
-        if on_samples is not None:
-            on_samples(position.step, [Sample.of(row) for micro in batch for row in micro.rows])
-        # Here the device has done all that was asked of it: the norm was waited for.
-        before, ended = ended, time.perf_counter()
-        yield Step(
-            step=position.step,
-            tokens=position.tokens,
-            loss=loss,
-            auxiliary_loss=None if engine.router_coefficient is None else auxiliary,
-            grad_norm=norm,
-            learning_rate=learning_rate,
-            tokens_per_second=tokens / (ended - before),
-            seconds=ended - before,
-            data_wait=data_wait,
-        )
-
-
-def _noting(at: Callable[[str], None], engine: Engine, position: Position, doing: str) -> Callable[[int], None]:
-    """Notes, by its number, which micro-batch of the next step is at work."""
-    step = position.step + 1
-    return lambda number: at(f"step {step}: {doing} micro-batch {number} of {engine.accumulation}")
+            position.step += 1
+            position.tokens += tokens
+            position.cursors.update({row.lane: row.cursor for micro in batch for row in micro.rows})
+            if on_samples is not None:
+                on_samples(position.step, [Sample.of(row) for micro in batch for row in micro.rows])
+            collect(position.step)
+            # Here the device has done all that was asked of it: the norm was waited for.
+            before, ended = ended, time.perf_counter()
+            yield Step(
+                step=position.step,
+                tokens=position.tokens,
+                loss=loss,
+                auxiliary_loss=None if engine.router_coefficient is None else auxiliary,
+                grad_norm=norm,
+                learning_rate=learning_rate,
+                tokens_per_second=tokens / (ended - before),
+                seconds=ended - before,
+                data_wait=reading.waited(),
+            )
 
 
-def _read(engine: Engine, rows: Iterator[Row], within_documents: bool, note: Callable[[int], None]) -> list[MicroBatch]:
-    """This process's part of a global batch."""
-    taken = []
-    for number in range(1, engine.accumulation + 1):
-        note(number)
-        taken.append([next(rows) for _ in range(engine.micro_batch)])
-    return [MicroBatch.of(micro, engine.world.device, within_documents) for micro in taken]
+class ReadAhead:
+    """This process's part of each global batch, in order; that of the next step while the device is still at work.
+
+    What goes wrong in reading ahead is raised where its step begins: the step before it is done by then.
+    """
+
+    def __init__(self, engine: Engine, rows: Iterator[Row], within_documents: bool, at: Callable[[str], None]):
+        self._engine, self._rows, self._within, self._at = engine, rows, within_documents, at
+        self._ahead: list[MicroBatch] | Exception | None = None
+        self._seconds = 0.0
+
+    def take(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of the update behind ``step``."""
+        found, self._ahead = self._ahead, None
+        if isinstance(found, Exception):
+            raise found
+        return self._read(step) if found is None else found
+
+    def ahead(self, step: int) -> None:
+        """Read now what ``take(step)`` is to give."""
+        try:
+            self._ahead = self._read(step)
+        except Exception as error:
+            self._ahead = error
+
+    def waited(self) -> float:
+        """Seconds of reading since this was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _read(self, step: int) -> list[MicroBatch]:
+        begin, taken = time.perf_counter(), []
+        for number in range(1, self._engine.accumulation + 1):
+            _note(self._at, self._engine, step, "reading", number)
+            rows = [next(self._rows) for _ in range(self._engine.micro_batch)]
+            taken.append(MicroBatch.of(rows, self._engine.world.device, self._within))
+        self._seconds += time.perf_counter() - begin
+        return taken
+
+
+def _note(at: Callable[[str], None], engine: Engine, step: int, doing: str, number: int) -> None:
+    """Notes, by its number, which micro-batch of the update behind ``step`` is at work."""
+    at(f"step {step + 1}: {doing} micro-batch {number} of {engine.accumulation}")
 
 
 def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int]:
     """(target tokens, tokens) of the global batch. RegrowError where there is not one target.
 
-    The number of targets differs by row within documents, and by process: the loss is over those of all.
+    Within documents the number of targets differs by row, and by process: the loss is over those of all. Else it is
+    the same everywhere, and nobody need be asked.
     """
-    counts = torch.tensor([sum(micro.targets for micro in batch), sum(micro.ids.numel() for micro in batch)])
-    targets, tokens = engine.world.sum(counts).tolist()
+    targets, tokens = sum(micro.targets for micro in batch), sum(micro.ids.numel() for micro in batch)
+    if batch[0].documents is None:
+        targets, tokens = targets * engine.world.size, tokens * engine.world.size
+    else:
+        targets, tokens = engine.world.sum(torch.tensor([targets, tokens])).tolist()
     if targets == 0:
         raise RegrowError(
             f"training step {step + 1}: no document of the batch has a second token in its row, so that there is "
@@ -176,10 +214,16 @@ def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int
 
 
 def _update(
-    engine: Engine, batch: list[MicroBatch], targets: int, step: int, note: Callable[[int], None]
+    engine: Engine,
+    batch: list[MicroBatch],
+    targets: int,
+    step: int,
+    note: Callable[[int], None],
+    meanwhile: Callable[[], None] | None,
 ) -> tuple[float, float]:
     """Gradients of the global batch and, where its loss is finite, one update. Returns the loss in nats per target
-    token, and the mean of the router's auxiliary loss, over all processes."""
+    token, and the mean of the router's auxiliary loss, over all processes. ``meanwhile`` is called when all gradients
+    are under way, and before they are waited for."""
     world = engine.world
     # Summed on the device: one wait for them in a step, not one in each micro-batch.
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
@@ -189,6 +233,8 @@ def _update(
         ids = micro.ids.to(world.device, non_blocking=True)
         sums += engine.backward(ids, targets, micro.documents).double()
         if number == len(batch):
+            if meanwhile is not None:
+                meanwhile()
             tokens_loss, auxiliary = world.sum(sums.cpu()).tolist()
             loss, auxiliary = tokens_loss / targets, auxiliary / (engine.accumulation * world.size)
             _require_finite("loss", loss + auxiliary, step, batch)
