@@ -62,7 +62,7 @@ def test_presets_follow_the_published_recipe() -> None:
         train = config.train
         assert config.model.path == "lmsys/vicuna-7b-v1.3"
         assert (config.prune.remove, train.tokens) == (remove, tokens * 10**9)
-        assert (train.global_batch, train.micro_batch, train.processes, train.zero_stage) == (512, 2, 8, 1)
+        assert (train.global_batch, train.micro_batch, train.processes, train.zero_stage) == (512, "auto", 8, 1)
         assert (train.learning_rate, train.betas, train.weight_decay) == (0.0001, (0.9, 0.95), 0.1)
         assert (config.score.criteria, config.score.sequences, config.score.length) == (("ppl",), 10, 128)
         assert (config.prune.protect_first, config.prune.protect_last) == (4, 2)

@@ -20,24 +20,24 @@ from pipeline.checks import check_here, check_lengths
 from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.errors import RegrowError
+from pipeline.files import of_bytes
 from pipeline.importance.block_major import ROOM
 from pipeline.importance.criteria import NEEDS
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
 from pipeline.launch import Place, count_processes
 from pipeline.model.costs import (
-    Trained,
     accumulation,
     attention_width,
     flops_per_token,
     memory_per_gpu,
     peak_flops,
     product_parameters,
-    text_parameters,
 )
-from pipeline.model.describe import Sizes, describe_folder
+from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.stages.stage import Ahead, load_stage
+from pipeline.training.fitting import Fit, Wanted, wanted_fit
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
@@ -58,13 +58,14 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     sizes, train, row = Sizes.of(model), config.train, config.data.row_length
     removed = read_cut(config).planned(sizes)
     gone, blocks = sum(removed), len(sizes.blocks) - len(removed)
-    trained = sum(parameter.numel() for parameter in text_parameters(model)) - gone
     # A number is planned for wherever this is; auto is what a run takes here.
     processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
     notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     width = attention_width(model.config.get_text_config())
     per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
-    memory = _memory(config, model, sizes, removed, processes, trained)
+    wanted = wanted_fit(config, as_trained(model, config.model.dtype, removed), processes)
+    fit = _planned_fit(config, wanted)
+    memory = _memory(wanted, fit)
     peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
     return {
         "run": config.run.name,
@@ -75,13 +76,14 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
             "pruned": blocks,
             "uniform": len(set(sizes.blocks)) == 1,
         },
-        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": trained},
+        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": wanted.trained.parameters},
         "training": {
             "tokens": train.tokens,
             "row_length": row,
             "global_batch": train.global_batch,
-            "micro_batch": train.micro_batch,
-            "accumulation": accumulation(train.global_batch, train.micro_batch, processes),
+            "micro_batch": fit.micro_batch,
+            "gradient_checkpointing": fit.gradient_checkpointing,
+            "accumulation": accumulation(train.global_batch, fit.micro_batch, processes),
             "processes": processes,
             "tokens_per_step": config.tokens_per_step,
             "steps": config.steps,
@@ -105,6 +107,20 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     }
 
 
+def _planned_fit(config: Config, wanted: Wanted) -> Fit:
+    """What the config says of the micro-batch, or what is planned to fit on the GPU that hours are given for."""
+    train = config.train
+    if train.micro_batch != "auto":
+        return Fit(train.micro_batch, train.gradient_checkpointing)
+    found = next(wanted.fits(GPU_BYTES), None)
+    if found is None:
+        raise RegrowError(
+            f"train.micro_batch auto: at train.zero_stage {train.zero_stage} on {wanted.processes} GPUs not one row is "
+            f"planned to fit into {of_bytes(int(GPU_BYTES))}; raise the stage, or plan for more GPUs"
+        )
+    return found
+
+
 def _asked_of_stages(
     config: Config, stages: Sequence[str], processes: int, model: PreTrainedModel, folder: Path
 ) -> tuple[list[str], list[str]]:
@@ -118,33 +134,14 @@ def _asked_of_stages(
     return [line for stage in lines.values() for line in stage], not_checked
 
 
-def _memory(
-    config: Config, model: nn.Module, sizes: Sizes, removed: list[int], processes: int, trained: int
-) -> list[dict[str, int]]:
+def _memory(wanted: Wanted, fit: Fit) -> list[dict[str, int]]:
     """What training takes on one GPU, in bytes, for each ZeRO stage."""
-    # ZeRO stage 3 gathers blocks and embeddings as a whole.
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    gathered = [*sizes.blocks, *(end.weight.numel() for end in ends if end is not None)]
-    held = Trained(
-        trained,
-        max(gathered),
-        model.config.get_text_config(),
-        frozen=sizes.whole - sum(removed) - trained,
-        blocks=len(sizes.blocks) - len(removed),
-        weight_bytes=4 if config.model.dtype == "float32" else 2,
-    )
-    train, row = config.train, config.data.row_length
+    shape = (wanted.processes, fit.micro_batch, wanted.row_length)
+    kind = fit.gradient_checkpointing
     return [
         {
             "zero_stage": stage,
-            **memory_per_gpu(
-                held,
-                stage,
-                processes,
-                train.micro_batch,
-                row,
-                gradient_checkpointing=train.gradient_checkpointing,
-            ),
+            **memory_per_gpu(wanted.trained, stage, *shape, gradient_checkpointing=kind),
         }
         for stage in range(4)
     ]
@@ -171,6 +168,10 @@ def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[
     notes += check_lengths(config, model)
     if config.model.attention == "eager":
         notes.append("model.attention eager stores T x T matrices, which the activations here leave out")
+    if train.micro_batch == "auto":
+        notes.append(
+            f"train.micro_batch auto: what is planned to fit on {GPU}; a run tries it once on its own GPU, and keeps it"
+        )
     if needed > 0.9 * GPU_BYTES:
         notes.append(
             f"train.zero_stage {train.zero_stage} needs about {needed / 1e9:.0f} GB of an 80 GB GPU, without CUDA's "

@@ -150,8 +150,12 @@ class TrainSection(Section):
     global_batch: Whole = key(
         512, "Rows in an optimizer step, over all processes.", stages="train", source="mission", ge=1
     )
-    micro_batch: Whole = key(
-        2, "Rows in one forward of one process; accumulation is derived from it.", free=True, source="mission", ge=1
+    micro_batch: Annotated[Whole, Field(ge=1)] | Literal["auto"] = key(
+        2,
+        "Rows in one forward of one process; accumulation is derived from it. auto: as many as fit on the GPU, found "
+        "once and kept with the run; more is recomputed only where nothing fits else.",
+        free=True,
+        source="mission",
     )
     learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
     final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 from pipeline.errors import RegrowError
 from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters
-from pipeline.model.costs import meta_model
+from pipeline.model.costs import Trained, meta_model, text_parameters
 
 
 def describe_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
@@ -23,6 +24,24 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
         return meta_model(hf_config, trust_remote_code)
     except RegrowError as error:
         raise RegrowError(f"{folder / 'config.json'}: {error}") from None
+
+
+def as_trained(model: nn.Module, dtype: str, removed: Collection[int] = ()) -> Trained:
+    """A model as training holds it, in ``dtype``; without blocks whose parameters are ``removed``. ``model`` may be on
+    the meta device."""
+    sizes = Sizes.of(model)
+    trained = sum(parameter.numel() for parameter in text_parameters(model)) - sum(removed)
+    # ZeRO stage 3 gathers blocks and embeddings as a whole.
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    gathered = [*sizes.blocks, *(end.weight.numel() for end in ends if end is not None)]
+    return Trained(
+        trained,
+        max(gathered),
+        model.config.get_text_config(),
+        frozen=sizes.whole - sum(removed) - trained,
+        blocks=len(sizes.blocks) - len(removed),
+        weight_bytes=4 if dtype == "float32" else 2,
+    )
 
 
 @dataclass(frozen=True)

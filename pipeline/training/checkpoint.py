@@ -21,6 +21,7 @@ from pipeline.config.tree import TrainSection
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
+from pipeline.training.fitting import Fit
 from pipeline.world import World
 
 
@@ -39,17 +40,17 @@ class Layout:
     compiled: bool
 
     @classmethod
-    def of(cls, world: World, train: TrainSection, dtype: str) -> Layout:
-        """The layout of a run with this config on these processes."""
+    def of(cls, world: World, train: TrainSection, fit: Fit, dtype: str) -> Layout:
+        """The layout of a run with this config on these processes, where ``fit`` was found to fit."""
         on_cpu = world.device.type == "cpu"
         return cls(
             processes=world.size,
-            micro_batch=train.micro_batch,
+            micro_batch=fit.micro_batch,
             zero_stage=train.zero_stage,
             threads=world.threads if on_cpu else None,
             dtype=dtype,
             device=world.device.type,
-            gradient_checkpointing=train.gradient_checkpointing,
+            gradient_checkpointing=fit.gradient_checkpointing,
             # ZeRO 3 breaks a block into pieces, and compiling them has not been measured to be faster.
             compiled=not on_cpu and train.zero_stage < 3 if train.compile == "auto" else train.compile,
         )

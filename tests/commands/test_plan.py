@@ -34,7 +34,12 @@ def test_presets_have_the_published_numbers(size: str, blocks: int, parameters: 
     assert (training["tokens"], training["steps"]) == (tokens, steps)
     # A step is 512 rows of 2048 tokens: the last step reaches the budget and the one before it does not.
     assert (steps - 1) * 1048576 < tokens <= steps * 1048576
-    assert (training["micro_batch"], training["accumulation"], training["processes"]) == (2, 32, 8)
+    # As many rows as are planned to fit; the published recipe is one key away.
+    fitting = {"5.5b": (1, 64), "3.7b": (4, 16), "2.7b": (8, 8), "1.5b": (16, 4)}[size]
+    assert (training["micro_batch"], training["accumulation"], training["processes"]) == (*fitting, 8)
+    assert training["gradient_checkpointing"] == "none"
+    recipe = preset(size, "train.micro_batch=2")["training"]
+    assert (recipe["micro_batch"], recipe["accumulation"]) == (2, 32)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +97,12 @@ def test_a_budget_is_said_to_be_open() -> None:
 
 
 def test_tight_memory_is_said() -> None:
-    assert any("zero_stage 1" in note for note in preset("5.5b")["notes"])
-    assert preset("1.5b")["notes"] == []
+    assert any("zero_stage 1" in note for note in preset("5.5b", "train.micro_batch=2")["notes"])
+    assert preset("1.5b", "train.micro_batch=2")["notes"] == []
+    (found,) = preset("5.5b")["notes"]
+    assert found.startswith("train.micro_batch auto: what is planned to fit on NVIDIA H100"), found
+    with pytest.raises(RegrowError, match="train.zero_stage 1 on 1 GPUs not one row is planned to fit into 80.00 GB"):
+        preset("5.5b", "train.processes=1")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:
         ("prune.protect_first=20", ["20", "10 of 32"]),
         ("prune.blocks=[3, 32]", ["32", "0 to 31"]),
         ("train.micro_batch=3", ["512", "3 x 8", "504 or 528"]),
-        ("train.processes=7", ["512", "2 x 7", "8 processes"]),
+        ("train.processes=7", ["512", "1 x 7", "8 processes"]),
         ("score.ppl_n=[40]", ["score.ppl_n 40", "32 blocks"]),
         ("model.dtype=float16", ["float16", "loss scaling"]),
         ("score.criteria=[block_influence]", ["prune.criterion", "score.criteria"]),
@@ -143,7 +152,8 @@ def test_without_a_gpu_auto_is_planned_as_a_run_would_start_here():
     assert made["training"]["processes"] == (here or 1)
     assert any("no GPU" in note and "train.processes=8" in note for note in made["notes"]) == (not here), made["notes"]
     # A batch that a run takes here is no reason to refuse the plan.
-    assert here or preset("2.7b", "train.processes=auto", "train.global_batch=6")["training"]["accumulation"] == 3
+    two = ["train.processes=auto", "train.global_batch=6", "train.micro_batch=2"]
+    assert here or preset("2.7b", *two)["training"]["accumulation"] == 3
 
 
 def test_whole_steps_that_stretch_the_budget_are_said():

@@ -1,0 +1,164 @@
+"""Opening a training session: from the config to the micro-batch that fits, model, engine and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.config import Config
+from pipeline.data.remote.space import require_cache_space
+from pipeline.data.stream.loader import fitting_workers
+from pipeline.evaluation.perplexity import perplexity
+from pipeline.files import require_space
+from pipeline.inputs import Inputs
+from pipeline.life import Teller
+from pipeline.model.attention import require_document_attention
+from pipeline.model.costs import accumulation, mfu, model_flops_per_token, peak_flops
+from pipeline.model.describe import as_trained, describe_folder
+from pipeline.run import Run
+from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
+from pipeline.training.engine import Engine
+from pipeline.training.export import Origin
+from pipeline.training.fitting import Fit, first_that_fits, keep_fit, kept_fit, plain_fit, wanted_fit
+from pipeline.training.optimisation import Optimisation
+from pipeline.training.schedule import learning_rate
+from pipeline.training.session import Rows, Session
+from pipeline.training.trained import told_of
+from pipeline.world import World
+
+
+def open_session(
+    config: Config, run: Run, text: Inputs, origin: Origin, layout: Layout, world: World, say: Teller
+) -> tuple[Session, float]:
+    """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
+    folder, data, recipe = run.stage("train"), config.data, config.train
+    model = origin.load(attention=config.model.attention, device=world.device)
+    flops = model_flops_per_token(model, data.row_length)
+    peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
+    if data.attention == "within":
+        world.on_first(lambda: require_document_attention(model))
+    world.on_first(lambda: _require_room(config, run, text, model, world))
+    held_out = world.on_first(lambda: text.held_out_rows(data.row_length, "document", recipe.evaluate_rows))
+    rows = Rows(
+        text.identity,
+        text.shard_names,
+        lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, processes=world.size),
+        _workers(config, world, say),
+        within_documents=data.attention == "within",
+    )
+    engine = _engine(config, model, world, layout)
+    for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient, engine.head):
+        say(line)
+
+    def judge(engine: Engine) -> dict[str, Any]:
+        return perplexity(
+            engine.engine,
+            held_out,
+            micro_batch=layout.micro_batch,
+            device=world.device,
+            head=engine.head,
+            world=world,
+        )
+
+    session = Session(
+        engine,
+        rows,
+        folder,
+        origin,
+        layout,
+        judge=None if held_out is None else judge,
+        mfu=lambda speed: mfu(speed / world.size, flops, peak),
+        say=say,
+    )
+    return session, flops
+
+
+def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
+    """The micro-batch of this run: as the config says or, for auto, as it was found once. Every process asks for it."""
+    recipe, folder = config.train, run.stage("train")
+    if recipe.micro_batch != "auto":
+        return Fit(recipe.micro_batch, recipe.gradient_checkpointing)
+    found = world.on_first(lambda: kept_fit(folder))
+    if found is None:
+        found = _try_fits(config, origin, world, say)
+        world.on_first(lambda: keep_fit(folder, found))
+    accumulated = accumulation(recipe.global_batch, found.micro_batch, world.size)
+    say(
+        f"micro-batch {found.micro_batch} x accumulation {accumulated} x {world.size}, recomputing "
+        f"{found.gradient_checkpointing}"
+    )
+    return found
+
+
+def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
+    """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
+    described = describe_folder(origin.folder, origin.trust_remote_code)
+    wanted = wanted_fit(config, as_trained(described, config.model.dtype), world.size)
+    if world.device.type != "cuda":
+        return plain_fit(wanted)
+    capacity = torch.cuda.get_device_properties(world.device).total_memory
+
+    def attempt(fit: Fit) -> None:
+        layout = Layout.of(world, config.train, fit, config.model.dtype)
+        model = origin.load(attention=config.model.attention, device=world.device)
+        engine = _engine(config, model, world, layout)
+        try:
+            shape = (fit.micro_batch, config.data.row_length)
+            ids = torch.zeros(shape, dtype=torch.int64, device=world.device)
+            engine.backward(ids, ids.numel())
+            torch.cuda.synchronize()
+        finally:
+            engine.close()
+
+    return first_that_fits(wanted.fits(capacity), attempt, say, capacity)
+
+
+def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout) -> Engine:
+    recipe = config.train
+    return Engine(
+        model,
+        world,
+        Optimisation(recipe.learning_rate, recipe.betas, recipe.eps, recipe.weight_decay, recipe.no_decay, recipe.clip),
+        micro_batch=layout.micro_batch,
+        accumulation=accumulation(recipe.global_batch, layout.micro_batch, world.size),
+        zero_stage=recipe.zero_stage,
+        gradient_checkpointing=layout.gradient_checkpointing,
+        compile_blocks=layout.compiled,
+    )
+
+
+def rate_at(config: Config, step: int) -> float:
+    """The learning rate of a step, from 0 on."""
+    recipe = config.train
+    return learning_rate(
+        step,
+        steps=config.steps,
+        peak=recipe.learning_rate,
+        final=recipe.final_learning_rate,
+        warmup=recipe.warmup,
+        schedule=recipe.schedule,
+        decay=recipe.decay,
+    )
+
+
+def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel, world: World) -> None:
+    """RegrowError where there is no room for a checkpoint and the last export, or on this machine for the remote shards
+    that its lanes read at a time: before the first hour is paid for."""
+    folder, data, parameters = run.stage("train"), config.data, model.num_parameters()
+    clear_torn(folder / "checkpoints")
+    needed = checkpoint_bytes(parameters, config.train.zero_stage, model.dtype) + parameters * model.dtype.itemsize
+    require_space(folder, needed, "a checkpoint and the export")
+    own = -(-data.lanes * world.on_this_machine // world.size)
+    require_cache_space(data.cache, text.corpus, own, data.cache_size)
+
+
+def _workers(config: Config, world: World, say: Callable[[str], None]) -> int:
+    """Reader processes: as many as the config wants, or the next lower number that divides the lanes."""
+    wanted, lanes = config.data.workers, config.data.lanes
+    workers = fitting_workers(wanted, lanes, world.size)
+    if workers != wanted:
+        say(f"{workers} workers for each process instead of {wanted}: they must divide {lanes} lanes")
+    return workers

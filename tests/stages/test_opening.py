@@ -1,0 +1,46 @@
+"""The micro-batch of a run: as stated, or found once and kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.run import Run
+from pipeline.stages.opening import find_fit, rate_at
+from pipeline.training.export import Origin
+from pipeline.training.fitting import Fit
+from pipeline.world import ALONE
+
+
+@pytest.fixture
+def find(tiny_config, tiny_model, tmp_path):
+    """``find(*overrides)``: the fit of the tiny run with these values, and what was said."""
+
+    def ask(*overrides: str) -> tuple[Fit, list[str]]:
+        said: list[str] = []
+        config = load_config(tiny_config, list(overrides))
+        (tmp_path / "run" / "train").mkdir(parents=True, exist_ok=True)
+        return find_fit(config, Run(tmp_path / "run"), Origin(tiny_model, "bfloat16"), ALONE, said.append), said
+
+    return ask
+
+
+def test_a_stated_micro_batch_is_taken_without_a_word(find, tmp_path):
+    assert find("train.micro_batch=4", "train.gradient_checkpointing=true") == (Fit(4, "full"), [])
+    assert not (tmp_path / "run" / "train" / "fit.json").exists()
+
+
+def test_on_a_cpu_auto_is_two_rows_and_what_was_found_once_is_kept(find, tmp_path):
+    found, said = find("train.micro_batch=auto", "train.global_batch=8")
+    assert found == Fit(2, "none") and said == ["micro-batch 2 x accumulation 4 x 1, recomputing none"]
+    kept = tmp_path / "run" / "train" / "fit.json"
+    kept.write_text(json.dumps({"micro_batch": 4, "gradient_checkpointing": "selective"}))
+    found, said = find("train.micro_batch=auto", "train.global_batch=8")
+    assert found == Fit(4, "selective") and said == ["micro-batch 4 x accumulation 2 x 1, recomputing selective"]
+
+
+def test_the_rate_is_the_configs(tiny_config):
+    config = load_config(tiny_config, ["train.schedule=constant", "train.warmup=0", "train.learning_rate=3e-4"])
+    assert rate_at(config, 0) == rate_at(config, config.steps - 1) == pytest.approx(3e-4)
