@@ -101,7 +101,7 @@ def test_tight_memory_is_said() -> None:
     assert preset("1.5b", "train.micro_batch=2")["notes"] == []
     (found,) = preset("5.5b")["notes"]
     assert found.startswith("train.micro_batch auto: what is planned to fit on NVIDIA H100"), found
-    with pytest.raises(RegrowError, match="train.zero_stage 1 on 1 GPUs not one row is planned to fit into 80.00 GB"):
+    with pytest.raises(RegrowError, match=r"zero_stage 1 on 1 GPUs not one row is planned to fit into 80\.00 GB"):
         preset("5.5b", "train.processes=1")
 
 
