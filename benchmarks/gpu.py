@@ -42,7 +42,7 @@ class Item:
     """A measurement: its script, how it is called in full and in small, and what its figures come to in words.
 
     ``takes`` are options whose value is a figure of an earlier item (option, item, figure): without it, the option is
-    not given. ``needs`` is a path without which there is nothing to measure.
+    not given. ``needs`` is a path without which there is nothing to measure. ``part``: of a call of so many minutes.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Item:
     quick: Call
     takes: tuple[tuple[str, str, str], ...] = ()
     needs: str | None = None
+    part: int = 1
 
 
 def _speed(figures: Figures) -> str:
@@ -80,23 +81,41 @@ def _tests(figures: Figures) -> str:
     return f"{figures['passed']} passed, {figures['failed']} failed, {figures['skipped']} skipped"
 
 
-_SMALL = ("--width", "64", "--row-length", "64", "--accumulation", "2", "--steps", "2")
+def _training(name: str, seconds: float, blocks: int, *options: str, quick: Sequence[str] = (), part: int = 1) -> Item:
+    """A rung of the ladder: 32 rows of 2,048 tokens a step, ``blocks`` of them as in a 7B."""
+    small = ("--blocks", str(min(blocks, 2)), *_SMALL, *quick)
+    full = ("--blocks", str(blocks), *options)
+    return Item(name, "throughput.py", _speed, Call(seconds, full), Call(15, small), _TAKES, part=part)
+
+
+_SMALL = ("--width", "64", "--row-length", "64", "--micro-batch", "2", "--accumulation", "2", "--steps", "2")
 _TAKES = (("--ceiling", "ceiling", "ceiling"),)
 _SEQUENCES = ("--sequences", "10", "--length", "128", "--repeats", "1", "--no-linear")
-#: Most worth first: what no other machine can show, then what has been measured before.
+_TWO, _FOUR, _EIGHT = (("--micro-batch", str(rows), "--accumulation", str(32 // rows)) for rows in (2, 4, 8))
+_HOST = ("--width", "512", "--row-length", "512", "--micro-batch", "32", "--accumulation", "2")
+_RECOMPUTING = ("--gradient-checkpointing", "selective")
+#: Most worth first: what training reaches by default, then what each part of it gives, then the rest.
 ITEMS = (
     Item("ceiling", "ceiling.py", _ceiling, Call(20), Call(10, ("--quick",))),
-    Item("1.5b", "throughput.py", _speed, Call(45, ("--blocks", "6")), Call(15, ("--blocks", "2", *_SMALL)), _TAKES),
-    Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), needs=".cache/demo/assets.json"),
-    Item("tests", "gpu_tests.py", _tests, Call(40), Call(15)),
-    Item("2.7b", "throughput.py", _speed, Call(60, ("--blocks", "12")), Call(15, ("--blocks", "4", *_SMALL)), _TAKES),
+    _training("1.5b", 50, 6, *_EIGHT, "--compile", quick=("--compile",)),
+    _training("2.7b", 60, 12, *_FOUR, "--compile"),
+    _training("3.7b", 70, 17, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING),
+    _training("1.5b-eager", 45, 6, *_EIGHT),
+    _training("1.5b-whole", 50, 6, *_EIGHT, "--compile", "--whole-logits", quick=("--whole-logits",)),
+    _training("1.5b-two", 55, 6, *_TWO, "--compile"),
+    Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), needs=".cache/demo/assets.json", part=2),
+    Item("tests", "gpu_tests.py", _tests, Call(60), Call(15), part=2),
     Item(
         "scoring",
         "scoring.py",
         _scoring,
         Call(45, ("--shape", "7b", *_SEQUENCES)),
         Call(15, ("--shape", "tiny", "--quick", "--no-linear")),
+        part=2,
     ),
+    # The demo's size, where the host has the most to do for each of the chip's operations.
+    _training("small", 40, 21, *_HOST, "--compile", part=2),
+    _training("1.5b-recipe", 50, 6, *_TWO, "--whole-logits", quick=("--whole-logits",), part=2),
 )
 
 
@@ -188,7 +207,8 @@ def main() -> None:
     """Measure what was asked for, and print the summary, also of what a Ctrl-C cut short; exit 1 if an item failed."""
     names = [item.name for item in ITEMS]
     parser = argparse.ArgumentParser(prog="gpu.sh", description="Measurements for one GPU, in minutes.")
-    parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(names)}; default: all, in this order")
+    parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(names)}; default: all of the part")
+    parser.add_argument("--part", type=int, default=1, choices=[1, 2], help="1: training; 2: all else; default 1")
     parser.add_argument("--minutes", type=float, default=6, help="start nothing that would not end by then; default 6")
     parser.add_argument("--quick", action="store_true", help="all of it with small shapes, on a CPU as well")
     arguments = parser.parse_args()
@@ -199,7 +219,8 @@ def main() -> None:
         parser.error("--minutes must be above 0")
     if not arguments.quick and not torch.cuda.is_available():
         sys.exit("gpu: torch sees no NVIDIA GPU here; --quick runs all of it in small on a CPU")
-    chosen = [item for item in ITEMS if item.name in (arguments.items or names)]
+    wanted = arguments.items or [item.name for item in ITEMS if item.part == arguments.part]
+    chosen = [item for item in ITEMS if item.name in wanted]
     outcomes, status = [], 0
     try:
         with interruptible():

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What can be measured on one GPU of 80 GB, in minutes and without a network: tests, ceiling, training, scoring, a kill.
 #
-#   bash benchmarks/gpu.sh                         all that fits into 6 minutes, most worth first
+#   bash benchmarks/gpu.sh                         training: all that fits into 6 minutes, most worth first
+#   bash benchmarks/gpu.sh --part 2                a kill and a resume, the tests marked gpu, scoring, small models
 #   bash benchmarks/gpu.sh --minutes 9 2.7b demo   these two
 #   bash benchmarks/gpu.sh --quick                 all of it in small, on a CPU
 #

@@ -60,6 +60,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--zero-stage", type=int, default=1, choices=[0, 1, 2, 3])
     parser.add_argument("--gradient-checkpointing", default="none", choices=["none", "selective", "full"])
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--whole-logits", action="store_true", help="make the loss from a whole micro-batch's logits")
     parser.add_argument("--attention", default="sdpa", help="attention implementation of transformers")
     parser.add_argument("--ceiling", type=float, metavar="FLOP/S", help="of this device, by benchmarks/ceiling.py")
     return parser.parse_args()
@@ -109,6 +110,8 @@ def timed_steps(arguments: argparse.Namespace, model: PreTrainedModel, world: Wo
         gradient_checkpointing=arguments.gradient_checkpointing,
         compile_blocks=arguments.compile,
     )
+    if arguments.whole_logits:
+        engine.head = None
     rows = random_rows(model.config.vocab_size, arguments.row_length, world.rank)
     steps = []
     for step in train_steps(engine, rows, Position(), steps=1 + arguments.steps, rate=lambda step: 1e-4):
@@ -137,6 +140,7 @@ def figures_of(
         "zero_stage": arguments.zero_stage,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "compiled": arguments.compile,
+        "whole_logits": arguments.whole_logits,
         "attention": arguments.attention,
         "timed_steps": arguments.steps,
         "tokens_per_second": speed,
@@ -170,6 +174,7 @@ def tell(arguments: argparse.Namespace, world: World, figures: dict[str, Any], p
             "Rows": f"{arguments.micro_batch} x {arguments.accumulation} x {world.size} of {arguments.row_length}",
             "ZeRO": f"{arguments.zero_stage}, checkpointing {arguments.gradient_checkpointing}",
             "Blocks": "compiled" if arguments.compile else "as they are",
+            "Loss": "whole logits" if arguments.whole_logits else "in chunks",
             "Tokens/s": f"{figures['tokens_per_second']:,.0f}",
             "MFU": "unknown peak" if used is None else f"{used:.1%}",
             "Of the ceiling": "not measured" if share is None else f"{share:.1%}",

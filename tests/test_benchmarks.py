@@ -104,7 +104,7 @@ def test_training_compares_equal_work(tiny_model: Path, demo: Path, workers: int
     assert 0 < figures["data_wait"] < seconds["ours"], f"reading text takes time, within the step: {figures}"
 
 
-@pytest.mark.parametrize("options", [(), ("--zero-stage", 3, "--gradient-checkpointing")])
+@pytest.mark.parametrize("options", [(), ("--zero-stage", 3, "--gradient-checkpointing", "selective")])
 def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None:
     figures, before = run_benchmark(
         "throughput",

@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,11 +30,15 @@ from pipeline.model.attention import attention_of, document_arguments, on_its_wa
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
-from pipeline.training.compiled import CompiledBlocks
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
 from pipeline.training.recomputing import recompute
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.training.compiled import CompiledBlocks
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
 BUCKET = 500_000_000
@@ -91,7 +95,7 @@ class Engine:
             # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
             # the reduction also hands the gradients to the optimizer, and must stay.)
             self.engine.enable_backward_allreduce = False
-        self.compiled = CompiledBlocks(self.model) if compile_blocks else None
+        self.compiled: CompiledBlocks | None = _compiled(self.model) if compile_blocks else None
         if self.compiled is not None and self.head is not None:
             self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
 
@@ -248,6 +252,13 @@ class Engine:
 def _not_about_overflow(record: logging.LogRecord) -> bool:
     """DeepSpeed warns of gradients that are not finite; the loop stops there, and says what to do."""
     return "OVERFLOW" not in record.getMessage()
+
+
+def _compiled(model: nn.Module) -> CompiledBlocks:
+    """The model's blocks, compiled. The compiler takes a second to be imported, and a CPU does without it."""
+    from pipeline.training.compiled import CompiledBlocks
+
+    return CompiledBlocks(model)
 
 
 def _deepspeed() -> Any:

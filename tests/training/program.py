@@ -25,7 +25,7 @@ from tests.training.kit import Case, place  # first of all: it settles this proc
 import torch
 
 from pipeline.world import World
-from tests.training import compiling, gradients, parity, saving, stops
+from tests.training import compiling, device, gradients, parity, saving, stops
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
@@ -33,6 +33,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
     for module, functions in {
         parity: ("parity", "within", "split", "recomputed", "signs"),
         compiling: ("compiled", "compiled_within", "uncompilable"),
+        device: ("reads", "closed"),
         gradients: ("precise", "unreached", "kept", "passed_over", "routed"),
         stops: ("stopped_gradient", "stopped_loss", "no_target"),
         saving: ("resume", "export", "one_sided"),
