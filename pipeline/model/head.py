@@ -208,7 +208,7 @@ class _SummedLoss(torch.autograd.Function):
         scaled = torch.full((), factor * head.scale, device=states.device)
         total = torch.zeros((), device=states.device)
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        of_weight: torch.Tensor | None = None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
         with torch.autocast(kind, enabled=False):
             rows = weight.to(dtype)
@@ -223,8 +223,10 @@ class _SummedLoss(torch.autograd.Function):
                 gradient = gradient.to(dtype)
                 if of_states is not None:
                     of_states[start : start + length] = gradient @ rows
-                if of_weight is not None:
-                    of_weight += gradient.T @ some
+                if ctx.needs_input_grad[1]:
+                    part = gradient.T @ some
+                    # What one chunk gives is all there is, and needs no sum.
+                    of_weight = part if of_weight is None else of_weight.float().add_(part)
         ctx.save_for_backward(of_states, of_weight, of_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(total)
@@ -234,8 +236,10 @@ class _SummedLoss(torch.autograd.Function):
     def backward(ctx: Any, above: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         of_states, of_weight, of_bias = ctx.saved_tensors
         dtypes = (None if of_states is None else of_states.dtype, *ctx.dtypes)
+        # Where a look costs no wait: the objective is differentiated as it is.
+        plain = above.device.type == "cpu" and above.item() == 1
         made = (
-            None if gradient is None else (gradient * above).to(dtype)
+            None if gradient is None else (gradient if plain else gradient * above).to(dtype)
             for gradient, dtype in zip((of_states, of_weight, of_bias), dtypes, strict=True)
         )
         return (*made, None, None, None)
