@@ -81,6 +81,11 @@ def _tests(figures: Figures) -> str:
     return f"{figures['passed']} passed, {figures['failed']} failed, {figures['skipped']} skipped"
 
 
+def _loss(figures: Figures) -> str:
+    ways = {way: one for way, one in figures["ways"].items() if one}
+    return ", ".join(f"{way} {1e3 * one['seconds']:.1f} ms {one['bytes'] / 1e9:.1f} GB" for way, one in ways.items())
+
+
 def _training(name: str, seconds: float, blocks: int, *options: str, quick: Sequence[str] = (), part: int = 1) -> Item:
     """A rung of the ladder: 32 rows of 2,048 tokens a step, ``blocks`` of them as in a 7B."""
     small = ("--blocks", str(min(blocks, 2)), *_SMALL, *quick)
@@ -115,6 +120,14 @@ ITEMS = (
     ),
     # The demo's size, where the host has the most to do for each of the chip's operations.
     _training("small", 40, 21, *_HOST, "--compile", part=2),
+    Item(
+        "loss",
+        "loss.py",
+        _loss,
+        Call(35, ("--vocabularies", "32000", "--repeats", "3")),
+        Call(60, ("--tokens", "64", "--width", "64", "--vocabularies", "512", "--repeats", "1")),
+        part=2,
+    ),
     _training("1.5b-recipe", 50, 6, *_TWO, "--whole-logits", quick=("--whole-logits",), part=2),
 )
 

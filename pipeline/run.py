@@ -15,6 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +35,8 @@ class Run:
         self.folder = folder
         self._hashes: dict[str, str] | None = None
         self._hashes_kept = 0.0
+        # Open from its first line on; each is there when it has been written.
+        self._log: FileIO | None = None
 
     @property
     def name(self) -> str:
@@ -45,9 +48,10 @@ class Run:
 
     def log(self, line: str) -> None:
         """Append a line (or several), with the time, to log.txt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        if self._log is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = FileIO(self.folder / "log.txt", "a")
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """The stage's record, or None when the stage is not complete."""

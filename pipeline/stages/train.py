@@ -59,7 +59,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             if last or step.step % recipe.checkpoint_every == 0:
                 session.checkpoint(recipe.keep_checkpoints)
         exported = session.export()
-        session.engine.close()
+        session.close()
     lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
     return {
         "steps": steps,

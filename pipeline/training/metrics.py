@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+class LineFile:
+    """A file of JSON lines that stays open from its first line on: each is there, whole, when it has been added."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: FileIO | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
+        if self._file is None:
+            self._file = FileIO(self.path, "a")
+        self._file.write(_line(record).encode())
+
+    def close(self) -> None:
+        """Nothing more is added."""
+        if self._file is not None:
+            self._file.close()
 
 
 def cut_after(path: Path, step: int) -> int:

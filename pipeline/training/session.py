@@ -20,7 +20,7 @@ from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, sav
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
 from pipeline.training.loop import Position, Sample, Step, train_steps
-from pipeline.training.metrics import WINDOW, append_line, cut_after, read_lines, step_line, step_record
+from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
 LINES = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
@@ -64,6 +64,7 @@ class Session:
         # What only counts on the first process, which writes the lines.
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._left_out: set[str] = set()
+        self._lines = {name: LineFile(folder / name) for name in LINES}
 
     def resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
         """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off."""
@@ -96,7 +97,7 @@ class Session:
         for step in taken:
             if self.world.rank == 0:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
-                append_line(self.folder / "metrics.jsonl", self._recent[-1])
+                self._lines["metrics.jsonl"].append(self._recent[-1])
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
                     self.say(line)
@@ -118,7 +119,7 @@ class Session:
                 "held_out_perplexity": result["value"],
                 "rows": result["rows"],
             }
-            append_line(path, line)
+            self._lines["held_out.jsonl"].append(line)
             self.say(f"step {self.position.step}: held-out perplexity {result['value']:.2f}")
 
     def checkpoint(self, keep: int) -> Path:
@@ -143,8 +144,14 @@ class Session:
         """Write the weights as they are as a plain Hugging Face folder, and return it."""
         return write_export(self.engine, self.origin, folder_of(self.folder / "exports", self.position.step))
 
+    def close(self) -> None:
+        """Give up the engine, and the files that are open."""
+        self.engine.close()
+        for lines in self._lines.values():
+            lines.close()
+
     def _log_samples(self, step: int, samples: list[Sample]) -> None:
         """What a step was trained on, row by row in their order, into samples.jsonl."""
         rows = sorted((sample for share in self.world.gather(samples) for sample in share), key=lambda row: row.index)
         if self.world.rank == 0:
-            append_line(self.folder / "samples.jsonl", {"step": step, "rows": [list(astuple(row)) for row in rows]})
+            self._lines["samples.jsonl"].append({"step": step, "rows": [list(astuple(row)) for row in rows]})

@@ -20,6 +20,7 @@ CASES = {
         *(f"within-{stage}-fp32" for stage in (1, 3)),
         *(f"resume-{stage}-bf16" for stage in range(4)),
         "resume-0-fp32",
+        "resume_with_all-1-bf16",
         *(f"export-{stage}-bf16" for stage in (1, 2, 3)),
         "split-1-fp32",
         *(f"recomputed-{stage}-fp32" for stage in (1, 3)),
@@ -37,6 +38,7 @@ CASES = {
         *(f"passed_over-{stage}-fp32" for stage in (0, 1)),
         *(f"routed-{stage}-fp32" for stage in (0, 3)),
     ],
+    1: [f"parity-{stage}-fp32" for stage in range(4)],
     4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
 }
 #: How often the program is started anew behind a case that ended it.

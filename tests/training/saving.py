@@ -14,13 +14,14 @@ from pipeline.training.loop import Position, train_steps
 from tests.training.kit import BATCH, LAYOUT, STEPS, Case, difference, new_engine, new_model, rate, share, text, train
 
 
-def resume(case: Case) -> dict[str, Any]:
-    """Four steps straight on; and two, a checkpoint, a fresh engine, and two more."""
-    micro_batch, data, root = 2, text(BATCH * 4), case.folder / f"checkpoints-{case.zero_stage}-{case.dtype}"
-    straight = new_engine(case, micro_batch)
+def resume(case: Case, **options: Any) -> dict[str, Any]:
+    """Four steps straight on; and two, a checkpoint, a fresh engine, and two more. ``options`` are the engine's."""
+    micro_batch, data = 2, text(BATCH * 4)
+    root = case.folder / "-".join(["checkpoints", str(case.zero_stage), str(case.dtype), *options])
+    straight = new_engine(case, micro_batch, **options)
     whole = train(straight, data, 4)
 
-    first, position = new_engine(case, micro_batch), Position()
+    first, position = new_engine(case, micro_batch, **options), Position()
     train(first, data, 2, position)
     torch.manual_seed(5 + case.world.rank)
     cursors = {lane: asdict(cursor) for part in case.world.gather(position.cursors) for lane, cursor in part.items()}
@@ -28,7 +29,7 @@ def resume(case: Case) -> dict[str, Any]:
     save_checkpoint(root, first, case.world, step=2, state=state, keep=2)
     noise = torch.rand(3)
 
-    second = new_engine(case, micro_batch)
+    second = new_engine(case, micro_batch, **options)
     checkpoint, state = newest_checkpoint(root, LAYOUT)
     load_checkpoint(checkpoint, second, case.world)
     same_noise = case.world.gather(torch.equal(noise, torch.rand(3)))
@@ -54,6 +55,11 @@ def resume(case: Case) -> dict[str, Any]:
         "rest": rest,
         "files": sorted(p.name for p in checkpoint.iterdir()),
     }
+
+
+def resume_with_all(case: Case) -> dict[str, Any]:
+    """The same with compiled blocks that recompute selectively."""
+    return resume(case, compile_blocks=True, gradient_checkpointing="selective")
 
 
 def export(case: Case) -> dict[str, Any]:

@@ -34,7 +34,9 @@ LAYOUT = Layout(
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
 
 
-@pytest.mark.parametrize("case", [*(f"resume-{stage}-bf16" for stage in range(4)), "resume-0-fp32"])
+@pytest.mark.parametrize(
+    "case", [*(f"resume-{stage}-bf16" for stage in range(4)), "resume-0-fp32", "resume_with_all-1-bf16"]
+)
 def test_two_steps_a_checkpoint_and_two_more_are_four_steps_bit_for_bit(measured, case):
     found = measured(2)[case]
     assert found["changed"] > 1e-4, "four steps did not change the weights, so that their equality shows nothing"

@@ -1,4 +1,4 @@
-"""Real DeepSpeed engines in 2 and 4 processes beside a plain torch loop: the same losses, norms and weights."""
+"""Real DeepSpeed engines in 1, 2 and 4 processes beside a plain torch loop: the same losses, norms and weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-FP32 = [(2, stage) for stage in range(4)] + [(4, stage) for stage in (1, 2, 3)]
+FP32 = [(processes, stage) for processes in (1, 2) for stage in range(4)] + [(4, stage) for stage in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(("processes", "stage"), FP32)

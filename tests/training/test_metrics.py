@@ -8,14 +8,14 @@ import math
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.training.metrics import append_line, cut_after, pace, read_lines
+from pipeline.training.metrics import LineFile, cut_after, pace, read_lines
 
 
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(1, 6):
-        append_line(path, {"step": step, "loss": 1 / step})
+        LineFile(path).append({"step": step, "loss": 1 / step})
     return path
 
 
@@ -35,7 +35,7 @@ def test_a_torn_last_line_is_dropped(path, tail):
         file.write(tail)
     assert steps(path) == [1, 2, 3, 4, 5], f"the tail {tail!r} was not dropped alone"
     assert cut_after(path, 5) == 0
-    append_line(path, {"step": 6, "loss": 2})
+    LineFile(path).append({"step": 6, "loss": 2})
     assert read_lines(path)[-1] == {"step": 6, "loss": 2}, "the line behind a torn one is lost"
     assert path.read_text().count("\n") == 6
 
@@ -53,7 +53,7 @@ def test_lines_behind_the_checkpoint_are_cut_and_kept(path):
     assert steps(path) == [1, 2, 3]
     discarded = path.with_name("metrics.discarded.jsonl")
     assert steps(discarded) == [4, 5], "what was measured is lost"
-    append_line(path, {"step": 4, "loss": 0})
+    LineFile(path).append({"step": 4, "loss": 0})
     assert cut_after(path, 3) == 1
     assert steps(discarded) == [4, 5, 4], "a second cut forgot the first"
     assert [json.loads(line)["loss"] for line in discarded.read_text().splitlines()] == [0.25, 0.2, 0]
@@ -68,7 +68,7 @@ def test_a_cut_at_zero_keeps_nothing_and_no_file_is_no_error(path, tmp_path):
 
 def test_every_line_is_json_also_where_a_value_is_not_finite(path):
     """As strict readers know JSON: Python's own would take NaN and Infinity, and write them."""
-    append_line(path, {"step": 6, "loss": math.inf, "mfu": None, "grad_norm": math.nan})
+    LineFile(path).append({"step": 6, "loss": math.inf, "mfu": None, "grad_norm": math.nan})
     path.write_text(path.read_text() + '{"step": 7, "loss": Infinity}\n')  # a line of an earlier version
     cut_after(path, 6)
 
