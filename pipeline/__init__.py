@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.config import load_config as load_config
     from pipeline.importance.choosing import Removals as Removals
     from pipeline.importance.choosing import Way as Way
+    from pipeline.importance.choosing import choose as choose
     from pipeline.importance.comparison import compare_ways as compare_ways
     from pipeline.importance.criteria import Text as Text
     from pipeline.importance.cut import Cut as Cut
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.importance.selection import choose_window as choose_window
     from pipeline.model.blocks import remove_blocks as remove_blocks
     from pipeline.model.blocks import skip_blocks as skip_blocks
+    from pipeline.model.describe import Sizes as Sizes
     from pipeline.model.load import load_model as load_model
     from pipeline.model.replacement import replace_blocks as replace_blocks
     from pipeline.reporting.heat_maps import draw_heat_map as draw_heat_map
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cut": "pipeline.importance.cut",
     "Removals": "pipeline.importance.choosing",
+    "Sizes": "pipeline.model.describe",
     "Text": "pipeline.importance.criteria",
     "Way": "pipeline.importance.choosing",
+    "choose": "pipeline.importance.choosing",
     "choose_blocks": "pipeline.importance.selection",
     "choose_window": "pipeline.importance.selection",
     "compare_ways": "pipeline.importance.comparison",

@@ -36,8 +36,9 @@ from pipeline.model.costs import (
 )
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
+from pipeline.stages.opening import wanted_fit
 from pipeline.stages.stage import Ahead, load_stage
-from pipeline.training.fitting import Fit, Wanted, wanted_fit
+from pipeline.training.fitting import Fit, Wanted
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9

@@ -47,7 +47,7 @@ PEAK_FLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
 )
 
 
-def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> nn.Module:
+def meta_model(hf_config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config on the meta device, whole: shapes without memory, tied weights tied.
 
     Raises RegrowError when it is no causal language model (``architecture``), or cannot be made from the config.

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.model.architecture import read_config
@@ -14,7 +14,7 @@ from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import Trained, meta_model, text_parameters
 
 
-def describe_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
+def describe_folder(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model in ``folder`` on the meta device: its blocks, shapes and config, without weights.
 
     Raises RegrowError as ``read_config`` and ``meta_model`` do.
@@ -26,14 +26,14 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
         raise RegrowError(f"{folder / 'config.json'}: {error}") from None
 
 
-def as_trained(model: nn.Module, dtype: str, removed: Collection[int] = ()) -> Trained:
+def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = ()) -> Trained:
     """A model as training holds it, in ``dtype``; without blocks whose parameters are ``removed``. ``model`` may be on
     the meta device."""
     sizes = Sizes.of(model)
     trained = sum(parameter.numel() for parameter in text_parameters(model)) - sum(removed)
     # ZeRO stage 3 gathers blocks and embeddings as a whole.
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    gathered = [*sizes.blocks, *(end.weight.numel() for end in ends if end is not None)]
+    gathered = [*sizes.blocks, *(end.get_parameter("weight").numel() for end in ends if end is not None)]
     return Trained(
         trained,
         max(gathered),
@@ -52,6 +52,6 @@ class Sizes:
     whole: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> Sizes:
+    def of(cls, model: PreTrainedModel) -> Sizes:
         """Those of a model; one on the meta device will do."""
         return cls(tuple(block_parameters(model)), sum(parameter.numel() for parameter in model.parameters()))

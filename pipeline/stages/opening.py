@@ -16,18 +16,26 @@ from pipeline.files import require_space
 from pipeline.inputs import Inputs
 from pipeline.life import Teller
 from pipeline.model.attention import require_document_attention
-from pipeline.model.costs import accumulation, mfu, model_flops_per_token, peak_flops
+from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_token, peak_flops
 from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
-from pipeline.training.fitting import Fit, first_that_fits, keep_fit, kept_fit, plain_fit, wanted_fit
+from pipeline.training.fitting import Fit, Wanted, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Rows, Session
 from pipeline.training.trained import told_of
 from pipeline.world import World
+
+
+def layout_of(config: Config, world: World, fit: Fit) -> Layout:
+    """The layout of a run with this config on these processes, where ``fit`` was found to fit."""
+    train, on_cpu = config.train, world.device.type == "cpu"
+    # ZeRO 3 breaks a block into pieces, and compiling them has not been measured to be faster.
+    compiled = not on_cpu and train.zero_stage < 3 if train.compile == "auto" else train.compile
+    return Layout.of(world, fit, train.zero_stage, config.model.dtype, compiled)
 
 
 def open_session(
@@ -93,6 +101,19 @@ def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callab
     return found
 
 
+def wanted_fit(config: Config, trained: Trained, processes: int) -> Wanted:
+    """What a config asks to fit."""
+    train = config.train
+    return Wanted(
+        trained,
+        train.zero_stage,
+        processes,
+        config.data.row_length,
+        train.global_batch,
+        train.gradient_checkpointing,
+    )
+
+
 def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
@@ -102,7 +123,7 @@ def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str],
     capacity = torch.cuda.get_device_properties(world.device).total_memory
 
     def attempt(fit: Fit) -> None:
-        layout = Layout.of(world, config.train, fit, config.model.dtype)
+        layout = layout_of(config, world, fit)
         model = origin.load(attention=config.model.attention, device=world.device)
         engine = _engine(config, model, world, layout)
         try:

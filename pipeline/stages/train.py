@@ -21,9 +21,9 @@ from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, open_session, rate_at
+from pipeline.stages.opening import find_fit, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
-from pipeline.training.checkpoint import Layout, newest_checkpoint
+from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.export import Origin
 from pipeline.training.metrics import read_lines
@@ -35,7 +35,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code)
-    layout = Layout.of(world, recipe, find_fit(config, run, origin, world, say), config.model.dtype)
+    layout = layout_of(config, world, find_fit(config, run, origin, world, say))
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
     if found:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from pipeline.config.tree import TrainSection
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file, read_json, require_space, write_json
 from pipeline.training.engine import Engine
@@ -40,19 +39,17 @@ class Layout:
     compiled: bool
 
     @classmethod
-    def of(cls, world: World, train: TrainSection, fit: Fit, dtype: str) -> Layout:
-        """The layout of a run with this config on these processes, where ``fit`` was found to fit."""
-        on_cpu = world.device.type == "cpu"
+    def of(cls, world: World, fit: Fit, zero_stage: int, dtype: str, compiled: bool) -> Layout:
+        """The layout of a run on these processes."""
         return cls(
             processes=world.size,
             micro_batch=fit.micro_batch,
-            zero_stage=train.zero_stage,
-            threads=world.threads if on_cpu else None,
+            zero_stage=zero_stage,
+            threads=world.threads if world.device.type == "cpu" else None,
             dtype=dtype,
             device=world.device.type,
             gradient_checkpointing=fit.gradient_checkpointing,
-            # ZeRO 3 breaks a block into pieces, and compiling them has not been measured to be faster.
-            compiled=not on_cpu and train.zero_stage < 3 if train.compile == "auto" else train.compile,
+            compiled=compiled,
         )
 
 

@@ -13,7 +13,6 @@ from typing import get_args
 
 import torch
 
-from pipeline.config import Config
 from pipeline.errors import RegrowError
 from pipeline.files import of_bytes, read_json, write_json
 from pipeline.model.costs import Checkpointing, Trained, memory_per_gpu
@@ -76,19 +75,6 @@ class Wanted:
             for count in self.divisors():
                 if self.needs(fit := Fit(count, kind)) <= SHARE * capacity:
                     yield fit
-
-
-def wanted_fit(config: Config, trained: Trained, processes: int) -> Wanted:
-    """What a config asks to fit."""
-    train = config.train
-    return Wanted(
-        trained,
-        train.zero_stage,
-        processes,
-        config.data.row_length,
-        train.global_batch,
-        train.gradient_checkpointing,
-    )
 
 
 def plain_fit(wanted: Wanted) -> Fit:

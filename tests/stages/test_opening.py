@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from pipeline.config import load_config
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, rate_at
+from pipeline.stages.opening import find_fit, layout_of, rate_at
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit
-from pipeline.world import ALONE
+from pipeline.world import ALONE, World
 
 
 @pytest.fixture
@@ -44,3 +45,21 @@ def test_on_a_cpu_auto_is_two_rows_and_what_was_found_once_is_kept(find, tmp_pat
 def test_the_rate_is_the_configs(tiny_config):
     config = load_config(tiny_config, ["train.schedule=constant", "train.warmup=0", "train.learning_rate=3e-4"])
     assert rate_at(config, 0) == rate_at(config, config.steps - 1) == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "stage", "compiled"),
+    [
+        ("cpu", "auto", 1, False),
+        ("cuda", "auto", 1, True),
+        ("cuda", "auto", 3, False),
+        ("cpu", "true", 3, True),
+        ("cuda", "false", 0, False),
+    ],
+)
+def test_blocks_are_compiled_where_it_is_faster_or_asked_for(tiny_config, device, asked, stage, compiled):
+    config = load_config(tiny_config, [f"train.compile={asked}", f"train.zero_stage={stage}"])
+    layout = layout_of(config, World(device=torch.device(device)), Fit(4, "selective"))
+    assert layout.compiled is compiled
+    assert (layout.micro_batch, layout.gradient_checkpointing, layout.zero_stage) == (4, "selective", stage)
+    assert (layout.threads is None) == (device == "cuda"), "threads decide nothing on a GPU"
