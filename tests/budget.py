@@ -21,15 +21,15 @@ MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
     "tests": 150,
-    "tests/commands": 60,
-    "tests/config": 20,
-    "tests/data": 140,
-    "tests/evaluation": 60,
-    "tests/importance": 110,
+    "tests/commands": 25,
+    "tests/config": 15,
+    "tests/data": 100,
+    "tests/evaluation": 45,
+    "tests/importance": 90,
     "tests/model": 80,
-    "tests/reporting": 20,
-    "tests/stages": 560,
-    "tests/training": 230,
+    "tests/reporting": 15,
+    "tests/stages": 530,
+    "tests/training": 380,
 }
 SPENT = "cpu_seconds"
 

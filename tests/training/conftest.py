@@ -25,8 +25,7 @@ CASES = {
         "split-1-fp32",
         *(f"recomputed-{stage}-fp32" for stage in (1, 3)),
         "signs-1-fp32",
-        *(f"compiled-{stage}-bf16" for stage in (0, 2)),
-        "compiled-3-fp32",
+        "compiled-2-bf16",
         "compiled_within-1-fp32",
         "uncompilable-1-fp32",
         *(f"precise-{stage}-bf16" for stage in range(4)),
@@ -41,6 +40,8 @@ CASES = {
     1: [f"parity-{stage}-fp32" for stage in range(4)],
     4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
 }
+#: Of two processes, those that compile for half a minute.
+SLOW = ["compiled-0-bf16", "compiled-3-fp32"]
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 
@@ -87,11 +88,14 @@ def start() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def measured(once: Any) -> Callable[[int], Measured]:
-    """``measured(processes)``: results by case; started once, when first asked for."""
+def measured(once: Any) -> Callable[..., Measured]:
+    """``measured(processes)``: results by case; started once, when first asked for. ``slow``: those of SLOW."""
 
     @cache
-    def results(processes: int) -> Measured:
-        return Measured(once(f"training-{processes}", lambda folder: _measure(processes, folder, CASES[processes])))
+    def results(processes: int, slow: bool = False) -> Measured:
+        cases = SLOW if slow else CASES[processes]
+        return Measured(
+            once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
+        )
 
     return results
