@@ -11,12 +11,12 @@ import gc
 from collections.abc import Callable, Iterator
 
 #: Steps from one collection to the next.
-EVERY = 100
+EVERY = 50
 
 
 @contextlib.contextmanager
 def collected_between_steps() -> Iterator[Callable[[int], None]]:
-    """Within the context nothing is collected but by the function that it gives, behind every hundredth step."""
+    """Within the context nothing is collected but by the function that it gives, behind every EVERY-th step."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
