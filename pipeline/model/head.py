@@ -23,9 +23,11 @@ from torch import nn
 
 from pipeline.model.loss import NO_TARGET
 
-#: Bytes of fp32 logits that a chunk may have. Products are as fast from 1,024 tokens on; a head's gradient is added to
-#: once a chunk, so that small chunks cost.
-CHUNK = 512 << 20
+#: Bytes that a chunk may take. The head's gradient is added to once a chunk, so that small chunks cost.
+CHUNK = 2 << 30
+#: Bytes for each token and entry of the vocabulary: the product in bf16; in fp32 logits, log-softmax and a soft cap's.
+#: Compiled, nothing of it is written but the product and its gradient.
+PLAIN, COMPILED = 14, 4
 #: Names by which configs say a factor of the logits. Granite divides by the one that HyperCLOVA X multiplies by.
 FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 #: The name by which configs say c of the soft cap c tanh(z / c) of logits z (Gemma 2, arXiv 2408.00118, section 2).
@@ -40,8 +42,8 @@ TOLERANCE, HALF_TOLERANCE = 1e-5, 2e-2
 def with_gradient(
     product: torch.Tensor, targets: torch.Tensor, head: Head, factor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses (N,) of a chunk's product (N, vocabulary), and their sum's gradient by it without the head's
-    scale, times ``factor`` (), both in fp32."""
+    """Losses (N,) fp32 of a chunk's product (N, vocabulary), and their sum's gradient by it without the head's scale,
+    times ``factor`` (), made in fp32 and rounded once to the product's dtype."""
     logits = head.logits(product)
     counted = targets != NO_TARGET
     wanted = targets.masked_fill(~counted, 0)[:, None]
@@ -50,7 +52,7 @@ def with_gradient(
     # Of the loss by a logit: its probability, less one at the target.
     if torch.compiler.is_compiling():
         places = torch.arange(product.shape[1], device=product.device)
-        gradient = torch.where(places == wanted, logarithms.exp() - 1, logarithms.exp())
+        gradient = logarithms.exp() - (places == wanted).float()
     else:
         # In one axis, as its deterministic kernel wants it.
         gradient = logarithms.exp_()
@@ -60,7 +62,7 @@ def with_gradient(
     gradient *= (counted * factor)[:, None]
     if head.cap is not None:
         gradient *= 1 - (logits / head.cap).square()
-    return losses, gradient
+    return losses, gradient.to(product.dtype)
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,9 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0) -> Iterato
         del linear.forward
 
 
-def chunk_length(tokens: int, vocabulary: int) -> int:
-    """Tokens of a chunk: the largest number that divides ``tokens`` and whose fp32 logits fit into CHUNK bytes."""
-    most = max(1, min(tokens, CHUNK // (4 * vocabulary)))
+def chunk_length(tokens: int, vocabulary: int, each: int = PLAIN) -> int:
+    """Tokens of a chunk: the largest number that divides ``tokens`` and fits into CHUNK bytes, at ``each`` an entry."""
+    most = max(1, min(tokens, CHUNK // (each * vocabulary)))
     fitting = next(length for length in range(most, 0, -1) if tokens % length == 0)
     # A number with few divisors: then the last chunk is shorter.
     return fitting if 2 * fitting > most else most
@@ -203,7 +205,7 @@ class _SummedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-        length = chunk_length(len(states), len(weight))
+        length = chunk_length(len(states), len(weight), PLAIN if head.judge is with_gradient else COMPILED)
         # A number would be compiled anew with every value.
         scaled = torch.full((), factor * head.scale, device=states.device)
         total = torch.zeros((), device=states.device)
@@ -219,8 +221,7 @@ class _SummedLoss(torch.autograd.Function):
                 losses, gradient = head.judge(F.linear(some, rows, offset), wanted, head, scaled)
                 total += losses.sum()
                 if of_bias is not None:
-                    of_bias += gradient.sum(dim=0)
-                gradient = gradient.to(dtype)
+                    of_bias += gradient.sum(dim=0, dtype=torch.float32)
                 if of_states is not None:
                     of_states[start : start + length] = gradient @ rows
                 if ctx.needs_input_grad[1]:

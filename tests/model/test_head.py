@@ -34,7 +34,7 @@ class Model(nn.Module):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of six tokens or so, of the 48 that there are."""
-    monkeypatch.setattr(room, "CHUNK", 4 * 1000 * 6)
+    monkeypatch.setattr(room, "CHUNK", room.PLAIN * 1000 * 6)
 
 
 def targets_of(ids: torch.Tensor) -> torch.Tensor:
@@ -144,10 +144,15 @@ def test_no_tensor_is_as_large_as_the_logits_of_all_tokens(small_chunks, trainin
 
 @pytest.mark.parametrize(
     ("tokens", "vocabulary", "length"),
-    [(16384, 32000, 4096), (16384, 262144, 512), (4096, 151936, 512), (2, 10**10, 1), (1021, 262144, 512)],
+    [(16384, 32000, 4096), (16384, 262144, 512), (4096, 151936, 512), (2, 10**10, 1), (1021, 262144, 585)],
 )
 def test_chunks_are_equal_and_of_bounded_size(tokens, vocabulary, length):
     assert chunk_length(tokens, vocabulary) == length
+
+
+def test_compiled_chunks_are_longer_since_they_write_less():
+    assert chunk_length(16384, 32000, room.COMPILED) == 16384, "8 rows of 2,048 tokens of Llama's are one chunk"
+    assert chunk_length(16384, 262144, room.COMPILED) == 2048
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
