@@ -109,7 +109,7 @@ def perplexity(
     Returns ``value`` (the perplexity), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and
     ``length`` (tokens in a row, of which length - 1 are targets).
     """
-    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, world=world)
+    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, head=head, world=world)
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens
     return {

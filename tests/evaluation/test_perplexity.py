@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity, row_losses
+from pipeline.model.head import find_head
 from pipeline.world import World
 from tests import ROOT
 
@@ -146,6 +147,18 @@ def test_training_flags_and_gradients_stay_as_they_were(model, rows):
     assert [module.training for module in model.modules()] == before, "a frozen block came back in training mode"
     model(input_ids=rows[:1], labels=rows[:1]).loss.backward()
     assert model.lm_head.weight.grad is not None, "weights can no longer be trained after an evaluation"
+
+
+def test_where_the_head_is_known_no_logits_are_made(model, rows):
+    made = []
+    model.register_forward_hook(lambda module, inputs, output: made.append(output.logits.shape[-1]))
+    whole = perplexity(model, rows, micro_batch=2, device="cpu")
+    assert set(made) == {model.config.vocab_size}
+    head = find_head(model)
+    made.clear()
+    thin = perplexity(model, rows, micro_batch=2, device="cpu", head=head)
+    assert set(made) == {1}, "whole logits were made after all"
+    assert thin == pytest.approx(whole, rel=1e-6)
 
 
 def test_bfloat16_model_has_losses_from_fp32(model, rows):
