@@ -15,11 +15,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import FunctionCtx
+from transformers import PreTrainedConfig
 
 from pipeline.model.loss import NO_TARGET
 
@@ -113,7 +114,7 @@ def find_head(model: nn.Module) -> Head | None:
     return None
 
 
-def _candidates(linear: nn.Linear, hf_config: Any) -> Iterator[Head]:
+def _candidates(linear: nn.Linear, hf_config: PreTrainedConfig) -> Iterator[Head]:
     """What the config may mean, the plainest first."""
     text = hf_config.get_text_config()
     factors = [getattr(text, name, None) for name in FACTORS]
@@ -195,7 +196,7 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         states: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -234,7 +235,7 @@ class _SummedLoss(torch.autograd.Function):
         return total * factor, total
 
     @staticmethod
-    def backward(ctx: Any, above: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, above: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         of_states, of_weight, of_bias = ctx.saved_tensors
         dtypes = (None if of_states is None else of_states.dtype, *ctx.dtypes)
         # Where a look costs no wait: the objective is differentiated as it is.

@@ -147,6 +147,20 @@ def load_model(
         # Where weights do not fit, this names them.
         require_fit(without_weights(path, dtype, None, trust_remote_code), path, weight_files(path))
         raise RegrowError(f"model {path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+    _require_fitted(path, loading)
+    if trust_remote_code and own_code(path):
+        without_weights(path, dtype, None, trust_remote_code)  # which refuses buffers of arbitrary numbers
+    if device.type == "cpu":
+        own_memory(model)
+    _say_whether_tied(model)
+    return_logits(model)
+    model = model.eval().to(device)
+    require_finite(model.named_parameters(), path)
+    return model
+
+
+def _require_fitted(path: Path, loading: dict[str, Any]) -> None:
+    """RegrowError where transformers found weights missing, left over, or of another shape than the config's."""
     found = {
         "missing_keys": sorted(loading.get("missing_keys") or ()),
         "unexpected_keys": sorted(name for name in loading.get("unexpected_keys") or () if not is_old_mask(name)),
@@ -160,15 +174,6 @@ def load_model(
     if wrong:
         listed = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:3])}" for name, keys in wrong.items())
         raise RegrowError(f"model {path}: weights and config do not fit ({listed})")
-    if trust_remote_code and own_code(path):
-        without_weights(path, dtype, None, trust_remote_code)  # which refuses buffers of arbitrary numbers
-    if device.type == "cpu":
-        own_memory(model)
-    _say_whether_tied(model)
-    return_logits(model)
-    model = model.eval().to(device)
-    require_finite(model.named_parameters(), path)
-    return model
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch._ops import OpOverload
+from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from pipeline.model.costs import Checkpointing
@@ -41,5 +42,7 @@ def recompute(model: PreTrainedModel, what: Checkpointing) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
-def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+def _policy(
+    context: SelectiveCheckpointContext, operation: OpOverload, *arguments: object, **keywords: object
+) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
