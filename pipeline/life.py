@@ -69,7 +69,7 @@ def telling(say: Say) -> Iterator[Teller]:
             say(line)
 
     def sign(seconds: float) -> str:
-        return f"{doing}, {seconds:.0f} s" if doing else f"still at it, {seconds:.0f} s after: {last}"
+        return f"{doing}, {seconds:.0f} s" if doing else f"still at it, {seconds:.0f} s after: {last or 'its start'}"
 
     with signs_of_life(alone, sign) as begin_anew:
 

@@ -85,20 +85,41 @@ def open_session(
 
 
 def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
-    """The micro-batch of this run: as the config says or, for auto, as it was found once. Every process asks for it."""
+    """The micro-batch of this run: as the config says or, for auto, as it was found for the same once. Every process
+    asks for it."""
     recipe, folder = config.train, run.stage("train")
     if recipe.micro_batch != "auto":
         return Fit(recipe.micro_batch, recipe.gradient_checkpointing)
-    found = world.on_first(lambda: kept_fit(folder))
+    found = world.on_first(lambda: kept_fit(folder, _asked(config, world)))
     if found is None:
         found = _try_fits(config, origin, world, say)
-        world.on_first(lambda: keep_fit(folder, found))
     accumulated = accumulation(recipe.global_batch, found.micro_batch, world.size)
     say(
         f"micro-batch {found.micro_batch} x accumulation {accumulated} x {world.size}, recomputing "
         f"{found.gradient_checkpointing}"
     )
     return found
+
+
+def keep_found(config: Config, run: Run, world: World, fit: Fit) -> None:
+    """Keep what was found to fit, for later starts; called by the first process, once the layout is known to hold."""
+    if config.train.micro_batch == "auto":
+        keep_fit(run.stage("train"), fit, _asked(config, world))
+
+
+def _asked(config: Config, world: World) -> dict[str, Any]:
+    """All that a fit is found for."""
+    train = config.train
+    return {
+        "processes": world.size,
+        "device": world.device.type,
+        "dtype": config.model.dtype,
+        "row_length": config.data.row_length,
+        "global_batch": train.global_batch,
+        "zero_stage": train.zero_stage,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "compile": train.compile,
+    }
 
 
 def wanted_fit(config: Config, trained: Trained, processes: int) -> Wanted:

@@ -21,7 +21,7 @@ from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, layout_of, open_session, rate_at
+from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
@@ -35,11 +35,13 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code)
-    layout = layout_of(config, world, find_fit(config, run, origin, world, say))
+    fit = find_fit(config, run, origin, world, say)
+    layout = layout_of(config, world, fit)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
     if found:
         check_identity(found[1]["identity"], text.identity)
+    world.on_first(lambda: keep_found(config, run, world, fit))
     torch.manual_seed(recipe.seed)
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted):

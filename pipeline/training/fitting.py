@@ -6,10 +6,10 @@ some twelve hundredths of an H200's speed. What fits once is kept with the run: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -105,12 +105,24 @@ def first_that_fits(
     )
 
 
-def kept_fit(folder: Path) -> Fit | None:
-    """What an earlier start of this run has found to fit."""
+def kept_fit(folder: Path, asked: Mapping[str, Any]) -> Fit | None:
+    """What an earlier start of this run has found to fit, if that was asked the same; None where it was not, or nothing
+    was found. RegrowError where the file is not as it was written."""
     path = folder / "fit.json"
-    return Fit(**read_json(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    kept = read_json(path)
+    try:
+        rows, kind = kept["micro_batch"], kept["gradient_checkpointing"]
+        whole = isinstance(rows, int) and 0 < rows <= MOST and kind in get_args(Checkpointing)
+        same = kept["asked"] == asked
+    except (KeyError, TypeError):
+        whole = same = False
+    if not whole:
+        raise RegrowError(f"{path}: not as a run writes it; delete it, and what fits is found again")
+    return Fit(rows, kind) if same else None
 
 
-def keep_fit(folder: Path, fit: Fit) -> None:
-    """For later starts of this run."""
-    write_json(folder / "fit.json", asdict(fit))
+def keep_fit(folder: Path, fit: Fit, asked: Mapping[str, Any]) -> None:
+    """For later starts of this run. ``asked``: all that the fit was found for."""
+    write_json(folder / "fit.json", {**asdict(fit), "asked": dict(asked)})

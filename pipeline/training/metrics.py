@@ -6,8 +6,10 @@ nothing that was measured is lost.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
@@ -53,7 +55,10 @@ class LineFile:
         """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
         if self._file is None:
             self._file = FileIO(self.path, "a")
-        self._file.write(_line(record).encode())
+        line = _line(record).encode()
+        if self._file.write(line) != len(line):
+            # A full disk takes what fits; the torn line is dropped by the next start.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Nothing more is added."""

@@ -39,7 +39,7 @@ def recompute(model: PreTrainedModel, what: Checkpointing) -> None:
     arguments: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
         arguments["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
 
 
 def _policy(

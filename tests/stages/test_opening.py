@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import load_config
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, layout_of, rate_at
+from pipeline.stages.opening import find_fit, keep_found, layout_of, rate_at
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit
 from pipeline.world import ALONE, World
@@ -23,7 +23,10 @@ def find(tiny_config, tiny_model, tmp_path):
         said: list[str] = []
         config = load_config(tiny_config, list(overrides))
         (tmp_path / "run" / "train").mkdir(parents=True, exist_ok=True)
-        return find_fit(config, Run(tmp_path / "run"), Origin(tiny_model, "bfloat16"), ALONE, said.append), said
+        run = Run(tmp_path / "run")
+        fit = find_fit(config, run, Origin(tiny_model, "bfloat16"), ALONE, said.append)
+        keep_found(config, run, ALONE, fit)
+        return fit, said
 
     return ask
 
@@ -37,9 +40,19 @@ def test_on_a_cpu_auto_is_two_rows_and_what_was_found_once_is_kept(find, tmp_pat
     found, said = find("train.micro_batch=auto", "train.global_batch=8")
     assert found == Fit(2, "none") and said == ["micro-batch 2 x accumulation 4 x 1, recomputing none"]
     kept = tmp_path / "run" / "train" / "fit.json"
-    kept.write_text(json.dumps({"micro_batch": 4, "gradient_checkpointing": "selective"}))
+    kept.write_text(
+        json.dumps({**json.loads(kept.read_text()), "micro_batch": 4, "gradient_checkpointing": "selective"})
+    )
     found, said = find("train.micro_batch=auto", "train.global_batch=8")
     assert found == Fit(4, "selective") and said == ["micro-batch 4 x accumulation 2 x 1, recomputing selective"]
+
+
+def test_a_fit_for_something_else_is_found_anew(find):
+    assert find("train.micro_batch=auto", "train.global_batch=8")[0] == Fit(2, "none")
+    assert find("train.micro_batch=auto", "train.global_batch=8", "train.gradient_checkpointing=full")[0] == Fit(
+        2, "full"
+    )
+    assert find("train.micro_batch=auto", "train.global_batch=5")[0] == Fit(1, "none")
 
 
 def test_the_rate_is_the_configs(tiny_config):

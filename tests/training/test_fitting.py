@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -70,7 +72,28 @@ def test_what_does_not_fit_gives_way_to_the_next():
         first_that_fits(fits, lambda fit: (_ for _ in ()).throw(ValueError("another")), said.append, 80e9)
 
 
-def test_a_fit_is_kept(tmp_path):
-    assert kept_fit(tmp_path) is None
-    keep_fit(tmp_path, Fit(4, "selective"))
-    assert kept_fit(tmp_path) == Fit(4, "selective")
+ASKED = {"processes": 8, "zero_stage": 1}
+
+
+def test_a_fit_is_kept_for_what_it_was_asked_for(tmp_path):
+    assert kept_fit(tmp_path, ASKED) is None
+    keep_fit(tmp_path, Fit(4, "selective"), ASKED)
+    assert kept_fit(tmp_path, ASKED) == Fit(4, "selective")
+    assert kept_fit(tmp_path, {**ASKED, "zero_stage": 3}) is None, "found for another stage"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"gradient_checkpointing": "none", "asked": ASKED},
+        {"micro_batch": "2", "gradient_checkpointing": "none", "asked": ASKED},
+        {"micro_batch": 0, "gradient_checkpointing": "none", "asked": ASKED},
+        {"micro_batch": 2, "gradient_checkpointing": "some", "asked": ASKED},
+        {"micro_batch": 2, "gradient_checkpointing": "none"},
+        [1],
+    ],
+)
+def test_a_fit_that_was_edited_is_refused_by_its_file(tmp_path, written):
+    (tmp_path / "fit.json").write_text(json.dumps(written))
+    with pytest.raises(RegrowError, match=r"fit\.json: not as a run writes it; delete it"):
+        kept_fit(tmp_path, ASKED)
