@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests import ROOT
+from tests.bare import bare_machine
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", ROOT / ".ci" / "run", ROOT / "benchmarks" / "gpu.sh"]
@@ -49,15 +50,6 @@ def torchrun_arguments(words: list[str]):
 def test_bash_can_read(script: Path) -> None:
     result = subprocess.run([BASH, "-n", str(script)], capture_output=True, text=True)
     assert result.returncode == 0, f"bash cannot read {script.name}:\n{result.stderr}"
-
-
-def bare_machine(folder: Path, *tools: str) -> dict[str, str]:
-    """An environment whose PATH has nothing but links to ``tools``."""
-    folder.mkdir()
-    for tool in ("bash", "dirname", *tools):
-        (folder / tool).symlink_to(shutil.which(tool))
-    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "VIRTUAL_ENV", "REGROW_TORCH")}
-    return kept | {"PATH": str(folder)}
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])

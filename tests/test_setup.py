@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import ROOT
+from tests.bare import bare_machine
 
 LAUNCH = ROOT / "launch"
 
@@ -80,15 +81,6 @@ def test_everything_installed_for_regrow_is_pinned() -> None:
     loose = {name: by for name, by in seen.items() if name not in pinned and not name.startswith(("nvidia-", "cuda-"))}
     assert not loose, f"constraints.txt does not pin (package: asked for by) {loose}"
     assert len(seen) > 60, f"only {len(seen)} packages were walked: the walk itself is broken"
-
-
-def bare_machine(folder: Path, *tools: str) -> dict[str, str]:
-    """An environment whose PATH has nothing but links to ``tools``."""
-    folder.mkdir()
-    for tool in ("bash", "dirname", *tools):
-        (folder / tool).symlink_to(shutil.which(tool))
-    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "VIRTUAL_ENV", "REGROW_TORCH")}
-    return kept | {"PATH": str(folder)}
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ from pipeline.model.costs import (
 )
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
-from pipeline.stages.opening import wanted_fit
+from pipeline.stages.opening import to_fit
 from pipeline.stages.stage import Ahead, load_stage
-from pipeline.training.fitting import Fit, Wanted
+from pipeline.training.fitting import Fit, ToFit
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
@@ -64,7 +64,7 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     width = attention_width(model.config.get_text_config())
     per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
-    wanted = wanted_fit(config, as_trained(model, config.model.dtype, removed), processes)
+    wanted = to_fit(config, as_trained(model, config.model.dtype, removed), processes)
     fit = _planned_fit(config, wanted)
     memory = _memory(wanted, fit)
     peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
@@ -108,7 +108,7 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     }
 
 
-def _planned_fit(config: Config, wanted: Wanted) -> Fit:
+def _planned_fit(config: Config, wanted: ToFit) -> Fit:
     """What the config says of the micro-batch, or what is planned to fit on the GPU that hours are given for."""
     train = config.train
     if train.micro_batch != "auto":
@@ -135,7 +135,7 @@ def _asked_of_stages(
     return [line for stage in lines.values() for line in stage], not_checked
 
 
-def _memory(wanted: Wanted, fit: Fit) -> list[dict[str, int]]:
+def _memory(wanted: ToFit, fit: Fit) -> list[dict[str, int]]:
     """What training takes on one GPU, in bytes, for each ZeRO stage."""
     shape = (wanted.processes, fit.micro_batch, wanted.row_length)
     kind = fit.gradient_checkpointing

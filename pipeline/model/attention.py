@@ -53,15 +53,14 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
     if attention not in FLASH:
         return {"input_ids": input_ids, "position_ids": positions.view(rows, length)}
     cu_seq_lens = on_its_way(torch.from_numpy(borders.astype(np.int32)), input_ids.device)
-    # A bound is wanted, and blocks that are compiled would be so anew with every other number.
-    longest = length
     return {
         "input_ids": input_ids.view(1, -1),
         "position_ids": positions.view(1, -1),
         "cu_seq_lens_q": cu_seq_lens,
         "cu_seq_lens_k": cu_seq_lens,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        # A bound is wanted, and blocks that are compiled would be so anew with every other number.
+        "max_length_q": length,
+        "max_length_k": length,
     }
 
 

@@ -22,7 +22,7 @@ from pipeline.run import Run
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
-from pipeline.training.fitting import Fit, Wanted, first_that_fits, keep_fit, kept_fit, plain_fit
+from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Rows, Session
@@ -122,10 +122,10 @@ def _asked(config: Config, world: World) -> dict[str, Any]:
     }
 
 
-def wanted_fit(config: Config, trained: Trained, processes: int) -> Wanted:
+def to_fit(config: Config, trained: Trained, processes: int) -> ToFit:
     """What a config asks to fit."""
     train = config.train
-    return Wanted(
+    return ToFit(
         trained,
         train.zero_stage,
         processes,
@@ -138,7 +138,7 @@ def wanted_fit(config: Config, trained: Trained, processes: int) -> Wanted:
 def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
-    wanted = wanted_fit(config, as_trained(described, config.model.dtype), world.size)
+    wanted = to_fit(config, as_trained(described, config.model.dtype), world.size)
     if world.device.type != "cuda":
         return plain_fit(wanted)
     capacity = torch.cuda.get_device_properties(world.device).total_memory

@@ -34,7 +34,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ToFit:
     """What is to fit: a model as it is trained, at a ZeRO stage on so many processes, rows of one length, as many of
     them in a global batch, and the least that is to be computed a second time."""
 
@@ -77,7 +77,7 @@ class Wanted:
                     yield fit
 
 
-def plain_fit(wanted: Wanted) -> Fit:
+def plain_fit(wanted: ToFit) -> Fit:
     """Two rows, or as many as divide: where nothing is tried."""
     return Fit(next(count for count in wanted.divisors() if count <= PLAIN), wanted.gradient_checkpointing)
 

@@ -21,7 +21,6 @@ from pipeline.training.optimisation import decay_groups
 from pipeline.training.reach import TOKENS
 from tests.training.kit import (
     BATCH,
-    LAYOUT,
     LENGTH,
     RECIPE,
     STEPS,
@@ -33,6 +32,7 @@ from tests.training.kit import (
     train,
     weights,
 )
+from tests.training.layout import LAYOUT
 from tests.training.tensors import flat, masters, moments, record_gradients, relative_error
 
 

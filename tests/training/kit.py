@@ -22,23 +22,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from pipeline.data.stream.packing import Row  # noqa: E402
 from pipeline.data.stream.position import Cursor, LaneCursor  # noqa: E402
-from pipeline.training.checkpoint import Layout  # noqa: E402
 from pipeline.training.engine import Engine  # noqa: E402
 from pipeline.training.loop import Position, train_steps  # noqa: E402
 from pipeline.training.optimisation import Optimisation  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
 RECIPE = Optimisation(PEAK, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
-LAYOUT = Layout(
-    processes=2,
-    micro_batch=2,
-    zero_stage=1,
-    threads=1,
-    dtype="bfloat16",
-    device="cpu",
-    gradient_checkpointing="none",
-    compiled=False,
-)
 
 
 def rate(step: int) -> float:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.loop import Position, train_steps
-from tests.training.kit import BATCH, LAYOUT, STEPS, Case, difference, new_engine, new_model, rate, share, text, train
+from tests.training.kit import BATCH, STEPS, Case, difference, new_engine, new_model, rate, share, text, train
+from tests.training.layout import LAYOUT
 
 
 def resume(case: Case, **options: Any) -> dict[str, Any]:

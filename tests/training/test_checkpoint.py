@@ -20,17 +20,8 @@ from pipeline.training.checkpoint import (
     folder_of,
     newest_checkpoint,
 )
+from tests.training.layout import LAYOUT
 
-LAYOUT = Layout(
-    processes=2,
-    micro_batch=2,
-    zero_stage=1,
-    threads=1,
-    dtype="bfloat16",
-    device="cpu",
-    gradient_checkpointing="none",
-    compiled=False,
-)
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
 
 

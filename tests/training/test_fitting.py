@@ -10,14 +10,14 @@ from transformers import LlamaConfig
 
 from pipeline.errors import RegrowError
 from pipeline.model.costs import Trained
-from pipeline.training.fitting import SHARE, Fit, Wanted, first_that_fits, keep_fit, kept_fit, plain_fit
+from pipeline.training.fitting import SHARE, Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 
 VICUNA = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000)
 
 
-def wanted(parameters: float, blocks: int, processes: int = 8, batch: int = 512, **changes: object) -> Wanted:
+def wanted(parameters: float, blocks: int, processes: int = 8, batch: int = 512, **changes: object) -> ToFit:
     trained = Trained(int(parameters), 202383360, VICUNA, blocks=blocks)
-    return Wanted(trained, 1, processes, 2048, batch, **changes)
+    return ToFit(trained, 1, processes, 2048, batch, **changes)
 
 
 def test_the_best_comes_first_and_all_are_within_the_share():

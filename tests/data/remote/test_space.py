@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.data.remote.space import copy_size, needed_space, require_cache_space, taken_room
 from pipeline.errors import RegrowError
+from pipeline.files import require_space
 
 DIGEST = "0123456789abcdef0123"
 
@@ -66,7 +67,10 @@ def test_what_is_on_its_way_counts_as_if_it_were_there(tmp_path):
 def test_copies_that_are_there_need_no_room_again(corpus, tmp_path, monkeypatch):
     """The disk has 700 bytes free: 1,000 are needed, and 400 of them lie there."""
     asked = []
-    monkeypatch.setattr("pipeline.data.remote.space.require_space", lambda folder, size, what: asked.append(size))
+    monkeypatch.setattr(
+        "pipeline.data.remote.space.require_space",
+        lambda folder, size, what: asked.append(size) or require_space(folder, size, what),
+    )
     url = replace(corpus[0], kind="url", place="https://host", groups=None, bytes=500)
     assert require_cache_space(tmp_path, [url], 1) == 1000
     (tmp_path / f"{DIGEST}-x.jsonl").write_bytes(bytes(400))
