@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from time import monotonic
@@ -42,7 +43,8 @@ class Item:
     """A measurement: its script, how it is called in full and in small, and what its figures come to in words.
 
     ``takes`` are options whose value is a figure of an earlier item (option, item, figure): without it, the option is
-    not given. ``needs`` is a path without which there is nothing to measure. ``part``: of a call of so many minutes.
+    not given. ``lacking`` says what is not here without which there is nothing to measure, "" where all is. ``part``:
+    of a call of so many minutes.
     """
 
     name: str
@@ -51,8 +53,24 @@ class Item:
     full: Call
     quick: Call
     takes: tuple[tuple[str, str, str], ...] = ()
-    needs: str | None = None
+    lacking: Callable[[Path], str] = lambda root: ""
     part: int = 1
+
+
+def _no_demo(root: Path) -> str:
+    assets = ".cache/demo/assets.json"
+    return "" if (root / assets).exists() else f"there is no {assets}"
+
+
+def _no_flash_attention(root: Path) -> str:
+    return "" if find_spec("flash_attn") else "flash-attn is not installed"
+
+
+def _below_100_gb(root: Path) -> str:
+    if not torch.cuda.is_available():
+        return ""
+    size = torch.cuda.get_device_properties(0).total_memory / 1e9
+    return "" if size > 100 else f"it needs more than the {size:.0f} GB of this GPU"
 
 
 def _speed(figures: Figures) -> str:
@@ -86,11 +104,15 @@ def _loss(figures: Figures) -> str:
     return ", ".join(f"{way} {1e3 * one['seconds']:.1f} ms {one['bytes'] / 1e9:.1f} GB" for way, one in ways.items())
 
 
-def _training(name: str, seconds: float, blocks: int, *options: str, quick: Sequence[str] = (), part: int = 1) -> Item:
+def _overhead(figures: Figures) -> str:
+    return f"{figures['overhead']:+.1%} over the bare loop"
+
+
+def _training(name: str, seconds: float, blocks: int, *options: str, quick: Sequence[str] = (), **more: Any) -> Item:
     """A rung of the ladder: 32 rows of 2,048 tokens a step, ``blocks`` of them as in a 7B."""
     small = ("--blocks", str(min(blocks, 2)), *_SMALL, *quick)
     full = ("--blocks", str(blocks), *options)
-    return Item(name, "throughput.py", _speed, Call(seconds, full), Call(15, small), _TAKES, part=part)
+    return Item(name, "throughput.py", _speed, Call(seconds, full), Call(15, small), _TAKES, **more)
 
 
 _SMALL = ("--width", "64", "--row-length", "64", "--micro-batch", "2", "--accumulation", "2", "--steps", "2")
@@ -99,16 +121,22 @@ _SEQUENCES = ("--sequences", "10", "--length", "128", "--repeats", "1", "--no-li
 _TWO, _FOUR, _EIGHT = (("--micro-batch", str(rows), "--accumulation", str(32 // rows)) for rows in (2, 4, 8))
 _HOST = ("--width", "512", "--row-length", "512", "--micro-batch", "32", "--accumulation", "2")
 _RECOMPUTING = ("--gradient-checkpointing", "selective")
+_FLASH = ("--attention", "flash_attention_2")
+_VICUNA = ("--compile", "--vicuna", "4096", "--blocks", "6", "--row-length", "2048", *_EIGHT, "--turns", "3")
+_SMALL_VICUNA = ("--compile", "--vicuna", "64", "--blocks", "2", "--row-length", "64", "--turns", "1")
 #: Most worth first: what training reaches by default, then what each part of it gives, then the rest.
 ITEMS = (
     Item("ceiling", "ceiling.py", _ceiling, Call(20), Call(10, ("--quick",))),
     _training("1.5b", 50, 6, *_EIGHT, "--compile", quick=("--compile",)),
     _training("2.7b", 60, 12, *_FOUR, "--compile"),
     _training("3.7b", 70, 17, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING),
+    _training("5.5b", 90, 26, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING, lacking=_below_100_gb),
+    _training("1.5b-flash", 50, 6, *_EIGHT, "--compile", *_FLASH, lacking=_no_flash_attention),
     _training("1.5b-eager", 45, 6, *_EIGHT),
     _training("1.5b-whole", 50, 6, *_EIGHT, "--compile", "--whole-logits", quick=("--whole-logits",)),
+    Item("overhead", "training.py", _overhead, Call(60, _VICUNA), Call(20, _SMALL_VICUNA)),
     _training("1.5b-two", 55, 6, *_TWO, "--compile"),
-    Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), needs=".cache/demo/assets.json", part=2),
+    Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), lacking=_no_demo, part=2),
     Item("tests", "gpu_tests.py", _tests, Call(60), Call(15), part=2),
     Item(
         "scoring",
@@ -159,8 +187,8 @@ def measure(items: Sequence[Item], minutes: float, quick: bool = False, root: Pa
     end, known = monotonic() + 60 * minutes, {}
     for item in items:
         call, left = item.quick if quick else item.full, end - monotonic()
-        if item.needs and not (root / item.needs).exists():
-            yield Outcome(item, call, f"left out: there is no {item.needs}")
+        if lacking := item.lacking(root):
+            yield Outcome(item, call, f"left out: {lacking}")
         elif call.seconds > left:
             wanting = f"left out: about {call.seconds:.0f} s, {max(0.0, left):.0f} s were left"
             yield Outcome(item, call, wanting, late=True)

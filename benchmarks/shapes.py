@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.data.stream.packing import Row
+from pipeline.data.stream.position import LaneCursor
 
 ARCHITECTURE = Path(__file__).parent.parent / "configs" / "vicuna-7b" / "architecture"
 
@@ -26,3 +30,11 @@ def random_model(config: Any, device: torch.device, dtype: torch.dtype, attentio
     """A model of that config, its random weights made on ``device``."""
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def random_rows(vocabulary: int, row_length: int, rank: int) -> Iterator[Row]:
+    """Rows of random tokens, without end."""
+    generator = torch.Generator().manual_seed(rank)
+    while True:
+        ids = torch.randint(vocabulary, (row_length,), generator=generator).numpy()
+        yield Row(0, ids, rank, LaneCursor())

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 import torch
 from machine import one_world, peak_memory, show
-from shapes import random_model, vicuna
+from shapes import random_model, random_rows, vicuna
 from transformers import PreTrainedModel
 
-from pipeline.data.stream.packing import Row
-from pipeline.data.stream.position import LaneCursor
 from pipeline.launch import find_place, take_place
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import (
@@ -38,14 +35,6 @@ from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, Step, train_steps
 from pipeline.training.optimisation import Optimisation
 from pipeline.world import World
-
-
-def random_rows(vocabulary: int, row_length: int, rank: int) -> Iterator[Row]:
-    """Rows of random tokens, without end."""
-    generator = torch.Generator().manual_seed(rank)
-    while True:
-        ids = torch.randint(vocabulary, (row_length,), generator=generator).numpy()
-        yield Row(0, ids, rank, LaneCursor())
 
 
 def read_arguments() -> argparse.Namespace:

@@ -1,12 +1,15 @@
 """What the train stage's own loop costs over a bare torch loop of the same arithmetic, in one process.
 
     python benchmarks/training.py                 # the demo's pruned shape: 21 blocks of SmolLM2-135M
+    python benchmarks/training.py --compile       # the blocks of both compiled, and the bare loop's head with its loss
+    python benchmarks/training.py --compile --vicuna 4096 --blocks 6 --micro-batch 8 --row-length 2048   # for a GPU
 
 Ours is what the train stage runs: lanes that read and tokenize real text, DeepSpeed ZeRO 1, ``train_steps`` with
 its counts, losses and gradient norms. The bare loop is some twenty lines of torch: the same model class with bf16
 weights from the same seed, the same rows, tokenized beforehand, fp32 accumulation of the micro-batches' bf16
 gradients, the same clipping, torch's own AdamW on fp32 master weights, one copy back to bf16. It reads its loss and
 gradient norm once in a step, as ours does. Both run under the settings of the stage (deterministic kernels on a CPU).
+With ``--vicuna`` both train blocks of that width on random tokens, and no text is read.
 
 The two take turns of a few steps in one run; the overhead compares the medians of their turns. That both do the same
 work is shown by their losses and gradient norms, step by step.
@@ -23,9 +26,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from machine import one_world, show, wait_for
+from shapes import random_model, random_rows, vicuna
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.data.corpus.listing import list_source
 from pipeline.data.remote.cache import ShardCache
@@ -35,7 +40,6 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.launch import Place, die_with_parent, take_place
-from pipeline.model.loss import next_token_losses
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, Step, train_steps
 from pipeline.training.optimisation import Optimisation, decay_groups
@@ -44,9 +48,22 @@ from pipeline.world import World
 RECIPE = Optimisation(3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
 
 
-def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Iterator[tuple[float, float]]:
+def whole_loss(states: torch.Tensor, head: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The summed loss of rows from the states (rows, T, width) behind the last norm: whole logits, in fp32."""
+    logits = F.linear(states[:, :-1], head).float()
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+
+def bare_steps(
+    model: PreTrainedModel, batches: Iterator[list[torch.Tensor]], compiled: bool
+) -> Iterator[tuple[float, float]]:
     """Train ``model`` (bf16) on one list of micro-batches for each step; yields loss and gradient norm."""
     model.train()
+    loss_of = whole_loss
+    if compiled:
+        for part in (*model.model.layers, model.model.norm):
+            part.compile(dynamic=False)
+        loss_of = torch.compile(whole_loss, dynamic=False)
     weights = list(model.parameters())
     masters = {weight: nn.Parameter(weight.detach().float()) for weight in weights}
     groups = [
@@ -60,7 +77,7 @@ def bare_steps(model: nn.Module, batches: Iterator[list[torch.Tensor]]) -> Itera
         total = torch.zeros((), dtype=torch.float64, device=device)
         for batch in micro_batches:
             ids = batch.to(device, non_blocking=True)
-            loss = next_token_losses(model(ids, use_cache=False).logits, ids).sum()
+            loss = loss_of(model.model(ids, use_cache=False).last_hidden_state, model.lm_head.weight, ids)
             (loss / targets).backward()
             total += loss.detach().double()
             for weight in weights:
@@ -91,6 +108,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=12)
     parser.add_argument("--workers", type=int, default=0, help="reader processes; 0 as in the demo")
     parser.add_argument("--zero-stage", type=int, default=1, choices=[1, 2, 3])
+    parser.add_argument("--vicuna", type=int, metavar="WIDTH", help="Vicuna-7B's blocks, so wide, on random tokens")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of both")
     parser.add_argument("--turns", type=int, default=5, help="turns of each loop")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
     return parser.parse_args()
@@ -113,14 +132,19 @@ def main() -> None:
 
 def new_model(arguments: argparse.Namespace, device: torch.device) -> PreTrainedModel:
     """A bf16 model of the shape that is asked for, from the seed of all of them."""
-    config = AutoConfig.from_pretrained(arguments.model)
-    config.num_hidden_layers = arguments.blocks
+    if arguments.vicuna:
+        config = vicuna(arguments.blocks, arguments.vicuna)
+    else:
+        config = AutoConfig.from_pretrained(arguments.model)
+        config.num_hidden_layers = arguments.blocks
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(device)
+    return random_model(config, device, torch.bfloat16)
 
 
 def read_rows(arguments: argparse.Namespace, workers: int) -> Iterator[Row]:
-    """The rows of the text, as the train stage reads them."""
+    """The rows of the text, as the train stage reads them; of random tokens, where no text is read."""
+    if arguments.vicuna:
+        return random_rows(vicuna().vocab_size, arguments.row_length, 0)
     shards = list_source(TextSource(str(arguments.text))).shards
     encode = make_encoder(load_tokenizer(arguments.model), arguments.separator)
     reading = Reading(encode, arguments.row_length, seed=0, cache=ShardCache(arguments.text))
@@ -138,7 +162,8 @@ def bare_loop(arguments: argparse.Namespace, model: PreTrainedModel) -> Iterator
     micro_batch, accumulation = arguments.micro_batch, arguments.accumulation
     rows = islice(read_rows(arguments, 0), steps_of(arguments) * accumulation * micro_batch)
     ready = torch.stack([torch.from_numpy(row.input_ids) for row in rows])
-    return bare_steps(model, (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch)))
+    batches = (list(step.split(micro_batch)) for step in ready.split(accumulation * micro_batch))
+    return bare_steps(model, batches, arguments.compile)
 
 
 def our_loop(arguments: argparse.Namespace, world: World) -> Iterator[Step]:
@@ -150,6 +175,7 @@ def our_loop(arguments: argparse.Namespace, world: World) -> Iterator[Step]:
         micro_batch=arguments.micro_batch,
         accumulation=arguments.accumulation,
         zero_stage=arguments.zero_stage,
+        compile_blocks=arguments.compile,
     )
     rows = read_rows(arguments, arguments.workers)
     steps = steps_of(arguments)
@@ -193,6 +219,7 @@ def figures_of(
         "accumulation": arguments.accumulation,
         "zero_stage": arguments.zero_stage,
         "workers": arguments.workers,
+        "compiled": arguments.compile,
         "timed_steps": steps_of(arguments) - 1,
         "seconds_per_step": middle,
         "overhead": middle["ours"] / middle["bare"] - 1,
@@ -211,6 +238,7 @@ def tell(arguments: argparse.Namespace, device: torch.device, figures: dict[str,
         figures,
         {
             "Model": f"{arguments.blocks} blocks, {figures['parameters'] / 1e6:.0f}M parameters, bf16",
+            "Blocks": "compiled" if arguments.compile else "as they are",
             "Rows": f"{arguments.micro_batch} x {arguments.accumulation} of {arguments.row_length}",
             "ZeRO": str(arguments.zero_stage),
             "Ours": f"{1 / middle['ours']:.4g} steps/s",

@@ -89,7 +89,7 @@ def test_what_would_not_end_in_time_is_left_out_and_named(gpu, folder) -> None:
         item(gpu, "shows"),
         item(gpu, "silent", seconds=100),
         item(gpu, "hangs", seconds=50),
-        item(gpu, "fails", needs="assets"),
+        item(gpu, "fails", lacking=lambda root: "no assets"),
     ]
     outcomes = list(gpu.measure(items, minutes=0.2, root=folder))
     assert [outcome.status.split(":")[0] for outcome in outcomes] == ["ok", "left out", "left out", "left out"], (

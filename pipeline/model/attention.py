@@ -10,13 +10,15 @@ would let documents see each other without a word. So a model is probed before i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import masking_utils
 
 from pipeline.errors import RegrowError
 
@@ -62,6 +64,25 @@ def document_arguments(input_ids: torch.Tensor, documents: Sequence[np.ndarray],
         "max_length_q": length,
         "max_length_k": length,
     }
+
+
+@contextlib.contextmanager
+def documents_known(documents: Sequence[np.ndarray] | None, attention: str, device: torch.device) -> Iterator[None]:
+    """Within the context a model's forward is told where documents begin in its rows; None: a row is one text.
+
+    transformers looks for itself at the positions of every forward, and waits for the device to do so: the next
+    micro-batch's work would be laid before it when the last one's is done, and not while it is being done.
+    """
+    numbers = None
+    if documents is not None and attention not in FLASH and any(len(cu) > 2 for cu in documents):
+        rows = [np.repeat(np.arange(len(cu) - 1), np.diff(cu)) for cu in documents]
+        numbers = on_its_way(torch.from_numpy(np.stack(rows)), device)
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: numbers
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 def on_its_way(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

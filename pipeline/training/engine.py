@@ -24,20 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.model.attention import attention_of, document_arguments, on_its_way
+from pipeline.model.attention import attention_of, document_arguments, documents_known, on_its_way
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
 from pipeline.training.recomputing import recompute
+from pipeline.training.sums import sum_in_one_pass
 from pipeline.world import World
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.training.compiled import CompiledBlocks
 
 #: Values in a bucket of gradients that are reduced together: DeepSpeed's default.
@@ -87,7 +87,8 @@ class Engine:
             eps=optimisation.eps,
             fused=True,
         )
-        deepspeed, config = _deepspeed(), self._settings(model, optimisation.clip)
+        self._clip = optimisation.clip
+        deepspeed, config = _deepspeed(), self._settings(model)
         # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
         with contextlib.redirect_stdout(io.StringIO()):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=config)
@@ -95,6 +96,8 @@ class Engine:
             # Alone there is nothing to sum, but DeepSpeed would copy every gradient to a buffer and back. (Elsewhere
             # the reduction also hands the gradients to the optimizer, and must stay.)
             self.engine.enable_backward_allreduce = False
+        if self._bf16 and zero_stage == 1:
+            sum_in_one_pass(self.optimizer)
         self.compiled: CompiledBlocks | None = _compiled(self.model) if compile_blocks else None
         if self.compiled is not None and self.head is not None:
             self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
@@ -111,13 +114,14 @@ class Engine:
         computed = getattr(output, "aux_loss", None) is not None
         self.router_coefficient = router_coefficient(model.config) if computed else None
 
-    def _settings(self, model: PreTrainedModel, clip: float) -> dict[str, Any]:
+    def _settings(self, model: PreTrainedModel) -> dict[str, Any]:
         """DeepSpeed's configuration."""
         return {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             "train_batch_size": self.micro_batch * self.accumulation * self.world.size,
-            "gradient_clipping": clip,
+            # Without ZeRO the norm is known before DeepSpeed would compute it again.
+            "gradient_clipping": 0.0 if self.zero_stage == 0 else self._clip,
             "bf16": {"enabled": self._bf16, "immediate_grad_update": True},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
@@ -164,11 +168,13 @@ class Engine:
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
         its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
         """
-        inputs, counted = {"input_ids": input_ids}, None
+        inputs, counted, attention = {"input_ids": input_ids}, None, attention_of(self.model)
         if documents is not None:
-            inputs = document_arguments(input_ids, documents, attention_of(self.model))
+            inputs = document_arguments(input_ids, documents, attention)
             counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
-        objective, total, output = self._objective(inputs, next_tokens(input_ids, counted), self.world.size / targets)
+        with documents_known(documents, attention, input_ids.device):
+            wanted = next_tokens(input_ids, counted)
+            objective, total, output = self._objective(inputs, wanted, self.world.size / targets)
         auxiliary = torch.zeros_like(total)
         if self.router_coefficient is not None:
             auxiliary = output.aux_loss.float()
@@ -200,9 +206,12 @@ class Engine:
         ZeRO 1 to 3 leave it out by themselves (in bf16 and fp32 alike); ZeRO 0 would not.
         """
         if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
-            self._norm = self._plain_norm()
+            trained, norm = self._plain_norm()
+            self._norm = float(norm)
             if not math.isfinite(self._norm):
                 return
+            if self._clip:
+                nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
         self.engine.step()
 
     def gradient_norm(self) -> float:
@@ -211,14 +220,14 @@ class Engine:
             return self._norm
         return float(self.engine.get_global_grad_norm())
 
-    def _plain_norm(self) -> float:
-        """The norm under plain AdamW (ZeRO 0), where DeepSpeed clips but does not tell it."""
+    def _plain_norm(self) -> tuple[list[nn.Parameter], torch.Tensor]:
+        """What plain AdamW (ZeRO 0) trains, and the norm of its gradients, scalar: DeepSpeed would not tell it."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in trained:
             # An expert that no token of the batch was sent to: AdamW would pass it over, but under ZeRO it does not.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained]))
+        return trained, nn.utils.get_total_norm([parameter.grad for parameter in trained])
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's weights on rank 0's CPU (None elsewhere); every process must call it.

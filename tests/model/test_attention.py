@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, LlamaForCausalLM
+from transformers import AttentionInterface, LlamaForCausalLM, masking_utils
 from transformers.utils import is_flash_attn_2_available
 
 from pipeline.errors import RegrowError
-from pipeline.model.attention import attention_of, document_arguments, require_document_attention
+from pipeline.model.attention import attention_of, document_arguments, documents_known, require_document_attention
 from pipeline.model.loss import document_targets, next_token_losses
 from tests.families import VOCABULARY, build
 
@@ -184,6 +184,23 @@ def test_the_borders_given_to_flash_kernels_keep_documents_apart(family, flash):
     found = within(model, flash)
     model.set_attn_implementation("sdpa")
     assert_alike(found, alone(model), 1e-5)
+
+
+@pytest.mark.parametrize(("family", "attention"), SUPPORTED)
+def test_a_forward_that_is_told_of_its_documents_does_not_look_for_them(family, attention, monkeypatch):
+    model, ids = model_of(family, attention), rows()
+    found, whole = within(model, attention), model(ids, use_cache=False).logits
+
+    def look(position_ids: torch.Tensor) -> None:
+        raise AssertionError("transformers looked at the positions")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", look)
+    with documents_known(DOCUMENTS, attention, ids.device):
+        told = within(model, attention)
+    with documents_known(None, attention, ids.device):
+        assert torch.equal(model(ids, use_cache=False).logits, whole), "rows of one text are others"
+    assert all(torch.equal(one, other) for one, other in zip(told[:2], found[:2], strict=True)), "documents are others"
+    assert masking_utils.find_packed_sequence_indices is look, "it does not look afterwards either"
 
 
 @pytest.mark.gpu

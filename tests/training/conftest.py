@@ -25,6 +25,7 @@ CASES = {
         "split-1-fp32",
         *(f"recomputed-{stage}-fp32" for stage in (1, 3)),
         "signs-1-fp32",
+        "sums-1-bf16",
         "compiled-2-bf16",
         "compiled_within-1-fp32",
         "uncompilable-1-fp32",

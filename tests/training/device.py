@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests import ROOT
 from tests.training.kit import Case, Position, new_engine, rate, share, text, train_steps
 
 
@@ -24,9 +26,16 @@ def reads(case: Case) -> dict[str, Any]:
             warnings.simplefilter("always")
             next(steps)
         torch.cuda.set_sync_debug_mode("default")
-        found[accumulation] = [f"{wait.filename}:{wait.lineno}" for wait in waits if "synchroniz" in str(wait.message)]
+        found[accumulation] = [_place(wait) for wait in waits if "synchroniz" in str(wait.message)]
         engine.close()
     return found
+
+
+def _place(wait: warnings.WarningMessage) -> str:
+    """File and line of a wait: of ours from the project's root, of others from their package."""
+    parts = Path(wait.filename).parts
+    ours = Path(wait.filename).is_relative_to(ROOT)
+    return "/".join(Path(wait.filename).relative_to(ROOT).parts if ours else parts[-2:]) + f":{wait.lineno}"
 
 
 def closed(case: Case) -> dict[str, Any]:

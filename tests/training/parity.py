@@ -163,3 +163,21 @@ def signs(case: Case) -> dict[str, Any]:
         steps.append(asdict(step))
         time.sleep(0.2)
     return {"noted": noted, "steps": steps}
+
+
+def sums(case: Case) -> dict[str, Any]:
+    """A step of four micro-batches with gradients added as they come, and as DeepSpeed adds them by itself: how far the
+    weights are apart, and how often something was written in fp32 anew."""
+    data, ends, copies = text(8 * case.world.size), [], []
+    for ours in (True, False):
+        engine = new_engine(case, 2, len(data))
+        if not ours:
+            del engine.optimizer._update_hp_grad
+        with Counting() as counting:
+            train(engine, data, 1)
+        copies.append(counting.calls[torch.ops.aten._to_copy.default])
+        ends.append(engine.weights())
+    if case.world.rank != 0:
+        return {}
+    parameters = len(list(engine.model.parameters()))
+    return {"difference": difference(*ends), "copies": copies, "parameters": parameters}
