@@ -1,8 +1,8 @@
-"""This process's place in the world, and starting several processes for a stage.
+"""This process's place in the world: alone, or one of several that a launcher started.
 
-A stage runs alone, under a torchrun that regrow started, or under somebody else's launcher (torchrun, deepspeed,
-srun, a Kubernetes job): this module is the one place that reads their environment variables. It also sees to it that
-no process outlives its run: every process asks the kernel to be ended with its parent.
+A stage runs alone, under regrow's own launching agent, or under somebody else's launcher (torchrun, deepspeed, srun, a
+Kubernetes job): this module is the one place that reads their environment variables. It also sees to it that no
+process outlives its run: every process asks the kernel to be ended with its parent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,15 +19,13 @@ from dataclasses import dataclass
 
 from pipeline.errors import RegrowError
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 #: Our own launches tell the processes that they start who started them: the launching agent's pid.
-PARENT, AGENT = "REGROW_PARENT", "REGROW_AGENT"
+AGENT = "REGROW_AGENT"
 #: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
 #: Seconds for a launcher to end the others when one process has ended.
 END = 5
-#: Seconds that an agent has for ending its ranks before it is ended itself.
-GRACE = 8
 
 
 class PlaceError(RegrowError):
@@ -106,6 +103,12 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """Call this process ``name`` (15 bytes) where ps and top list processes: a fork has its parent's command line."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode())
 
 
 def _die_with_runner() -> None:
@@ -219,57 +222,3 @@ def count_processes(asked: int | str) -> int:
     if asked == "auto":
         return max(1, gpus)
     return min(int(asked), gpus) if gpus else int(asked)
-
-
-def launch(arguments: list[str], processes: int) -> int:
-    """Run ``python -m pipeline ARGUMENTS`` in ``processes`` processes under torchrun; returns the exit status.
-
-    The launching agent stands in a session of its own, so that a Ctrl-C reaches this process alone, which then ends
-    the agent, which ends the ranks; if this process is killed, the kernel ends all of them.
-    """
-    environment = {**os.environ, PARENT: str(os.getpid())}
-    environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(max(1, cores() // processes))
-    command = [sys.executable, "-m", "pipeline.launch", str(processes), *arguments]
-    with subprocess.Popen(command, env=environment, start_new_session=True) as agent:
-        try:
-            return agent.wait()
-        finally:
-            if agent.poll() is None:
-                agent.terminate()
-                try:
-                    agent.wait(GRACE)
-                except subprocess.TimeoutExpired:
-                    agent.kill()
-
-
-def agent(processes: int, arguments: list[str]) -> int:
-    """The launching agent: torchrun on this machine, quiet, saying in a line which rank failed and how."""
-    die_with_parent(int(os.environ.pop(PARENT)))
-    os.environ[AGENT] = str(os.getpid())
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    # The agent would meet its ranks by this machine's name, which need not resolve (in a container).
-    here = ["--standalone", "--local-addr", "127.0.0.1"]
-    try:
-        run.main([*here, "--nproc-per-node", str(processes), "-m", "pipeline", *arguments])
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode == TOLD:
-            return TOLD
-        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-        print(f"regrow: rank {rank} of {processes} (pid {failure.pid}) ended with {how}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # torchrun's own reports, of failures and of signals, are replaced by agent()'s line. (Its loggers have levels of
-    # their own.)
-    import logging
-
-    logging.disable(logging.ERROR)
-    sys.exit(agent(int(sys.argv[1]), sys.argv[2:]))

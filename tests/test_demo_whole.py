@@ -88,7 +88,7 @@ def gone(pids: list[int], seconds: float = 6) -> bool:
 def members(command: Regrow) -> tuple[psutil.Process, list[psutil.Process]]:
     """The launching agent and the ranks of the stage at work."""
     below = command.family()[1:]
-    agent = next(process for process in below if "pipeline.launch" in process.cmdline())
+    agent = next(process for process in below if process.name() == "regrow-agent")
     return agent, agent.children()
 
 

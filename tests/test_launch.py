@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ import pytest
 from pipeline.errors import RegrowError
 from pipeline.launch import (
     AGENT,
-    PARENT,
     TOLD,
     Place,
     PlaceError,
@@ -154,31 +151,6 @@ def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
     assert (late.returncode, out) == (1, ""), "it went on though its parent is another"
 
 
-def agent(config, tmp_path, stage: str = "data") -> subprocess.Popen:
-    """The launching agent, in front of two ranks that will be busy with their imports for some seconds."""
-    # As launch() sets it, so that torchrun need not choose.
-    threads = {"OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), PARENT: str(os.getpid())}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.launch", "2", stage, str(config)],
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
-    """The agent's two ranks, as soon as both run the command."""
-
-    def both():
-        found = [child for child in psutil.Process(process.pid).children() if "pipeline" in child.cmdline()]
-        return found if len(found) == 2 else None
-
-    return wait_for(both)
-
-
 def srun(*arguments: str, **environment: str) -> list[subprocess.Popen]:
     """Three tasks of one node as srun starts them."""
     job = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "3", **environment}
@@ -212,14 +184,6 @@ def test_what_all_tasks_of_srun_meet_is_said_once(tiny_config):
         assert [task.returncode for task in tasks] == [1, TOLD, TOLD]
 
 
-def test_a_stage_that_two_ranks_refuse_is_told_in_one_line(tiny_config, tmp_path):
-    """Both meet it: there is no manifest yet. Nothing else stands on stderr: no traceback, nothing of torchrun's."""
-    process = agent(tiny_config, tmp_path, "score")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == TOLD, errors
-    assert re.fullmatch(r"regrow: \S+manifest\.json: cannot be read \(No such file or directory\)\n", errors), errors
-
-
 def test_a_refusal_under_somebody_else_s_torchrun_is_told_once_and_ends_its_report(tiny_config, tmp_path):
     """Without the file where torchrun looks for a reason its report would say nothing of it."""
     words = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "pipeline"]
@@ -236,50 +200,3 @@ def test_a_refusal_under_somebody_else_s_torchrun_is_told_once_and_ends_its_repo
     assert process.returncode == 1 and len(told) == 2, process.stderr
     assert told[0].startswith(f"regrow: {reason}") and told[1].startswith(f"traceback : {reason}"), told
     assert f"{ROOT / 'pipeline'}/" not in process.stderr, f"a rank's traceback was printed:\n{process.stderr}"
-
-
-def test_the_agent_says_which_rank_was_killed_and_ends_the_others(tiny_config, tmp_path):
-    process = agent(tiny_config, tmp_path)
-    by_rank = {int(child.environ()["RANK"]): child for child in ranks(process)}
-    by_rank[1].kill()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    line = f"regrow: rank 1 of 2 (pid {by_rank[1].pid}) ended with signal 9"
-    assert line in errors.splitlines(), f"the agent said:\n{errors}"
-    assert "Traceback" not in errors
-    assert gone(by_rank[0].pid), "the other rank is still there"
-
-
-def test_a_machine_whose_name_does_not_resolve_starts_its_ranks(tmp_path):
-    """As in some containers. The name is changed in a namespace of its own, which takes root's rights."""
-    if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode:
-        pytest.skip("this process may not make a namespace (unshare --uts)")
-    program = 'hostname no-such-host.invalid && exec "$@"'
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # The agent stands below unshare, and ends with it.
-    launcher = "import os, sys; from pipeline import launch; os.environ[launch.PARENT] = str(os.getppid()); "
-    launcher += "sys.exit(launch.agent(2, ['train', '--help']))"
-    process = subprocess.Popen(
-        ["unshare", "--uts", "bash", "-c", program, "_", sys.executable, "-c", launcher],
-        cwd=tmp_path,
-        text=True,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        out, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        pytest.fail("no rank was started within a minute")
-    finally:
-        process.kill()
-    assert process.returncode == 0 and out.count("Usage: regrow train") == 2, out
-
-
-def test_the_ranks_end_with_a_killed_agent(tiny_config, tmp_path):
-    process = agent(tiny_config, tmp_path)
-    children = ranks(process)
-    # Until a rank has asked the kernel it is only its check of the parent that ends it: some seconds at most.
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert wait_for(lambda: all(gone(child.pid) for child in children), 15), "ranks outlived their agent"

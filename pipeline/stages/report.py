@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.files import read_json, write_atomic
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
-from pipeline.reporting.card import render_card
-from pipeline.reporting.page import render_page
-from pipeline.reporting.records import Records
 from pipeline.run import Run
 from pipeline.stages.stage import Stage
 from pipeline.training.metrics import read_lines
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.reporting.records import Records
 
 FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x width x row length, for each token"
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
     """Write report/index.html with its pictures, report/README.md, and the card into the last export."""
+    # The first stages of a run need not wait for matplotlib.
+    from pipeline.reporting.card import render_card
+    from pipeline.reporting.page import render_page
+
     stages = {stage: run.record(stage) for stage in STAGES if stage != "report"}
     export = run.folder / stages["train"]["result"]["export"]
     folder, records = run.stage("report"), _records(config, run, stages)
@@ -36,6 +40,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
 def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Records:
     """What the run's folder holds, read; ``stages`` are the records of those that are done."""
+    from pipeline.reporting.records import Records
+
     compared = run.stage("prune") / "comparison.json"
     return Records(
         config.report.title or run.name,

@@ -1,8 +1,8 @@
 """The stages in their order: which are done, which are stale, and carrying one out where this process stands.
 
 A stage whose record has the fingerprint of today is skipped; one whose record differs is refused, with what differs;
-everything else is carried out. Alone on a machine this process holds the run's lock and starts torchrun for the
-stages that want it; under a launcher it takes its place among the others.
+everything else is carried out. Alone on a machine this process holds the run's lock and has the launching agent start
+the processes of the stages that want several; under a launcher it takes its place among the others.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.agent import Agent
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_json, read_json, write_atomic, write_json
 from pipeline.interrupt import interruptible, raise_if_interrupted
-from pipeline.launch import TOLD, Place, count_processes, launch
+from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.stage import load_stage
+from pipeline.stages.warming import warm_agent
 from pipeline.world import World
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -49,12 +51,12 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
             _all_together(stages, config, run, world, place, config_path)
         world.close()
     else:
-        with interruptible(), _held(stages, config, run, place, redo):
+        with interruptible(), _held(stages, config, run, place, redo) as agent:
             for stage in stages:
-                _alone(stage, config, run, config_path)
+                _alone(stage, config, run, config_path, agent)
 
 
-def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
+def _alone(stage: str, config: Config, run: Run, config_path: str, agent: Agent) -> None:
     fingerprint = _due(stage, config, run, config_path)
     if fingerprint is None:
         return
@@ -64,7 +66,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str) -> None:
     processes = count_processes(getattr(config, stage).processes)
     raise_if_interrupted()
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
-    status = launch([stage, str(run.folder / "config.yaml")], processes)
+    status = agent.launch([stage, str(run.folder / "config.yaml")], processes)
     if status == TOLD:
         raise SystemExit(1)
     if status != 0 or run.record(stage) is None:
@@ -235,23 +237,27 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
 
 
 @contextmanager
-def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> Iterator[None]:
+def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> Iterator[Agent]:
     """Refuse what can be refused now, without a trace; then hold the run, with what is to be done again moved aside."""
     # A second start is refused at once: it need not wait for torch.
     run.require_free()
     again = STAGES[STAGES.index(redo) :] if redo else ()
     due = [stage for stage in stages if stage in again or run.record(stage) is None]
     notes = []
-    if due:
-        from pipeline.stages.preflight import preflight
+    agent = warm_agent(due, config, place)
+    try:
+        if due:
+            from pipeline.stages.preflight import preflight
 
-        notes = preflight(due, config, place)
-    with run.lock():
-        for folder in run.set_aside(list(again)):
-            _say(run, redo or "", f"redo: moved aside to {folder}")
-        for note in notes:
-            _say(run, due[0], note)
-        yield
+            notes = preflight(due, config, place)
+        with run.lock():
+            for folder in run.set_aside(list(again)):
+                _say(run, redo or "", f"redo: moved aside to {folder}")
+            for note in notes:
+                _say(run, due[0], note)
+            yield agent
+    finally:
+        agent.end()
 
 
 def _say(run: Run, stage: str, line: str) -> None:

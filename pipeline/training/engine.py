@@ -14,6 +14,7 @@ send twice the bytes that bf16 would take.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -282,4 +283,15 @@ def _deepspeed() -> Any:
     logger.addFilter(_not_about_overflow)
     # The dict that DeepSpeed consults before it builds the operation; setting it first also skips probing compilers.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    _import_muon(deepspeed.runtime.compiler)
     return deepspeed
+
+
+def _import_muon(compiler: Any) -> None:
+    """Import DeepSpeed's Muon uncompiled: DeepSpeed imports it to look at any optimizer, and torch's compiler with it,
+    which takes a second."""
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = compiled

@@ -18,15 +18,9 @@ class Family:
         self.command = command
         self.processes = command.family()
 
-    def with_words(self, *words: str) -> list[psutil.Process]:
-        """Those whose command line has all of ``words``, in the order of their pids."""
-        lines = {process: " ".join(process.cmdline()) for process in self.processes if process.is_running()}
-        found = [process for process, line in lines.items() if all(word in line for word in words)]
-        return sorted(found, key=lambda process: process.pid)
-
-    def ranks(self) -> list[psutil.Process]:
-        """The processes that a launcher gave a rank."""
-        return [process for process in self.processes if "RANK" in process.environ()]
+    def named(self, name: str) -> list[psutil.Process]:
+        """Those that our own launch called ``name``: regrow-agent, regrow-rank-0, ..."""
+        return [process for process in self.processes if process.name() == name]
 
     def kill(self, processes: list[psutil.Process], number: int = signal.SIGKILL) -> None:
         for process in processes:

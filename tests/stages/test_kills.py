@@ -65,9 +65,9 @@ def kill(what: str, family: Family) -> psutil.Process | None:
     if what == "ctrl-c":
         os.killpg(family.command.process.pid, signal.SIGINT)
     elif what == "agent":
-        family.kill(family.with_words("pipeline.launch"))
+        family.kill(family.named("regrow-agent"))
     elif what.startswith("rank"):
-        found = [process for process in family.ranks() if process.environ()["RANK"] == what.removeprefix("rank ")]
+        found = family.named(f"regrow-{what.replace(' ', '-')}")
         assert len(found) == 1, f"no {what} among {family.processes}"
         (victim,) = found
         family.kill(found)
