@@ -37,8 +37,8 @@ COUNT_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 class Agent:
     """The agent as the command sees it; ``modules`` are what the ranks need, and are imported here too.
 
-    Where torch was imported before, in a notebook say, a fork might wait for ever for threads that it does not have:
-    there the agent is a Python of its own, which is started when a stage is.
+    Where torch was imported before, in a notebook say, or something may have been computed since, a fork might wait for
+    ever for threads that it does not have: there the agent is a Python of its own, started with its first stage.
     """
 
     def __init__(self, modules: Sequence[str]):
@@ -51,7 +51,7 @@ class Agent:
         """Fork the agent now, before anything is computed; while it waits it imports ``more``, for ranks alone."""
         self._more = tuple(more)
         if self._forks:
-            self._start()
+            self._start(forks=True)
 
     def launch(self, arguments: Sequence[str], processes: int) -> int:
         """Run ``python -m pipeline ARGUMENTS`` in so many processes; returns 0, TOLD or, when it was said which rank
@@ -60,7 +60,7 @@ class Agent:
         A Ctrl-C reaches the command alone; the agent and its ranks are ended then, before it goes on.
         """
         if self._pid is None:
-            self._start()
+            self._start(forks=False)
         answer = ""
         try:
             # An agent that was killed reads nothing.
@@ -79,13 +79,13 @@ class Agent:
             return
         pid, self._pid = self._pid, None
         os.kill(pid, signal.SIGTERM)
-        if not _ended(pid, GRACE):
+        if not _ended(pid, time.monotonic() + GRACE):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
             self._channel.close()
 
-    def _start(self) -> None:
+    def _start(self, forks: bool) -> None:
         parent = os.getpid()
         ours, theirs = socket.socketpair()
         self._pid = _fork()
@@ -98,7 +98,7 @@ class Agent:
             os.setsid()
             die_with_parent(parent)
             ours.close()
-            if not self._forks:
+            if not forks:
                 theirs.set_inheritable(True)
                 words = ["-m", "pipeline.agent", str(theirs.fileno()), *self._modules, *self._more]
                 os.execv(sys.executable, [sys.executable, *words])
@@ -130,7 +130,7 @@ def _fork() -> int:
     """As os.fork(); the child meets ENDING signals as a new program would: by ending, or as ignored from its start."""
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         pid = os.fork()
         if pid == 0:
@@ -139,7 +139,7 @@ def _fork() -> int:
                     signal.signal(number, signal.SIG_DFL)
         return pid
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -160,9 +160,8 @@ def _leaving() -> Iterator[None]:
         os._exit(status)
 
 
-def _ended(pid: int, seconds: float) -> bool:
-    """Whether a child ends within so many seconds; it is reaped then."""
-    end = time.monotonic() + seconds
+def _ended(pid: int, end: float) -> bool:
+    """Whether a child ends before the clock (time.monotonic) shows ``end``; it is reaped then."""
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
         if time.monotonic() > end:
             return False
@@ -178,8 +177,9 @@ def _serve(pipe: socket.socket, modules: Sequence[str]) -> None:
     """The agent's own: import ``modules``, then carry out what the command asks for, one stage after the other, until
     it closes the pipe."""
     name_process("regrow-agent")
-    import_all(modules)
     os.environ[AGENT] = str(os.getpid())
+    import_all(modules)
+    # Until here, without ranks, a signal ends it by itself.
     signal.signal(signal.SIGTERM, _stop)
     with pipe, pipe.makefile("rw") as channel:
         for line in channel:
@@ -198,7 +198,7 @@ def _carry_out(arguments: list[str], processes: int, pipe: socket.socket) -> int
             if pid == 0:
                 with _leaving():
                     die_with_parent(agent)
-                    pipe.detach()
+                    os.close(pipe.detach())
                     _be_rank(rank, place, arguments)
             ranks[pid] = rank
         while ranks:
@@ -215,7 +215,8 @@ def _carry_out(arguments: list[str], processes: int, pipe: socket.socket) -> int
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in ranks:
                 os.kill(pid, number)
-            ranks = {pid: rank for pid, rank in ranks.items() if not _ended(pid, END)}
+            end = time.monotonic() + END
+            ranks = {pid: rank for pid, rank in ranks.items() if not _ended(pid, end)}
 
 
 def _environment(processes: int) -> dict[str, str]:

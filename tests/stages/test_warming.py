@@ -10,8 +10,8 @@ import pytest
 
 #: Of each stage that is launched, the line after its start: its first unit of work, or what it reads for it.
 FIRST = {"score": "[score] scoring", "train": "[train] step 0", "evaluate": "[evaluate] dense: 8"}
-#: CPU seconds that a command and its two ranks may take until then. It is 3.1; each process that imported by itself would
-#: add 2.5.
+#: CPU seconds that a command and its two ranks may take until then. They take 3.1; each process that imported by itself
+#: would add 2.5.
 CPU = 5.0
 #: Seconds on the clock, on an idle machine.
 SECONDS = 4.0
