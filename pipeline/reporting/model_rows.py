@@ -112,18 +112,6 @@ def latency_words(models: Mapping[str, Any]) -> str:
     return f"Latency is the median of {repeats} runs, beside it the fastest and the slowest.{taken}"
 
 
-def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per task and metric: `task`, `metric` and the three values (None where not measured)."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for model in MODELS:
-        for task, entry in (models.get(model, {}).get("tasks") or {}).items():
-            for metric, value in entry.items() if isinstance(entry, Mapping) else [("value", entry)]:
-                if isinstance(value, int | float):
-                    row = rows.setdefault((task, metric), {"task": task, "metric": metric, "values": {}})
-                    row["values"][model] = value
-    return list(rows.values())
-
-
 def sample_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Prompts in the order first met, each with the text that each model wrote (absent where it wrote none)."""
     rows: dict[str, dict[str, str]] = {}

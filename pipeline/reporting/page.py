@@ -23,9 +23,9 @@ from pipeline.reporting.model_rows import (
     perplexity_rows,
     sample_rows,
     stage_rows,
-    task_rows,
 )
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.tasks import WORDS, task_rows, verdict
 
 
 def render_page(records: Records, out: Path) -> Path:
@@ -42,7 +42,7 @@ def render_page(records: Records, out: Path) -> Path:
 def _shown(records: Records, out: Path) -> dict[str, Any]:
     """What the template lays out: the records in words and rounded numbers, and the figures, drawn into `out`."""
     models, prune, cost = records.models, records.whole_prune, records.cost or {}
-    perplexities = perplexity_rows(models)
+    perplexities, tasks = perplexity_rows(models), task_rows(models, records.paired)
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
     importance = criteria.importance_drawings(records.scores, prune, out)
@@ -58,7 +58,8 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "main": main,
         "rows": measure_rows(models, prune, perplexities),
         "latency": latency_words(models),
-        "task_rows": task_rows(models),
+        "task_rows": tasks,
+        "task_words": verdict(tasks),
         "absent": [model for model in MODELS if model not in models],
         "importance": importance,
         "criteria": shown,
@@ -84,7 +85,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["breakable"] = lambda words: Markup(str(escape(words)).replace("_", "_<wbr>"))
-    environment.globals.update(notation=notation, MODELS=MODELS)
+    environment.globals.update(notation=notation, MODELS=MODELS, KIND_WORDS=WORDS)
     return environment
 
 

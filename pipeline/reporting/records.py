@@ -53,6 +53,11 @@ class Records:
         return (self.results or {}).get("models", {})
 
     @property
+    def paired(self) -> Record:
+        """By pair of models and task, how they compare on the same items."""
+        return (self.results or {}).get("paired", {})
+
+    @property
     def blocks(self) -> int:
         """Blocks of the dense model."""
         return len(self.prune["removed"]) + len(self.prune["kept"])

@@ -5,7 +5,6 @@ One model stands in memory at a time, except where their speeds are compared: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,12 @@ from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.evaluation.tasks.definitions import Asked, require_tasks
+from pipeline.evaluation.tasks.paired import compare_models
+from pipeline.evaluation.tasks.scores import Judged, Tasks, mean_of
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
+from pipeline.life import Teller
 from pipeline.model.blocks import find_blocks
 from pipeline.model.head import find_head
 from pipeline.model.load import load_model
@@ -30,7 +33,7 @@ from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
 
-def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
+def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Write evaluate/results.json."""
     text = Inputs(config, run)
     folders = {
@@ -39,15 +42,23 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
     rows = world.on_first(lambda: _rows(text))
-    models, weights = {}, []
+    tasks, models, items, weights = _tasks(config, run, world), {}, {}, []
     for name, folder in folders.items():
         say(f"{name}: {len(rows)} held-out rows of {rows.shape[1]} tokens")
-        entry, size = _judge(config, folder, rows, world)
-        give_back(world.device)
+        model = _load(config, folder, world)
+        entry = _judge(config, folder, model, rows, world)
+        say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
+        if tasks is not None:
+            judged = tasks.judge(name, model, read_encoder(config, folder).tokenizer, say.at)
+            items[name] = judged.items
+            entry |= {"tasks": judged.entries, "task_mean": mean_of(judged.entries)}
+            say(f"{name}: {task_words(judged)}")
         path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()
         models[name] = {"path": path, **entry}
-        weights.append(size)
-        say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
+        weights.append(model.get_memory_footprint())
+        # Nothing holds the model afterwards.
+        del model
+        give_back(world.device)
     if world.rank == 0:
         together = fit_together(weights, world.device)
         way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
@@ -61,17 +72,37 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         )
         for name, speed in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
-        write_json(run.stage("evaluate") / "results.json", {"models": models})
+        results = {"models": models}
+        if items:
+            results["paired"] = compare_models(items)
+            write_json(run.stage("evaluate") / "tasks" / "items.json", items)
+        write_json(run.stage("evaluate") / "results.json", results)
         for line in table(models):
             say(line)
     world.barrier()
     return {name: entry["perplexity"]["held_out"]["value"] for name, entry in models.items()}
 
 
-def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tuple[dict[str, Any], int]:
-    """What one model is and predicts, with the first process's samples, and the bytes of its weights. Nothing holds the
-    model afterwards."""
-    model = _load(config, folder, world)
+def _tasks(config: Config, run: Run, world: World) -> Tasks | None:
+    """The tasks that the models are to be asked, None where there are none."""
+    asked, folder = _asked(config), run.stage("evaluate")
+    if not asked.tasks:
+        return None
+    return Tasks(asked, config.evaluate.tasks.batch, folder / "tasks", folder / "progress" / "answers", world)
+
+
+def _asked(config: Config) -> Asked:
+    tasks = config.evaluate.tasks
+    return Asked(tasks.names, tasks.limit, tasks.shots, tasks.data)
+
+
+def task_words(judged: Judged) -> str:
+    """Each task's figure, in a line."""
+    return ", ".join(f"{task} {entry['value']:.3f}" for task, entry in judged.entries.items())
+
+
+def _judge(config: Config, folder: Path, model: PreTrainedModel, rows: torch.Tensor, world: World) -> dict[str, Any]:
+    """What one model is and predicts, with the first process's samples."""
     held_out = perplexity(
         model,
         rows,
@@ -85,14 +116,13 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
         asked = config.evaluate.generation
         samples = generate_samples(model, read_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
     world.barrier()
-    entry = {
+    return {
         "parameters": model.num_parameters(),
         "blocks": len(find_blocks(model)),
         "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
         "tasks": {},
         "generation": {"samples": samples},
     }
-    return entry, model.get_memory_footprint()
 
 
 def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
@@ -133,6 +163,7 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
     if ahead.encoder is not None:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
+    require_tasks(_asked(ahead.config))
     return []
 
 
