@@ -21,3 +21,23 @@ class TasksSection(Section):
         "Folder with TASK.jsonl (.jsonl.gz, .json, .parquet), and TASK.train.jsonl for shots; null takes the hub's.",
         stages="evaluate",
     )
+
+
+class DuringSection(Section):
+    every: Whole | None = key(
+        None,
+        "Steps of training from one time that tasks are asked to the next; null asks none.",
+        stages="train",
+        free=True,
+        ge=1,
+    )
+    tasks: tuple[str, ...] = key(
+        ("sums",),
+        "Tasks that are asked then, by the names of evaluate.tasks.names.",
+        stages="train",
+        free=True,
+        min_length=1,
+    )
+    limit: Whole | None = key(
+        100, "Items of each then, from its first; null takes all.", stages="train", free=True, ge=1
+    )

@@ -22,7 +22,7 @@ from pipeline.config.keys import (
     recomputing,
 )
 from pipeline.config.pruning import PruneSection, ScoreSection
-from pipeline.config.tasks import TasksSection
+from pipeline.config.tasks import DuringSection, TasksSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
 
@@ -227,6 +227,7 @@ class GenerationSection(Section):
 class EvaluateSection(Section):
     perplexity: PerplexitySection = Field(default_factory=PerplexitySection)
     tasks: TasksSection = Field(default_factory=TasksSection)
+    during: DuringSection = Field(default_factory=DuringSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
     micro_batch: Whole = key(8, "Rows in one forward.", free=True, ge=1)
     processes: Processes = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
