@@ -46,7 +46,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
     importance = criteria.importance_drawings(records.scores, prune, out)
-    curve = _curve_drawings(records.metrics, records.held_out, references, out)
+    curve = _curve_drawings(records, references, out)
     shown = _criteria(records, importance, out)
     drawn = [importance, *shown["maps"], curve]
     return {
@@ -139,22 +139,19 @@ def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], c
     return f"{text}; the dense model has {number(dense)}." if dense is not None else f"{text}."
 
 
-def _curve_drawings(
-    metrics: Sequence[Mapping[str, Any]],
-    held_out: Sequence[Mapping[str, Any]],
-    references: Mapping[str, float | None],
-    out: Path,
-) -> dict | None:
-    """The learning curve, or None where neither half has anything to draw."""
+def _curve_drawings(records: Records, references: Mapping[str, float | None], out: Path) -> dict | None:
+    """The learning curve, or None where no part of it has anything to draw."""
+    metrics, held_out = records.metrics, records.held_out
+    processes = ((records.cost or {}).get("train") or {}).get("processes")
     losses = [line.get("loss") for line in metrics] + [line.get("held_out_perplexity") for line in held_out]
-    if not any(value is not None and math.isfinite(value) for value in losses):
+    if not records.tasks and not any(value is not None and math.isfinite(value) for value in losses):
         return None
     lines = {model: references.get(model) for model in ("dense", "pruned")}
 
     def build(narrow: bool) -> Any:
-        return curves.learning_curve(metrics, held_out, lines, narrow)
+        return curves.learning_curve(metrics, held_out, lines, narrow, records.tasks, processes)
 
-    return for_page("learning-curve", "Training loss and held-out perplexity against tokens.", out, build)
+    return for_page("learning-curve", "Training loss, held-out perplexity and tasks against tokens.", out, build)
 
 
 def _loop_differs(held_out: Sequence[Mapping[str, Any]], pruned: float | None) -> bool:
