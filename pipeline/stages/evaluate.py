@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from pipeline.checks import check_prompts
@@ -19,13 +18,15 @@ from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.evaluation.windows import TextRows
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
+from pipeline.judged import check_judged_texts, judged_texts, text_hashes
 from pipeline.model.blocks import find_blocks
 from pipeline.model.head import find_head
 from pipeline.model.load import load_model
 from pipeline.run import Run
-from pipeline.stages.score import inputs
+from pipeline.stages import score
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -38,16 +39,17 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         "pruned": run.stage("prune") / "model",
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
-    rows = world.on_first(lambda: _rows(text))
+    texts, left_out = world.on_first(lambda: judged_texts(text, say))
     models, weights = {}, []
     for name, folder in folders.items():
-        say(f"{name}: {len(rows)} held-out rows of {rows.shape[1]} tokens")
-        entry, size = _judge(config, folder, rows, world)
+        say(f"{name}: {', '.join(f'{len(each.rows)} rows of {judged}' for judged, each in texts.items())}")
+        entry, size = _judge(config, folder, texts, world)
         give_back(world.device)
         path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()
         models[name] = {"path": path, **entry}
         weights.append(size)
-        say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
+        values = [f"{judged} {found['value']:.2f}" for judged, found in entry["perplexity"].items()]
+        say(f"{name}: perplexity of {', '.join(values)}")
     if world.rank == 0:
         together = fit_together(weights, world.device)
         way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
@@ -61,25 +63,18 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         )
         for name, speed in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
-        write_json(run.stage("evaluate") / "results.json", {"models": models})
+        write_json(run.stage("evaluate") / "results.json", {"models": models, "left_out": {"perplexity": left_out}})
         for line in table(models):
             say(line)
     world.barrier()
     return {name: entry["perplexity"]["held_out"]["value"] for name, entry in models.items()}
 
 
-def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tuple[dict[str, Any], int]:
+def _judge(config: Config, folder: Path, texts: dict[str, TextRows], world: World) -> tuple[dict[str, Any], int]:
     """What one model is and predicts, with the first process's samples, and the bytes of its weights. Nothing holds the
     model afterwards."""
     model = _load(config, folder, world)
-    held_out = perplexity(
-        model,
-        rows,
-        micro_batch=config.evaluate.micro_batch,
-        device=world.device,
-        head=find_head(model),
-        world=world,
-    )
+    perplexities = _perplexities(config, model, texts, world)
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation
@@ -88,7 +83,7 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
     entry = {
         "parameters": model.num_parameters(),
         "blocks": len(find_blocks(model)),
-        "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
+        "perplexity": perplexities,
         "tasks": {},
         "generation": {"samples": samples},
     }
@@ -110,12 +105,20 @@ def _workload(config: Config) -> Workload:
     return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
 
 
-def _rows(text: Inputs) -> torch.Tensor:
-    protocol = text.config.evaluate.perplexity
-    rows = text.held_out_rows(protocol.length or text.config.data.row_length, protocol.bos, protocol.rows)
-    if rows is None:
-        raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
-    return rows
+def _perplexities(
+    config: Config, model: PreTrainedModel, texts: dict[str, TextRows], world: World
+) -> dict[str, dict[str, Any]]:
+    """Of each text the model's perplexity, and how it was measured."""
+    micro_batch, head = config.evaluate.micro_batch, find_head(model)
+    settings = {"micro_batch": micro_batch, "device": world.device, "head": head, "world": world}
+    return {
+        name: {
+            **perplexity(model, text.rows, counted_from=text.counted_from, **settings),
+            **text.about,
+            "micro_batch": micro_batch,
+        }
+        for name, text in texts.items()
+    }
 
 
 def table(models: dict[str, Any]) -> list[str]:
@@ -133,15 +136,19 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
     if ahead.encoder is not None:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
-    return []
+    return check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """The dense model, as for scoring, and the local texts by their content."""
+    return score.inputs(config, run) | text_hashes(config, run)
 
 
 STAGE = Stage(
     "evaluate",
     upstream=("data", "prune", "train"),
-    format=2,
+    format=3,
     work=work,
-    # The dense model, as for scoring.
     inputs=inputs,
     launched=lambda config: True,
     check=check,
