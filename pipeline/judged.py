@@ -52,7 +52,7 @@ def judged_texts(text: Inputs, say: Callable[[str], None]) -> tuple[dict[str, Te
             texts[name] = _rows(text.config, name, text.encoder, _protocol(text.config, name))
         except Unavailable as error:
             left_out[name] = str(error)
-            say(f"left out: {error}")
+            say(f"left out: evaluate.perplexity.{name}: {error}")
     return texts, left_out
 
 

@@ -102,11 +102,13 @@ def _of_hub(place: TextPlace) -> Iterator[str]:
         )
         for row in rows:
             if not isinstance(row.get(place.column), str):
-                raise Unavailable(f"{place.key}: no text under {place.column!r}; it has {', '.join(row)}")
+                raise Unavailable(
+                    f"data set {place.dataset} has no text under {place.column!r} in every row; it has {', '.join(row)}"
+                )
             yield row[place.column]
     except Unavailable:
         raise
     # The library passes on what its readers, the hub's client and the network raise.
     except Exception as error:
         reason = f"{type(error).__name__}: {without_secrets(first_line(error))}"
-        raise Unavailable(f"{place.key}: data set {place.dataset} cannot be had ({reason})") from None
+        raise Unavailable(f"data set {place.dataset} cannot be had ({reason})") from None

@@ -18,7 +18,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, recovered, task_rows
+from pipeline.reporting.model_rows import (
+    MODELS,
+    left_out_words,
+    perplexity_rows,
+    protocol_words,
+    recovered,
+    task_rows,
+)
 from pipeline.reporting.records import Record, Records
 
 
@@ -64,6 +71,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "blocks": records.blocks,
         "models": models,
         "rows": rows,
+        "left_out": left_out_words(records.results),
         "task_rows": task_rows(models),
         "recovered": recovered(rows[0]["values"]) if rows else None,
         "calibration": (records.scores or {}).get("calibration"),
