@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import dump_config, load_config
+from tests import ROOT
 from tests.config.kit import LEAST, refused, write
 
 TEXTS = """\
@@ -93,3 +95,9 @@ def test_the_preset_is_shortened_llms_protocol_under_what_is_stated(file: Path) 
     assert (texts["wikitext2-bos"].text, texts["wikitext2-bos"].dataset) == ("wiki.test.raw", None)
     assert (texts["wikitext2-bos"].length, texts["wikitext2-bos"].bos) == (129, "every")
     assert (texts["ptb"].length, texts["ptb"].dataset) == (256, "ptb-text-only/ptb_text_only")
+
+
+def test_the_example_of_the_docs_is_a_config(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), flags=re.S)
+    texts = load_config(write(tmp_path / "docs.yaml", LEAST + example)).evaluate.perplexity.texts
+    assert list(texts) == ["wikitext2", "c4"]

@@ -68,7 +68,11 @@ def test_other_texts_follow_the_held_out_one_with_protocol_and_form(models, made
         "length 129, BOS policy: every, 4.1 k tokens, tokenised text with <unk>",
         "length 2048, stride 512, BOS policy: every, 4.1 k tokens, raw text",
     ]
-    assert [cell["text"] for cell in row_of("Perplexity on wikitext2", models, made_up["prune"])] == ["30", "31", "32"]
+    assert [cell["text"] for cell in row_of("Perplexity on wikitext2", models, made_up["prune"])] == [
+        "30.00",
+        "31.00",
+        "32.00",
+    ]
 
 
 def test_a_text_that_was_left_out_is_said_with_its_reason():
