@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, recovered
+from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
 from pipeline.reporting.records import Record, Records
 from pipeline.reporting.tasks import task_rows, verdict
 
@@ -66,6 +66,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "blocks": records.blocks,
         "models": models,
         "rows": rows,
+        "left_out": left_out_words(records.results),
         "task_rows": tasks,
         "task_words": verdict(tasks),
         "recovered": recovered(rows[0]["values"]) if rows else None,

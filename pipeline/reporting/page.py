@@ -19,6 +19,7 @@ from pipeline.reporting.drawing import for_page
 from pipeline.reporting.model_rows import (
     MODELS,
     latency_words,
+    left_out_words,
     measure_rows,
     perplexity_rows,
     sample_rows,
@@ -57,6 +58,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "headline": headline(prune, references, cost),
         "main": main,
         "rows": measure_rows(models, prune, perplexities),
+        "left_out": left_out_words(records.results),
         "latency": latency_words(models),
         "task_rows": tasks,
         "task_words": verdict(tasks),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from pipeline.checks import check_prompts
@@ -21,14 +20,16 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.evaluation.tasks.definitions import Asked, require_tasks
 from pipeline.evaluation.tasks.paired import compare_models
 from pipeline.evaluation.tasks.scores import Judged, Tasks, mean_of
+from pipeline.evaluation.windows import TextRows
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
+from pipeline.judged import check_judged_texts, judged_texts, text_hashes
 from pipeline.life import Teller
 from pipeline.model.blocks import find_blocks
 from pipeline.model.head import find_head
 from pipeline.model.load import load_model
 from pipeline.run import Run
-from pipeline.stages.score import inputs
+from pipeline.stages import score
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -41,13 +42,14 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "pruned": run.stage("prune") / "model",
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
-    rows = world.on_first(lambda: _rows(text))
+    texts, left_out = world.on_first(lambda: judged_texts(text, say))
     tasks, models, items, weights = _tasks(config, run, world), {}, {}, []
     for name, folder in folders.items():
-        say(f"{name}: {len(rows)} held-out rows of {rows.shape[1]} tokens")
+        say(f"{name}: {', '.join(f'{len(each.rows)} rows of {judged}' for judged, each in texts.items())}")
         model = _load(config, folder, world)
-        entry = _judge(config, folder, model, rows, world)
-        say(f"{name}: held-out perplexity {entry['perplexity']['held_out']['value']:.2f}")
+        entry = _judge(config, folder, model, texts, world)
+        values = [f"{judged} {found['value']:.2f}" for judged, found in entry["perplexity"].items()]
+        say(f"{name}: perplexity of {', '.join(values)}")
         if tasks is not None:
             judged = tasks.judge(name, model, read_encoder(config, folder).tokenizer, say.at)
             items[name] = judged.items
@@ -72,7 +74,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         )
         for name, speed in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
-        results = {"models": models}
+        results = {"models": models, "left_out": {"perplexity": left_out}}
         if items:
             results["paired"] = compare_models(items)
             write_json(run.stage("evaluate") / "tasks" / "items.json", items)
@@ -101,16 +103,11 @@ def task_words(judged: Judged) -> str:
     return ", ".join(f"{task} {entry['value']:.3f}" for task, entry in judged.entries.items())
 
 
-def _judge(config: Config, folder: Path, model: PreTrainedModel, rows: torch.Tensor, world: World) -> dict[str, Any]:
+def _judge(
+    config: Config, folder: Path, model: PreTrainedModel, texts: dict[str, TextRows], world: World
+) -> dict[str, Any]:
     """What one model is and predicts, with the first process's samples."""
-    held_out = perplexity(
-        model,
-        rows,
-        micro_batch=config.evaluate.micro_batch,
-        device=world.device,
-        head=find_head(model),
-        world=world,
-    )
+    perplexities = _perplexities(config, model, texts, world)
     samples = None
     if world.rank == 0:
         asked = config.evaluate.generation
@@ -119,7 +116,7 @@ def _judge(config: Config, folder: Path, model: PreTrainedModel, rows: torch.Ten
     return {
         "parameters": model.num_parameters(),
         "blocks": len(find_blocks(model)),
-        "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
+        "perplexity": perplexities,
         "tasks": {},
         "generation": {"samples": samples},
     }
@@ -140,12 +137,20 @@ def _workload(config: Config) -> Workload:
     return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
 
 
-def _rows(text: Inputs) -> torch.Tensor:
-    protocol = text.config.evaluate.perplexity
-    rows = text.held_out_rows(protocol.length or text.config.data.row_length, protocol.bos, protocol.rows)
-    if rows is None:
-        raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
-    return rows
+def _perplexities(
+    config: Config, model: PreTrainedModel, texts: dict[str, TextRows], world: World
+) -> dict[str, dict[str, Any]]:
+    """Of each text the model's perplexity, and how it was measured."""
+    micro_batch, head = config.evaluate.micro_batch, find_head(model)
+    settings = {"micro_batch": micro_batch, "device": world.device, "head": head, "world": world}
+    return {
+        name: {
+            **perplexity(model, text.rows, counted_from=text.counted_from, **settings),
+            **text.about,
+            "micro_batch": micro_batch,
+        }
+        for name, text in texts.items()
+    }
 
 
 def table(models: dict[str, Any]) -> list[str]:
@@ -164,15 +169,19 @@ def check(ahead: Ahead) -> list[str]:
     if ahead.encoder is not None:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
     require_tasks(_asked(ahead.config))
-    return []
+    return check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """The dense model, as for scoring, and the local texts by their content."""
+    return score.inputs(config, run) | text_hashes(config, run)
 
 
 STAGE = Stage(
     "evaluate",
     upstream=("data", "prune", "train"),
-    format=2,
+    format=3,
     work=work,
-    # The dense model, as for scoring.
     inputs=inputs,
     launched=lambda config: True,
     check=check,

@@ -127,6 +127,7 @@ def made_up_models() -> dict[str, dict[str, Any]]:
                     "value": perplexity,
                     "loss": math.log(perplexity),
                     "length": 256,
+                    "stride": 256,
                     "bos": "document",
                     "tokens": 20_480,
                 }

@@ -22,7 +22,7 @@ QUICK = [
     "train.tokens=1024",
     "train.evaluate_every=100",
     "evaluate.processes=1",
-    "evaluate.perplexity.rows=2",
+    "evaluate.perplexity.held_out.rows=2",
     "evaluate.tasks.names=[sums]",
     "evaluate.tasks.limit=4",
 ]
