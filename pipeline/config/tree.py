@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
     AsWritten,
     Folder,
@@ -226,6 +227,7 @@ class GenerationSection(Section):
 class EvaluateSection(Section):
     perplexity: PerplexitySection = Field(default_factory=PerplexitySection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
+    cost: CostSection = Field(default_factory=CostSection)
     micro_batch: Whole = key(8, "Rows in one forward.", free=True, ge=1)
     processes: Processes = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
 
