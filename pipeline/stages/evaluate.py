@@ -1,4 +1,4 @@
-"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed of generation.
+"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed and cost of generation.
 
 One model stands in memory at a time, except where their speeds are compared: those are measured side by side.
 """
@@ -19,9 +19,13 @@ from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.evaluation.protocol import CostProtocol, require_positions
+from pipeline.evaluation.resident import Stored
+from pipeline.evaluation.running import cost_of_running
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.model.blocks import find_blocks
+from pipeline.model.files import weight_files
 from pipeline.model.head import find_head
 from pipeline.model.load import load_model
 from pipeline.run import Run
@@ -61,6 +65,16 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         )
         for name, speed in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
+        costs = cost_of_running(
+            {name: Stored(folder, **_loading(config)) for name, folder in folders.items()},
+            dict(zip(folders, weights, strict=True)),
+            _cost_protocol(config),
+            rows,
+            device=world.device,
+            say=say,
+        )
+        for name, records in costs.items():
+            models[name]["cost"] = records
         write_json(run.stage("evaluate") / "results.json", {"models": models})
         for line in table(models):
             say(line)
@@ -91,18 +105,22 @@ def _judge(config: Config, folder: Path, rows: torch.Tensor, world: World) -> tu
         "perplexity": {"held_out": {**held_out, "bos": config.evaluate.perplexity.bos}},
         "tasks": {},
         "generation": {"samples": samples},
+        "weight_file_bytes": sum(path.stat().st_size for path in weight_files(folder)),
     }
     return entry, model.get_memory_footprint()
 
 
 def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
-    return load_model(
-        folder,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        device=world.device,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    return load_model(folder, device=world.device, **_loading(config))
+
+
+def _loading(config: Config) -> dict[str, Any]:
+    names = ("dtype", "attention", "trust_remote_code")
+    return {name: getattr(config.model, name) for name in names}
+
+
+def _cost_protocol(config: Config) -> CostProtocol:
+    return CostProtocol(**config.evaluate.cost.model_dump(exclude={"protocol"}))
 
 
 def _workload(config: Config) -> Workload:
@@ -133,6 +151,8 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
     if ahead.encoder is not None:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
+    if ahead.model is not None:
+        require_positions(_cost_protocol(ahead.config), ahead.model)
     return []
 
 
