@@ -20,6 +20,7 @@ from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
 from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, recovered, task_rows
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.running import running_lines
 
 
 def render_card(
@@ -65,6 +66,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "models": models,
         "rows": rows,
         "task_rows": task_rows(models),
+        "running": running_lines(models),
         "recovered": recovered(rows[0]["values"]) if rows else None,
         "calibration": (records.scores or {}).get("calibration"),
         "choice": choice_words(prune, records.scores, records.comparison),

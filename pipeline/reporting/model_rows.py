@@ -67,6 +67,9 @@ def measure_rows(
     size = {model: sizes[model] for model in sizes if model in MODELS} | _pick(known, "parameters")
     add("Blocks", "", depth, lambda v: notation.MISSING if v is None else str(v), notation.change)
     add("Parameters", "", size, notation.parameters, notation.change)
+    files = _pick(known, "weight_file_bytes")
+    if files:
+        add("Files of weights", "", files, notation.memory, notation.change)
     if not perplexities:
         add("Held-out perplexity", "", {}, notation.significant, notation.ratio)
     for row in perplexities:
