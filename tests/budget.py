@@ -24,7 +24,7 @@ BUDGETS = {
     "tests/commands": 25,
     "tests/config": 15,
     "tests/data": 100,
-    "tests/evaluation": 45,
+    "tests/evaluation": 55,
     "tests/importance": 90,
     "tests/model": 80,
     "tests/reporting": 15,
