@@ -24,7 +24,7 @@ BUDGETS = {
     "tests/commands": 25,
     "tests/config": 15,
     "tests/data": 100,
-    "tests/evaluation": 85,
+    "tests/evaluation": 90,
     "tests/importance": 90,
     "tests/model": 80,
     "tests/reporting": 15,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
     AsWritten,
     Folder,
@@ -222,6 +223,7 @@ class EvaluateSection(Section):
     tasks: TasksSection = Field(default_factory=TasksSection)
     during: DuringSection = Field(default_factory=DuringSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
+    cost: CostSection = Field(default_factory=CostSection)
     micro_batch: Whole = key(8, "Rows in one forward.", free=True, ge=1)
     processes: Processes = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
 

@@ -20,6 +20,7 @@ from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
 from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.running import running_lines
 from pipeline.reporting.tasks import task_rows, verdict
 
 
@@ -69,6 +70,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "left_out": left_out_words(records.results),
         "task_rows": tasks,
         "task_words": verdict(tasks),
+        "running": running_lines(models),
         "recovered": recovered(rows[0]["values"]) if rows else None,
         "calibration": (records.scores or {}).get("calibration"),
         "choice": choice_words(prune, records.scores, records.comparison),

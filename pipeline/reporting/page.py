@@ -26,6 +26,7 @@ from pipeline.reporting.model_rows import (
     stage_rows,
 )
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.running import running_drawings, running_table
 from pipeline.reporting.tasks import WORDS, task_rows, verdict
 
 
@@ -49,7 +50,8 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
     importance = criteria.importance_drawings(records.scores, prune, out)
     curve = _curve_drawings(records, references, out)
     shown = _criteria(records, importance, out)
-    drawn = [importance, *shown["maps"], curve]
+    costs = running_drawings(models, out)
+    drawn = [importance, *shown["maps"], curve, *costs]
     return {
         "name": records.name,
         "blocks": records.blocks,
@@ -67,6 +69,8 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "criteria": shown,
         "pictures": [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"],
         "curve": curve,
+        "running": running_table(models),
+        "running_drawings": costs,
         "curve_differs": _loop_differs(records.held_out, references.get("pruned")),
         "trained": bool(records.metrics),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),

@@ -1,4 +1,4 @@
-"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed of generation.
+"""Stage evaluate: dense, pruned and regrown under the same protocol: perplexity, samples, speed and cost of generation.
 
 One model stands in memory at a time, except where their speeds are compared: those are measured side by side.
 """
@@ -17,6 +17,9 @@ from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.evaluation.protocol import CostProtocol, require_positions
+from pipeline.evaluation.resident import Stored
+from pipeline.evaluation.running import cost_of_running
 from pipeline.evaluation.tasks.definitions import Asked, require_tasks
 from pipeline.evaluation.tasks.paired import compare_models
 from pipeline.evaluation.tasks.scores import Judged, Tasks, mean_of
@@ -26,6 +29,7 @@ from pipeline.inputs import Inputs, read_encoder
 from pipeline.judged import check_judged_texts, judged_texts, text_hashes
 from pipeline.life import Teller
 from pipeline.model.blocks import find_blocks
+from pipeline.model.files import weight_files
 from pipeline.model.head import find_head
 from pipeline.model.load import load_model
 from pipeline.run import Run
@@ -62,18 +66,9 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         del model
         give_back(world.device)
     if world.rank == 0:
-        together = fit_together(weights, world.device)
-        way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
-        say(f"latency: the models are loaded {way}")
-        speeds = measure_latency(
-            lambda name: (_load(config, folders[name], world), read_encoder(config, folders[name])),
-            list(folders),
-            _workload(config),
-            device=world.device,
-            together=together,
-        )
-        for name, speed in speeds.items():
+        for name, (speed, costs) in _speeds(config, folders, weights, texts["held_out"], world, say).items():
             models[name]["generation"] = speed | models[name]["generation"]
+            models[name]["cost"] = costs
         results = {"models": models, "left_out": {"perplexity": left_out}}
         if items:
             results["paired"] = compare_models(items)
@@ -83,6 +78,31 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             say(line)
     world.barrier()
     return {name: entry["perplexity"]["held_out"]["value"] for name, entry in models.items()}
+
+
+def _speeds(
+    config: Config, folders: dict[str, Path], weights: list[int], held_out: TextRows, world: World, say: Teller
+) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Of each model how fast it generates beside the others, and what running it costs, in all sizes that are asked."""
+    together = fit_together(weights, world.device)
+    way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
+    say(f"latency: the models are loaded {way}")
+    speeds = measure_latency(
+        lambda name: (_load(config, folders[name], world), read_encoder(config, folders[name])),
+        list(folders),
+        _workload(config),
+        device=world.device,
+        together=together,
+    )
+    costs = cost_of_running(
+        {name: Stored(folder, **_loading(config)) for name, folder in folders.items()},
+        dict(zip(folders, weights, strict=True)),
+        _cost_protocol(config),
+        held_out.rows,
+        device=world.device,
+        say=say,
+    )
+    return {name: (speeds[name], costs.get(name, [])) for name in folders}
 
 
 def _tasks(config: Config, run: Run, world: World) -> Tasks | None:
@@ -119,17 +139,21 @@ def _judge(
         "perplexity": perplexities,
         "tasks": {},
         "generation": {"samples": samples},
+        "weight_file_bytes": sum(path.stat().st_size for path in weight_files(folder)),
     }
 
 
 def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
-    return load_model(
-        folder,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        device=world.device,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    return load_model(folder, device=world.device, **_loading(config))
+
+
+def _loading(config: Config) -> dict[str, Any]:
+    names = ("dtype", "attention", "trust_remote_code")
+    return {name: getattr(config.model, name) for name in names}
+
+
+def _cost_protocol(config: Config) -> CostProtocol:
+    return CostProtocol(**config.evaluate.cost.model_dump(exclude={"protocol"}))
 
 
 def _workload(config: Config) -> Workload:
@@ -168,6 +192,8 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError("data.held_out is not set, so stage evaluate has nothing to compute a perplexity on; set it")
     if ahead.encoder is not None:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
+    if ahead.model is not None:
+        require_positions(_cost_protocol(ahead.config), ahead.model)
     require_tasks(_asked(ahead.config))
     return check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
 

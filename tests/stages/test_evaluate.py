@@ -9,14 +9,18 @@ import shutil
 import weakref
 
 import pytest
+import torch
 
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
 from pipeline.evaluation import memory
 from pipeline.files import read_json, write_json
 from pipeline.launch import Place
+from pipeline.model.hollow import without_weights
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.stages import data, evaluate
+from pipeline.stages.stage import Ahead
 from pipeline.world import World
 from tests.stages.family import Family, left
 
@@ -140,3 +144,30 @@ def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
     known = read_json(reference / "evaluate" / "results.json")["models"].values()
     assert [entry["held_out"] for entry in found["one"]] == [entry["perplexity"]["held_out"] for entry in known]
     assert len({entry["own"]["value"] for entry in found["one"]}) == 3
+
+
+def test_the_cost_of_running_is_measured_where_it_is_asked_for(tiny_config, run, tiny_model):
+    asked = ["batches=[1, 3]", "new_tokens=[2]", "prompt_tokens=5", "repeats=2"]
+    config, said = load_config(tiny_config, [f"evaluate.cost.{one}" for one in asked]), []
+    evaluate.work(config, run, World.join(ONE_THREAD), said.append)
+    for name, entry in read_json(run.stage("evaluate") / "results.json")["models"].items():
+        assert entry["weight_file_bytes"] == (tiny_model / "model.safetensors").stat().st_size, name
+        assert [(record["batch"], record["outcome"]) for record in entry["cost"]] == [(1, "measured"), (3, "measured")]
+        for record in entry["cost"]:
+            assert (record["prompt_tokens"], record["new_tokens"], record["repeats"]) == (5, 2, 2)
+            assert record["peak_memory_of"] == "process" and record["peak_memory_bytes"] > 0
+    assert any(line.startswith("cost: batch 3, 2 new tokens: dense ") for line in said), said
+
+
+def test_no_cost_is_measured_unless_it_is_asked_for(config, run):
+    evaluate.work(config, run, World.join(ONE_THREAD), lambda line: None)
+    assert [entry["cost"] for entry in read_json(run.stage("evaluate") / "results.json")["models"].values()] == [[]] * 3
+
+
+def test_a_cost_beyond_the_positions_is_refused_beforehand(tiny_config, tiny_model):
+    model = without_weights(tiny_model, torch.bfloat16, None, False)
+    ahead = {"place": ONE_THREAD, "due": frozenset(["evaluate"]), "encoder": None, "model": model}
+    evaluate.check(Ahead(load_config(tiny_config, ["evaluate.cost.new_tokens=[512]"]), **ahead))
+    config = load_config(tiny_config, ["evaluate.cost={batches: [1], new_tokens: [512]}"])
+    with pytest.raises(RegrowError, match="524, but the model has only 256 positions"):
+        evaluate.check(Ahead(config, **ahead))
