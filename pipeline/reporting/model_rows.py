@@ -75,13 +75,7 @@ def measure_rows(
     for row in perplexities:
         label = "Held-out perplexity" if row["set"] == "held_out" else f"Perplexity on {row['set']}"
         add(label, protocol_words(row), row["values"], notation.significant, notation.ratio)
-    settings: dict[tuple, dict[str, Any]] = {}
-    for model in MODELS:
-        speed = known[model].get("generation") or {}
-        if speed:
-            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
-            settings.setdefault(key, {})[model] = speed
-    for (prompt, new, batch), speeds in settings.items():
+    for (prompt, new, batch), speeds in _speeds(known).items():
         note = f"{prompt} prompt + {new} new tokens, batch {batch}"
         compared = notation.change if all(s.get("latency_range") for s in speeds.values()) else lambda *_: ""
         add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, compared)
@@ -98,6 +92,17 @@ def measure_rows(
         )
         add("Peak memory", "while generating", _pick(speeds, "peak_memory_bytes"), notation.memory, notation.change)
     return rows
+
+
+def _speeds(known: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """(prompt tokens, new tokens, batch) -> model -> what was measured of its generation."""
+    settings: dict[tuple, dict[str, Any]] = {}
+    for model in MODELS:
+        speed = known[model].get("generation") or {}
+        if speed:
+            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
+            settings.setdefault(key, {})[model] = speed
+    return settings
 
 
 def latency_words(models: Mapping[str, Any]) -> str:
