@@ -126,7 +126,7 @@ if finished; then exit 0; fi
 
 if [[ -e $venv && ! -e $log && -n $(ls -A "$venv") ]]; then
     fail "$venv is there, but this script did not make it, so it is left alone." \
-        "Move it away to have one made; or activate it, and run: pip install -c $constraints -e '.[dev]'"
+        "Move it away to have one made; or activate it, and run: pip install -c $constraints -e '.[dev,eval]'"
 fi
 
 # One at a time. The lock belongs to the open file, so it stays with this shell after Python, or flock, has ended.
@@ -194,7 +194,7 @@ else
 fi
 
 say "installing regrow and the rest (a minute or two)"
-pip install -c "$constraints" -e '.[dev]'
+pip install -c "$constraints" -e '.[dev,eval]'
 
 printf '%s\n' "$wanted" >"$venv/setup.done.new"
 mv "$venv/setup.done.new" "$venv/setup.done"

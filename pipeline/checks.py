@@ -138,11 +138,12 @@ def check_lengths(config: Config, model: PreTrainedModel) -> list[str]:
     RegrowError where the positions are a table (GPT-2's, OPT's): it has no row for what lies beyond.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    judged = {"held_out": config.evaluate.perplexity.held_out, **config.evaluate.perplexity.texts}
     asked = {
         "data.row_length": config.data.row_length,
         "score.length": config.score.length,
         "prune.compare.length": config.prune.compare.length if config.prune.compare.enabled else 0,
-        "evaluate.perplexity.length": config.evaluate.perplexity.length or 0,
+        **{f"evaluate.perplexity.{name}.length": text.length or 0 for name, text in judged.items()},
     }
     long = {key: length for key, length in asked.items() if positions and length > positions}
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))

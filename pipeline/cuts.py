@@ -56,7 +56,7 @@ def open_removals(config: Config, run: Run, world: World, say: Callable[[str], N
     def texts() -> tuple[torch.Tensor, torch.Tensor | None]:
         ids = read_json(run.stage("score") / "calibration.json")["input_ids"]
         asked = config.prune.compare
-        return torch.tensor(ids), text.held_out_rows(asked.length, config.evaluate.perplexity.bos, asked.rows)
+        return torch.tensor(ids), text.held_out_rows(asked.length, config.evaluate.perplexity.held_out.bos, asked.rows)
 
     calibration, held_out = world.on_first(texts)
     model = load_model(

@@ -62,9 +62,9 @@ def text_source(config: Config, key: str) -> TextSource:
 
 def held_out_asked(config: Config) -> list[RowsAsked]:
     """The held-out rows that the stages will ask for: of prune where it measures, of train, of evaluate."""
-    prune, protocol = config.prune, config.evaluate.perplexity
+    prune, protocol = config.prune, config.evaluate.perplexity.held_out
     trained = RowsAsked("data.row_length", config.data.row_length, "document")
-    judged = RowsAsked("evaluate.perplexity.length", protocol.length, protocol.bos)
+    judged = RowsAsked("evaluate.perplexity.held_out.length", protocol.length, protocol.bos)
     compared = RowsAsked("prune.compare.length", prune.compare.length, protocol.bos)
     return [
         trained,

@@ -24,12 +24,12 @@ BUDGETS = {
     "tests/commands": 25,
     "tests/config": 15,
     "tests/data": 100,
-    "tests/evaluation": 45,
+    "tests/evaluation": 90,
     "tests/importance": 90,
     "tests/model": 80,
     "tests/reporting": 15,
     "tests/stages": 530,
-    "tests/training": 380,
+    "tests/training": 345,
 }
 SPENT = "cpu_seconds"
 

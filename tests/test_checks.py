@@ -251,12 +251,12 @@ def count(tiny_config: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., 
 def test_held_out_text_is_counted_up_to_the_longest_row_that_is_asked_for(count, tmp_path, monkeypatch):
     write(tmp_path / "kept" / "a.jsonl", *[{"text": "Water is wet. "}] * 30)
     count()
-    count("evaluate.perplexity.length=100", "prune.compare.length=100")
+    count("evaluate.perplexity.held_out.length=100", "prune.compare.length=100")
     compared = "prune.compare={enabled: true, length: 1000}"
     with pytest.raises(RegrowError, match=r"not one row of prune\.compare\.length \(1,000\); .* or lower that$"):
         count(compared)
-    with pytest.raises(RegrowError, match=r"row of evaluate\.perplexity\.length \(1,500\); .* lower that$"):
-        count("evaluate.perplexity.length=1500", "prune.compare.length=1500")
+    with pytest.raises(RegrowError, match=r"row of evaluate\.perplexity\.held_out\.length \(1,500\); .* lower that$"):
+        count("evaluate.perplexity.held_out.length=1500", "prune.compare.length=1500")
     with pytest.raises(RegrowError, match=r"data\.row_length \(2,048\) or prune\.compare\.length \(1,000\); .* those$"):
         count(compared, "data.row_length=2048")
     # Read no further than needed, and not at all where it is large.
@@ -276,14 +276,20 @@ LENGTHS = {
     "data.row_length": "data.row_length=200",
     "score.length": "score.length=200",
     "prune.compare.length": "prune.compare={enabled: true, length: 200}",
-    "evaluate.perplexity.length": "evaluate.perplexity.length=200",
+    "evaluate.perplexity.held_out.length": "evaluate.perplexity.held_out.length=200",
+    "evaluate.perplexity.own.length": "evaluate.perplexity.own={text: own.txt, length: 200}",
 }
 
 
 @pytest.mark.parametrize("key", LENGTHS)
 def test_rows_that_a_table_of_positions_has_no_place_for_are_refused(tiny_config, key):
     """GPT-2 and OPT (whose table has two rows more) learn their positions; Llama turns by them, at any length."""
-    least = ["data.row_length=64", "score.length=32", "prune.compare.enabled=false", "evaluate.perplexity.length=64"]
+    least = [
+        "data.row_length=64",
+        "score.length=32",
+        "prune.compare.enabled=false",
+        "evaluate.perplexity.held_out.length=64",
+    ]
     config = load_config(tiny_config, [*least, LENGTHS[key]])
     for family, size in (("gpt2", {"n_positions": 128}), ("opt", {"max_position_embeddings": 128})):
         with pytest.raises(RegrowError, match=rf"{key} \(200\): the model has a table of 128 positions"):

@@ -70,7 +70,7 @@ train:
   evaluate_every: 4
   evaluate_rows: 4
 evaluate:
-  perplexity: {{rows: 8}}
+  perplexity: {{held_out: {{rows: 8}}}}
   generation: {{prompts: [The city], new_tokens: 4, repeats: 1}}
   processes: 2
 """

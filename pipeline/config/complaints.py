@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.keys import Section, fields, section_of
+from pipeline.config.keys import Section, fields, section_at
+from pipeline.config.perplexity import MOVED
 from pipeline.config.tree import Config
 
 
@@ -48,6 +49,12 @@ def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(item["input"], item["ctx"]["expected"].replace("'", "").split(", "), n=1)
         if near:
             return f"not known; did you mean {near[0]!r}?"
+    if parts[:2] == ("evaluate", "perplexity") and len(parts) == 3 and parts[2] in MOVED:
+        name, value = parts[2], item["input"]
+        return (
+            f"it is a key of the text held_out now; write perplexity: {{held_out: {{{name}: {value}}}}}, or "
+            f"evaluate.perplexity.held_out.{name}={value}"
+        )
     message = _WORDS.get(kind) or item["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 
@@ -71,8 +78,7 @@ def _key_of(location: tuple[Any, ...]) -> tuple[str, ...]:
         if isinstance(part, str):
             if section is None:
                 continue
-            field = section.model_fields.get(part)
-            section = section_of(field.annotation) if field is not None else None
+            section = section_at(section, part)
         parts.append(str(part))
     return tuple(parts)
 
@@ -80,8 +86,7 @@ def _key_of(location: tuple[Any, ...]) -> tuple[str, ...]:
 def _nearest(parts: list[str]) -> str:
     model: type[BaseModel] = Config
     for part in parts[:-1]:
-        field = None if part.isdigit() else model.model_fields.get(part)
-        model = (section_of(field.annotation) if field is not None else None) or model
+        model = (None if part.isdigit() else section_at(model, part)) or model
     known = list(model.model_fields)
     near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
     if near:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -86,8 +86,12 @@ Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007
 
 
 class Section(BaseModel):
-    """One concern of the tree: frozen, and refusing keys that it does not know."""
+    """One concern of the tree: frozen, and refusing keys that it does not know.
 
+    ``named``: the section that stands under names of the user's own, where there may be any.
+    """
+
+    named: ClassVar[type[BaseModel] | None] = None
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -106,3 +110,11 @@ def section_of(annotation: object) -> type[BaseModel] | None:
         return annotation
     inner = [section_of(arg) for arg in get_args(annotation)] if get_origin(annotation) else []
     return next((found for found in inner if found is not None), None)
+
+
+def section_at(section: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """The section that stands at ``name`` inside another; None where a value stands there, or nothing is known."""
+    if section is None:
+        return None
+    field = section.model_fields.get(name)
+    return section_of(field.annotation) if field is not None else getattr(section, "named", None)

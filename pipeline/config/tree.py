@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
     AsWritten,
     Folder,
@@ -21,7 +22,9 @@ from pipeline.config.keys import (
     number,
     recomputing,
 )
+from pipeline.config.perplexity import PerplexitySection
 from pipeline.config.pruning import PruneSection, ScoreSection
+from pipeline.config.tasks import DuringSection, TasksSection
 
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
 
@@ -203,14 +206,6 @@ class TrainSection(Section):
         return self
 
 
-class PerplexitySection(Section):
-    length: Whole | None = key(None, "Tokens in a row; null takes data.row_length.", stages="evaluate", ge=2)
-    bos: Literal["document", "every", "none"] = key(
-        "document", "BOS policy: document (where documents begin), every (before each row), none.", stages="evaluate"
-    )
-    rows: Whole | None = key(256, "Held-out rows to score; null takes all.", stages="evaluate", ge=1)
-
-
 class GenerationSection(Section):
     prompts: tuple[str, ...] = key(
         ("The history of the city begins", "Water is a substance that", "In mathematics, a prime number is"),
@@ -225,7 +220,10 @@ class GenerationSection(Section):
 
 class EvaluateSection(Section):
     perplexity: PerplexitySection = Field(default_factory=PerplexitySection)
+    tasks: TasksSection = Field(default_factory=TasksSection)
+    during: DuringSection = Field(default_factory=DuringSection)
     generation: GenerationSection = Field(default_factory=GenerationSection)
+    cost: CostSection = Field(default_factory=CostSection)
     micro_batch: Whole = key(8, "Rows in one forward.", free=True, ge=1)
     processes: Processes = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
 
@@ -268,11 +266,13 @@ class Config(Section):
     def read_by(self, stage: str) -> dict[str, Any]:
         """The values that ``stage`` reads and that may not differ on a re-run, by dotted key, JSON-ready."""
         plain = self.model_dump(mode="json")
-        return {
+        values = {
             dotted: _at(plain, dotted)
             for dotted, field in fields(type(self))
             if stage in field.json_schema_extra["stages"] and not field.json_schema_extra["free"]
         }
+        texts = [f"evaluate.perplexity.{name}" for name in self.evaluate.perplexity.texts]
+        return values | ({dotted: _at(plain, dotted) for dotted in texts} if stage == "evaluate" else {})
 
 
 def _at(tree: Mapping[str, Any], dotted: str) -> Any:

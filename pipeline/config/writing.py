@@ -9,6 +9,7 @@ import re
 from pydantic.fields import FieldInfo
 
 from pipeline.config.keys import fields
+from pipeline.config.perplexity import TextSection
 from pipeline.config.reading import yaml_reader
 from pipeline.config.tree import Config, Source
 
@@ -44,7 +45,8 @@ def key_page() -> str:
         "# Configuration keys\n\n"
         "One YAML file, one tree; a file states only what differs from these defaults. `extends: other.yaml` takes\n"
         "another file's keys first. `section.key=value` on the command line wins over files. A source is an item of\n"
-        "`data.sources` (`data.sources.0.path` in an override), and so is `data.held_out`.\n\n"
+        "`data.sources` (`data.sources.0.path` in an override), and so is `data.held_out`. A text stands under a name\n"
+        "of your own in `evaluate.perplexity` (`evaluate.perplexity.wikitext2.length`).\n\n"
         "*From* says where a default comes from: the mission's recipe, a paper's code, or our own choice.\n\n"
         f"{key_table()}\n"
         "This page is generated: `python -c 'from pipeline.config import key_page; print(key_page(), end=\"\")' > "
@@ -59,6 +61,8 @@ def key_table() -> str:
         lines.append(_row(dotted, field))
         if dotted == "data.held_out":
             lines += [_row(f"source: {name}", inner) for name, inner in fields(Source)]
+        if dotted == "evaluate.perplexity.held_out.rows":
+            lines += [_row(f"text: {name}", inner) for name, inner in fields(TextSection)]
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.pieces import sentencepiece_tokenizer
 from pipeline.data.special_tokens import hide_special, ids_as_text, special_strings, still_special
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import hash_json, read_json
@@ -43,7 +44,12 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     from transformers import AutoTokenizer
 
     try:
+        pieces = sentencepiece_tokenizer(Path(path))
+        if pieces is not None:
+            return pieces
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except RegrowError:
+        raise
     except Exception as error:  # The compiled part raises this class itself.
         _name_broken(Path(path))
         raise RegrowError(f"model {path}: no tokenizer could be loaded ({first_line(error)})") from error

@@ -10,7 +10,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
@@ -30,7 +36,7 @@ def generate_samples(
     samples = []
     for prompt in prompts:
         ids = encode_prompt(model, encoder, prompt, new_tokens)
-        with greedy(model, encoder.tokenizer, new_tokens, ends) as generate:
+        with greedy(model, new_tokens, ends) as generate:
             output = generate(ids.to(device))
         samples.append({"prompt": prompt, "text": _behind(encoder.tokenizer, ids[0].tolist(), output[0].tolist())})
     return samples
@@ -59,18 +65,22 @@ def encode_prompt(model: PreTrainedModel, encoder: Encoder, prompt: str, new_tok
 
 
 @contextlib.contextmanager
-def greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int, ends: list[int] | None
-) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+def greedy(model: PreTrainedModel, new_tokens: int, ends: list[int] | None) -> Iterator[Callable[..., torch.Tensor]]:
     """Within it the model is in evaluation mode, and its own generation settings are put aside: generate fills gaps
-    from those. Gives a function: (batch, prompt) int64 in, (batch, prompt + at most ``new_tokens``) int64 out.
+    from those. Gives a function: (batch, prompt) int64 in, (batch, prompt + at most ``new_tokens``) int64 out; a second
+    argument holds what is to be asked behind each token (transformers' stopping criteria).
 
     ``ends`` are the ids that end a text; None writes exactly ``new_tokens``. RegrowError for less than one.
     """
-    settings = _settings(new_tokens, ends, _pad_token(tokenizer))
+    settings = _settings(new_tokens, ends)
 
-    def generate(ids: torch.Tensor) -> torch.Tensor:
-        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    def generate(ids: torch.Tensor, asked: Sequence[StoppingCriteria] = ()) -> torch.Tensor:
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList(asked),
+        )
 
     own = model.generation_config
     model.generation_config = settings
@@ -96,7 +106,7 @@ def _behind(tokenizer: PreTrainedTokenizerBase, prompt: list[int], whole: list[i
     return text[len(before) :] if text.startswith(before) else decoded(whole[len(prompt) :])
 
 
-def _settings(new_tokens: int, end_tokens: list[int] | None, pad_token: int) -> GenerationConfig:
+def _settings(new_tokens: int, end_tokens: list[int] | None) -> GenerationConfig:
     if new_tokens < 1:
         raise RegrowError(f"generation was asked for {new_tokens} new tokens; it must be 1 or more")
     return GenerationConfig(
@@ -107,7 +117,8 @@ def _settings(new_tokens: int, end_tokens: list[int] | None, pad_token: int) -> 
         # None to write exactly new_tokens: there is nothing to stop at then. A minimum beside an end token would hold
         # the count too, but by setting that token's logit to -inf, and so change what is written.
         eos_token_id=end_tokens,
-        pad_token_id=pad_token,
+        # Generate asks for one, and never writes it: no batch here holds texts of unlike lengths.
+        pad_token_id=0,
     )
 
 
@@ -116,9 +127,3 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     own = model.generation_config.eos_token_id
     named = own if isinstance(own, list) else [own]
     return {token for token in (*named, tokenizer.eos_token_id) if token is not None}
-
-
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id for generate, which asks for one. It is never written: no batch here holds texts of unlike lengths."""
-    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((token for token in candidates if token is not None), 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,9 @@ from transformers import PreTrainedModel
 
 from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
-from pipeline.evaluation.generation import encode_prompt, greedy
+from pipeline.evaluation.generation import encode_prompt
 from pipeline.evaluation.memory import give_back
+from pipeline.evaluation.timing import Timed, TimedRun, there_and_back
 
 #: How often models that do not fit side by side are loaded again.
 ROUNDS = 3
@@ -62,64 +62,30 @@ def measure_latency(
         if number < 1:
             raise RegrowError(f"generation cannot be measured with {name} {number}; it must be 1 or more")
     rounds, runs = (work.repeats, 1) if together else (ROUNDS, math.ceil(work.repeats / ROUNDS))
-    staying = {name: _Timed(*load(name), work, device) for name in names} if together else {}
+    staying = {name: _warm(*load(name), work, device) for name in names} if together else {}
 
-    def turn(name: str) -> list[_Run]:
-        timed = staying.get(name) or _Timed(*load(name), work, device)
+    def turn(name: str) -> list[TimedRun]:
+        timed = staying.get(name) or _warm(*load(name), work, device)
         return [timed.run() for _ in range(runs)]
 
-    found: dict[str, list[_Run]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names if number % 2 == 0 else reversed(names):
-            found[name] += turn(name)
-            if not together:
-                give_back(device)
+    found: dict[str, list[TimedRun]] = {name: [] for name in names}
+    for name in there_and_back(names, rounds):
+        found[name] += turn(name)
+        if not together:
+            give_back(device)
     loaded = {"loaded": "together" if together else "in turn", "rounds": rounds}
     return {name: loaded | _record(measured, work) for name, measured in found.items()}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One timed run: tokens of the prompt and made after it, and the memory in bytes, where there is a count."""
-
-    prompt: int
-    made: int
-    seconds: float
-    memory: int | None
+def _warm(model: PreTrainedModel, encoder: Encoder, work: Workload, device: torch.device) -> Timed:
+    """A model that has generated once."""
+    ids = encode_prompt(model, encoder, work.prompt, work.new_tokens)
+    timed = Timed(model, ids.repeat(work.batch, 1), work.new_tokens, device)
+    timed.run()
+    return timed
 
 
-class _Timed:
-    """A model that has warmed up."""
-
-    def __init__(self, model: PreTrainedModel, encoder: Encoder, work: Workload, device: torch.device):
-        self._model, self._tokenizer, self._new_tokens = model, encoder.tokenizer, work.new_tokens
-        self._device = device
-        ids = encode_prompt(model, encoder, work.prompt, work.new_tokens)
-        self._ids = ids.repeat(work.batch, 1).to(device)
-        self.run()
-
-    def run(self) -> _Run:
-        on_gpu = self._device.type == "cuda"
-        with greedy(self._model, self._tokenizer, self._new_tokens, None) as generate:
-            if on_gpu:
-                torch.cuda.synchronize(self._device)
-                before = torch.cuda.memory_allocated(self._device)
-                torch.cuda.reset_peak_memory_stats(self._device)
-            start = time.perf_counter()
-            output = generate(self._ids)
-            if on_gpu:
-                torch.cuda.synchronize(self._device)
-            seconds = time.perf_counter() - start
-        memory = None
-        if on_gpu:
-            # The other models' weights stand there too.
-            added = torch.cuda.max_memory_allocated(self._device) - before
-            memory = self._model.get_memory_footprint() + added
-        prompt = self._ids.shape[1]
-        return _Run(prompt, output.shape[1] - prompt, seconds, memory)
-
-
-def _record(runs: Sequence[_Run], work: Workload) -> dict[str, Any]:
+def _record(runs: Sequence[TimedRun], work: Workload) -> dict[str, Any]:
     seconds = [run.seconds for run in runs]
     latency = statistics.median(seconds)
     return {

@@ -1,4 +1,4 @@
-"""Memory between models: giving back what one held before the next is loaded, and whether several fit side by side."""
+"""Memory between models: giving back what one held before the next is loaded, whether several fit, what ran out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pipeline.memory import available_memory
 #: The share of the free memory that weights may take where several models stand side by side: the rest is for caches
 #: and activations.
 SHARE = 0.7
+#: How errors speak of too little memory that have no class of their own: torch on a CPU, and what CUDA's libraries say
+#: where it is they who ask for some.
+NOT_ENOUGH = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def give_back(device: torch.device) -> None:
@@ -19,6 +22,13 @@ def give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NOT_ENOUGH)
 
 
 def fit_together(weights: Iterable[int], device: torch.device) -> bool:

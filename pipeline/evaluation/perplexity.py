@@ -46,14 +46,16 @@ def row_losses(
     device: torch.device | str,
     head: Head | None = None,
     world: World = ALONE,
+    counted_from: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, in nats summed over its targets, and the number of its targets.
 
     ``rows`` (N, T), int64, without padding, the same on every process; ``model`` stands on ``device`` in the dtype
     that it is to compute in (no autocast here) and answers ``model(input_ids=..., use_cache=False)`` with ``logits``.
     With its ``head`` (``find_head``) losses are made in chunks, else from the logits of a whole forward.
-    Returns on the CPU, the same on every process: fp64 (N,) and int64 (N,), in row order; a row has T - 1 targets,
-    as its first token is never one.
+    ``counted_from`` (N,) int64, from 1 on: the place of each row's first target, for rows that overlap; what stands
+    before is context. None: 1 for all. Returns on the CPU, the same on every process: fp64 (N,) and int64 (N,), in row
+    order; a row has T - 1 targets at most, as its first token is never one.
 
     Forward k takes rows k x micro_batch onwards, always micro_batch of them: the last row is repeated where too few
     are left. The processes of ``world`` take forwards in turn; where their number does not divide, the processes left
@@ -67,6 +69,8 @@ def row_losses(
     """
     _check(rows, micro_batch)
     count, length = rows.shape
+    counted_from = torch.ones(count, dtype=torch.int64) if counted_from is None else counted_from
+    places = torch.arange(1, length, device=device)
     forwards = math.ceil(count / micro_batch)
     sums = torch.zeros(count, dtype=torch.float64, device=device)
     with evaluating(model):
@@ -79,11 +83,12 @@ def row_losses(
             losses = _losses(model, head, input_ids)
             if mine:
                 kept = min(micro_batch, count - start)
-                sums[start : start + kept] = losses[:kept].double().sum(dim=1)
+                counted = places >= counted_from[start : start + kept, None].to(device)
+                sums[start : start + kept] = losses[:kept].double().where(counted, 0.0).sum(dim=1)
     # Exactly one process holds a row's sum and the others hold zero, so that adding them is exact.
     sums = world.sum(sums.cpu())
     _require_finite(sums, model)
-    return sums, torch.full((count,), length - 1, dtype=torch.int64)
+    return sums, length - counted_from
 
 
 def _losses(model: nn.Module, head: Head | None, input_ids: torch.Tensor) -> torch.Tensor:
@@ -103,13 +108,16 @@ def perplexity(
     device: torch.device | str,
     head: Head | None = None,
     world: World = ALONE,
+    counted_from: torch.Tensor | None = None,
 ) -> dict[str, float | int]:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
     Returns ``value`` (the perplexity), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and
-    ``length`` (tokens in a row, of which length - 1 are targets).
+    ``length`` (tokens in a row, of which length - 1 are targets where rows do not overlap).
     """
-    sums, targets = row_losses(model, rows, micro_batch=micro_batch, device=device, head=head, world=world)
+    sums, targets = row_losses(
+        model, rows, micro_batch=micro_batch, device=device, head=head, world=world, counted_from=counted_from
+    )
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens
     return {

@@ -18,8 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.model_rows import MODELS, perplexity_rows, protocol_words, recovered, task_rows
+from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.running import running_lines
+from pipeline.reporting.tasks import task_rows, verdict
 
 
 def render_card(
@@ -50,6 +52,7 @@ def _shown(records: Records) -> dict[str, Any]:
     models, cost = records.models, records.cost or {}
     prune, provenance = records.whole_prune, records.whole_provenance
     rows, sources, languages = perplexity_rows(models), provenance["data"] or (), provenance["language"]
+    tasks = task_rows(models, records.paired)
     regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
     base = provenance["base_model"] or provenance["model"] or prune["base_model"]
     return {
@@ -64,7 +67,10 @@ def _shown(records: Records) -> dict[str, Any]:
         "blocks": records.blocks,
         "models": models,
         "rows": rows,
-        "task_rows": task_rows(models),
+        "left_out": left_out_words(records.results),
+        "task_rows": tasks,
+        "task_words": verdict(tasks),
+        "running": running_lines(models),
         "recovered": recovered(rows[0]["values"]) if rows else None,
         "calibration": (records.scores or {}).get("calibration"),
         "choice": choice_words(prune, records.scores, records.comparison),

@@ -22,18 +22,22 @@ def learning_curve(
     held_out: Sequence[Mapping[str, Any]],
     references: Mapping[str, float | None],
     narrow: bool = False,
+    tasks: Sequence[Mapping[str, Any]] = (),
+    processes: int | None = None,
 ) -> Figure:
-    """Draw training loss and held-out perplexity against tokens seen.
+    """Draw training loss, held-out perplexity, and what tasks said, against tokens seen.
 
-    `metrics` and `held_out` are the parsed lines of metrics.jsonl and held_out.jsonl; `references` maps a name
-    (`dense`, `pruned`) to a perplexity, drawn as a dashed line where it is a number. Loss is in nats per token.
-    Whichever half has no lines is left out. Raises RegrowError where both are missing.
+    `metrics`, `held_out` and `tasks` are the parsed lines of metrics.jsonl, held_out.jsonl and tasks.jsonl;
+    `references` maps a name (`dense`, `pruned`) to a perplexity, drawn as a dashed line where it is a number. Loss is
+    in nats per token. With the number of `processes`, an axis above says the hours of all of them, at the run's mean
+    speed. Whichever part has no lines is left out. Raises RegrowError where all are missing.
     """
     losses = [(line["tokens"], line["loss"]) for line in metrics if finite(line.get("loss"))]
     points = [
         (line["tokens"], line["held_out_perplexity"]) for line in held_out if finite(line.get("held_out_perplexity"))
     ]
-    panels = bool(losses) + bool(points)
+    asked = _task_points(tasks)
+    panels = bool(losses) + bool(points) + bool(asked)
     if not panels:
         raise RegrowError("learning curve: neither metrics.jsonl nor held_out.jsonl has a finite value to draw")
     rows, columns = (panels, 1) if narrow else (1, panels)
@@ -41,13 +45,61 @@ def learning_curve(
     if losses:
         _draw_losses(axes[0], losses)
     if points:
-        _draw_held_out(axes[-1], points, references)
+        _draw_held_out(axes[int(bool(losses))], points, references)
+    if asked:
+        _draw_tasks(axes[-1], asked)
+    hours = _hours_per_token(metrics, processes)
     for panel in axes:
         panel.set_xlim(left=-0.02 * panel.get_xlim()[1])  # room for the marker of the value before training
         panel.set_xlabel("tokens seen in training")
         panel.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: notation.tokens(value)))
+        if hours:
+            above = panel.secondary_xaxis("top", functions=(lambda x: x * hours, lambda x: x / hours))
+            above.set_xlabel("hours of all processes" if processes > 1 else "hours", fontsize=8, color=COLOURS["muted"])
+            above.tick_params(labelsize=8, colors=COLOURS["muted"])
+            above.spines["top"].set_color(COLOURS["muted"])
     return figure
+
+
+def _hours_per_token(metrics: Sequence[Mapping[str, Any]], processes: int | None) -> float | None:
+    """Hours of all processes for a token, at the mean speed; None where it is not known."""
+    seconds = math.fsum(line["seconds"] for line in metrics if finite(line.get("seconds")))
+    return seconds * processes / 3600 / metrics[-1]["tokens"] if processes and seconds else None
+
+
+def _task_points(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+    """Of each task (tokens, value, standard error) in points of a hundred, in the lines' order."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for line in lines:
+        for task, entry in line["tasks"].items():
+            if finite(entry.get("value")):
+                point = (line["tokens"], 100 * entry["value"], 100 * (entry.get("stderr") or 0))
+                found.setdefault(task, []).append(point)
+    return found
+
+
+def _draw_tasks(axes: Axes, asked: Mapping[str, list[tuple[int, float, float]]]) -> None:
+    """A line for each task, with bars of one standard error."""
+    marks = "osD^vPX*"
+    for number, (task, points) in enumerate(asked.items()):
+        x, y, error = zip(*points, strict=True)
+        colour = COLOURS["held-out" if number == 0 else "kept" if number == 1 else "muted"]
+        axes.errorbar(
+            x,
+            y,
+            error,
+            color=colour,
+            linewidth=1.5,
+            marker=marks[number % len(marks)],
+            markersize=4,
+            capsize=2,
+            label=task,
+            gid=f"task-{task}",
+        )
+    axes.set_ylim(bottom=0)
+    title(axes, "tasks, right of a hundred")
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=COLOURS["muted"])
 
 
 def _draw_losses(axes: Axes, losses: list[tuple[int, float]]) -> None:

@@ -10,29 +10,42 @@ from typing import Any
 from pipeline.reporting import notation
 
 MODELS = ("dense", "pruned", "regrown")
+#: Forms of a text, in words.
+FORMS = {"raw": "raw text", "tokenised": "tokenised text with <unk>"}
 
 
 def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per way of measuring, the held-out set first.
 
-    Perplexities compare only on the same text, length and BOS policy: models measured otherwise get a row of
-    their own. A row holds `set`, `length`, `bos`, `tokens` and `values`, which maps a model to its perplexity.
+    Perplexities compare only on the same text, length, stride and BOS policy: models measured otherwise get a row of
+    their own. A row holds `set`, `length`, `stride`, `bos`, `tokens`, `form` (of the text: raw or tokenised) and
+    `values`, which maps a model to its perplexity.
     """
     rows: dict[tuple, dict[str, Any]] = {}
     for model in MODELS:
         for name, entry in (models.get(model, {}).get("perplexity") or {}).items():
-            protocol = {"set": name, **{key: entry.get(key) for key in ("length", "bos", "tokens")}}
+            protocol = {"set": name, **{key: entry.get(key) for key in ("length", "stride", "bos", "tokens")}}
+            protocol["form"] = (entry.get("text") or {}).get("form")
             row = rows.setdefault(tuple(protocol.values()), {**protocol, "values": {}})
             row["values"][model] = entry.get("value")
     return sorted(rows.values(), key=lambda row: (row["set"] != "held_out", -len(row["values"])))
 
 
 def protocol_words(row: Mapping[str, Any]) -> str:
-    """How a perplexity was measured: `length 256, BOS policy: document, 20 k tokens`."""
+    """How a perplexity was measured: `length 256, BOS policy: document, 20 k tokens`; a stride where rows overlap."""
     parts = [f"length {row['length']}"] if row["length"] is not None else []
+    overlap = row["stride"] is not None and row["stride"] < row["length"] - (row["bos"] == "every")
+    parts += [f"stride {row['stride']}"] if overlap else []
     parts += [f"BOS policy: {row['bos']}"] if row["bos"] is not None else []
     parts += [f"{notation.tokens(row['tokens'])} tokens"] if row["tokens"] is not None else []
+    parts += [FORMS.get(row["form"], row["form"])] if row["form"] is not None else []
     return ", ".join(parts)
+
+
+def left_out_words(results: Mapping[str, Any] | None) -> str:
+    """Which texts no perplexity was measured on, and why, a sentence for each; empty where none was left out."""
+    left_out = ((results or {}).get("left_out") or {}).get("perplexity") or {}
+    return " ".join(f"Perplexity on {name} was not measured: {reason}." for name, reason in left_out.items())
 
 
 def measure_rows(
@@ -67,18 +80,15 @@ def measure_rows(
     size = {model: sizes[model] for model in sizes if model in MODELS} | _pick(known, "parameters")
     add("Blocks", "", depth, lambda v: notation.MISSING if v is None else str(v), notation.change)
     add("Parameters", "", size, notation.parameters, notation.change)
+    files = _pick(known, "weight_file_bytes")
+    if files:
+        add("Files of weights", "", files, notation.memory, notation.change)
     if not perplexities:
         add("Held-out perplexity", "", {}, notation.significant, notation.ratio)
     for row in perplexities:
         label = "Held-out perplexity" if row["set"] == "held_out" else f"Perplexity on {row['set']}"
         add(label, protocol_words(row), row["values"], notation.significant, notation.ratio)
-    settings: dict[tuple, dict[str, Any]] = {}
-    for model in MODELS:
-        speed = known[model].get("generation") or {}
-        if speed:
-            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
-            settings.setdefault(key, {})[model] = speed
-    for (prompt, new, batch), speeds in settings.items():
+    for (prompt, new, batch), speeds in _speeds(known).items():
         note = f"{prompt} prompt + {new} new tokens, batch {batch}"
         compared = notation.change if all(s.get("latency_range") for s in speeds.values()) else lambda *_: ""
         add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, compared)
@@ -97,6 +107,17 @@ def measure_rows(
     return rows
 
 
+def _speeds(known: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """(prompt tokens, new tokens, batch) -> model -> what was measured of its generation."""
+    settings: dict[tuple, dict[str, Any]] = {}
+    for model in MODELS:
+        speed = known[model].get("generation") or {}
+        if speed:
+            key = (speed.get("prompt_tokens"), speed.get("new_tokens"), speed.get("batch"))
+            settings.setdefault(key, {})[model] = speed
+    return settings
+
+
 def latency_words(models: Mapping[str, Any]) -> str:
     """How the latencies were measured, in a sentence or two; empty where none was."""
     speeds = [speed for model in MODELS if (speed := models.get(model, {}).get("generation") or {}).get("repeats")]
@@ -110,18 +131,6 @@ def latency_words(models: Mapping[str, Any]) -> str:
     if repeats == 1:
         return f"Latency is that of a single run of each model, too little to compare speeds.{taken}"
     return f"Latency is the median of {repeats} runs, beside it the fastest and the slowest.{taken}"
-
-
-def task_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per task and metric: `task`, `metric` and the three values (None where not measured)."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for model in MODELS:
-        for task, entry in (models.get(model, {}).get("tasks") or {}).items():
-            for metric, value in entry.items() if isinstance(entry, Mapping) else [("value", entry)]:
-                if isinstance(value, int | float):
-                    row = rows.setdefault((task, metric), {"task": task, "metric": metric, "values": {}})
-                    row["values"][model] = value
-    return list(rows.values())
 
 
 def sample_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,13 +19,15 @@ from pipeline.reporting.drawing import for_page
 from pipeline.reporting.model_rows import (
     MODELS,
     latency_words,
+    left_out_words,
     measure_rows,
     perplexity_rows,
     sample_rows,
     stage_rows,
-    task_rows,
 )
 from pipeline.reporting.records import Record, Records
+from pipeline.reporting.running import running_drawings, running_table
+from pipeline.reporting.tasks import WORDS, task_rows, verdict
 
 
 def render_page(records: Records, out: Path) -> Path:
@@ -42,13 +44,14 @@ def render_page(records: Records, out: Path) -> Path:
 def _shown(records: Records, out: Path) -> dict[str, Any]:
     """What the template lays out: the records in words and rounded numbers, and the figures, drawn into `out`."""
     models, prune, cost = records.models, records.whole_prune, records.cost or {}
-    perplexities = perplexity_rows(models)
+    perplexities, tasks = perplexity_rows(models), task_rows(models, records.paired)
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
     importance = criteria.importance_drawings(records.scores, prune, out)
-    curve = _curve_drawings(records.metrics, records.held_out, references, out)
+    curve = _curve_drawings(records, references, out)
     shown = _criteria(records, importance, out)
-    drawn = [importance, *shown["maps"], curve]
+    costs = running_drawings(models, out)
+    drawn = [importance, *shown["maps"], curve, *costs]
     return {
         "name": records.name,
         "blocks": records.blocks,
@@ -57,13 +60,17 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "headline": headline(prune, references, cost),
         "main": main,
         "rows": measure_rows(models, prune, perplexities),
+        "left_out": left_out_words(records.results),
         "latency": latency_words(models),
-        "task_rows": task_rows(models),
+        "task_rows": tasks,
+        "task_words": verdict(tasks),
         "absent": [model for model in MODELS if model not in models],
         "importance": importance,
         "criteria": shown,
         "pictures": [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"],
         "curve": curve,
+        "running": running_table(models),
+        "running_drawings": costs,
         "curve_differs": _loop_differs(records.held_out, references.get("pruned")),
         "trained": bool(records.metrics),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),
@@ -84,7 +91,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["breakable"] = lambda words: Markup(str(escape(words)).replace("_", "_<wbr>"))
-    environment.globals.update(notation=notation, MODELS=MODELS)
+    environment.globals.update(notation=notation, MODELS=MODELS, KIND_WORDS=WORDS)
     return environment
 
 
@@ -138,22 +145,19 @@ def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], c
     return f"{text}; the dense model has {number(dense)}." if dense is not None else f"{text}."
 
 
-def _curve_drawings(
-    metrics: Sequence[Mapping[str, Any]],
-    held_out: Sequence[Mapping[str, Any]],
-    references: Mapping[str, float | None],
-    out: Path,
-) -> dict | None:
-    """The learning curve, or None where neither half has anything to draw."""
+def _curve_drawings(records: Records, references: Mapping[str, float | None], out: Path) -> dict | None:
+    """The learning curve, or None where no part of it has anything to draw."""
+    metrics, held_out = records.metrics, records.held_out
+    processes = ((records.cost or {}).get("train") or {}).get("processes")
     losses = [line.get("loss") for line in metrics] + [line.get("held_out_perplexity") for line in held_out]
-    if not any(value is not None and math.isfinite(value) for value in losses):
+    if not records.tasks and not any(value is not None and math.isfinite(value) for value in losses):
         return None
     lines = {model: references.get(model) for model in ("dense", "pruned")}
 
     def build(narrow: bool) -> Any:
-        return curves.learning_curve(metrics, held_out, lines, narrow)
+        return curves.learning_curve(metrics, held_out, lines, narrow, records.tasks, processes)
 
-    return for_page("learning-curve", "Training loss and held-out perplexity against tokens.", out, build)
+    return for_page("learning-curve", "Training loss, held-out perplexity and tasks against tokens.", out, build)
 
 
 def _loop_differs(held_out: Sequence[Mapping[str, Any]], pruned: float | None) -> bool:

@@ -29,11 +29,11 @@ class Records:
 
     ``prune``: prune.json (removed, kept, protected, criterion, parameters, selection, stability, greedy, linear).
     ``scores``: scores.json. ``comparison``: comparison.json (what other criteria, selections and controls would have
-    removed, and the perplexity that each leaves before training). ``metrics`` and ``held_out``: lines of metrics.jsonl
-    and held_out.jsonl. ``results``: results.json. ``cost``: stages in seconds, train, hardware, versions.
-    ``provenance``: ``model`` (where the dense model was loaded from), ``base_model`` (its name on the Hub, where
-    ``model`` is a local folder), ``model_note``, ``data`` (each with ``path`` and ``documents``), ``data_note``,
-    ``language`` and ``license``. ``config_yaml``: the resolved configuration as text.
+    removed, and the perplexity that each leaves before training). ``metrics``, ``held_out`` and ``tasks``: lines of
+    metrics.jsonl, held_out.jsonl and tasks.jsonl. ``results``: results.json. ``cost``: stages in seconds, train,
+    hardware, versions. ``provenance``: ``model`` (where the dense model was loaded from), ``base_model`` (its name on
+    the Hub, where ``model`` is a local folder), ``model_note``, ``data`` (each with ``path`` and ``documents``),
+    ``data_note``, ``language`` and ``license``. ``config_yaml``: the resolved configuration as text.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Records:
     comparison: Record | None = None
     metrics: Sequence[Record] = ()
     held_out: Sequence[Record] = ()
+    tasks: Sequence[Record] = ()
     results: Record | None = None
     cost: Record | None = None
     provenance: Record | None = None
@@ -51,6 +52,11 @@ class Records:
     def models(self) -> Record:
         """What was measured of each model that was."""
         return (self.results or {}).get("models", {})
+
+    @property
+    def paired(self) -> Record:
+        """By pair of models and task, how they compare on the same items."""
+        return (self.results or {}).get("paired", {})
 
     @property
     def blocks(self) -> int:

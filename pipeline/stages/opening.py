@@ -19,13 +19,14 @@ from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_token, peak_flops
 from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
+from pipeline.stages.during import tasks_during
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
-from pipeline.training.session import Rows, Session
+from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.trained import told_of
 from pipeline.world import World
 
@@ -71,13 +72,14 @@ def open_session(
             world=world,
         )
 
+    judges = Judges(None if held_out is None else judge, tasks_during(config, run, origin, world, say))
     session = Session(
         engine,
         rows,
         folder,
         origin,
         layout,
-        judge=None if held_out is None else judge,
+        judges=judges,
         mfu=lambda speed: mfu(speed / world.size, flops, peak),
         say=say,
     )

@@ -50,6 +50,7 @@ def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Rec
         comparison=read_json(compared) if compared.exists() else None,
         metrics=read_lines(run.stage("train") / "metrics.jsonl"),
         held_out=read_lines(run.stage("train") / "held_out.jsonl"),
+        tasks=read_lines(run.stage("train") / "tasks.jsonl"),
         results=read_json(run.stage("evaluate") / "results.json"),
         cost=_cost(stages),
         provenance=_provenance(config, stages["data"]["result"]),

@@ -21,6 +21,7 @@ from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
 from pipeline.run import Run
+from pipeline.stages.during import require_during
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import newest_checkpoint
@@ -49,13 +50,17 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         session.resume(found)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
+        during = config.evaluate.during.every
         if session.position.step == 0:
             session.evaluate()
+            session.ask_tasks()
         for step in session.steps(steps, partial(rate_at, config), recipe.log_samples):
             last = step.step == steps
             # Evaluation and export come first: a resume at the checkpoint would not make them again.
             if last or step.step % recipe.evaluate_every == 0:
                 session.evaluate()
+            if during and (last or step.step % during == 0):
+                session.ask_tasks()
             if not last and recipe.export_every and step.step % recipe.export_every == 0:
                 session.export()
             if last or step.step % recipe.checkpoint_every == 0:
@@ -87,6 +92,7 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
+    require_during(config)
     return one_large_step(config)
 
 

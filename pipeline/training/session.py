@@ -23,7 +23,16 @@ from pipeline.training.loop import Position, Sample, Step, train_steps
 from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
-LINES = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl")
+
+
+@dataclass(frozen=True)
+class Judges:
+    """How the engine's model is judged between steps, on every process; None: it is not. ``held_out`` gives perplexity
+    and loss of held-out rows, ``tasks`` what a task of each name says, at a step."""
+
+    held_out: Callable[[Engine], dict[str, Any]] | None = None
+    tasks: Callable[[Engine, int], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ class Session:
     """A training run as one process sees it. Every process makes one, and calls the same methods in the same order.
 
     ``folder`` takes checkpoints/, exports/ and the line files; ``origin`` is the model that training began with.
-    ``judge`` measures the engine's model, on every process, and returns values for a line of held_out.jsonl; None:
-    nothing is held out. ``mfu`` gives the utilisation at a number of tokens a second of all processes.
+    ``judges`` measure the engine's model between steps. ``mfu`` gives the utilisation at a number of tokens a second of
+    all processes.
     """
 
     def __init__(
@@ -54,12 +63,12 @@ class Session:
         origin: Origin,
         layout: Layout,
         *,
-        judge: Callable[[Engine], dict[str, Any]] | None,
+        judges: Judges,
         mfu: Callable[[float], float | None],
         say: Teller,
     ):
         self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
-        self.judge, self.mfu, self.say = judge, mfu, say
+        self.judges, self.mfu, self.say = judges, mfu, say
         self.world, self.position = engine.world, Position()
         # What only counts on the first process, which writes the lines.
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
@@ -105,12 +114,10 @@ class Session:
 
     def evaluate(self) -> None:
         """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""
-        path = self.folder / "held_out.jsonl"
-        known = self.world.rank == 0 and any(line["step"] == self.position.step for line in read_lines(path))
-        if self.judge is None or self.world.broadcast(known):
+        if self.judges.held_out is None or self._judged("held_out.jsonl"):
             return
         with self.engine.precision():
-            result = self.judge(self.engine)
+            result = self.judges.held_out(self.engine)
         if self.world.rank == 0:
             line = {
                 "step": self.position.step,
@@ -121,6 +128,23 @@ class Session:
             }
             self._lines["held_out.jsonl"].append(line)
             self.say(f"step {self.position.step}: held-out perplexity {result['value']:.2f}")
+
+    def ask_tasks(self) -> None:
+        """Ask the weights as they are, into tasks.jsonl, unless that was done before at this step."""
+        if self.judges.tasks is None or self._judged("tasks.jsonl"):
+            return
+        with self.engine.precision():
+            found = self.judges.tasks(self.engine, self.position.step)
+        if self.world.rank == 0:
+            line = {"step": self.position.step, "tokens": self.position.tokens, "tasks": found}
+            self._lines["tasks.jsonl"].append(line)
+            figures = ", ".join(f"{task} {entry['value']:.3f}" for task, entry in found.items())
+            self.say(f"step {self.position.step}: {figures}")
+
+    def _judged(self, name: str) -> bool:
+        """Whether this step has a line in a file, on every process."""
+        lines = read_lines(self.folder / name) if self.world.rank == 0 else []
+        return self.world.broadcast(any(line["step"] == self.position.step for line in lines))
 
     def checkpoint(self, keep: int) -> Path:
         """Write all that is needed to go on from here; the ``keep`` newest checkpoints stay."""

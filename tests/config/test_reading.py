@@ -28,7 +28,7 @@ def test_an_override_of_another_form_is_refused_with_an_example(file: Path, over
         ("trian.tokens=3", "unknown key 'trian'; did you mean 'train'?"),
         ("tokens=3", "unknown key 'tokens'; did you mean 'train.tokens'?"),
         ("data.sources.1.pth=x", "unknown key 'data.sources.1.pth'; did you mean 'data.sources.1.path'?"),
-        ("evaluate.perplexity.rowz=3", "unknown key 'evaluate.perplexity.rowz'; did you mean"),
+        ("evaluate.perplexity.held_out.rowz=3", "unknown key 'evaluate.perplexity.held_out.rowz'; did you mean"),
         ("run.name=[", "the value is not YAML"),
         ("data.sources.2.path=x", "sources is a list of 2; name an item 0 to 1"),
         ("data.sources.one.path=x", "sources is a list of 2"),

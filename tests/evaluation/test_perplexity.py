@@ -22,6 +22,9 @@ from pipeline.model.head import find_head
 from pipeline.world import World
 from tests import ROOT
 
+#: The first targets of the 7 rows where they overlap.
+COUNTED_FROM = torch.tensor([1, 16, 16, 16, 16, 20, 23])
+
 
 def one_process(folder: Path, rank: int) -> None:
     """Rank ``rank`` of 4: writes its results with all 4, and with a group of the first 2, to ``folder``."""
@@ -40,6 +43,8 @@ def one_process(folder: Path, rank: int) -> None:
                 place = World(rank, world, control=group)
                 sums, targets = row_losses(model, rows, micro_batch=micro_batch, device="cpu", world=place)
                 results[world, micro_batch] = {"sums": sums, "targets": targets, "forwards": len(forwards)}
+                overlapping = {"micro_batch": micro_batch, "device": "cpu", "counted_from": COUNTED_FROM}
+                results[world, micro_batch]["overlapping"] = row_losses(model, rows, world=place, **overlapping)
     with torch.no_grad():
         model.lm_head.weight[:] = float("nan") if rank == 2 else model.lm_head.weight
     try:
@@ -94,6 +99,17 @@ def test_equals_double_precision_from_logits(model, rows):
     assert found["value"] == pytest.approx(math.exp(total / tokens), rel=1e-5), "perplexity is not exp(mean loss)"
 
 
+def test_what_stands_before_the_first_target_is_context(model, rows):
+    model.eval()
+    sums, targets = row_losses(model, rows, micro_batch=3, device="cpu", counted_from=COUNTED_FROM)
+    assert targets.tolist() == [23, 8, 8, 8, 8, 4, 1]
+    for row, first, total in zip(rows, COUNTED_FROM.tolist(), sums.tolist(), strict=True):
+        with torch.no_grad():
+            chances = torch.log_softmax(model(input_ids=row[None]).logits[0].double(), dim=-1)
+        wanted = -sum(chances[place - 1, row[place]].item() for place in range(first, len(row)))
+        assert total == pytest.approx(wanted, rel=1e-6)
+
+
 def test_micro_batch_changes_rounding_only(model, rows):
     alone, _ = row_losses(model, rows, micro_batch=1, device="cpu")
     for micro_batch in (2, 3, 7, 16):
@@ -112,6 +128,11 @@ def test_same_bytes_on_any_number_of_processes(over_processes, one_thread, fresh
         assert found["sums"].dtype == torch.float64
         assert torch.equal(found["sums"], expected), f"rank {rank} of {world}: {found['sums']} is not {expected}"
         assert torch.equal(found["targets"], targets)
+    overlapping = {"micro_batch": micro_batch, "device": "cpu", "counted_from": COUNTED_FROM}
+    expected = row_losses(fresh_model(), rows, **overlapping)
+    for rank in range(world):
+        for ours, theirs in zip(over_processes[rank][world, micro_batch]["overlapping"], expected, strict=True):
+            assert torch.equal(ours, theirs), f"rank {rank} of {world} with overlap: {ours} is not {theirs}"
 
 
 @pytest.mark.parametrize(("world", "micro_batch", "forwards"), [(4, 1, 2), (4, 3, 1), (2, 1, 4), (2, 3, 2)])

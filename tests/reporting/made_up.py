@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.tasks.definitions import SHORTENED_LLM
+from pipeline.evaluation.tasks.scores import mean_of
+
 REMOVED = [6, 9, 10, 13, 17, 19, 21, 23, 24]
 PROTECTED = [0, 1, 2, 3, 28, 29]
 
@@ -124,6 +127,7 @@ def made_up_models() -> dict[str, dict[str, Any]]:
                     "value": perplexity,
                     "loss": math.log(perplexity),
                     "length": 256,
+                    "stride": 256,
                     "bos": "document",
                     "tokens": 20_480,
                 }
@@ -264,3 +268,33 @@ if __name__ == "__main__":
     from pipeline.reporting import Records, render_page
 
     print(render_page(Records(**with_criteria(made_up_inputs())), Path(sys.argv[1])))
+
+
+def made_up_task(value: float, task: str = "piqa") -> dict[str, Any]:
+    """A task's entry: 200 items, right or wrong."""
+    metric = "exact_match, first number" if task == "sums" else "acc"
+    return {
+        "metric": metric,
+        "value": value,
+        "stderr": 0.03,
+        "items": 200,
+        "metrics": {metric: {"value": value, "stderr": 0.03}},
+        "sha256": "0" * 64,
+        "output": "generate_until" if task == "sums" else "multiple_choice",
+        "shots": 0,
+        "batch": 16,
+        "bos": False,
+        "harness": "lm-eval 0.4.13",
+    }
+
+
+def made_up_tasks(models: dict[str, Any]) -> dict[str, Any]:
+    """Results whose models have answered the seven tasks and the sums, with the paired tests of the sums."""
+    for name, value, sums in (("dense", 0.5, 0.34), ("pruned", 0.4, 0.04), ("regrown", 0.45, 0.04)):
+        entries = {task: made_up_task(value, task) for task in SHORTENED_LLM}
+        models[name]["tasks"] = entries | {"sums": made_up_task(sums, "sums")}
+        models[name]["task_mean"] = mean_of(entries)
+    worse = {"difference": -0.3, "better": 2, "worse": 62, "items": 200, "p": 1e-12}
+    same = {"difference": 0.0, "better": 3, "worse": 3, "items": 200, "p": 1.0}
+    paired = {"regrown - dense": worse, "regrown - pruned": same, "pruned - dense": worse}
+    return {"models": models, "paired": {pair: {"sums": test} for pair, test in paired.items()}}

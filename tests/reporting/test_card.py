@@ -7,8 +7,10 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.evaluation.tasks.definitions import SHORTENED_LLM
 from pipeline.reporting import Records, render_card
 from pipeline.reporting.card import public_name
+from tests.reporting.made_up import made_up_tasks
 
 
 def card_of(inputs, **changes):
@@ -80,6 +82,17 @@ def test_hub_name_of_a_local_copy_and_hub_data_sets(made_up):
     assert front["datasets"] == ["cerebras/SlimPajama-627B", "owner/text"]
 
 
+def test_tasks_stand_in_the_front_matter_as_the_hub_reads_them(made_up):
+    made_up["results"] |= made_up_tasks(made_up["results"]["models"])
+    front, body = card_of(made_up)
+    results = {one["dataset"]["type"]: one for one in front["model-index"][0]["results"]}
+    assert list(results) == ["held_out", *SHORTENED_LLM, "sums"]
+    (metric,) = results["sums"]["metrics"]
+    assert metric == {"type": "exact_match, first number", "name": f"{metric['type']} (200 items)", "value": 0.04}
+    assert "Generated answers: 34.0 dense, 4.0 pruned, 4.0 regrown." in body
+    assert "No downstream task" not in body
+
+
 def test_words_that_yaml_would_turn_stay_words(made_up):
     made_up["provenance"] |= {"language": ["no", "en"], "license": "mit: \"x\" # 'y'"}
     front, _ = card_of(made_up, name='1e-4: "odd" - name')
@@ -134,7 +147,7 @@ def test_an_older_record_adds_no_words_on_the_choice(made_up):
 
 def test_tables_are_whole(made_up):
     """Every table's rows follow each other and have as many cells as its head."""
-    made_up["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.68}}
+    made_up["results"] |= made_up_tasks(made_up["results"]["models"])
     _, body = card_of(made_up)
     tables = re.findall(r"(?:^\|.*\|\n)+", body, flags=re.MULTILINE)
     assert len(tables) == 3, "perplexities, tasks, recipe"
@@ -178,3 +191,9 @@ def test_public_names(tmp_path):
     assert public_name(str(tmp_path / "dense")) == "dense"
     assert public_name("s3://bucket/folder/text/") == "text"
     assert public_name(None) is None
+
+
+def test_a_text_that_was_left_out_is_said(made_up):
+    made_up["results"]["left_out"] = {"perplexity": {"c4": "data set allenai/c4 cannot be had (a: b)"}}
+    _, body = card_of(made_up)
+    assert "Perplexity on c4 was not measured: data set allenai/c4 cannot be had (a: b)." in body

@@ -72,3 +72,22 @@ def test_perplexity_lines_without_anything_finite():
     assert perplexity_lines([way("ppl", "one-shot", [(3, None)])], text="held-out") == []
     (alone,) = perplexity_lines([way("tail", "control", [(3, 90.0)])], text="held-out")
     assert list(line_of(alone, "way-tail-control").get_ydata()) == [90.0], "controls alone get a drawing too"
+
+
+def test_tasks_are_drawn_with_their_errors_and_the_hours_above(made_up):
+    asked = [
+        {"step": step, "tokens": 2048 * step, "tasks": {"sums": {"value": value, "stderr": 0.03}}}
+        for step, value in ((0, 0.04), (30, 0.10), (60, 0.25))
+    ]
+    metrics = [{**line, "seconds": 3.0} for line in made_up["metrics"]]
+    figure = learning_curve(metrics, made_up["held_out"], {}, tasks=asked, processes=8)
+    line = line_of(figure, "task-sums")
+    assert list(line.get_xdata()) == [0, 61_440, 122_880] and list(line.get_ydata()) == [4.0, 10.0, 25.0]
+    bars = figure.axes[2].containers[0].lines[2][0].get_segments()
+    assert [float(top - bottom) for (_, bottom), (_, top) in bars] == pytest.approx([6.0] * 3), "not one error each way"
+    (above,) = figure.axes[0].child_axes
+    to_hours, _ = above._functions
+    assert to_hours(metrics[-1]["tokens"]) == pytest.approx(3.0 * len(metrics) * 8 / 3600)
+    only = learning_curve([], [], {}, tasks=asked)
+    assert [axes.get_title("left") for axes in only.axes] == ["tasks, right of a hundred"]
+    assert not only.axes[0].child_axes, "hours of nothing are shown"

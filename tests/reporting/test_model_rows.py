@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from pipeline.reporting.model_rows import latency_words, measure_rows, perplexity_rows
+from pipeline.reporting.model_rows import latency_words, left_out_words, measure_rows, perplexity_rows, protocol_words
 
 
 @pytest.fixture
@@ -52,3 +52,31 @@ def test_it_is_said_where_models_were_loaded_in_turn_and_nothing_where_nothing_w
     for entry in models.values():
         entry["generation"] = {"samples": []}
     assert latency_words(models) == latency_words({}) == ""
+
+
+def test_other_texts_follow_the_held_out_one_with_protocol_and_form(models, made_up):
+    for number, entry in enumerate(models.values()):
+        other = {"value": 30.0 + number, "length": 129, "stride": 128, "bos": "every", "tokens": 4096}
+        overlapping = {**other, "length": 2048, "stride": 512, "text": {"form": "raw"}}
+        texts = {"wikitext2": {**other, "text": {"form": "tokenised"}}, "c4": overlapping}
+        entry["perplexity"] = {**texts, **entry["perplexity"]}
+    rows = perplexity_rows(models)
+    assert [row["set"] for row in rows] == ["held_out", "wikitext2", "c4"]
+    words = [protocol_words(row).replace("\u202f", " ") for row in rows]
+    assert words == [
+        "length 256, BOS policy: document, 20.5 k tokens",
+        "length 129, BOS policy: every, 4.1 k tokens, tokenised text with <unk>",
+        "length 2048, stride 512, BOS policy: every, 4.1 k tokens, raw text",
+    ]
+    assert [cell["text"] for cell in row_of("Perplexity on wikitext2", models, made_up["prune"])] == [
+        "30.00",
+        "31.00",
+        "32.00",
+    ]
+
+
+def test_a_text_that_was_left_out_is_said_with_its_reason():
+    assert left_out_words(None) == left_out_words({"models": {}}) == left_out_words({"left_out": {"tasks": {}}}) == ""
+    assert left_out_words({"left_out": {"perplexity": {"c4": "no network"}}}) == (
+        "Perplexity on c4 was not measured: no network."
+    )

@@ -9,7 +9,9 @@ from pipeline.errors import RegrowError
 from pipeline.reporting import Records, drawing, notation, render_page
 from pipeline.reporting.comparison import overlap, ways_of
 from pipeline.reporting.model_rows import perplexity_rows, recovered
+from pipeline.reporting.notation import MINUS
 from pipeline.reporting.page import block_states, headline
+from tests.reporting.made_up import made_up_task, made_up_tasks
 from tests.reporting.reading import render
 
 
@@ -129,6 +131,12 @@ def test_hostile_text_stays_text(worded, tmp_path):
     assert page.text.count(HOSTILE) == 7, "title, heading, prompt, sample, hardware, note and config as they were given"
 
 
+def test_a_text_that_was_left_out_is_said(made_up, tmp_path):
+    made_up["results"]["left_out"] = {"perplexity": {"c4": "data set allenai/c4 cannot be had (a: b)"}}
+    _, page = render(made_up, tmp_path)
+    assert "Perplexity on c4 was not measured: data set allenai/c4 cannot be had (a: b)." in page.text
+
+
 def test_perplexities_measured_differently_never_share_a_row(made_up):
     models = made_up["results"]["models"]
     assert [sorted(row["values"]) for row in perplexity_rows(models)] == [["dense", "pruned", "regrown"]]
@@ -151,9 +159,19 @@ def test_scores_of_another_model_are_refused(made_up, tmp_path):
 
 
 def test_tasks_get_a_table_of_their_own(worded, tmp_path):
-    worded["results"]["models"]["dense"]["tasks"] = {"piqa": {"acc": 0.6812, "alias": "piqa"}}
+    worded["results"]["models"]["dense"]["tasks"] = {"piqa": made_up_task(0.6812)}
     _, page = render(worded, tmp_path)
-    assert "piqa acc 0.6812 not measured not measured" in page.words
+    assert "Multiple choice Dense Pruned Regrown piqa acc, 200 items 68.1 ± 3.0 not measured not measured" in page.words
+
+
+def test_what_is_generated_stands_apart_and_is_said_above(worded, tmp_path):
+    worded["results"] |= made_up_tasks(worded["results"]["models"])
+    _, page = render(worded, tmp_path)
+    assert "Multiple choice, mean of 7 tasks: 50.0 dense, 40.0 pruned, 45.0 regrown." in page.words
+    assert "Generated answers: 34.0 dense, 4.0 pruned, 4.0 regrown." in page.words
+    assert "Generated answers Dense Pruned Regrown sums exact_match, first number, 200 items 34.0 ± 3.0" in page.words
+    assert f"4.0 ± 3.0 {MINUS}30.0, p < 0.001 on pruned same, p 1" in page.words
+    assert f"mean of 7 50.0 ± 1.1 40.0 ± 1.1 {MINUS}10.0 45.0 ± 1.1 {MINUS}5.0" in page.words
 
 
 def test_small_pieces(made_up):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import shutil
 import weakref
 
 import pytest
+import torch
 
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
 from pipeline.evaluation import memory
 from pipeline.files import read_json, write_json
 from pipeline.launch import Place
+from pipeline.model.hollow import without_weights
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.stages import data, evaluate
+from pipeline.stages.stage import Ahead
 from pipeline.world import World
+from tests.stages.family import Family, left
 
 #: A process as one of many: a thread is enough for a tiny model.
 ONE_THREAD = Place(local_world=64)
@@ -71,6 +79,29 @@ def test_models_are_judged_one_at_a_time_and_timed_side_by_side(config, run, loa
     assert "latency: the models are loaded together and take turns" in said
 
 
+def test_every_text_has_its_figure_with_what_it_was_and_how_it_was_measured(run, tiny_config, tmp_path, texts):
+    (tmp_path / "own.txt").write_text("\n\n".join(texts[:6]))
+    own = f"evaluate.perplexity.own={{text: {tmp_path}/own.txt, length: 32, stride: 8, bos: none, rows: 6}}"
+    hub = "evaluate.perplexity.hub={dataset: nobody/nothing-of-the-kind, split: test}"
+    config, said = load_config(tiny_config, [own, hub]), []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("datasets.config", "huggingface_hub.constants"):
+            patch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+        evaluate.work(config, run, World.join(ONE_THREAD), said.append)
+    results = read_json(run.stage("evaluate") / "results.json")
+    for name, entry in results["models"].items():
+        assert list(entry["perplexity"]) == ["held_out", "own"], name
+        found = entry["perplexity"]["own"]
+        assert (found["tokens"], found["rows"], found["length"], found["stride"]) == (31 + 5 * 8, 6, 32, 8)
+        assert (found["bos"], found["micro_batch"]) == ("none", 8)
+        assert found["value"] == pytest.approx(math.exp(found["loss"]))
+        text = found["text"]
+        assert (text["path"], text["form"], text["join"]) == (f"{tmp_path}/own.txt", "raw", "\n\n")
+        assert text["sha256"] == hashlib.sha256((tmp_path / "own.txt").read_bytes()).hexdigest()
+        assert entry["perplexity"]["held_out"]["stride"] == entry["perplexity"]["held_out"]["length"] == 64
+    assert list(results["left_out"]["perplexity"]) == ["hub"] and "hub" in next(s for s in said if "left out" in s)
+
+
 def test_models_that_do_not_fit_together_are_loaded_again_for_each_round(config, run, loads, monkeypatch):
     monkeypatch.setattr(memory, "SHARE", 0.0)
     said = []
@@ -79,3 +110,64 @@ def test_models_that_do_not_fit_together_are_loaded_again_for_each_round(config,
     for name, entry in read_json(run.stage("evaluate") / "results.json")["models"].items():
         assert (entry["generation"]["loaded"], entry["generation"]["rounds"]) == ("in turn", 3), name
     assert "latency: the models are loaded one by one, 3 times: they do not fit together" in said
+
+
+def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
+    copy_until, lengthen, regrow, reference, tmp_path, texts
+):
+    """With as many threads in each process; the models are trained ones, so that they differ."""
+    (tmp_path / "own.txt").write_text("\n\n".join(texts[:6]))
+    config = lengthen(tmp_path)
+    own = f"evaluate.perplexity.own={{text: {tmp_path}/own.txt, length: 32, stride: 8, bos: none, rows: 20}}"
+    cores = sorted(os.sched_getaffinity(0))
+
+    def start(name, processes):
+        os.sched_setaffinity(0, cores[:processes])
+        try:
+            return regrow("evaluate", config, own, f"run.name={name}", f"evaluate.processes={processes}")
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    found = {}
+    for name, processes in (("killed", 2), ("one", 1)):
+        run = copy_until("train", tmp_path, name)
+        command = start(name, processes)
+        if name == "killed":
+            command.read_until("[evaluate] pruned: 8 rows of held_out, 20 rows of own")
+            family = Family(command)
+            command.kill()
+            assert not left(family, run)
+            command = start(name, processes)
+        assert command.wait() == 0, command.output
+        found[name] = [entry["perplexity"] for entry in read_json(run / "evaluate" / "results.json")["models"].values()]
+    assert found["killed"] == found["one"]
+    known = read_json(reference / "evaluate" / "results.json")["models"].values()
+    assert [entry["held_out"] for entry in found["one"]] == [entry["perplexity"]["held_out"] for entry in known]
+    assert len({entry["own"]["value"] for entry in found["one"]}) == 3
+
+
+def test_the_cost_of_running_is_measured_where_it_is_asked_for(tiny_config, run, tiny_model):
+    asked = ["batches=[1, 3]", "new_tokens=[2]", "prompt_tokens=5", "repeats=2"]
+    config, said = load_config(tiny_config, [f"evaluate.cost.{one}" for one in asked]), []
+    evaluate.work(config, run, World.join(ONE_THREAD), said.append)
+    for name, entry in read_json(run.stage("evaluate") / "results.json")["models"].items():
+        assert entry["weight_file_bytes"] == (tiny_model / "model.safetensors").stat().st_size, name
+        assert [(record["batch"], record["outcome"]) for record in entry["cost"]] == [(1, "measured"), (3, "measured")]
+        for record in entry["cost"]:
+            assert (record["prompt_tokens"], record["new_tokens"], record["repeats"]) == (5, 2, 2)
+            assert record["peak_memory_of"] == "process" and record["peak_memory_bytes"] > 0
+    assert any(line.startswith("cost: batch 3, 2 new tokens: dense ") for line in said), said
+
+
+def test_no_cost_is_measured_unless_it_is_asked_for(config, run):
+    evaluate.work(config, run, World.join(ONE_THREAD), lambda line: None)
+    assert [entry["cost"] for entry in read_json(run.stage("evaluate") / "results.json")["models"].values()] == [[]] * 3
+
+
+def test_a_cost_beyond_the_positions_is_refused_beforehand(tiny_config, tiny_model):
+    model = without_weights(tiny_model, torch.bfloat16, None, False)
+    ahead = {"place": ONE_THREAD, "due": frozenset(["evaluate"]), "encoder": None, "model": model}
+    evaluate.check(Ahead(load_config(tiny_config, ["evaluate.cost.new_tokens=[512]"]), **ahead))
+    config = load_config(tiny_config, ["evaluate.cost={batches: [1], new_tokens: [512]}"])
+    with pytest.raises(RegrowError, match="524, but the model has only 256 positions"):
+        evaluate.check(Ahead(config, **ahead))

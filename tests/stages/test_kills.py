@@ -24,7 +24,7 @@ HERE = {
     "score": "[score] sequence 4 of",
     "prune": "[prune] removing",
     "train": "[train] step 12 of 24",
-    "evaluate": "[evaluate] dense: held-out",
+    "evaluate": "[evaluate] dense: 8 rows",
     "report": "[report] started",
 }
 #: What else must have the bytes of the uninterrupted run.

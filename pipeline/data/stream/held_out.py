@@ -26,6 +26,8 @@ from pipeline.errors import RegrowError
 
 #: From a text, or ids, to the ids of a document.
 Encode = Callable[[str | np.ndarray], list[int]]
+#: Of the config, where the BOS policy stands; messages name it.
+BOS_KEY = "evaluate.perplexity.held_out.bos"
 
 
 def held_out_rows(
@@ -45,7 +47,7 @@ def held_out_rows(
     end is dropped. ``cache`` as for ``calibration_sequences``. Raises RegrowError when there is not one full row.
     """
     cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-    leading = leading_ids(encoder, bos, "evaluate.perplexity.bos")
+    leading = leading_ids(encoder, bos, BOS_KEY)
     room = length - len(leading)
 
     def encode(content: str | np.ndarray) -> list[int]:
@@ -77,7 +79,7 @@ def require_one_row(
     Also where a row is to begin with a BOS that the tokenizer does not have. ``cache`` as for ``held_out_rows``.
     """
     cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-    short = {rows: rows.length - len(leading_ids(encoder, rows.bos, "evaluate.perplexity.bos")) for rows in asked}
+    short = {rows: rows.length - len(leading_ids(encoder, rows.bos, BOS_KEY)) for rows in asked}
     tokens = 0
     with closing(_all_documents(shards, cache, lambda content: encoded(content, encoder, "document"))) as documents:
         for _, _, ids in documents:

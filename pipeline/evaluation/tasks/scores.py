@@ -1,0 +1,147 @@
+"""What tasks say of a model: every metric with its error, and of each item whether it was answered well."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.evaluation.perplexity import evaluating
+from pipeline.evaluation.tasks.answers import Answers
+from pipeline.evaluation.tasks.definitions import SHORTENED_LLM, Asked, write_definitions
+from pipeline.world import World
+
+#: The seed of the draw of examples that are shown before an item: lm-eval's own.
+SHOTS_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came out for one model: by task its ``entry`` of results.json, and by task the ``items``' values of the
+    metric that it is judged by, in the items' order."""
+
+    entries: dict[str, Any] = field(default_factory=dict)
+    items: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Tasks:
+    """Tasks whose definitions and data are read, to be asked of one model after the other.
+
+    ``folder`` takes the definitions, ``kept`` the answers as they are given. Every process constructs it.
+    """
+
+    def __init__(self, asked: Asked, batch: int, folder: Path, kept: Path, world: World):
+        from lm_eval.tasks import TaskManager
+
+        self._limit, self._batch, self._kept, self._world = asked.limit, batch, kept, world
+        world.on_first(lambda: write_definitions(asked, folder))
+        with _quiet():
+            # One process makes datasets' files, and the others find them.
+            if world.rank == 0:
+                self._tasks = TaskManager(include_path=str(folder), include_defaults=False).load(list(asked.tasks))
+            world.barrier()
+            if world.rank != 0:
+                self._tasks = TaskManager(include_path=str(folder), include_defaults=False).load(list(asked.tasks))
+        for task in self._tasks["tasks"].values():
+            task.set_fewshot_seed(seed=SHOTS_SEED)
+
+    def judge(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, at: Callable[[str], None]
+    ) -> Judged:
+        """Ask all of a model, which stands in memory whole; ``name`` is its answers' folder. The same everywhere."""
+        from lm_eval.evaluator import evaluate
+
+        from pipeline.evaluation.tasks.shared import SharedModel
+
+        answers = Answers(self._kept / name, self._world.rank)
+        with contextlib.closing(answers), evaluating(model), _quiet():
+            asked = SharedModel(
+                model,
+                tokenizer,
+                batch=self._batch,
+                world=self._world,
+                answers=answers,
+                at=lambda what: at(f"{name}: tasks, {what}"),
+            )
+            found = evaluate(asked, self._tasks, limit=self._limit, log_samples=True)
+        judged = Judged()
+        for task in self._tasks["tasks"]:
+            entry, items = _entry(task, found["results"][task], found["samples"][task])
+            entry |= {
+                "output": self._tasks["tasks"][task].OUTPUT_TYPE,
+                "shots": self._tasks["tasks"][task].config.num_fewshot or 0,
+                "batch": self._batch,
+                "bos": _adds_bos(tokenizer),
+                "harness": f"lm-eval {version('lm-eval')}",
+            }
+            judged.entries[task], judged.items[task] = entry, items
+        return judged
+
+
+def _entry(task: str, results: dict[str, Any], samples: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float]]:
+    """A task's entry, and its items' values of the metric that it is judged by."""
+    metrics = {}
+    for name, value in results.items():
+        metric, comma, source = name.partition(",")
+        if comma and not metric.endswith("_stderr"):
+            error = results.get(f"{metric}_stderr,{source}")
+            metrics[metric if source == "none" else f"{metric}, {source}"] = {
+                "value": value,
+                "stderr": error if isinstance(error, float) else None,
+            }
+    chosen = SHORTENED_LLM.get(task, next(iter(metrics)))
+    metric, _, source = chosen.partition(", ")
+    own = sorted((one for one in samples if one["filter"] == (source or "none")), key=lambda one: one["doc_id"])
+    values = [one[metric] for one in own]
+    items = [float(value) for value in values if isinstance(value, int | float)]
+    documents = hashlib.sha256("".join(one["doc_hash"] for one in own).encode()).hexdigest()
+    entry = {"metric": chosen, **metrics[chosen], "items": len(own), "metrics": metrics, "sha256": documents}
+    return entry, items if len(items) == len(values) else []
+
+
+def mean_of(entries: dict[str, Any]) -> dict[str, Any] | None:
+    """Mean of the seven tasks of Shortened LLM, with the standard error of a mean of independent figures; None where
+    one of them was not asked."""
+    seven = [entries[task] for task in SHORTENED_LLM if task in entries]
+    if len(seven) < len(SHORTENED_LLM):
+        return None
+    errors = [one["stderr"] for one in seven]
+    return {
+        "value": math.fsum(one["value"] for one in seven) / len(seven),
+        "stderr": None if None in errors else math.sqrt(math.fsum(error**2 for error in errors)) / len(seven),
+        "of": list(SHORTENED_LLM),
+    }
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS before a text by itself, as lm-eval lets it."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id and tokenizer.bos_token_id is not None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the context lm-eval and datasets draw no bars, which a log takes for lines, and lm-eval does not warn."""
+    import datasets
+    from lm_eval.api import task
+
+    # Of options that a model in memory would not heed, and of definitions that leave a default unsaid.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    bars, bar = datasets.are_progress_bars_disabled(), task.tqdm
+    datasets.disable_progress_bars()
+    task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        task.tqdm = bar
+        if not bars:
+            datasets.enable_progress_bars()

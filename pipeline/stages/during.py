@@ -1,0 +1,62 @@
+"""Tasks between the steps of training: asked by the processes that train, of the weights as they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.tokens import load_tokenizer
+from pipeline.errors import RegrowError
+from pipeline.evaluation.tasks.definitions import Asked, require_tasks
+from pipeline.evaluation.tasks.scores import Tasks
+from pipeline.life import Teller
+from pipeline.run import Run
+from pipeline.training.engine import Engine
+from pipeline.training.export import Origin
+from pipeline.world import World
+
+#: Of a task's entry, what its line keeps.
+KEPT = ("metric", "value", "stderr", "items", "shots", "output")
+
+
+def require_during(config: Config) -> None:
+    """RegrowError where tasks cannot be asked between steps."""
+    if not config.evaluate.during.every:
+        return
+    if config.train.zero_stage == 3:
+        raise RegrowError(
+            "evaluate.during with train.zero_stage 3: the model stands nowhere whole, and each process answers other "
+            "requests; set evaluate.during.every to null, and train.export_every for exports that can be asked"
+        )
+    require_tasks(_asked(config))
+
+
+def tasks_during(
+    config: Config, run: Run, origin: Origin, world: World, say: Teller
+) -> Callable[[Engine, int], dict[str, Any]] | None:
+    """What asks the tasks of evaluate.during at a step; None where none are wanted. Every process calls it."""
+    if not config.evaluate.during.every:
+        return None
+    folder, batch = run.stage("train"), config.evaluate.tasks.batch
+    kept = folder / "progress" / "answers"
+    tasks = Tasks(_asked(config), batch, folder / "tasks", kept, world)
+    tokenizer = load_tokenizer(origin.folder)
+
+    def ask(engine: Engine, step: int) -> dict[str, Any]:
+        # A killed run comes here again with other weights, if it goes on in another layout.
+        world.on_first(lambda: shutil.rmtree(kept, ignore_errors=True))
+        # Every length of a batch would be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            entries = tasks.judge(f"step-{step:08d}", engine.model, tokenizer, say.at).entries
+        return {task: {name: entry[name] for name in KEPT} for task, entry in entries.items()}
+
+    return ask
+
+
+def _asked(config: Config) -> Asked:
+    during, tasks = config.evaluate.during, config.evaluate.tasks
+    return Asked(during.tasks, during.limit, tasks.shots, tasks.data)
