@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -48,9 +51,18 @@ def test_the_command_imports_once_for_all_its_processes(begin, stage):
     assert spent < CPU, f"{spent:.1f} CPU seconds before the first work of {stage}"
 
 
+def slowness() -> float:
+    """How many seconds a second of computing takes, with what else the machine does: 1 where that is nothing."""
+    start, before = time.monotonic(), os.times()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    seconds, after = time.monotonic() - start, os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return max(1.0, seconds / spent)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", FIRST)
 def test_the_first_work_begins_within_seconds(begin, stage):
-    """The machine should be idle; the best of three counts."""
-    seconds = min(begin(stage)[1] for _ in range(3))
+    """Of three starts the best counts, each by how slow others make the machine at the time."""
+    seconds = min(begin(stage)[1] / slowness() for _ in range(3))
     assert seconds <= SECONDS, f"{seconds:.1f} s from the command to the first work of {stage}"
