@@ -28,8 +28,8 @@ BUDGETS = {
     "tests/importance": 90,
     "tests/model": 80,
     "tests/reporting": 15,
-    "tests/stages": 530,
-    "tests/training": 345,
+    "tests/stages": 400,
+    "tests/training": 380,
 }
 SPENT = "cpu_seconds"
 
