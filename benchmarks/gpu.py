@@ -127,17 +127,16 @@ _SMALL_VICUNA = ("--compile", "--vicuna", "64", "--blocks", "2", "--row-length",
 #: Most worth first: what training reaches by default, then what each part of it gives, then the rest.
 ITEMS = (
     Item("ceiling", "ceiling.py", _ceiling, Call(20), Call(10, ("--quick",))),
-    _training("1.5b", 50, 6, *_EIGHT, "--compile", quick=("--compile",)),
-    _training("2.7b", 60, 12, *_FOUR, "--compile"),
-    _training("3.7b", 70, 17, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING),
-    _training("5.5b", 90, 26, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING, lacking=_below_100_gb),
-    _training("1.5b-flash", 50, 6, *_EIGHT, "--compile", *_FLASH, lacking=_no_flash_attention),
-    _training("1.5b-eager", 45, 6, *_EIGHT),
-    _training("1.5b-whole", 50, 6, *_EIGHT, "--compile", "--whole-logits", quick=("--whole-logits",)),
-    Item("overhead", "training.py", _overhead, Call(60, _VICUNA), Call(20, _SMALL_VICUNA)),
-    _training("1.5b-two", 55, 6, *_TWO, "--compile"),
+    _training("1.5b", 40, 6, *_EIGHT, "--compile", quick=("--compile",)),
+    _training("2.7b", 40, 12, *_FOUR, "--compile"),
+    _training("3.7b", 45, 17, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING),
+    _training("5.5b", 50, 26, *_FOUR, *_RECOMPUTING, "--compile", quick=_RECOMPUTING, lacking=_below_100_gb),
+    _training("1.5b-eager", 30, 6, *_EIGHT),
+    _training("1.5b-whole", 30, 6, *_EIGHT, "--compile", "--whole-logits", quick=("--whole-logits",)),
+    Item("overhead", "training.py", _overhead, Call(40, _VICUNA), Call(20, _SMALL_VICUNA)),
+    _training("1.5b-two", 35, 6, *_TWO, "--compile"),
     Item("demo", "resume.py", _demo, Call(130), Call(60, ("--quick",)), lacking=_no_demo, part=2),
-    Item("tests", "gpu_tests.py", _tests, Call(60), Call(15), part=2),
+    Item("tests", "gpu_tests.py", _tests, Call(120), Call(15), part=2),
     Item(
         "scoring",
         "scoring.py",
@@ -147,16 +146,17 @@ ITEMS = (
         part=2,
     ),
     # The demo's size, where the host has the most to do for each of the chip's operations.
-    _training("small", 40, 21, *_HOST, "--compile", part=2),
+    _training("small", 30, 21, *_HOST, "--compile", part=2),
+    _training("1.5b-recipe", 30, 6, *_TWO, "--whole-logits", quick=("--whole-logits",), part=2),
     Item(
         "loss",
         "loss.py",
         _loss,
-        Call(35, ("--vocabularies", "32000", "--repeats", "3")),
+        Call(75, ("--vocabularies", "32000", "--repeats", "3")),
         Call(60, ("--tokens", "64", "--width", "64", "--vocabularies", "512", "--repeats", "1")),
-        part=2,
+        part=3,
     ),
-    _training("1.5b-recipe", 50, 6, *_TWO, "--whole-logits", quick=("--whole-logits",), part=2),
+    _training("1.5b-flash", 40, 6, *_EIGHT, "--compile", *_FLASH, lacking=_no_flash_attention, part=3),
 )
 
 
@@ -249,7 +249,13 @@ def main() -> None:
     names = [item.name for item in ITEMS]
     parser = argparse.ArgumentParser(prog="gpu.sh", description="Measurements for one GPU, in minutes.")
     parser.add_argument("items", nargs="*", metavar="ITEM", help=f"of {', '.join(names)}; default: all of the part")
-    parser.add_argument("--part", type=int, default=1, choices=[1, 2], help="1: training; 2: all else; default 1")
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=1,
+        choices=[1, 2, 3],
+        help="1: training; 2: tests, a kill, scoring; 3: losses, attention; default 1",
+    )
     parser.add_argument("--minutes", type=float, default=6, help="start nothing that would not end by then; default 6")
     parser.add_argument("--quick", action="store_true", help="all of it with small shapes, on a CPU as well")
     arguments = parser.parse_args()

@@ -3,6 +3,7 @@
 #
 #   bash benchmarks/gpu.sh                         training: all that fits into 6 minutes, most worth first
 #   bash benchmarks/gpu.sh --part 2                a kill and a resume, the tests marked gpu, scoring, small models
+#   bash benchmarks/gpu.sh --part 3                ways of making the loss, attention kernels that are installed
 #   bash benchmarks/gpu.sh --minutes 9 2.7b demo   these two
 #   bash benchmarks/gpu.sh --quick                 all of it in small, on a CPU
 #

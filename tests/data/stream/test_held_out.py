@@ -201,7 +201,7 @@ def test_excluded_documents_are_passed_over(shard_of, bytes_encoder, tmp_path):
 def test_a_bos_that_the_tokenizer_lacks_is_refused(corpus, tiny_model, tmp_path):
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.bos_token = None
-    with pytest.raises(RegrowError, match=r"evaluate\.perplexity\.bos is every"):
+    with pytest.raises(RegrowError, match=r"evaluate\.perplexity\.held_out\.bos is every"):
         rows_of(corpus, make_encoder(tokenizer), tmp_path, bos="every", rows=1)
 
 
