@@ -1,7 +1,8 @@
 """The launching agent: a process that starts the ranks of each stage as forks of itself, in which all is imported.
 
 What a stage imports takes seconds. So the command imports it once, and forks the agent before it computes anything:
-what has run no parallel region and started neither a thread nor CUDA, forks well. The agent waits, in a session of its
+what has run no parallel region and asked no CUDA forks well (the threads that libraries start as they are imported have
+handlers for it). The agent waits, in a session of its
 own, until the command asks for a stage, forks the ranks, watches them, and answers with the status. No Python is
 started for it, no rank imports again what the command has.
 """

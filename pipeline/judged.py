@@ -38,7 +38,11 @@ def text_places(config: Config) -> dict[str, TextPlace]:
 def text_hashes(config: Config, run: Run) -> dict[str, str]:
     """sha256 of each file of the local texts, by the text's key and the file's name."""
     local = [place for place in text_places(config).values() if place.path is not None]
-    return {f"{place.key}/{path.name}": run.hash_of(path) for place in local for path in local_texts(place)}
+    return {
+        f"{place.key}/{number}/{path.name}": run.hash_of(path)
+        for place in local
+        for number, path in enumerate(local_texts(place))
+    }
 
 
 def judged_texts(text: Inputs, say: Callable[[str], None]) -> tuple[dict[str, TextRows], dict[str, str]]:

@@ -74,7 +74,7 @@ def test_texts_are_looked_at_before_any_work(tiny_config, tmp_path, local, encod
 def test_a_local_text_is_known_by_its_content(tiny_config, tmp_path, local):
     config, run = load_config(tiny_config, [NOBODYS, local]), Run(tmp_path / "run")
     path = tmp_path / "own.txt"
-    assert text_hashes(config, run) == {"evaluate.perplexity.own/own.txt": hash_file(path)}
+    assert text_hashes(config, run) == {"evaluate.perplexity.own/0/own.txt": hash_file(path)}
 
 
 def test_a_missing_text_ends_a_run_before_its_first_stage(refused_run, tmp_path):

@@ -73,7 +73,7 @@ def _task_points(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int
     found: dict[str, list[tuple[int, float, float]]] = {}
     for line in lines:
         for task, entry in line["tasks"].items():
-            if finite(entry.get("value")):
+            if finite(entry.get("value")) and entry.get("share", True):
                 point = (line["tokens"], 100 * entry["value"], 100 * (entry.get("stderr") or 0))
                 found.setdefault(task, []).append(point)
     return found

@@ -43,9 +43,11 @@ def protocol_words(row: Mapping[str, Any]) -> str:
 
 
 def left_out_words(results: Mapping[str, Any] | None) -> str:
-    """Which texts no perplexity was measured on, and why, a sentence for each; empty where none was left out."""
+    """Which texts no perplexity was measured on, and why, a sentence for each; empty where none was left out. What a
+    library said stands in results.json alone: it may name folders of this machine."""
     left_out = ((results or {}).get("left_out") or {}).get("perplexity") or {}
-    return " ".join(f"Perplexity on {name} was not measured: {reason}." for name, reason in left_out.items())
+    said = {name: reason.partition(" (")[0] for name, reason in left_out.items()}
+    return " ".join(f"Perplexity on {name} was not measured: {reason}." for name, reason in said.items())
 
 
 def measure_rows(

@@ -48,10 +48,10 @@ def _row(task: str, entries: Mapping[str, Any], paired: Mapping[str, Any]) -> di
     for cell, model in zip(row["cells"], MODELS, strict=True):
         tests = {other: paired.get(f"{model} - {other}", {}).get(task) for other in MODELS}
         found = [_words(test, "" if other == "dense" else f"on {other} ") for other, test in tests.items() if test]
-        cell["compared"] = found or cell["compared"]
+        cell["compared"] = (found if one.get("share", True) else []) or cell["compared"]
     return row | {
         "task": task,
-        "kind": KINDS.get(one.get("output"), "other"),
+        "kind": KINDS.get(one.get("output"), "other") if one.get("share", True) else "other",
         "metric": one["metric"],
         "note": f"{one['items']:,} items{shots}",
     }
@@ -66,10 +66,15 @@ def _cells(entries: Mapping[str, Any]) -> dict[str, Any]:
         if entry is None:
             cells.append({"text": notation.MISSING, "error": "", "compared": [], "missing": True})
             continue
-        known = model != "dense" and dense is not None
-        compared = [{"text": points(entry["value"] - dense), "real": False}] if known else []
-        error = "" if entry.get("stderr") is None else f"± {100 * entry['stderr']:.1f}"
-        cells.append({"text": f"{100 * entry['value']:.1f}", "error": error, "compared": compared, "missing": False})
+        known, error = model != "dense" and dense is not None, entry.get("stderr")
+        if entry.get("share", True):
+            text, spread = f"{100 * entry['value']:.1f}", "" if error is None else f"± {100 * error:.1f}"
+            compared = [{"text": points(entry["value"] - dense), "real": False}] if known else []
+        else:
+            # A perplexity, say: as it is, and not in points of a hundred.
+            text, compared = notation.significant(entry["value"]), []
+            spread = "" if error is None else f"± {notation.significant(error, 2)}"
+        cells.append({"text": text, "error": spread, "compared": compared, "missing": False})
     return {"values": values, "cells": cells}
 
 

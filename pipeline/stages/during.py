@@ -20,19 +20,20 @@ from pipeline.training.export import Origin
 from pipeline.world import World
 
 #: Of a task's entry, what its line keeps.
-KEPT = ("metric", "value", "stderr", "items", "shots", "output")
+KEPT = ("metric", "share", "value", "stderr", "items", "shots", "output")
 
 
-def require_during(config: Config) -> None:
-    """RegrowError where tasks cannot be asked between steps."""
+def require_during(config: Config, elsewhere: bool = False) -> None:
+    """RegrowError where tasks cannot be asked between steps; ``elsewhere``: on another machine, which may have more."""
     if not config.evaluate.during.every:
         return
     if config.train.zero_stage == 3:
         raise RegrowError(
             "evaluate.during with train.zero_stage 3: the model stands nowhere whole, and each process answers other "
-            "requests; set evaluate.during.every to null, and train.export_every for exports that can be asked"
+            "requests; set evaluate.during.every to null, or train under ZeRO 1 or 2"
         )
-    require_tasks(_asked(config))
+    if not elsewhere:
+        require_tasks(_asked(config))
 
 
 def tasks_during(
@@ -44,7 +45,7 @@ def tasks_during(
     folder, batch = run.stage("train"), config.evaluate.tasks.batch
     kept = folder / "progress" / "answers"
     tasks = Tasks(_asked(config), batch, folder / "tasks", kept, world)
-    tokenizer = load_tokenizer(origin.folder)
+    tokenizer = load_tokenizer(origin.folder, origin.trust_remote_code)
 
     def ask(engine: Engine, step: int) -> dict[str, Any]:
         # A killed run comes here again with other weights, if it goes on in another layout.

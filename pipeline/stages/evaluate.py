@@ -20,7 +20,7 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.evaluation.protocol import CostProtocol, require_positions
 from pipeline.evaluation.resident import Stored
 from pipeline.evaluation.running import cost_of_running
-from pipeline.evaluation.tasks.definitions import Asked, require_tasks
+from pipeline.evaluation.tasks.definitions import Asked, data_files, require_tasks
 from pipeline.evaluation.tasks.paired import compare_models
 from pipeline.evaluation.tasks.scores import Judged, Tasks, mean_of
 from pipeline.evaluation.windows import TextRows
@@ -194,13 +194,14 @@ def check(ahead: Ahead) -> list[str]:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
     if ahead.model is not None:
         require_positions(_cost_protocol(ahead.config), ahead.model)
-    require_tasks(_asked(ahead.config))
-    return check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
+    lines = check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
+    return lines if ahead.elsewhere else [*require_tasks(_asked(ahead.config)), *lines]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
-    """The dense model, as for scoring, and the local texts by their content."""
-    return score.inputs(config, run) | text_hashes(config, run)
+    """The dense model, as for scoring, and the local texts and the tasks' data by their content."""
+    data = {f"evaluate.tasks.data/{path.name}": run.hash_of(path) for path in data_files(_asked(config))}
+    return score.inputs(config, run) | text_hashes(config, run) | data
 
 
 STAGE = Stage(

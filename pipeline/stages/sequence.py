@@ -219,7 +219,8 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
     if isinstance(error, torch.OutOfMemoryError):
         return RegrowError(
             f"stage {stage}: rank {rank} ran out of GPU memory ({first_line(error)}); lower the stage's "
-            "micro_batch, or for training raise train.zero_stage or set train.gradient_checkpointing"
+            "micro_batch (for tasks evaluate.tasks.batch), or for training raise train.zero_stage or set "
+            "train.gradient_checkpointing"
         )
     if isinstance(error, RuntimeError) and ("closed by peer" in str(error) or "reset by peer" in str(error)):
         # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.

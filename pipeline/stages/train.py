@@ -92,7 +92,7 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
-    require_during(config)
+    require_during(config, ahead.elsewhere)
     return one_large_step(config)
 
 

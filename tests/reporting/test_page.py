@@ -134,7 +134,7 @@ def test_hostile_text_stays_text(worded, tmp_path):
 def test_a_text_that_was_left_out_is_said(made_up, tmp_path):
     made_up["results"]["left_out"] = {"perplexity": {"c4": "data set allenai/c4 cannot be had (a: b)"}}
     _, page = render(made_up, tmp_path)
-    assert "Perplexity on c4 was not measured: data set allenai/c4 cannot be had (a: b)." in page.text
+    assert "Perplexity on c4 was not measured: data set allenai/c4 cannot be had." in page.text
 
 
 def test_perplexities_measured_differently_never_share_a_row(made_up):

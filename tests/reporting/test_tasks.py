@@ -41,3 +41,23 @@ def test_a_task_of_one_model_leaves_the_others_open_and_is_in_no_verdict():
 
 def test_points_have_a_sign_of_their_own():
     assert [points(value) for value in (0.123, -0.123, 0.0001, -0.0004)] == ["+12.3", f"{MINUS}12.3", "same", "same"]
+
+
+def test_a_metric_that_is_no_share_is_shown_as_it_is_and_stands_apart():
+    """A perplexity: lower is better, and a hundred is not all."""
+    rows = made_up_rows(lambada=35.2)
+    assert rows[-1]["task"] != "lambada", "a share by default"
+    results = made_up_tasks({name: {} for name in ("dense", "pruned", "regrown")})
+    for name, value in (("dense", 35.2), ("pruned", 900.0), ("regrown", 80.0)):
+        entry = made_up_task(value, "lambada") | {"metric": "perplexity", "share": False, "stderr": 1.25}
+        results["models"][name]["tasks"]["lambada"] = entry
+    worse = {"difference": 44.8, "better": 62, "worse": 2, "items": 200, "p": 1e-12}
+    rows = task_rows(results["models"], {"regrown - dense": {"lambada": worse}})
+    own = rows[-1]
+    assert (own["task"], own["kind"]) == ("lambada", "other")
+    assert [(cell["text"], cell["error"], cell["compared"]) for cell in own["cells"]] == [
+        ("35.20", "± 1.2", []),
+        ("900.0", "± 1.2", []),
+        ("80.00", "± 1.2", []),
+    ]
+    assert not any("3520" in words or "lambada" in words for words in verdict(rows)) and len(verdict(rows)) == 2

@@ -171,3 +171,19 @@ def test_a_cost_beyond_the_positions_is_refused_beforehand(tiny_config, tiny_mod
     config = load_config(tiny_config, ["evaluate.cost={batches: [1], new_tokens: [512]}"])
     with pytest.raises(RegrowError, match="524, but the model has only 256 positions"):
         evaluate.check(Ahead(config, **ahead))
+
+
+def test_data_of_tasks_are_inputs_by_their_content(config, run, tmp_path):
+    """Another file under the same name would leave the old figures standing."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "piqa.jsonl").write_text('{"goal": "a"}\n')
+    asked = config.model_copy(deep=True)
+    asked.evaluate.tasks.__dict__.update(names=("piqa",), data=folder)
+    before = evaluate.inputs(asked, run)
+    assert "evaluate.tasks.data/piqa.jsonl" in before
+    (folder / "piqa.jsonl").write_text('{"goal": "another"}\n')
+    (folder / "piqa.train.jsonl").write_text('{"goal": "b"}\n')
+    after = evaluate.inputs(asked, Run(tmp_path / "anew"))
+    assert after["evaluate.tasks.data/piqa.jsonl"] != before["evaluate.tasks.data/piqa.jsonl"]
+    assert "evaluate.tasks.data/piqa.train.jsonl" in after

@@ -90,3 +90,8 @@ def test_the_pace_is_that_of_the_last_twenty_steps():
     assert pace(new[:1]) == (800.0, 1.0), "one step is a window too"
     earlier = {"seconds": 2.0, "interval": 5.0, "tokens_per_second": 10.0}
     assert pace([earlier]) == (4.0, 5.0), "an earlier version's line has what is between the steps apart"
+
+
+def test_a_value_that_is_not_finite_is_null_however_deep_it_lies(tmp_path):
+    LineFile(tmp_path / "tasks.jsonl").append({"step": 7, "tasks": {"sums": {"value": math.nan, "items": 3}}})
+    assert read_lines(tmp_path / "tasks.jsonl") == [{"step": 7, "tasks": {"sums": {"value": None, "items": 3}}}]

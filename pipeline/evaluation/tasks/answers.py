@@ -1,7 +1,7 @@
 """Answers that are known already: each batch's, as soon as it is done, in a file of lines for each process.
 
-A batch is known by its content (tokens or texts, and how it is to be answered), so that a start with other batches
-finds none of them, and one with other processes all.
+A batch is known by its content (tokens or texts, how it is to be answered, and what answers it: device, dtype, threads,
+versions), so that a start that would round otherwise finds none of them.
 """
 
 from __future__ import annotations

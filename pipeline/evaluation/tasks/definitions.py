@@ -65,16 +65,32 @@ class Asked(NamedTuple):
         return tuple(dict.fromkeys(task for name in self.names for task in PRESETS.get(name, (name,))))
 
 
-def require_tasks(asked: Asked) -> None:
-    """RegrowError where lm-eval is not installed, a task is not known, or data are missing that a task needs."""
+def require_tasks(asked: Asked) -> list[str]:
+    """A line on the tasks whose data the hub is asked for. RegrowError where lm-eval is not installed, a task is not
+    known, or data are missing that a task needs."""
     if not asked.tasks:
-        return
+        return []
     if not find_spec("lm_eval"):
         raise RegrowError(f"evaluate.tasks: lm-eval is not installed; {INSTALL}")
     if asked.data is not None and not asked.data.is_dir():
         raise RegrowError(f"evaluate.tasks.data: there is no folder {asked.data}")
     for task in asked.tasks:
         _definition(task, asked)
+    fetched = [task for task in asked.tasks if task != sums.NAME] if asked.data is None else []
+    if not fetched:
+        return []
+    return [
+        f"evaluate.tasks: the hub is asked for the data of {', '.join(fetched)}; where it is not reached, set "
+        "evaluate.tasks.data to a folder of them"
+    ]
+
+
+def data_files(asked: Asked) -> list[Path]:
+    """The files of the tasks' data, and of the examples that are shown, where a folder of them is given."""
+    if asked.data is None:
+        return []
+    names = (name for task in asked.tasks for name in (task, f"{task}.train"))
+    return [path for name in names if (path := _find_data(asked.data, name)) is not None]
 
 
 def write_definitions(asked: Asked, folder: Path) -> None:

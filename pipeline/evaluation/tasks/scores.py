@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,12 @@ from pipeline.world import World
 
 #: The seed of the draw of examples that are shown before an item: lm-eval's own.
 SHOTS_SEED = 1234
+#: Has lm-eval draw in one process.
+NO_POOL = "DISABLE_MULTIPROC"
+#: Draws of the bootstrap that gives errors to metrics without a formula for one: lm-eval's own number.
+DRAWS = 100_000
+#: Metrics that are shares of the items, so that higher is better and a hundred is all: such a one judges a task.
+SHARES = ("acc", "acc_norm", "exact_match", "em", "f1")
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Tasks:
 
         from pipeline.evaluation.tasks.shared import SharedModel
 
+        # Errors of metrics that have no formula for one are drawn, by the first process for all.
+        draws = DRAWS if self._world.rank == 0 else 0
         answers = Answers(self._kept / name, self._world.rank)
         with contextlib.closing(answers), evaluating(model), _quiet():
             asked = SharedModel(
@@ -72,7 +81,7 @@ class Tasks:
                 answers=answers,
                 at=lambda what: at(f"{name}: tasks, {what}"),
             )
-            found = evaluate(asked, self._tasks, limit=self._limit, log_samples=True)
+            found = evaluate(asked, self._tasks, limit=self._limit, log_samples=True, bootstrap_iters=draws)
         judged = Judged()
         for task in self._tasks["tasks"]:
             entry, items = _entry(task, found["results"][task], found["samples"][task])
@@ -84,7 +93,7 @@ class Tasks:
                 "harness": f"lm-eval {version('lm-eval')}",
             }
             judged.entries[task], judged.items[task] = entry, items
-        return judged
+        return self._world.broadcast(judged)
 
 
 def _entry(task: str, results: dict[str, Any], samples: list[dict[str, Any]]) -> tuple[dict[str, Any], list[float]]:
@@ -98,13 +107,15 @@ def _entry(task: str, results: dict[str, Any], samples: list[dict[str, Any]]) ->
                 "value": value,
                 "stderr": error if isinstance(error, float) else None,
             }
-    chosen = SHORTENED_LLM.get(task, next(iter(metrics)))
+    shares = [name for name in metrics if name.partition(", ")[0] in SHARES]
+    chosen = SHORTENED_LLM.get(task) or next(iter(shares or metrics))
     metric, _, source = chosen.partition(", ")
     own = sorted((one for one in samples if one["filter"] == (source or "none")), key=lambda one: one["doc_id"])
     values = [one[metric] for one in own]
     items = [float(value) for value in values if isinstance(value, int | float)]
     documents = hashlib.sha256("".join(one["doc_hash"] for one in own).encode()).hexdigest()
-    entry = {"metric": chosen, **metrics[chosen], "items": len(own), "metrics": metrics, "sha256": documents}
+    told = {"metric": chosen, "share": chosen in shares, **metrics[chosen]}
+    entry = {**told, "items": len(own), "metrics": metrics, "sha256": documents}
     return entry, items if len(items) == len(values) else []
 
 
@@ -136,12 +147,16 @@ def _quiet() -> Iterator[None]:
 
     # Of options that a model in memory would not heed, and of definitions that leave a default unsaid.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    bars, bar = datasets.are_progress_bars_disabled(), task.tqdm
+    bars, bar, pool = datasets.are_progress_bars_disabled(), task.tqdm, os.environ.get(NO_POOL)
     datasets.disable_progress_bars()
     task.tqdm = partial(bar, disable=True)
+    # A bootstrap would fork a process for each core, of one that holds a GPU.
+    os.environ[NO_POOL] = "1"
     try:
         yield
     finally:
         task.tqdm = bar
+        if pool is None:
+            del os.environ[NO_POOL]
         if not bars:
             datasets.enable_progress_bars()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
@@ -37,7 +39,15 @@ class SharedModel(HFLM):
         answers: Answers,
         at: Callable[[str], None],
     ):
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch)
+        kind = model.device.type
+        # lm-eval switches autocast off, unless it is told of it.
+        computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, mixed_precision_dtype=computed
+        )
+        # What decides the last digits: answers that were given otherwise are not taken for these.
+        threads = torch.get_num_threads() if kind == "cpu" else 0
+        self._given_by = [kind, str(computed or model.dtype), threads, torch.__version__, version("lm-eval")]
         self._batch, self._shared_by, self._answers, self._at = batch, world, answers, at
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -59,7 +69,7 @@ class SharedModel(HFLM):
             return super(SharedModel, self)._loglikelihood_tokens(chosen, disable_tqdm=True, override_bs=override_bs)
 
         def content(batch: list[int]) -> Any:
-            return ["loglikelihood", [requests[place][1:] for place in batch]]
+            return ["loglikelihood", self._given_by, [requests[place][1:] for place in batch]]
 
         return [tuple(answer) for answer in self._share(len(requests), batches, compute, content)]
 
@@ -72,7 +82,7 @@ class SharedModel(HFLM):
             return super(SharedModel, self).generate_until(chosen, disable_tqdm=True)
 
         def content(batch: list[int]) -> Any:
-            return ["generate", [requests[place].args for place in batch]]
+            return ["generate", self._given_by, [requests[place].args for place in batch]]
 
         return self._share(len(requests), batches, compute, content)
 
