@@ -243,6 +243,15 @@ def encoder_hash(encoder: Encoder) -> str:
     )
 
 
+def other_tokens(known: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[tuple[int, str, str | None]]:
+    """The ids of ``known`` that are another token in ``other``, or none (None), with both tokens, sorted by id. What
+    ``other`` has beyond them does not count: no text that ``known`` encodes has it."""
+    meant = {number: token for token, number in other.get_vocab().items()}
+    return sorted(
+        (number, token, meant.get(number)) for token, number in known.get_vocab().items() if meant.get(number) != token
+    )
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id, tokens that were added to the vocabulary included."""
     return 1 + max(tokenizer.get_vocab().values())

@@ -20,13 +20,13 @@ from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
+from pipeline.origins import check_origin, checked_origin, origin_hashes
 from pipeline.run import Run
 from pipeline.stages.during import require_during
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
-from pipeline.training.export import Origin
 from pipeline.training.metrics import read_lines
 from pipeline.world import World
 
@@ -35,7 +35,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
-    origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code)
+    origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
     fit = find_fit(config, run, origin, world, say)
     layout = layout_of(config, world, fit)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
@@ -81,7 +81,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
 
 
 def check(ahead: Ahead) -> list[str]:
-    """Whether the batch and the lanes divide among the processes, and whether a step is larger than the budget."""
+    """Whether the batch and the lanes divide among the processes, where training begins, and whether a step is larger
+    than the budget."""
     config = ahead.config
     processes = ahead.place.world if ahead.place.launcher else count_processes(config.train.processes)
     # Where it is to be found, one row is the least.
@@ -93,7 +94,7 @@ def check(ahead: Ahead) -> list[str]:
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
     require_during(config, ahead.elsewhere)
-    return one_large_step(config)
+    return [*check_origin(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
 
 
 STAGE = Stage(
@@ -101,8 +102,8 @@ STAGE = Stage(
     upstream=("data", "prune"),
     format=5,
     work=work,
-    # Nothing beyond the outputs of data and prune.
-    inputs=lambda config, run: {},
+    # Beyond the outputs of data and prune.
+    inputs=origin_hashes,
     launched=lambda config: True,
     check=check,
 )

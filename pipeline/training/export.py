@@ -14,20 +14,26 @@ from transformers import PreTrainedModel
 
 from pipeline.files import require_space
 from pipeline.model.load import copy_companions, load_model
+from pipeline.model.scratch import new_weights
 from pipeline.training.engine import Engine
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that training begins with: its folder, and how it is loaded. ``dtype`` is that of its weights."""
+    """The model that training begins with: its folder, and how it is loaded. ``dtype`` is that of its weights.
+
+    With ``seed`` only its shape is taken, and the weights are drawn.
+    """
 
     folder: Path
     dtype: str
     trust_remote_code: bool = False
+    seed: int | None = None
 
     def load(self, **how: Any) -> PreTrainedModel:
         """The model; ``how`` as ``load_model`` takes it (attention, device)."""
-        return load_model(self.folder, dtype=self.dtype, trust_remote_code=self.trust_remote_code, **how)
+        how |= {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+        return load_model(self.folder, **how) if self.seed is None else new_weights(self.folder, self.seed, **how)
 
 
 def write_export(engine: Engine, origin: Origin, target: Path) -> Path:

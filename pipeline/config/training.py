@@ -1,0 +1,80 @@
+"""The train section: where training begins, its recipe and schedule, and how it is laid out and kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
+
+
+class TrainSection(Section):
+    init: Annotated[str, AsWritten] = key(
+        "pruned",
+        "Where training begins: pruned; random, new weights in the pruned model's shape; dense, nothing removed; or "
+        "the folder of a model, or of another run, whose last export is taken.",
+        stages="train",
+        min_length=1,
+    )
+    tokens: Whole = key(
+        ...,
+        "Token budget; steps = ceil(tokens / (global_batch x row_length)).",
+        stages="train",
+        source="required",
+        gt=0,
+    )
+    global_batch: Whole = key(
+        512, "Rows in an optimizer step, over all processes.", stages="train", source="mission", ge=1
+    )
+    micro_batch: Annotated[Whole, Field(ge=1)] | Literal["auto"] = key(
+        2,
+        "Rows in one forward of one process; accumulation is derived from it. auto: as many as fit on the GPU, found "
+        "once and kept with the run; more is recomputed only where nothing fits else.",
+        free=True,
+        source="mission",
+    )
+    learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
+    final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
+    betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = key(
+        (0.9, 0.95), "AdamW's betas.", stages="train", source="mission"
+    )
+    eps: Real = key(1e-8, "AdamW's epsilon.", stages="train", source="ours: torch's default", gt=0)
+    weight_decay: Real = key(0.1, "Decoupled weight decay.", stages="train", source="mission", ge=0)
+    no_decay: tuple[Literal["bias", "norm", "embedding"], ...] = key(
+        ("bias", "norm"), "Parameters that weight decay leaves alone.", stages="train"
+    )
+    warmup: Real = key(0.01, "Share of the steps in which the rate rises linearly.", stages="train", ge=0, lt=1)
+    schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "Shape of the rate after warm-up.", stages="train")
+    decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
+    clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)
+    gradient_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(recomputing)] = key(
+        "none",
+        "What the backward pass computes again: nothing, all but products and attention, or whole blocks (true).",
+        free=True,
+    )
+    compile: Literal["auto", True, False] = key(
+        "auto", "Compile the blocks: auto does it on a GPU, but under ZeRO 3.", free=True
+    )
+    seed: Whole = key(0, "Seed of everything random in training.", stages="train", ge=0)
+    deterministic: Literal["auto", True, False] = key(
+        "auto", "Deterministic kernels: auto is on for a CPU and off for a GPU.", free=True
+    )
+    log_samples: bool = key(
+        False, "Write the sha256 of every row that a step trained on to train/samples.jsonl.", free=True
+    )
+    checkpoint_every: Whole = key(250, "Steps between checkpoints.", free=True, ge=1)
+    keep_checkpoints: Whole = key(2, "Complete checkpoints that are kept.", free=True, ge=1)
+    export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)
+    evaluate_every: Whole = key(250, "Steps between held-out evaluations in the loop.", free=True, ge=1)
+    evaluate_rows: Whole = key(64, "Held-out rows that the loop evaluates.", free=True, ge=1)
+    processes: Processes = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
+
+    @model_validator(mode="after")
+    def _rates(self) -> TrainSection:
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate {self.final_learning_rate:g} is above learning_rate {self.learning_rate:g}"
+            )
+        return self

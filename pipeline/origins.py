@@ -1,0 +1,90 @@
+"""Where training begins, as ``train.init`` says it: the pruned model, new weights in its shape, the dense model, or
+another folder's model or another run's last export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.data.tokens import Encoder, load_tokenizer, other_tokens
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
+from pipeline.model.load import model_files, resolve_model
+from pipeline.run import Run
+from pipeline.training.export import Origin
+
+#: What ``train.init`` says in a word; all else is a folder.
+WORDS = ("pruned", "random", "dense")
+
+
+def find_origin(config: Config, run: Run) -> Origin:
+    """The model that training begins with. RegrowError where ``train.init`` names a folder that holds none."""
+    init, pruned = config.train.init, run.stage("prune") / "model"
+    if init == "dense":
+        folder = resolve_model(config.model.path, config.model.revision)
+    else:
+        folder = pruned if init in WORDS else model_folder(init, "train.init")
+    seed = config.train.seed if init == "random" else None
+    return Origin(folder, config.model.dtype, config.model.trust_remote_code, seed)
+
+
+def checked_origin(config: Config, run: Run, encoder: Encoder) -> Origin:
+    """``find_origin``'s, whose tokens are those of the text. RegrowError where they are not."""
+    origin = find_origin(config, run)
+    if config.train.init not in WORDS:
+        require_same_tokens(encoder, origin.folder, "train.init", config.model.trust_remote_code)
+    return origin
+
+
+def origin_hashes(config: Config, run: Run) -> dict[str, str]:
+    """sha256 of the files of a model that this run's stages have not made, by their names."""
+    if config.train.init in ("pruned", "random"):
+        return {}
+    folder = find_origin(config, run).folder
+    return {f"init/{path.name}": run.hash_of(path) for path in model_files(folder)}
+
+
+def check_origin(config: Config, encoder: Encoder | None, elsewhere: bool = False) -> list[str]:
+    """Whether the model that ``train.init`` names is one for the text's tokens. Returns a line if it is not here.
+
+    RegrowError where its folder holds no model (``elsewhere``: unless it may be on another machine), or its tokens are
+    not those of ``encoder``.
+    """
+    init = config.train.init
+    if init in WORDS:
+        return []
+    if elsewhere and not Path(init).expanduser().exists():
+        return [f"train.init: {init} is not on this machine"]
+    if encoder is not None:
+        require_same_tokens(encoder, model_folder(init, "train.init"), "train.init", config.model.trust_remote_code)
+    return []
+
+
+def model_folder(named: str, key: str) -> Path:
+    """The folder of a model that ``key`` names: itself, or the last export of the run whose folder it is.
+
+    RegrowError where it is neither.
+    """
+    folder = Path(named).expanduser()
+    record = folder / "train" / "stage.json"
+    if record.is_file():
+        return folder / read_json(record)["result"]["export"]
+    if (folder / "train").is_dir():
+        raise RegrowError(f"{key} {named}: a run whose training has not ended, so that it has no last export")
+    if not (folder / "config.json").is_file():
+        raise RegrowError(
+            f"{key} {named}: neither {', '.join(WORDS)}, nor the folder of a model (config.json and weights), nor that "
+            "of a run whose stage train is done"
+        )
+    return resolve_model(str(folder))
+
+
+def require_same_tokens(encoder: Encoder, folder: Path, key: str, trust_remote_code: bool) -> None:
+    """RegrowError where an id of the text is another token for the model in ``folder``, which ``key`` names."""
+    other = other_tokens(encoder.tokenizer, load_tokenizer(folder, trust_remote_code))
+    if other:
+        shown = "; ".join(f"{number} is {token!r}, there {meant!r}" for number, token, meant in other[:3])
+        raise RegrowError(
+            f"{key} {folder}: {len(other):,} of the {len(encoder.tokenizer.get_vocab()):,} ids of model.path's "
+            f"tokenizer mean other tokens there ({shown}); take a model of the same tokenizer"
+        )
