@@ -38,6 +38,7 @@ from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.stages.opening import to_fit
 from pipeline.stages.stage import Ahead, load_stage
+from pipeline.stages.teaching import find_teacher, teacher_bytes, teacher_flops
 from pipeline.training.fitting import Fit, ToFit
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
@@ -64,7 +65,10 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     width = attention_width(model.config.get_text_config())
     per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
-    wanted = to_fit(config, as_trained(model, config.model.dtype, removed), processes)
+    folder = _teacher(config, source.parent)
+    per_token += teacher_flops(config, folder)
+    held = teacher_bytes(config, folder, processes)
+    wanted = to_fit(config, as_trained(model, config.model.dtype, removed), processes, held)
     fit = _planned_fit(config, wanted)
     memory = _memory(wanted, fit)
     peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
@@ -103,9 +107,29 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
             }
             for share in MFUS
         ],
-        "notes": notes + _notes(config, model, sizes, memory[train.zero_stage]["total"]),
+        "notes": notes
+        + _of_teacher(config, folder, held)
+        + _notes(config, model, sizes, memory[train.zero_stage]["total"]),
         "not_checked": not_checked,
     }
+
+
+def _teacher(config: Config, dense: Path) -> Path | None:
+    """The folder with the teacher's config.json, None where there is no teacher or it is not here; ``dense`` is that of
+    the dense model."""
+    if config.train.objective == "lm" or config.train.distill.teacher == "dense":
+        return None if config.train.objective == "lm" else dense
+    return find_teacher(config) if Path(config.train.distill.teacher).expanduser().exists() else None
+
+
+def _of_teacher(config: Config, folder: Path | None, held: int) -> list[str]:
+    """A line on what a teacher costs."""
+    if folder is None:
+        return []
+    return [
+        f"train.objective {config.train.objective}: of a token's FLOPs {teacher_flops(config, folder):.4g} are the "
+        f"teacher's, whose weights take {held / 1e9:.1f} GB more of each GPU than the table says"
+    ]
 
 
 def _planned_fit(config: Config, wanted: ToFit) -> Fit:

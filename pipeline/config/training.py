@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.config.distilling import DistillSection
 from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
 
 
@@ -17,6 +18,10 @@ class TrainSection(Section):
         stages="train",
         min_length=1,
     )
+    objective: Literal["lm", "distill", "both"] = key(
+        "lm", "The loss: of the next token, of the divergence from a teacher, or a part of each.", stages="train"
+    )
+    distill: DistillSection = Field(default_factory=DistillSection)
     tokens: Whole = key(
         ...,
         "Token budget; steps = ceil(tokens / (global_batch x row_length)).",

@@ -22,7 +22,8 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig
 
-from pipeline.model.loss import NO_TARGET
+from pipeline.model.lesson import Lesson
+from pipeline.model.loss import NO_TARGET, loss_by_logits
 
 #: Bytes that a chunk may take. The head's gradient is added to once a chunk, so that small chunks cost.
 CHUNK = 2 << 30
@@ -50,16 +51,7 @@ def with_gradient(
     wanted = targets.masked_fill(~counted, 0)[:, None]
     logarithms = F.log_softmax(logits, dim=1)
     losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
-    # Of the loss by a logit: its probability, less one at the target.
-    if torch.compiler.is_compiling():
-        places = torch.arange(product.shape[1], device=product.device)
-        gradient = logarithms.exp() - (places == wanted).float()
-    else:
-        # In one axis, as its deterministic kernel wants it.
-        gradient = logarithms.exp_()
-        rows = torch.arange(len(targets), device=targets.device)
-        less = gradient.new_full((1,), -1.0).expand(len(targets))
-        gradient.view(-1).scatter_add_(0, rows * product.shape[1] + wanted.squeeze(1), less)
+    gradient = loss_by_logits(logarithms, wanted)
     gradient *= (counted * factor)[:, None]
     if head.cap is not None:
         gradient *= 1 - (logits / head.cap).square()
@@ -128,20 +120,23 @@ def _candidates(linear: nn.Linear, hf_config: PreTrainedConfig) -> Iterator[Head
 
 @dataclass
 class Taken:
-    """What a forward gave at the head, once it has run: the ``objective`` to be differentiated, and the ``total`` loss
-    in nats, both scalars in fp32; without gradients ``losses`` of each position, fp32, in the shape of the targets."""
+    """What a forward gave at the head, once it has run: the ``objective`` to be differentiated, the ``total`` loss and,
+    beside a teacher, the total ``divergence`` from it, in nats, scalars in fp32; without gradients ``losses`` of each
+    position, fp32, in the shape of the targets."""
 
     objective: torch.Tensor | None = None
     total: torch.Tensor | None = None
+    divergence: torch.Tensor | None = None
     losses: torch.Tensor | None = field(default=None, repr=False)
 
 
 @contextlib.contextmanager
-def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0) -> Iterator[Taken]:
+def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0, lesson: Lesson | None = None) -> Iterator[Taken]:
     """Within the context one forward of the head's model gives losses, and no logits; gives what it took.
 
     ``targets`` (rows, T) int64 on the states' device is the token that each position is to predict, or NO_TARGET. The
-    objective is the total loss times ``factor``. The model's ``logits`` have a last axis of 1, and mean nothing.
+    objective is the total loss, or what a ``lesson`` for these positions makes of it, times ``factor``. The model's
+    ``logits`` have a last axis of 1, and mean nothing.
 
     ZeRO 3 has the head's weight whole while the head's own forward runs, and looks for its backward between what goes
     in and what comes out: so all is done there, and the objective comes out as the head's output, behind its hooks.
@@ -153,7 +148,9 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0) -> Iterato
         if not torch.is_grad_enabled():
             taken.losses = _token_losses(flat, wanted, head).view(targets.shape)
             return taken.losses
-        objective, taken.total = _SummedLoss.apply(flat, linear.weight, linear.bias, wanted, head, factor)
+        objective, taken.total, taken.divergence = _SummedLoss.apply(
+            flat, linear.weight, linear.bias, wanted, head, factor, lesson
+        )
         return objective
 
     def take(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -169,6 +166,22 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0) -> Iterato
     finally:
         handle.remove()
         del linear.forward
+
+
+@contextlib.contextmanager
+def states_at(head: Head) -> Iterator[list[torch.Tensor]]:
+    """Within the context the head's model gives no logits; gives the states (..., width) that came to its head."""
+    taken: list[torch.Tensor] = []
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        taken.append(states)
+        return states[..., :1]
+
+    head.linear.forward = forward
+    try:
+        yield taken
+    finally:
+        del head.linear.forward
 
 
 def chunk_length(tokens: int, vocabulary: int, each: int = PLAIN) -> int:
@@ -191,7 +204,8 @@ def _token_losses(states: torch.Tensor, targets: torch.Tensor, head: Head) -> to
 
 
 class _SummedLoss(torch.autograd.Function):
-    """(factor x summed loss, summed loss) of states (N, width) fp or bf; the second has no gradient.
+    """(factor x objective, loss, divergence) of states (N, width) fp or bf, summed; the last two have no gradient,
+    and the divergence is zero without a lesson.
 
     Products are in the states' dtype, or in autocast's; softmax, losses, and the sums over chunks in fp32.
     """
@@ -205,13 +219,15 @@ class _SummedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         head: Head,
         factor: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lesson: Lesson | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-        length = chunk_length(len(states), len(weight), PLAIN if head.judge is with_gradient else COMPILED)
+        each = (PLAIN if head.judge is with_gradient else COMPILED) + (0 if lesson is None else lesson.entry_bytes)
+        length = chunk_length(len(states), len(weight), each)
         # A number would be compiled anew with every value.
         scaled = torch.full((), factor * head.scale, device=states.device)
-        total = torch.zeros((), device=states.device)
+        total, divergence = (torch.zeros((), device=states.device) for _ in range(2))
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight: torch.Tensor | None = None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
@@ -221,7 +237,12 @@ class _SummedLoss(torch.autograd.Function):
             for start in range(0, len(states), length):
                 some = states[start : start + length].to(dtype)
                 wanted = targets[start : start + length]
-                losses, gradient = head.judge(F.linear(some, rows, offset), wanted, head, scaled)
+                product = F.linear(some, rows, offset)
+                if lesson is None:
+                    losses, gradient = head.judge(product, wanted, head, scaled)
+                else:
+                    losses, away, gradient = lesson.judged(product, wanted, head, scaled, start)
+                    divergence += away.sum()
                 total += losses.sum()
                 if of_bias is not None:
                     of_bias += gradient.sum(dim=0, dtype=torch.float32)
@@ -233,11 +254,12 @@ class _SummedLoss(torch.autograd.Function):
                     of_weight = part if of_weight is None else of_weight.float().add_(part)
         ctx.save_for_backward(of_states, of_weight, of_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        ctx.mark_non_differentiable(total)
-        return total * factor, total
+        ctx.mark_non_differentiable(total, divergence)
+        objective = total if lesson is None else lesson.objective(total, divergence)
+        return objective * factor, total, divergence
 
     @staticmethod
-    def backward(ctx: FunctionCtx, above: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, above: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         of_states, of_weight, of_bias = ctx.saved_tensors
         dtypes = (None if of_states is None else of_states.dtype, *ctx.dtypes)
         # Where a look costs no wait: the objective is differentiated as it is.
@@ -246,4 +268,4 @@ class _SummedLoss(torch.autograd.Function):
             None if gradient is None else (gradient if plain else gradient * above).to(dtype)
             for gradient, dtype in zip((of_states, of_weight, of_bias), dtypes, strict=True)
         )
-        return (*made, None, None, None)
+        return (*made, None, None, None, None)

@@ -51,6 +51,20 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return losses.view(targets.shape)
 
 
+def loss_by_logits(logarithms: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The gradient (N, vocabulary) of each loss by its logits: probabilities, less one at the token that is ``wanted``
+    (N, 1). ``logarithms``, their log-softmax in fp32, may be written over."""
+    if torch.compiler.is_compiling():
+        places = torch.arange(logarithms.shape[1], device=logarithms.device)
+        return logarithms.exp() - (places == wanted).float()
+    # In one axis, as its deterministic kernel wants it.
+    gradient = logarithms.exp_()
+    rows = torch.arange(len(wanted), device=wanted.device)
+    less = gradient.new_full((1,), -1.0).expand(len(wanted))
+    gradient.view(-1).scatter_add_(0, rows * gradient.shape[1] + wanted.squeeze(1), less)
+    return gradient
+
+
 def next_tokens(input_ids: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """What each position is to predict: the token behind it, (rows, T) int64, NO_TARGET at a row's end and where
     ``counted`` (rows, T - 1), bool, is false."""

@@ -20,6 +20,7 @@ from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_tok
 from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
 from pipeline.stages.during import tasks_during
+from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
@@ -27,6 +28,7 @@ from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kep
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Judges, Rows, Session
+from pipeline.training.teacher import Teaching
 from pipeline.training.trained import told_of
 from pipeline.world import World
 
@@ -45,7 +47,11 @@ def open_session(
     """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
     folder, data, recipe = run.stage("train"), config.data, config.train
     model = origin.load(attention=config.model.attention, device=world.device)
-    flops = model_flops_per_token(model, data.row_length)
+    beside = to_fit(config, as_trained(model, config.model.dtype), world.size).needs(
+        Fit(layout.micro_batch, layout.gradient_checkpointing)
+    )
+    teaching = open_teaching(config, run, world, beside, say)
+    flops = model_flops_per_token(model, data.row_length) + teacher_flops(config, find_teacher(config))
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))
@@ -58,7 +64,7 @@ def open_session(
         _workers(config, world, say),
         within_documents=data.attention == "within",
     )
-    engine = _engine(config, model, world, layout)
+    engine = _engine(config, model, world, layout, teaching)
     for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient, engine.head):
         say(line)
 
@@ -94,7 +100,7 @@ def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callab
         return Fit(recipe.micro_batch, recipe.gradient_checkpointing)
     found = world.on_first(lambda: kept_fit(folder, _asked(config, world)))
     if found is None:
-        found = _try_fits(config, origin, world, say)
+        found = _try_fits(config, run, origin, world, say)
     accumulated = accumulation(recipe.global_batch, found.micro_batch, world.size)
     say(
         f"micro-batch {found.micro_batch} x accumulation {accumulated} x {world.size}, recomputing "
@@ -121,11 +127,12 @@ def _asked(config: Config, world: World) -> dict[str, Any]:
         "zero_stage": train.zero_stage,
         "gradient_checkpointing": train.gradient_checkpointing,
         "compile": train.compile,
+        **({} if train.objective == "lm" else {"teacher": train.distill.model_dump(mode="json")}),
     }
 
 
-def to_fit(config: Config, trained: Trained, processes: int) -> ToFit:
-    """What a config asks to fit."""
+def to_fit(config: Config, trained: Trained, processes: int, teacher: int = 0) -> ToFit:
+    """What a config asks to fit, beside so many bytes of a teacher on each device."""
     train = config.train
     return ToFit(
         trained,
@@ -134,13 +141,15 @@ def to_fit(config: Config, trained: Trained, processes: int) -> ToFit:
         config.data.row_length,
         train.global_batch,
         train.gradient_checkpointing,
+        teacher,
     )
 
 
-def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
+def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
-    wanted = to_fit(config, as_trained(described, config.model.dtype), world.size)
+    trained = as_trained(described, config.model.dtype)
+    wanted = to_fit(config, trained, world.size, teacher_bytes(config, find_teacher(config), world.size))
     if world.device.type != "cuda":
         return plain_fit(wanted)
     capacity = torch.cuda.get_device_properties(world.device).total_memory
@@ -148,7 +157,7 @@ def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str],
     def attempt(fit: Fit) -> None:
         layout = layout_of(config, world, fit)
         model = origin.load(attention=config.model.attention, device=world.device)
-        engine = _engine(config, model, world, layout)
+        engine = _engine(config, model, world, layout, open_teaching(config, run, world, wanted.needs(fit), say))
         try:
             shape = (fit.micro_batch, config.data.row_length)
             ids = torch.zeros(shape, dtype=torch.int64, device=world.device)
@@ -160,9 +169,9 @@ def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str],
     return first_that_fits(wanted.fits(capacity), attempt, say, capacity)
 
 
-def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout) -> Engine:
+def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout, teaching: Teaching | None) -> Engine:
     recipe = config.train
-    return Engine(
+    engine = Engine(
         model,
         world,
         Optimisation(recipe.learning_rate, recipe.betas, recipe.eps, recipe.weight_decay, recipe.no_decay, recipe.clip),
@@ -172,6 +181,9 @@ def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout
         gradient_checkpointing=layout.gradient_checkpointing,
         compile_blocks=layout.compiled,
     )
+    if teaching is not None:
+        engine.learn_from(teaching)
+    return engine
 
 
 def rate_at(config: Config, step: int) -> float:

@@ -25,6 +25,7 @@ from pipeline.run import Run
 from pipeline.stages.during import require_during
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
+from pipeline.stages.teaching import check_teacher, find_teacher, teacher_flops, teacher_hashes
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.metrics import read_lines
@@ -75,6 +76,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "layout": asdict(layout),
         "flops": flops * session.position.tokens,
         "flops_per_token": flops,
+        "teacher_flops_per_token": teacher_flops(config, find_teacher(config)),
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
     }
@@ -94,7 +96,8 @@ def check(ahead: Ahead) -> list[str]:
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
     require_during(config, ahead.elsewhere)
-    return [*check_origin(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    origin = check_origin(config, ahead.encoder, ahead.elsewhere)
+    return [*origin, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
 
 
 STAGE = Stage(
@@ -103,7 +106,7 @@ STAGE = Stage(
     format=5,
     work=work,
     # Beyond the outputs of data and prune.
-    inputs=origin_hashes,
+    inputs=lambda config, run: origin_hashes(config, run) | teacher_hashes(config, run),
     launched=lambda config: True,
     check=check,
 )

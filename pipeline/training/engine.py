@@ -14,11 +14,8 @@ send twice the bytes that bf16 would take.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,12 +27,14 @@ from transformers import PreTrainedModel
 
 from pipeline.model.attention import attention_of, document_arguments, documents_known, on_its_way
 from pipeline.model.costs import Checkpointing
-from pipeline.model.head import find_head, losses_at
+from pipeline.model.head import Taken, find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
 from pipeline.training.recomputing import recompute
 from pipeline.training.sums import sum_in_one_pass
+from pipeline.training.teacher import Answer, Teaching
 from pipeline.world import World
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Engine:
             fused=True,
         )
         self._clip = optimisation.clip
-        deepspeed, config = _deepspeed(), self._settings(model)
+        deepspeed, config = load_deepspeed(), self._settings(model)
         # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
         with contextlib.redirect_stdout(io.StringIO()):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=config)
@@ -102,6 +101,11 @@ class Engine:
         self.compiled: CompiledBlocks | None = _compiled(self.model) if compile_blocks else None
         if self.compiled is not None and self.head is not None:
             self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
+        self.teaching: Teaching | None = None
+
+    def learn_from(self, teaching: Teaching) -> None:
+        """From here on the loss is what ``teaching`` makes of it."""
+        self.teaching = teaching if self.compiled is None else teaching.compiled(self.compiled.function)
 
     def _look_at(self, model: PreTrainedModel) -> None:
         """See what text reaches of the model; the rest is not trained."""
@@ -156,7 +160,8 @@ class Engine:
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64.
 
-        Returns (2,) fp32: its summed token loss, and its router's auxiliary loss, zero where there is none.
+        Returns (4,) fp32: its summed token loss; its router's auxiliary loss; and, of its tokens together, how far they
+        are from a teacher's, and how far the states of its blocks: zero where there is no router or no teacher.
 
         ``targets`` is the number of target tokens of the global batch: the gradient is that of the sum of token
         losses divided by it, however the batch is split. DeepSpeed averages over processes, hence the factor.
@@ -173,28 +178,48 @@ class Engine:
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention)
             counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
-        with documents_known(documents, attention, input_ids.device):
-            wanted = next_tokens(input_ids, counted)
-            objective, total, output = self._objective(inputs, wanted, self.world.size / targets)
-        auxiliary = torch.zeros_like(total)
+        wanted, factor = next_tokens(input_ids, counted), self.world.size / targets
+        with self._taught(input_ids, documents) as answer:
+            with documents_known(documents, attention, input_ids.device):
+                taken, output = self._forward(inputs, wanted, factor, answer)
+            objective = taken.objective
+            zero = torch.zeros_like(taken.total)
+            auxiliary = disagreement = zero
+            if answer is not None and answer.states:
+                disagreement = answer.disagreement(output.hidden_states, wanted)
+                objective = objective + disagreement * (self.teaching.hidden * factor)
         if self.router_coefficient is not None:
             auxiliary = output.aux_loss.float()
             objective = objective + auxiliary * (self.router_coefficient / self.accumulation)
         self.engine.backward(objective, scale_wrt_gas=False)
-        return torch.stack([total, auxiliary]).detach()
+        divergence = zero if taken.divergence is None else taken.divergence
+        return torch.stack([taken.total, auxiliary, divergence, disagreement]).detach()
 
-    def _objective(
-        self, inputs: dict[str, Any], targets: torch.Tensor, factor: float
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """(summed token loss x ``factor``, summed token loss, the model's output) of a forward."""
+    def _taught(
+        self, input_ids: torch.Tensor, documents: Sequence[np.ndarray] | None
+    ) -> contextlib.AbstractContextManager[Answer | None]:
+        """The context in which a teacher's answer on a micro-batch stands, where there is a teacher."""
+        return contextlib.nullcontext() if self.teaching is None else self.teaching.asked(input_ids, documents)
+
+    def _forward(
+        self, inputs: dict[str, Any], targets: torch.Tensor, factor: float, answer: Answer | None
+    ) -> tuple[Taken, Any]:
+        """What a forward gives at the head, by the teacher's answer where there is one, and the model's output."""
+        lesson = None if answer is None else answer.lesson
+        more = {"output_hidden_states": True} if answer is not None and answer.states else {}
         if self.head is not None:
-            with losses_at(self.head, targets, factor) as taken, self.precision():
-                output = self.engine(**inputs, use_cache=False)
-            return taken.objective, taken.total, output
+            with losses_at(self.head, targets, factor, lesson) as taken, self.precision():
+                output = self.engine(**inputs, **more, use_cache=False)
+            return taken, output
         with self.precision():
-            output = self.engine(**inputs, use_cache=False)
-        total = token_losses(output.logits.view(*targets.shape, -1), targets).sum()
-        return total * factor, total.detach(), output
+            output = self.engine(**inputs, **more, use_cache=False)
+        logits = output.logits.view(*targets.shape, -1)
+        total, divergence = token_losses(logits, targets).sum(), None
+        objective = total
+        if lesson is not None:
+            divergence = lesson.divergence(logits.flatten(0, 1), targets.flatten())
+            objective = lesson.objective(total, divergence)
+        return Taken(objective * factor, total.detach(), divergence), output
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which the model computes as it trains: autocast for ZeRO 0 in bf16, else nothing."""
@@ -251,6 +276,8 @@ class Engine:
         collected: what it keeps is taken out of it.
         """
         weights = list(self.model.parameters())
+        if self.teaching is not None:
+            self.teaching.teacher.close()
         self.engine.destroy()
         for optimizer in (self.optimizer, self._adamw):
             vars(optimizer).clear()
@@ -259,39 +286,8 @@ class Engine:
             weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
-def _not_about_overflow(record: logging.LogRecord) -> bool:
-    """DeepSpeed warns of gradients that are not finite; the loop stops there, and says what to do."""
-    return "OVERFLOW" not in record.getMessage()
-
-
 def _compiled(model: nn.Module) -> CompiledBlocks:
     """The model's blocks, compiled. The compiler takes a second to be imported, and a CPU does without it."""
     from pipeline.training.compiled import CompiledBlocks
 
     return CompiledBlocks(model)
-
-
-def _deepspeed() -> Any:
-    """DeepSpeed, quiet, without the operation that would be compiled on a CPU."""
-    import deepspeed
-    from deepspeed.utils import logger
-
-    # It calls collectives by names that torch has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_not_about_overflow)
-    # The dict that DeepSpeed consults before it builds the operation; setting it first also skips probing compilers.
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    _import_muon(deepspeed.runtime.compiler)
-    return deepspeed
-
-
-def _import_muon(compiler: Any) -> None:
-    """Import DeepSpeed's Muon uncompiled: DeepSpeed imports it to look at any optimizer, and torch's compiler with it,
-    which takes a second."""
-    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        compiler.compile = compiled

@@ -36,7 +36,7 @@ class Fit:
 @dataclass(frozen=True)
 class ToFit:
     """What is to fit: a model as it is trained, at a ZeRO stage on so many processes, rows of one length, as many of
-    them in a global batch, and the least that is to be computed a second time."""
+    them in a global batch, the least that is to be computed a second time, and a teacher's bytes beside it."""
 
     trained: Trained
     zero_stage: int
@@ -44,6 +44,7 @@ class ToFit:
     row_length: int
     global_batch: int
     gradient_checkpointing: Checkpointing = "none"
+    teacher: int = 0
 
     def divisors(self) -> list[int]:
         """Micro-batches that divide the rows of one process, the largest first; RegrowError where rows do not divide
@@ -58,14 +59,17 @@ class ToFit:
 
     def needs(self, fit: Fit) -> int:
         """Bytes that the memory plan gives to one GPU."""
-        return memory_per_gpu(
-            self.trained,
-            self.zero_stage,
-            self.processes,
-            fit.micro_batch,
-            self.row_length,
-            gradient_checkpointing=fit.gradient_checkpointing,
-        )["total"]
+        return (
+            self.teacher
+            + memory_per_gpu(
+                self.trained,
+                self.zero_stage,
+                self.processes,
+                fit.micro_batch,
+                self.row_length,
+                gradient_checkpointing=fit.gradient_checkpointing,
+            )["total"]
+        )
 
     def fits(self, capacity: float) -> Iterator[Fit]:
         """What is planned to fit into a GPU of ``capacity`` bytes, the best first: no more is computed a second time

@@ -30,7 +30,9 @@ from pipeline.training.garbage import collected_between_steps
 class Step:
     """What one update did. ``loss`` is nats per target token of the global batch; times are in seconds.
 
-    ``auxiliary_loss`` is the router's, before its coefficient, None where none is trained on. ``seconds`` run from the
+    ``auxiliary_loss`` is the router's, before its coefficient, None where none is trained on; ``divergence`` from the
+    teacher's predictions and ``disagreement`` with the states of its blocks are means over the target tokens, before
+    their shares, None where there is no teacher, or its states are not met. ``seconds`` run from the
     end of the step before, or from the loop's begin, to the end of this one: with them ``tokens_per_second`` counts
     what was done between the steps too (evaluations, checkpoints, exports). ``data_wait`` is the part of them that the
     rows were waited for.
@@ -40,6 +42,8 @@ class Step:
     tokens: int
     loss: float
     auxiliary_loss: float | None
+    divergence: float | None
+    disagreement: float | None
     grad_norm: float
     learning_rate: float
     tokens_per_second: float
@@ -124,7 +128,7 @@ def train_steps(
             engine.set_learning_rate(learning_rate)
             ahead = partial(reading.ahead, position.step + 1) if position.step + 1 < steps else None
             note = partial(_note, at, engine, position.step, "computing")
-            loss, auxiliary = _update(engine, batch, targets, position.step, note, ahead)
+            losses = _update(engine, batch, targets, position.step, note, ahead)
             norm = engine.gradient_norm()
             _require_finite("gradient norm", norm, position.step, batch)
 
@@ -139,8 +143,7 @@ def train_steps(
             yield Step(
                 step=position.step,
                 tokens=position.tokens,
-                loss=loss,
-                auxiliary_loss=None if engine.router_coefficient is None else auxiliary,
+                **_known(engine, losses),
                 grad_norm=norm,
                 learning_rate=learning_rate,
                 tokens_per_second=tokens / (ended - before),
@@ -220,14 +223,13 @@ def _update(
     step: int,
     note: Callable[[int], None],
     meanwhile: Callable[[], None] | None,
-) -> tuple[float, float]:
-    """Gradients of the global batch and, where its loss is finite, one update. Returns the loss in nats per target
-    token, and the mean of the router's auxiliary loss, over all processes. ``meanwhile`` is called when all gradients
-    are under way, and before they are waited for."""
+) -> dict[str, float]:
+    """Gradients of the global batch and, where its loss is finite, one update. Returns a step's losses by their names,
+    over all processes. ``meanwhile`` is called when all gradients are under way, and before they are waited for."""
     world = engine.world
     # Summed on the device: one wait for them in a step, not one in each micro-batch.
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-    loss = auxiliary = math.nan
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    losses: dict[str, float] = {}
     for number, micro in enumerate(batch, start=1):
         note(number)
         ids = micro.ids.to(world.device, non_blocking=True)
@@ -235,11 +237,28 @@ def _update(
         if number == len(batch):
             if meanwhile is not None:
                 meanwhile()
-            tokens_loss, auxiliary = world.sum(sums.cpu()).tolist()
-            loss, auxiliary = tokens_loss / targets, auxiliary / (engine.accumulation * world.size)
-            _require_finite("loss", loss + auxiliary, step, batch)
+            loss, auxiliary, divergence, disagreement = world.sum(sums.cpu()).tolist()
+            losses = {
+                "loss": loss / targets,
+                "auxiliary_loss": auxiliary / (engine.accumulation * world.size),
+                "divergence": divergence / targets,
+                "disagreement": disagreement / targets,
+            }
+            _require_finite("loss", sum(losses.values()), step, batch)
         engine.step()
-    return loss, auxiliary
+    return losses
+
+
+def _known(engine: Engine, losses: dict[str, float]) -> dict[str, float | None]:
+    """Losses with None in the place of those that are not trained on."""
+    teaching = engine.teaching
+    trained_on = {
+        "loss": True,
+        "auxiliary_loss": engine.router_coefficient is not None,
+        "divergence": teaching is not None,
+        "disagreement": teaching is not None and teaching.hidden > 0,
+    }
+    return {name: value if trained_on[name] else None for name, value in losses.items()}
 
 
 def _require_finite(what: str, value: float, step: int, batch: list[MicroBatch]) -> None:

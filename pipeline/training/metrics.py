@@ -82,10 +82,11 @@ def cut_after(path: Path, step: int) -> int:
 
 
 def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
-    """A step's line in metrics.jsonl; the router's loss only where it is trained on."""
+    """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on."""
     record = asdict(step)
-    if step.auxiliary_loss is None:
-        del record["auxiliary_loss"]
+    for name in ("auxiliary_loss", "divergence", "disagreement"):
+        if record[name] is None:
+            del record[name]
     seconds = {name: record.pop(name) for name in ("seconds", "data_wait")}
     return {**record, "mfu": mfu, **seconds}
 
@@ -93,9 +94,10 @@ def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
 def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
     """A step in words, of ``steps``, with the time that is left at the pace of the ``recent`` lines."""
     router = "" if step.auxiliary_loss is None else f"router's auxiliary loss {step.auxiliary_loss:.4f}, "
+    teacher = "" if step.divergence is None else f"divergence from the teacher {step.divergence:.4f}, "
     left = timedelta(seconds=round((steps - step.step) * pace(recent)[1]))
     return (
-        f"step {step.step} of {steps}: loss {step.loss:.4f}, {router}gradient norm {step.grad_norm:.2f}, rate "
+        f"step {step.step} of {steps}: loss {step.loss:.4f}, {teacher}{router}gradient norm {step.grad_norm:.2f}, rate "
         f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {left} left"
     )
 

@@ -37,12 +37,17 @@ CASES = {
         *(f"kept-{stage}-bf16" for stage in range(4)),
         *(f"passed_over-{stage}-fp32" for stage in (0, 1)),
         *(f"routed-{stage}-fp32" for stage in (0, 3)),
+        *(f"taught-{stage}-fp32" for stage in range(4)),
+        "taught-1-bf16",
+        *(f"taught_split-{stage}-fp32" for stage in (1, 3)),
+        "taught_within-1-fp32",
+        *(f"resume_taught-{stage}-bf16" for stage in (0, 3)),
     ],
     1: [f"parity-{stage}-fp32" for stage in range(4)],
     4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
 }
 #: Of two processes, those that compile for half a minute.
-SLOW = ["compiled-0-bf16", "compiled-3-fp32"]
+SLOW = ["compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32"]
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 

@@ -5,7 +5,7 @@ Every row holds several documents; only the cases named within have the model to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.data.stream.position import Cursor, LaneCursor  # noqa: E402
 from pipeline.training.engine import Engine  # noqa: E402
 from pipeline.training.loop import Position, train_steps  # noqa: E402
 from pipeline.training.optimisation import Optimisation  # noqa: E402
+from pipeline.training.teacher import Teaching  # noqa: E402
 
 BATCH, LENGTH, STEPS, PEAK, LANES = 8, 32, 3, 1e-3, 8
 RECIPE = Optimisation(PEAK, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, no_decay=("bias", "norm"), clip=1.0)
@@ -67,10 +68,12 @@ def new_engine(
     model: Any = None,
     gradient_checkpointing: str = "none",
     compile_blocks: bool = False,
+    teaching: Callable[[], Teaching] | None = None,
     **changes: Any,
 ) -> Engine:
-    """An engine around the small Llama, or ``model``; ``changes`` to the recipe."""
-    return Engine(
+    """An engine around the small Llama, or ``model``, that learns from what ``teaching`` makes; ``changes`` to the
+    recipe."""
+    engine = Engine(
         model or new_model(case.dtype),
         case.world,
         replace(RECIPE, **changes),
@@ -80,6 +83,9 @@ def new_engine(
         gradient_checkpointing=gradient_checkpointing,
         compile_blocks=compile_blocks,
     )
+    if teaching is not None:
+        engine.learn_from(teaching())
+    return engine
 
 
 def text(rows: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from tests.training.kit import Case, place  # first of all: it settles this proc
 import torch
 
 from pipeline.world import World
-from tests.training import compiling, device, gradients, parity, saving, stops
+from tests.training import compiling, device, gradients, parity, saving, stops, teaching
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
         device: ("reads", "closed"),
         gradients: ("precise", "unreached", "kept", "passed_over", "routed"),
         stops: ("stopped_gradient", "stopped_loss", "no_target"),
+        teaching: ("taught", "taught_split", "taught_within", "taught_compiled", "resume_taught"),
         saving: ("resume", "resume_with_all", "export", "one_sided"),
     }.items()
     for function in functions

@@ -1,0 +1,45 @@
+"""What is learnt from a teacher, in the config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pipeline.config.keys import AsWritten, Real, Section, key
+
+
+class DistillSection(Section):
+    teacher: Annotated[str, AsWritten] = key(
+        "dense",
+        "The teacher: dense, the model that was pruned; or the folder of a model, or of another run, whose ids mean "
+        "the same tokens.",
+        stages="train",
+        min_length=1,
+    )
+    weight: Real = key(
+        0.5,
+        "Share of the loss that is the divergence from the teacher under objective both; the rest is the next token's.",
+        stages="train",
+        gt=0,
+        lt=1,
+    )
+    temperature: Real = key(
+        1.0,
+        "Both models' logits are divided by it for the divergence, which is multiplied by its square.",
+        stages="train",
+        source="arXiv 1503.02531",
+        gt=0,
+    )
+    hidden: Real = key(
+        0.0,
+        "Factor of the disagreement of states, of unit size, behind the blocks that the dense model and the pruned one "
+        "have in common; 0 leaves states alone.",
+        stages="train",
+        ge=0,
+    )
+    sharded: Literal["auto", True, False] = key(
+        "auto",
+        "Split the teacher's weights over the processes; auto: under ZeRO 3, where it does not fit whole beside the "
+        "student.",
+        free=True,
+    )
+    offloaded: bool = key(False, "Keep the teacher's weights in host memory, split over the processes.", free=True)

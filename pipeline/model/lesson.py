@@ -1,0 +1,97 @@
+"""A lesson: what a teacher says of each position of a micro-batch, and the loss of a student that is to say the same.
+
+For each position that has a target the student's loss is (1 - w) CE + w D^2 KL(p || q), with p and q the teacher's and
+the student's softmax of logits divided by the temperature D, and CE the loss of the next token (Hinton et al., arXiv
+1503.02531, section 2: the factor D^2 keeps the gradient's size). The divergence is the forward one: what the teacher
+may say the student must not leave out. Both softmaxes are over the ids that both models have: heads may be padded to
+different sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.model.loss import NO_TARGET, loss_by_logits
+
+if TYPE_CHECKING:
+    from pipeline.model.head import Head
+
+#: Bytes beside a chunk's own for each token and entry of the vocabulary: the teacher's product in bf16; in fp32 its
+#: logits, log-softmax and softmax, and the student's softmax at the temperature. Compiled, its product and its logits.
+PLAIN, COMPILED = 18, 6
+
+
+def divergences(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(p || q), in nats, (N,) fp32: p of the teacher's logits ``taught`` (N, its vocabulary), q of ``logits``."""
+    common = min(logits.shape[1], taught.shape[1])
+    said = F.log_softmax(logits[:, :common].float() / temperature, dim=1)
+    known = F.log_softmax(taught[:, :common].float() / temperature, dim=1)
+    return (known.exp() * (known - said)).sum(dim=1)
+
+
+def with_lesson(
+    product: torch.Tensor,
+    targets: torch.Tensor,
+    head: Head,
+    factor: torch.Tensor,
+    taught: torch.Tensor,
+    share: float,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses and divergences (N,) fp32 of a chunk's product (N, vocabulary) beside the teacher's logits ``taught``, and
+    the gradient of the objective's sum by the product without the head's scale, times ``factor`` (), in the product's
+    dtype. ``share`` is w."""
+    logits = head.logits(product)
+    counted = targets != NO_TARGET
+    wanted = targets.masked_fill(~counted, 0)[:, None]
+    logarithms = F.log_softmax(logits, dim=1)
+    losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
+    common = min(logits.shape[1], taught.shape[1])
+    said = F.log_softmax(logits[:, :common] / temperature, dim=1)
+    known = F.log_softmax(taught[:, :common] / temperature, dim=1)
+    meant = known.exp()
+    away = (meant * (known - said)).sum(dim=1).masked_fill(~counted, 0.0)
+    gradient = loss_by_logits(logarithms, wanted) * (1 - share)
+    # Of D^2 KL by a logit: D (q - p).
+    gradient[:, :common] += (said.exp() - meant) * (share * temperature)
+    gradient *= (counted * factor)[:, None]
+    if head.cap is not None:
+        gradient *= 1 - (logits / head.cap).square()
+    return losses, away, gradient.to(product.dtype)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of N positions: ``tell(start, stop)`` gives its logits (stop - start, vocabulary) fp32.
+
+    ``share`` (w) is how much of the loss is the divergence, at ``temperature``. ``judge`` is ``with_lesson``, or what
+    was compiled of it.
+    """
+
+    tell: Callable[[int, int], torch.Tensor]
+    share: float
+    temperature: float = 1.0
+    judge: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default=with_lesson, repr=False)
+    #: Bytes that a chunk takes more, for each token and entry of the vocabulary.
+    entry_bytes: int = PLAIN
+
+    def judged(
+        self, product: torch.Tensor, targets: torch.Tensor, head: Head, factor: torch.Tensor, start: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``with_lesson`` of the positions from ``start`` on."""
+        taught = self.tell(start, start + len(targets))
+        return self.judge(product, targets, head, factor, taught, self.share, self.temperature)
+
+    def objective(self, loss: torch.Tensor, divergence: torch.Tensor) -> torch.Tensor:
+        """The objective of a loss and a divergence."""
+        return loss * (1 - self.share) + divergence * (self.share * self.temperature**2)
+
+    def divergence(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed divergence () of a student's whole ``logits`` (N, vocabulary), where ``targets`` (N,) has one."""
+        away = divergences(logits, self.tell(0, len(logits)), self.temperature)
+        return away.masked_fill(targets == NO_TARGET, 0.0).sum()

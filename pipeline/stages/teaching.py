@@ -1,0 +1,121 @@
+"""The teacher of a run, as ``train.objective`` and ``train.distill`` ask for it: found, checked, loaded, counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.config import Config
+from pipeline.data.tokens import Encoder
+from pipeline.errors import RegrowError
+from pipeline.files import of_bytes, read_json
+from pipeline.life import Teller
+from pipeline.memory import available_memory
+from pipeline.model.costs import model_flops_per_token
+from pipeline.model.describe import describe_folder
+from pipeline.model.load import load_model, model_files, resolve_model
+from pipeline.origins import model_folder, require_same_tokens
+from pipeline.run import Run
+from pipeline.training.teacher import Teacher, Teaching
+from pipeline.world import World
+
+KEY = "train.distill.teacher"
+
+
+def find_teacher(config: Config) -> Path | None:
+    """The folder of the teacher's model, None where none is asked for. RegrowError where the key names no model."""
+    if config.train.objective == "lm":
+        return None
+    named = config.train.distill.teacher
+    return resolve_model(config.model.path, config.model.revision) if named == "dense" else model_folder(named, KEY)
+
+
+def teacher_hashes(config: Config, run: Run) -> dict[str, str]:
+    """sha256 of the teacher's files, by their names."""
+    folder = find_teacher(config)
+    return {} if folder is None else {f"teacher/{path.name}": run.hash_of(path) for path in model_files(folder)}
+
+
+def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = False) -> list[str]:
+    """Whether the teacher is one for the text's tokens. Returns a line if it is not here.
+
+    RegrowError where there is none in its folder (``elsewhere``: unless it may be on another machine), where its ids
+    are not those of ``encoder``, and where states are to be met that are not the dense model's.
+    """
+    asked = config.train.distill
+    if config.train.objective == "lm" or asked.teacher == "dense":
+        return []
+    if asked.hidden:
+        raise RegrowError(
+            f"train.distill.hidden {asked.hidden:g}: only the dense model is known to have the blocks that are left; "
+            f"set {KEY}: dense, or hidden: 0"
+        )
+    if elsewhere and not Path(asked.teacher).expanduser().exists():
+        return [f"{KEY}: {asked.teacher} is not on this machine"]
+    folder = find_teacher(config)
+    if encoder is not None and folder is not None:
+        require_same_tokens(encoder, folder, KEY, config.model.trust_remote_code)
+    return []
+
+
+def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: bool | None = None) -> int:
+    """Bytes of the teacher's weights on each device, ``sharded`` or not; None: as the config says, whole for auto."""
+    sharded = config.train.distill.sharded is True if sharded is None else sharded
+    if folder is None or config.train.distill.offloaded:
+        return 0
+    model = describe_folder(folder, config.model.trust_remote_code)
+    whole = model.num_parameters() * getattr(torch, config.model.dtype).itemsize
+    return -(-whole // processes) if sharded else whole
+
+
+def teacher_flops(config: Config, folder: Path | None) -> float:
+    """FLOPs of the teacher's forward for a token: a third of what training on it would take."""
+    if folder is None:
+        return 0.0
+    return model_flops_per_token(describe_folder(folder, config.model.trust_remote_code), config.data.row_length) / 3
+
+
+def is_sharded(config: Config, folder: Path | None, world: World, beside: int) -> bool:
+    """Whether the teacher's weights are split, where training takes ``beside`` bytes of each device."""
+    asked = config.train.distill
+    if asked.offloaded or asked.sharded is True:
+        return True
+    if asked.sharded is False or config.train.zero_stage < 3:
+        return False
+    if world.device.type == "cuda":
+        room = torch.cuda.get_device_properties(world.device).total_memory
+    else:
+        room = available_memory() // world.on_this_machine
+    return beside + teacher_bytes(config, folder, world.size, sharded=False) > room
+
+
+def open_teaching(config: Config, run: Run, world: World, beside: int, say: Teller) -> Teaching | None:
+    """The teacher, loaded, and what is learnt from it; None where none is asked for. Every process calls it.
+
+    ``beside``: bytes that training takes of each device.
+    """
+    folder = world.on_first(lambda: find_teacher(config))
+    if folder is None:
+        return None
+    train, asked = config.train, config.train.distill
+    model = load_model(
+        folder,
+        dtype=config.model.dtype,
+        attention=config.model.attention,
+        device=world.device,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    sharded = world.on_first(lambda: is_sharded(config, folder, world, beside))
+    size = of_bytes(model.get_memory_footprint())
+    where = "in host memory" if asked.offloaded else "split over the processes" if sharded else "on each device"
+    say(f"teacher: {folder.name}, {size} of weights {where}")
+    prune = read_json(run.stage("prune") / "prune.json")
+    kept = tuple(range(len(prune["kept"]) + len(prune["removed"]))) if train.init == "dense" else tuple(prune["kept"])
+    return Teaching(
+        Teacher(model, world, sharded=sharded, offloaded=asked.offloaded),
+        1.0 if train.objective == "distill" else asked.weight,
+        asked.temperature,
+        asked.hidden,
+        kept,
+    )

@@ -1,0 +1,48 @@
+"""Training beside a teacher in real DeepSpeed engines, against a plain torch loop with both models' whole logits."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.training.test_engine import assert_equal_to_the_plain_loop
+
+TAUGHT = [*(f"taught-{stage}" for stage in range(4)), "taught_split-1", "taught_split-3"]
+
+
+@pytest.mark.parametrize("case", TAUGHT)
+def test_training_beside_a_teacher_equals_the_plain_loop(measured, case):
+    """Half of the loss is the divergence, at a temperature, and states are met; the teacher is whole or split."""
+    found = measured(2)[f"{case}-fp32"]
+    assert_equal_to_the_plain_loop(found, case)
+    assert all(step["divergence"] > 0.1 and step["disagreement"] > 0.1 for step in found["steps"]), "shows nothing"
+
+
+def test_each_document_is_taught_alone(measured):
+    found, across = measured(2)["taught_within-1-fp32"], measured(2)["taught-1-fp32"]
+    losses = [step["loss"] for step in found["steps"]]
+    assert losses == pytest.approx(found["losses"], rel=1e-6)
+    assert [step["grad_norm"] for step in found["steps"]] == pytest.approx(found["norms"], rel=1e-5)
+    assert found["difference"] <= 1e-4 and found["cosine"] > 0.9999
+    assert abs(losses[0] / across["losses"][0] - 1) > 1e-4, "whole rows have this loss too: shows nothing"
+
+
+def test_in_bf16_it_stays_near(measured):
+    found = measured(2)["taught-1-bf16"]
+    assert [step["loss"] for step in found["steps"]] == pytest.approx(found["losses"], rel=1e-3)
+    assert [step["grad_norm"] for step in found["steps"]] == pytest.approx(found["norms"], rel=1e-2)
+    assert found["cosine"] > 0.99
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same(measured):
+    found = measured(2, slow=True)["taught_compiled-1-fp32"]
+    assert_equal_to_the_plain_loop(found, "compiled beside a teacher")
+    assert found["compiled"], "nothing was compiled"
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_resumed_beside_a_teacher_it_ends_in_the_same_bytes(measured, stage):
+    found = measured(2)[f"resume_taught-{stage}-bf16"]
+    assert found["equal"], f"ZeRO {stage}: a resumed run ends elsewhere"
+    assert found["changed"] > 1e-3
+    assert [step["divergence"] for step in found["whole"][2:]] == [step["divergence"] for step in found["rest"]]
