@@ -1,0 +1,145 @@
+"""Ways to regrow, side by side: arms that differ in a few keys, on the same cuts, the same rows and as many tokens.
+
+    python benchmarks/recovery.py GRID CONFIG [--only NAME ...] [--table]
+
+GRID (benchmarks/recovery.yaml) names the cuts and the arms, each by the keys that it sets; CONFIG is the rest. Each cut is
+scored and pruned once; each arm is an ordinary run that begins with copies of these stages, is trained, and has its
+exports judged. What is done is skipped, so that the same command goes on behind a kill. The figures go to the run
+folder's recovery.json and, as a table, to recovery.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from commands import carry_out
+
+from pipeline.config import load_config
+from pipeline.config.reading import read_yaml
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.run import Run
+from pipeline.training.metrics import read_lines
+
+ROOT = Path(__file__).parent.parent
+#: Stages that all arms of a cut have in common.
+COMMON = ("data", "score", "prune")
+#: Seconds that one command may take.
+LIMIT = 12 * 3600
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``cuts`` and ``arms`` by name: the overrides that make them; ``chains`` names the arms that remove in steps."""
+
+    cuts: dict[str, list[str]]
+    arms: dict[str, list[str]]
+    chains: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Grid:
+        """The grid in a YAML file."""
+        tree = read_yaml(path)
+        return cls(dict(tree["cuts"]), dict(tree["arms"]), tuple(tree.get("chains", ())))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Arms of recovery, side by side.")
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], help="arms, or cuts, by name")
+    parser.add_argument("--table", action="store_true", help="write the table of what is done, and start nothing")
+    asked = parser.parse_args()
+    grid, folder = Grid.read(asked.grid), load_config(asked.config, ["run.name=recovery"]).run.folder
+    names = [name for name in asked.only if name not in {*grid.cuts, *grid.arms}]
+    if names:
+        parser.error(f"the grid has no {', '.join(names)}; it has {', '.join([*grid.cuts, *grid.arms])}")
+    for cut, arm in chosen(grid, asked.only):
+        if not asked.table and not train_arm(asked.config, grid, cut, arm, folder):
+            return 1
+    figures = [found for cut in grid.cuts for arm in grid.arms if (found := arm_figures(folder, cut, arm))]
+    write_json(folder / "recovery.json", figures)
+    write_atomic(folder / "recovery.md", "".join(tables(figures)))
+    print((folder / "recovery.md").read_text())
+    return 0
+
+
+def chosen(grid: Grid, only: list[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of a cut and an arm that are asked for."""
+    cuts = [name for name in grid.cuts if name in only] or list(grid.cuts)
+    arms = [name for name in grid.arms if name in only] or list(grid.arms)
+    return ((cut, arm) for cut in cuts for arm in arms)
+
+
+def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path) -> bool:
+    """Carry out one arm; False where a command failed."""
+    common, name = f"{cut}-cut", f"{cut}-{arm}"
+    if arm in grid.chains:
+        return regrow("chain", config, f"run.name={name}", *grid.cuts[cut], *grid.arms[arm])
+    if not regrow("run", config, f"run.name={common}", *grid.cuts[cut], "--until", "prune"):
+        return False
+    for stage in COMMON:
+        if not (folder / name / stage / "stage.json").exists():
+            shutil.copytree(folder / common / stage, folder / name / stage, dirs_exist_ok=True)
+    words = (config, f"run.name={name}", *grid.cuts[cut], *grid.arms[arm])
+    return regrow("train", *words) and regrow("evaluate", *words, "--export", "all")
+
+
+def regrow(stage: str, *words: object) -> bool:
+    """Run the command, printing what it prints; whether it ended well."""
+    begin = monotonic()
+    ended = carry_out([sys.executable, "-m", "pipeline", stage, *map(str, words)], ROOT, LIMIT)
+    print(f"# regrow {stage} {words[1]}: exit {ended.status}, {monotonic() - begin:.0f} s", flush=True)
+    return ended.status == 0
+
+
+def arm_figures(folder: Path, cut: str, arm: str) -> dict[str, Any] | None:
+    """What an arm came to, None where it is not done: at each judged step perplexity by text and task values."""
+    run = Run(folder / f"{cut}-{arm}")
+    record, curve = run.record("train"), run.stage("evaluate") / "curve.jsonl"
+    if record is None or not curve.exists():
+        return None
+    result = record["result"]
+    return {
+        "cut": cut,
+        "arm": arm,
+        "flops_per_token": result["flops_per_token"],
+        "teacher_flops_per_token": result["teacher_flops_per_token"],
+        "seconds": result["seconds"],
+        "points": sorted(read_lines(curve), key=lambda line: line["step"]),
+    }
+
+
+def tables(figures: list[dict[str, Any]]) -> Iterator[str]:
+    """A table for each cut: the last export of each arm, by text and task."""
+    for cut in dict.fromkeys(found["cut"] for found in figures):
+        arms = [found for found in figures if found["cut"] == cut]
+        texts = list(arms[0]["points"][-1]["perplexity"])
+        tasks = list(arms[0]["points"][-1]["tasks"] or {})
+        yield f"### {cut}\n\n| arm | {' | '.join([*texts, *tasks])} | tokens | FLOPs | seconds |\n"
+        yield f"| --- |{' ---: |' * (len(texts) + len(tasks) + 3)}\n"
+        for found in arms:
+            last = found["points"][-1]
+            values = [f"{last['perplexity'][text]['value']:.2f}" for text in texts]
+            values += [share_words(last["tasks"][task]) for task in tasks]
+            flops = found["flops_per_token"] * last["tokens"]
+            yield f"| {found['arm']} | {' | '.join(values)} | {last['tokens']:,} | {flops:.2e} | {found['seconds']:.0f} |\n"
+        yield "\n"
+
+
+def share_words(entry: dict[str, Any]) -> str:
+    """A task's value with its standard error, in percent."""
+    error = entry.get("stderr")
+    return f"{100 * entry['value']:.1f}" + (f" ± {100 * error:.1f}" if error and math.isfinite(error) else "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
