@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
     if kind == "string_type" and isinstance(item["input"], int | float):
         return "YAML reads this as a number; put it in quotes"
     if kind == "literal_error" and isinstance(item["input"], str):
-        near = difflib.get_close_matches(item["input"], item["ctx"]["expected"].replace("'", "").split(", "), n=1)
+        # Pydantic's list ends in "or", and of two there is nothing else between them.
+        near = difflib.get_close_matches(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]), n=1)
         if near:
             return f"not known; did you mean {near[0]!r}?"
     if parts[:2] == ("evaluate", "perplexity") and len(parts) == 3 and parts[2] in MOVED:

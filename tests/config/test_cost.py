@@ -56,7 +56,7 @@ def test_what_is_measured_is_part_of_what_the_stage_reads(file: Path) -> None:
         ("prompt_tokens=0", "cost.prompt_tokens: input should be greater than or equal to 1"),
         ("repeats=0", "cost.repeats: input should be greater than or equal to 1"),
         ("warm_up=-1", "cost.warm_up: input should be greater than or equal to 0"),
-        ("protocol=shortened_llm", "cost.protocol: not known"),
+        ("protocol=shortened_llm", "cost.protocol: not known; did you mean 'shortened-llm'?; got"),
         ("protocol=[1]", "cost.protocol: input should be 'own' or 'shortened-llm'"),
         ("batch=[1]", "did you mean 'evaluate.cost.batches'?"),
     ],

@@ -12,27 +12,14 @@ from transformers import AutoTokenizer, LlamaConfig
 from pipeline.data.pieces import TRIED, sentencepiece_tokenizer
 from pipeline.data.tokens import load_tokenizer
 from pipeline.errors import RegrowError
+from tests.sentencepieces import write_pieces
 
 
 @pytest.fixture(scope="module")
 def pieces(texts, tmp_path_factory) -> Path:
     """A folder of a Llama's config and a tokenizer.model. Not to be changed."""
     folder = tmp_path_factory.mktemp("pieces")
-    words = folder / "words.txt"
-    words.write_text("\n".join(text.replace("\n", " ") for text in texts[:200]))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(words),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=600,
-        model_type="bpe",
-        byte_fallback=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        minloglevel=2,
-    )
-    words.unlink()
-    (folder / "tokenizer.vocab").unlink()
+    write_pieces(folder, texts[:200], 600, byte_fallback=True, unk_id=0, bos_id=1, eos_id=2)
     LlamaConfig().save_pretrained(folder)
     return folder
 
@@ -47,16 +34,7 @@ def test_tokens_are_sentencepieces_own(pieces):
 
 def test_what_transformers_cannot_make_is_refused(texts, tmp_path):
     """Words that are pieces with their spaces behind them: no class of transformers reads them so."""
-    words = tmp_path / "words.txt"
-    words.write_text("\n".join(text.replace("\n", " ") for text in texts[:200]))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(words),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=600,
-        model_type="bpe",
-        treat_whitespace_as_suffix=True,
-        minloglevel=2,
-    )
+    write_pieces(tmp_path, texts[:200], 600, treat_whitespace_as_suffix=True)
     LlamaConfig().save_pretrained(tmp_path)
     with pytest.raises(
         RegrowError, match=r"other tokens of it than sentencepiece does; add the tokenizer_config\.json"

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.data.tokens import load_tokenizer
 from tests.families import build
+from tests.sentencepieces import write_pieces
 from tests.tiny import SHAPE, tiny_yaml
 
 QUICK = [
@@ -31,22 +32,11 @@ QUICK = [
 @pytest.fixture
 def model(texts, tmp_path) -> Path:
     """A small Llama, and a tokenizer.model of 1,000 pieces with bytes for what it does not know."""
-    folder, words = tmp_path / "model", tmp_path / "words.txt"
-    words.write_text("\n".join(text.replace("\n", " ") for text in texts[:300]))
-    special = {"unk_id": 0, "bos_id": 1, "eos_id": 2}
+    folder = tmp_path / "model"
     build("llama", spread=0.05, pad_token_id=None, **{**SHAPE, "bos_token_id": 1, "eos_token_id": 2}).to(
         torch.bfloat16
     ).save_pretrained(folder)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(words),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=SHAPE["vocab_size"],
-        model_type="bpe",
-        byte_fallback=True,
-        minloglevel=2,
-        **special,
-    )
-    (folder / "tokenizer.vocab").unlink()
+    write_pieces(folder, texts[:300], SHAPE["vocab_size"], byte_fallback=True, unk_id=0, bos_id=1, eos_id=2)
     assert not [path.name for path in folder.glob("*token*") if path.name != "tokenizer.model"]
     return folder
 
