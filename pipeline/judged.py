@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from pipeline.data.shards import without_secrets
 from pipeline.data.tokens import Encoder, make_encoder
 from pipeline.errors import RegrowError
 from pipeline.evaluation.texts import TextPlace, Unavailable, documents, local_texts
-from pipeline.evaluation.windows import Protocol, TextRows, text_rows
+from pipeline.evaluation.windows import Protocol, TextRows, TooShort, text_rows
 from pipeline.files import hash_json
 from pipeline.inputs import Inputs
 from pipeline.run import Run
@@ -46,22 +47,27 @@ def text_hashes(config: Config, run: Run) -> dict[str, str]:
 
 
 def judged_texts(text: Inputs, say: Callable[[str], None]) -> tuple[dict[str, TextRows], dict[str, str]]:
-    """The rows of every text, those that are held out first; and of the texts that cannot be had, why.
+    """The rows of every text, those that are held out first; and of the hub's texts that cannot be had, or are too
+    short for a row, why.
 
     RegrowError where nothing is held out, and as ``documents`` and ``text_rows``.
     """
     texts, left_out = {"held_out": _held_out(text)}, {}
-    for name in text.config.evaluate.perplexity.texts:
+    for name, place in text_places(text.config).items():
         try:
             texts[name] = _rows(text.config, name, text.encoder, _protocol(text.config, name))
-        except Unavailable as error:
-            left_out[name] = str(error)
-            say(f"left out: evaluate.perplexity.{name}: {error}")
+        except (Unavailable, TooShort) as error:
+            # A local text may have been cut short since it was looked at.
+            if place.path is not None:
+                raise
+            left_out[name] = str(error).removeprefix(f"{place.key}: ")
+            say(f"left out: {place.key}: {left_out[name]}")
     return texts, left_out
 
 
 def check_judged_texts(config: Config, encoder: Encoder | None, elsewhere: bool = False) -> list[str]:
-    """Read each local text as far as its first row. Returns a line on each that is not here.
+    """Read each local text as far as it will be judged, without encoding more of it than its first row where it is
+    judged whole. Returns a line on each that is not here.
 
     RegrowError where a path is not there (``elsewhere``: unless it may be on another machine), where a file cannot be
     read or is too short for a row, and where this tokenizer cannot give the rows. Without ``encoder`` texts are looked
@@ -74,12 +80,16 @@ def check_judged_texts(config: Config, encoder: Encoder | None, elsewhere: bool 
             protocol.cut(encoder, place.key)
         if place.path is None:
             lines.append(
-                f"{place.key}: stage evaluate asks the hub for {place.dataset}; if it is not had, it is left out"
+                f"{place.key}: stage evaluate asks the hub for {place.dataset}; if it is not had, or is too short for "
+                "a row, it is left out"
             )
         elif elsewhere and local_files(place.path, "**") is None:
             lines.append(f"{place.key}: {place.path} is not on this machine")
         elif local_texts(place) and encoder is not None:
-            _rows(config, name, encoder, replace(protocol, rows=1))
+            _rows(config, name, encoder, replace(protocol, rows=protocol.rows or 1))
+            if protocol.rows is None:
+                # Damage, or a record without text, in a later file would else end the run at its last stage.
+                deque(documents(place), maxlen=0)
     return lines
 
 

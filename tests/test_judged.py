@@ -8,6 +8,7 @@ import torch
 from pipeline.config import load_config
 from pipeline.data.tokens import load_tokenizer, make_encoder
 from pipeline.errors import RegrowError
+from pipeline.evaluation.windows import TooShort
 from pipeline.files import hash_file
 from pipeline.inputs import Inputs
 from pipeline.judged import check_judged_texts, judged_texts, text_hashes
@@ -16,6 +17,7 @@ from pipeline.run import Run
 from pipeline.stages import data
 from pipeline.world import World
 
+OWN = "evaluate.perplexity.own"
 NOBODYS = "evaluate.perplexity.hub={dataset: nobody/nothing-of-the-kind, split: test}"
 
 
@@ -49,6 +51,10 @@ def test_held_out_rows_come_first_and_what_cannot_be_had_is_left_out(tiny_config
     assert found["own"].rows.shape == (6, 32) and found["own"].counted_from.tolist() == [1, *[24] * 5]
     assert found["own"].about["text"]["path"] == f"{tmp_path}/own.txt"
     assert "data set nobody/nothing-of-the-kind cannot be had" in left_out["hub"]
+    with pytest.raises(TooShort):
+        judged_texts(
+            Inputs(load_config(tiny_config, [local, f"{OWN}.rows=null", f"{OWN}.length=9999"]), run), said.append
+        )
     assert said == [f"left out: evaluate.perplexity.hub: {left_out['hub']}"]
 
 
@@ -69,6 +75,36 @@ def test_texts_are_looked_at_before_any_work(tiny_config, tmp_path, local, encod
     # Its length is data.row_length's 64.
     with pytest.raises(RegrowError, match=r"evaluate\.perplexity\.hub\.stride 65: a row has 64 tokens of text"):
         check(NOBODYS, "evaluate.perplexity.hub.stride=65")
+
+
+@pytest.mark.parametrize(("last", "message"), [(b"Caf\xe9", "z.txt: not UTF-8"), (b"long enough", None)])
+def test_every_file_of_a_folder_is_read_before_any_work(tiny_config, tmp_path, texts, encoder, last, message):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n\n".join(texts[:6]))
+    (folder / "z.txt").write_bytes(last)
+    whole, some = (
+        load_config(tiny_config, [f"evaluate.perplexity.own={{text: {folder}{rows}}}"]) for rows in ("", ", rows: 2")
+    )
+    assert check_judged_texts(some, encoder) == [], "what is not judged is none of its business"
+    if message is None:
+        assert check_judged_texts(whole, encoder) == []
+        return
+    with pytest.raises(RegrowError, match=message):
+        check_judged_texts(whole, encoder)
+
+
+def test_a_hub_text_too_short_for_a_row_is_left_out(tiny_config, tmp_path, monkeypatch):
+    """A folder stands for the hub: the library takes both by the same call."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "test.jsonl").write_text('{"text": "Nine words are not enough for a whole row."}\n')
+    short = f"evaluate.perplexity.short={{dataset: {tmp_path}/set, split: test, length: 64}}"
+    config, run, said = load_config(tiny_config, [short]), Run(tmp_path / "run"), []
+    data.work(config, run, World.join(Place(local_world=64)), lambda line: None)
+    found, left_out = judged_texts(Inputs(config, run), said.append)
+    assert list(found) == ["held_out"] and "tokens in all, not one row of 64" in left_out["short"]
+    assert said == [f"left out: evaluate.perplexity.short: {left_out['short']}"]
 
 
 def test_a_local_text_is_known_by_its_content(tiny_config, tmp_path, local):

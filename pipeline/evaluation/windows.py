@@ -27,6 +27,10 @@ MARGIN = 64
 UNKNOWN = "<unk>"
 
 
+class TooShort(RegrowError):
+    """A text of not one whole row."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How a text becomes rows.
@@ -74,8 +78,8 @@ def text_rows(documents: Iterable[str], encoder: Encoder, protocol: Protocol, ke
     ``key``: of the config, for messages. ``about``: ``stride`` (tokens of text between rows), ``bos``, ``left_over``
     (tokens at the text's end in no row; None where the asked rows ended it) and ``text``: ``sha256`` of what was read
     (UTF-8; documents with what joins them, or each with a NUL behind it), its ``documents``, ``join``, ``form``
-    (``tokenised`` where ``<unk>`` stands in it, else ``raw``) and ``unknown``, how often. RegrowError as ``cut``, and
-    for a text of not one whole row.
+    (``tokenised`` where ``<unk>`` stands in it, else ``raw``) and ``unknown``, how often. RegrowError as ``cut``;
+    TooShort for a text of not one whole row.
     """
     leading, room, stride = protocol.cut(encoder, key)
     wanted = None if protocol.rows is None else room + (protocol.rows - 1) * stride
@@ -83,7 +87,7 @@ def text_rows(documents: Iterable[str], encoder: Encoder, protocol: Protocol, ke
     make = _ids_apart if protocol.join is None else _ids_joined
     ids = torch.from_numpy(np.asarray(make(read, encoder, protocol.bos, wanted), dtype=np.int64))
     if len(ids) < room:
-        raise RegrowError(
+        raise TooShort(
             f"{key}: {len(ids):,} tokens in all, not one row of {protocol.length:,}; lower {key}.length, or give it "
             "more text"
         )
