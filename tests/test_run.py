@@ -146,10 +146,13 @@ def test_a_stage_s_outputs_are_its_results_alone(tmp_path):
         ".scores.json.77.new",
         "model/config.json",
         "scores.json",
+        "tasks/sums.yaml",
+        "tasks/__pycache__/sums_data.pyc",
+        "tasks/items.json",
     ):
         write_atomic(run.stage("x") / name, name)
     outputs = run.outputs("x")
-    assert list(outputs) == ["model/config.json", "scores.json"]
+    assert list(outputs) == ["model/config.json", "scores.json", "tasks/items.json"]
     assert outputs["scores.json"] == {"bytes": 11, "sha256": hash_file(run.stage("x") / "scores.json")}
 
 

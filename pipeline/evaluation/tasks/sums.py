@@ -14,6 +14,17 @@ from typing import Any
 from pipeline.files import write_atomic
 
 NAME, FILE = "sums", "sums.jsonl"
+#: Reads the items that lie beside it: lm-eval takes paths of data from the working directory, and of code from where a
+#: definition stands, which may be moved.
+READER = "sums_data"
+READING = f"""from pathlib import Path
+
+from datasets import load_dataset
+
+
+def load(**asked):
+    return load_dataset("json", data_files={{"test": str(Path(__file__).with_name("{FILE}"))}})
+"""
 #: Items of each kind, sums that are shown before each, and what they are drawn from.
 ITEMS, SHOWN, SEED = 50, 4, 0
 #: By name: the largest first and second number, and the sign between them.
@@ -41,17 +52,16 @@ def _sum(draw: random.Random, first: int, second: int, sign: str) -> tuple[str, 
     return f"{one} {sign} {other} =", str(one - other if sign == "-" else one + other)
 
 
-def write_items(path: Path) -> None:
-    """One item a line."""
-    write_atomic(path, "".join(json.dumps(item) + "\n" for item in items()))
+def write_items(folder: Path) -> None:
+    """The items, one a line, and the code that reads them, to ``folder``."""
+    write_atomic(folder / FILE, "".join(json.dumps(item) + "\n" for item in items()))
+    write_atomic(folder / f"{READER}.py", READING)
 
 
-def definition(folder: Path) -> dict[str, Any]:
-    """The task as lm-eval reads it, with its items in ``folder``."""
+def definition() -> dict[str, Any]:
+    """The task as lm-eval reads it, but for ``custom_dataset``, the code that stands beside it."""
     return {
         "task": NAME,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str((folder / FILE).resolve())}},
         "output_type": "generate_until",
         "test_split": "test",
         "doc_to_text": "{{text}}",

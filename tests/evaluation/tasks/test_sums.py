@@ -25,7 +25,7 @@ def test_every_sum_is_right_and_within_its_kind():
 
 def test_items_are_the_same_on_every_machine(tmp_path):
     """Figures of two runs compare only on the same items: their bytes are part of the task."""
-    write_items(tmp_path / "sums.jsonl")
+    write_items(tmp_path)
     written = (tmp_path / "sums.jsonl").read_bytes()
     assert [json.loads(line) for line in written.splitlines()] == items()
     assert hashlib.sha256(written).hexdigest() == "7ffb1ae8e3d03bdd168956ac7230f8326f8a95c70a8db1a9c6a1f44fa8e386fa", (
