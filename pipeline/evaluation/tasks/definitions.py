@@ -8,6 +8,7 @@ even where none are shown, so that a split that is not there is replaced by the 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import RegrowError
 from pipeline.evaluation.tasks import sums
+from pipeline.evaluation.tasks.loading import fetch_data
 from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
@@ -66,8 +68,9 @@ class Asked(NamedTuple):
 
 
 def require_tasks(asked: Asked) -> list[str]:
-    """A line on the tasks whose data the hub is asked for. RegrowError where lm-eval is not installed, a task is not
-    known, or data are missing that a task needs."""
+    """A line on the tasks whose data came from the hub: they are fetched now, or found in the library's cache.
+
+    RegrowError where lm-eval is not installed, a task is not known, or data are missing that a task needs."""
     if not asked.tasks:
         return []
     if not find_spec("lm_eval"):
@@ -76,13 +79,13 @@ def require_tasks(asked: Asked) -> list[str]:
         raise RegrowError(f"evaluate.tasks.data: there is no folder {asked.data}")
     for task in asked.tasks:
         _definition(task, asked)
-    fetched = [task for task in asked.tasks if task != sums.NAME] if asked.data is None else []
+    fetched = tuple(task for task in asked.tasks if task != sums.NAME) if asked.data is None else ()
     if not fetched:
         return []
-    return [
-        f"evaluate.tasks: the hub is asked for the data of {', '.join(fetched)}; where it is not reached, set "
-        "evaluate.tasks.data to a folder of them"
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_definitions(asked._replace(names=fetched), Path(folder))
+        fetch_data(Path(folder), fetched)
+    return [f"evaluate.tasks: data of {', '.join(fetched)} from the hub are here"]
 
 
 def data_files(asked: Asked) -> list[Path]:
@@ -97,10 +100,11 @@ def write_definitions(asked: Asked, folder: Path) -> None:
     """Write each task's definition to ``folder``/TASK.yaml, for lm-eval's --include_path, and the data of sums."""
     folder.mkdir(parents=True, exist_ok=True)
     if sums.NAME in asked.tasks:
-        sums.write_items(folder / sums.FILE)
+        sums.write_items(folder)
+        write_atomic(folder / f"{sums.NAME}.yaml", _yaml(sums.definition(), custom_dataset=f"{sums.READER}.load"))
     for task in asked.tasks:
-        definition = sums.definition(folder) if task == sums.NAME else _definition(task, asked)
-        write_atomic(folder / f"{task}.yaml", _yaml(definition))
+        if task != sums.NAME:
+            write_atomic(folder / f"{task}.yaml", _yaml(_definition(task, asked)))
 
 
 def _definition(task: str, asked: Asked) -> dict[str, Any]:
@@ -190,7 +194,11 @@ def _ending(path: Path) -> str:
     return next(ending for ending in READERS if path.name.endswith(ending))
 
 
-def _yaml(definition: dict[str, Any]) -> str:
-    """A yaml file, of a mapping whose values are written as JSON, which yaml reads."""
-    lines: Sequence[str] = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in definition.items()]
+def _yaml(definition: dict[str, Any], **functions: str) -> str:
+    """A yaml file, of a mapping whose values are written as JSON, which yaml reads, and of ``functions`` in files of
+    code beside it."""
+    lines: Sequence[str] = [
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in definition.items()),
+        *(f"{key}: !function {name}" for key, name in functions.items()),
+    ]
     return "\n".join(["# What was evaluated, for lm-eval's own command line too: --include_path FOLDER", *lines, ""])

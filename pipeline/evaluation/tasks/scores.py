@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.evaluation.perplexity import evaluating
 from pipeline.evaluation.tasks.answers import Answers
 from pipeline.evaluation.tasks.definitions import SHORTENED_LLM, Asked, write_definitions
+from pipeline.evaluation.tasks.loading import load_tasks, quiet
 from pipeline.world import World
 
 #: The seed of the draw of examples that are shown before an item: lm-eval's own.
 SHOTS_SEED = 1234
-#: Has lm-eval draw in one process.
-NO_POOL = "DISABLE_MULTIPROC"
 #: Draws of the bootstrap that gives errors to metrics without a formula for one: lm-eval's own number.
 DRAWS = 100_000
 #: Metrics that are shares of the items, so that higher is better and a hundred is all: such a one judges a task.
@@ -47,17 +43,15 @@ class Tasks:
     """
 
     def __init__(self, asked: Asked, batch: int, folder: Path, kept: Path, world: World):
-        from lm_eval.tasks import TaskManager
-
         self._limit, self._batch, self._kept, self._world = asked.limit, batch, kept, world
         world.on_first(lambda: write_definitions(asked, folder))
-        with _quiet():
+        with quiet():
             # One process makes datasets' files, and the others find them.
             if world.rank == 0:
-                self._tasks = TaskManager(include_path=str(folder), include_defaults=False).load(list(asked.tasks))
+                self._tasks = load_tasks(folder, asked.tasks)
             world.barrier()
             if world.rank != 0:
-                self._tasks = TaskManager(include_path=str(folder), include_defaults=False).load(list(asked.tasks))
+                self._tasks = load_tasks(folder, asked.tasks)
         for task in self._tasks["tasks"].values():
             task.set_fewshot_seed(seed=SHOTS_SEED)
 
@@ -72,7 +66,7 @@ class Tasks:
         # Errors of metrics that have no formula for one are drawn, by the first process for all.
         draws = DRAWS if self._world.rank == 0 else 0
         answers = Answers(self._kept / name, self._world.rank)
-        with contextlib.closing(answers), evaluating(model), _quiet():
+        with contextlib.closing(answers), evaluating(model), quiet():
             asked = SharedModel(
                 model,
                 tokenizer,
@@ -137,26 +131,3 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts a BOS before a text by itself, as lm-eval lets it."""
     ids = tokenizer("a")["input_ids"]
     return bool(ids) and ids[0] == tokenizer.bos_token_id and tokenizer.bos_token_id is not None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within the context lm-eval and datasets draw no bars, which a log takes for lines, and lm-eval does not warn."""
-    import datasets
-    from lm_eval.api import task
-
-    # Of options that a model in memory would not heed, and of definitions that leave a default unsaid.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    bars, bar, pool = datasets.are_progress_bars_disabled(), task.tqdm, os.environ.get(NO_POOL)
-    datasets.disable_progress_bars()
-    task.tqdm = partial(bar, disable=True)
-    # A bootstrap would fork a process for each core, of one that holds a GPU.
-    os.environ[NO_POOL] = "1"
-    try:
-        yield
-    finally:
-        task.tqdm = bar
-        if pool is None:
-            del os.environ[NO_POOL]
-        if not bars:
-            datasets.enable_progress_bars()

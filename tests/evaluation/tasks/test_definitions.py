@@ -84,6 +84,12 @@ def test_what_cannot_be_asked_is_refused(asked, message):
         require_tasks(asked)
 
 
+def test_data_that_neither_the_hub_nor_the_cache_has_are_refused(own_cache):
+    with pytest.raises(RegrowError, match=r"the data of piqa cannot be had \(.*\); .* set evaluate.tasks.data to a "):
+        require_tasks(Asked(("sums", "piqa")))
+    assert require_tasks(Asked(("sums",))) == [], "sums are made here"
+
+
 def test_data_that_are_missing_are_named(data):
     with pytest.raises(RegrowError, match=r"has no data of piqa: none of piqa.jsonl, "):
         require_tasks(Asked(("arc_easy", "piqa"), data=data))

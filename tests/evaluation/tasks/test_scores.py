@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from pipeline.evaluation.tasks.definitions import SHORTENED_LLM, Asked
+from pipeline.evaluation.tasks.loading import load_tasks
 from pipeline.evaluation.tasks.scores import Tasks, mean_of
 from pipeline.world import ALONE
 from tests import ROOT
@@ -86,7 +88,17 @@ def test_the_mean_is_that_of_the_seven_and_of_nothing_less():
     assert mean_of({task: entry for task, entry in entries.items() if task != "piqa"}) is None
 
 
+def test_sums_are_read_from_where_the_run_folder_was_moved_to(judged, tmp_path, monkeypatch):
+    folder, _ = judged
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "tasks", moved)
+    (moved / "sums.jsonl").write_text('{"kind": "ones", "text": "1 + 1 =", "answer": "2"}\n')
+    monkeypatch.chdir(tmp_path)
+    (item,) = load_tasks(moved, ["sums"])["tasks"]["sums"].eval_docs
+    assert item["text"] == "1 + 1 =", "the file at the old place was read"
+
+
 def test_definitions_are_kept_and_read_back(judged):
     folder, _ = judged
-    names = sorted(path.name for path in Path(folder / "tasks").iterdir())
-    assert names == ["arc_easy.yaml", "boolq.yaml", "sums.jsonl", "sums.yaml"]
+    names = sorted(path.name for path in Path(folder / "tasks").iterdir() if path.is_file())
+    assert names == ["arc_easy.yaml", "boolq.yaml", "sums.jsonl", "sums.yaml", "sums_data.py"]
