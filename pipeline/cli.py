@@ -70,7 +70,32 @@ _stage_command("data", "List the corpus and pin what it is.")
 _stage_command("score", "Score every block in one sweep.")
 _stage_command("prune", "Remove the least important blocks.")
 _stage_command("train", "Continue pretraining the pruned model; resumes.")
-_stage_command("evaluate", "Measure dense, pruned and regrown.")
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    redo: Redo = None,
+    export: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="Judge this export of training alone (step-00000750), or all; any time."),
+    ] = None,
+) -> None:
+    """Measure dense, pruned and regrown; or exports, while training goes on too."""
+    if export is None:
+        _carry_out(["evaluate"], config, overrides, redo)
+        return
+    if redo is not None:
+        raise ConfigError("--redo goes with a stage, and an export is judged outside of all; leave out one of the two")
+    place = find_place()
+    take_place(place)
+    asked = _read(config, overrides)
+    from pipeline.stages.exports import judge_exports
+
+    judge_exports(export, asked, place, str(config), overrides or [])
+
+
 _stage_command("report", "Draw the page and write the model card.")
 
 

@@ -52,7 +52,9 @@ def judged_texts(text: Inputs, say: Callable[[str], None]) -> tuple[dict[str, Te
 
     RegrowError where nothing is held out, and as ``documents`` and ``text_rows``.
     """
-    texts, left_out = {"held_out": _held_out(text)}, {}
+    asked = text.config.evaluate.perplexity.held_out
+    texts = {"held_out": held_out_text(text, asked.length or text.config.data.row_length, asked.bos, asked.rows)}
+    left_out = {}
     for name, place in text_places(text.config).items():
         try:
             texts[name] = _rows(text.config, name, text.encoder, _protocol(text.config, name))
@@ -106,17 +108,16 @@ def _rows(config: Config, name: str, encoder: Encoder, protocol: Protocol) -> Te
     return replace(made, about={**made.about, "text": place.about | made.about["text"]})
 
 
-def _held_out(text: Inputs) -> TextRows:
-    """The held-out rows; the ``sha256`` in what is said of them is of the manifest's list of the files, which pins the
-    content of each."""
-    config, asked = text.config, text.config.evaluate.perplexity.held_out
-    rows = text.held_out_rows(asked.length or config.data.row_length, asked.bos, asked.rows)
+def held_out_text(text: Inputs, length: int, bos: str, count: int | None) -> TextRows:
+    """The held-out rows, at most ``count`` of ``length`` tokens; the ``sha256`` in what is said of them is of the
+    manifest's list of the files, which pins the content of each. RegrowError where nothing is held out."""
+    rows = text.held_out_rows(length, bos, count)
     if rows is None:
         raise RegrowError("evaluate: data.held_out is not set, so there is nothing to compute a perplexity on")
-    path, sha256 = without_secrets(config.data.held_out.path), hash_json(text.manifest["held_out"])
+    path, sha256 = without_secrets(text.config.data.held_out.path), hash_json(text.manifest["held_out"])
     about = {
-        "stride": rows.shape[1] - (asked.bos == "every"),
-        "bos": asked.bos,
+        "stride": rows.shape[1] - (bos == "every"),
+        "bos": bos,
         "left_over": None,
         "text": {"path": path, "sha256": sha256, "join": None},
     }

@@ -94,10 +94,11 @@ class Run:
     def outputs(self, stage: str) -> dict[str, dict[str, Any]]:
         """Path -> size and sha256 of every file in a stage's folder that is part of its result."""
         root = self.stage(stage)
+        _, of_another = _OF_ANOTHER.get(stage, ("", ()))
         kept = {}
         for path in sorted(root.rglob("*")):
             relative = path.relative_to(root)
-            if path.is_file() and not _passing(relative):
+            if path.is_file() and not _passing(relative) and relative.parts[0] not in of_another:
                 kept[relative.as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
         return kept
 
@@ -106,8 +107,10 @@ class Run:
         write_json(self.stage(stage) / "stage.json", record)
 
     def set_aside(self, stages: list[str]) -> list[Path]:
-        """Move the folders of ``stages`` to aside/NUMBER/; nothing is deleted. Returns the new places."""
-        present = [self.stage(name) for name in stages if self.stage(name).exists()]
+        """Move the folders of ``stages`` to aside/NUMBER/; nothing is deleted. Returns the new places.
+
+        What stands in one and speaks of a stage that is not among them stays."""
+        present = [self.stage(name) for name in stages if self._going(name, stages)]
         if not present:
             return []
         number = 1 + max((int(p.name) for p in (self.folder / "aside").glob("*") if p.name.isdigit()), default=0)
@@ -115,8 +118,21 @@ class Run:
         target.mkdir(parents=True)
         # Last stage first: a crash in between never leaves a later stage standing on a missing earlier one.
         for folder in reversed(present):
-            folder.rename(target / folder.name)
+            going = self._going(folder.name, stages)
+            if len(going) == len(list(folder.iterdir())):
+                folder.rename(target / folder.name)
+                continue
+            (target / folder.name).mkdir()
+            # The record first: without it the stage is not complete, whatever a crash leaves of it.
+            for path in sorted(going, key=lambda path: (path.name != "stage.json", path.name)):
+                path.rename(target / folder.name / path.name)
         return [target / folder.name for folder in present]
+
+    def _going(self, stage: str, stages: list[str]) -> list[Path]:
+        """What of a stage's folder is moved aside with ``stages``."""
+        owner, names = _OF_ANOTHER.get(stage, (stage, ()))
+        folder = self.stage(stage)
+        return [path for path in folder.glob("*") if owner in stages or path.name not in names]
 
     def holder(self) -> str | None:
         """Who works in the folder now (host and pid of the command), or None. RegrowError where that cannot be told."""
@@ -161,6 +177,9 @@ class Run:
 
 #: Progress, checkpoints and logs: they serve a resume and are no part of a stage's result.
 _PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl"}
+#: Of a stage's folder what speaks of another stage's results, and grows without the stage: what was judged of the
+#: exports of training. It is no part of the stage's result, and stays where the stage alone is done again.
+_OF_ANOTHER = {"evaluate": ("train", ("curve", "curve.jsonl", "curve.discarded.jsonl"))}
 
 
 def _passing(relative: Path) -> bool:

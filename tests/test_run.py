@@ -168,6 +168,20 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
     assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2
 
 
+@pytest.mark.parametrize(("redone", "stay"), [(["evaluate", "report"], True), (["train", "evaluate"], False)])
+def test_what_speaks_of_another_stage_stays_unless_that_is_redone(tmp_path, redone, stay):
+    run = Run(tmp_path)
+    for name in ("stage.json", "results.json", "curve.jsonl", "curve/step-1.lock", "tasks/items.json"):
+        write_atomic(run.stage("evaluate") / name, name)
+    assert not [name for name in run.outputs("evaluate") if name.startswith("curve")]
+    assert run.set_aside(redone) == [tmp_path / "aside" / "001" / "evaluate"]
+    left = sorted(path.name for path in run.stage("evaluate").glob("*"))
+    assert left == (["curve", "curve.jsonl"] if stay else [])
+    moved = sorted(path.name for path in (tmp_path / "aside" / "001" / "evaluate").iterdir())
+    assert moved == sorted({"results.json", "stage.json", "tasks", *([] if stay else ["curve", "curve.jsonl"])})
+    assert run.set_aside(["evaluate"]) == [], "nothing but what stays was there"
+
+
 def test_hashes_are_remembered_until_a_file_changes(tmp_path):
     run, path = Run(tmp_path / "run"), tmp_path / "weights"
     path.write_bytes(b"one")

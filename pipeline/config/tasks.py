@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from pipeline.config.keys import Folder, Section, Whole, key
 
 
@@ -31,13 +35,17 @@ class DuringSection(Section):
         free=True,
         ge=1,
     )
-    tasks: tuple[str, ...] = key(
-        ("sums",),
-        "Tasks that are asked then, by the names of evaluate.tasks.names.",
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = key(
+        None,
+        "Tasks that are asked then, and of exports, by the names of evaluate.tasks.names; null takes sums.",
         stages="train",
         free=True,
-        min_length=1,
     )
     limit: Whole | None = key(
         100, "Items of each then, from its first; null takes all.", stages="train", free=True, ge=1
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks that are asked between steps."""
+        return self.tasks or ("sums",)

@@ -109,25 +109,37 @@ def perplexity(
     head: Head | None = None,
     world: World = ALONE,
     counted_from: torch.Tensor | None = None,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
-    Returns ``value`` (the perplexity), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and
-    ``length`` (tokens in a row, of which length - 1 are targets where rows do not overlap).
+    Returns ``value`` (the perplexity), ``stderr`` (its standard error over the choice of rows, as if each were drawn
+    by itself; None for one row), ``loss`` (nats per target token), ``tokens`` (targets), ``rows`` and ``length``
+    (tokens in a row, of which length - 1 are targets where rows do not overlap).
     """
     sums, targets = row_losses(
         model, rows, micro_batch=micro_batch, device=device, head=head, world=world, counted_from=counted_from
     )
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens
+    # Not math.exp, which raises above 709 nats.
+    value = torch.tensor(loss, dtype=torch.float64).exp().item()
     return {
-        # Not math.exp, which raises above 709 nats.
-        "value": torch.tensor(loss, dtype=torch.float64).exp().item(),
+        "value": value,
+        "stderr": _standard_error(value, (sums - loss * targets).tolist(), tokens),
         "loss": loss,
         "tokens": tokens,
         "rows": rows.shape[0],
         "length": rows.shape[1],
     }
+
+
+def _standard_error(value: float, residuals: list[float], tokens: int) -> float | None:
+    """Of exp(a ratio of sums over rows), by the linear term: ``residuals`` are each row's sum of losses less what the
+    mean loss would make of its targets. None where there is no telling."""
+    count = len(residuals)
+    if count < 2 or not math.isfinite(value):
+        return None
+    return value * math.sqrt(count / (count - 1) * math.fsum(one * one for one in residuals)) / tokens
 
 
 def _check(rows: torch.Tensor, micro_batch: int) -> None:

@@ -30,10 +30,11 @@ def require_during(config: Config, elsewhere: bool = False) -> None:
     if config.train.zero_stage == 3:
         raise RegrowError(
             "evaluate.during with train.zero_stage 3: the model stands nowhere whole, and each process answers other "
-            "requests; set evaluate.during.every to null, or train under ZeRO 1 or 2"
+            "requests; set evaluate.during.every to null and train.export_every to its steps, and judge the exports "
+            "while training goes on: regrow evaluate CONFIG --export all; or train under ZeRO 1 or 2"
         )
     if not elsewhere:
-        require_tasks(_asked(config))
+        require_tasks(asked_during(config))
 
 
 def tasks_during(
@@ -44,7 +45,7 @@ def tasks_during(
         return None
     folder, batch = run.stage("train"), config.evaluate.tasks.batch
     kept = folder / "progress" / "answers"
-    tasks = Tasks(_asked(config), batch, folder / "tasks", kept, world)
+    tasks = Tasks(asked_during(config), batch, folder / "tasks", kept, world)
     tokenizer = load_tokenizer(origin.folder, origin.trust_remote_code)
 
     def ask(engine: Engine, step: int) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def tasks_during(
     return ask
 
 
-def _asked(config: Config) -> Asked:
+def asked_during(config: Config) -> Asked:
+    """What is asked between the steps of training."""
     during, tasks = config.evaluate.during, config.evaluate.tasks
-    return Asked(during.tasks, during.limit, tasks.shots, tasks.data)
+    return Asked(during.names, during.limit, tasks.shots, tasks.data)

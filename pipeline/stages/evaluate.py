@@ -5,6 +5,7 @@ One model stands in memory at a time, except where their speeds are compared: th
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from transformers import PreTrainedModel
 from pipeline.checks import check_prompts
 from pipeline.config import Config
 from pipeline.errors import RegrowError
+from pipeline.evaluation.figures import Figures
 from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
-from pipeline.evaluation.perplexity import perplexity
 from pipeline.evaluation.protocol import CostProtocol, require_positions
 from pipeline.evaluation.resident import Stored
 from pipeline.evaluation.running import cost_of_running
-from pipeline.evaluation.tasks.definitions import Asked, data_files, require_tasks
+from pipeline.evaluation.tasks.definitions import data_files, require_tasks
 from pipeline.evaluation.tasks.paired import compare_models
-from pipeline.evaluation.tasks.scores import Judged, Tasks, mean_of
+from pipeline.evaluation.tasks.scores import Tasks, mean_of
 from pipeline.evaluation.windows import TextRows
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
@@ -30,10 +31,9 @@ from pipeline.judged import check_judged_texts, judged_texts, text_hashes
 from pipeline.life import Teller
 from pipeline.model.blocks import find_blocks
 from pipeline.model.files import weight_files
-from pipeline.model.head import find_head
-from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.stages import score
+from pipeline.stages.judging import asked_tasks, load, loading, perplexities, perplexity_words, task_words, what_it_is
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -48,12 +48,13 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     }
     texts, left_out = world.on_first(lambda: judged_texts(text, say))
     tasks, models, items, weights = _tasks(config, run, world), {}, {}, []
+    figures = Figures(run.stage("evaluate") / "progress" / "figures", world)
     for name, folder in folders.items():
         say(f"{name}: {', '.join(f'{len(each.rows)} rows of {judged}' for judged, each in texts.items())}")
-        model = _load(config, folder, world)
-        entry = _judge(config, folder, model, texts, world)
-        values = [f"{judged} {found['value']:.2f}" for judged, found in entry["perplexity"].items()]
-        say(f"{name}: perplexity of {', '.join(values)}")
+        identity = world.on_first(partial(_identity, config, run, folder))
+        model = load(config, folder, world)
+        entry = _judge(config, folder, model, identity, texts, figures, world)
+        say(f"{name}: {perplexity_words(entry['perplexity'])}")
         if tasks is not None:
             judged = tasks.judge(name, model, read_encoder(config, folder).tokenizer, say.at)
             items[name] = judged.items
@@ -88,14 +89,14 @@ def _speeds(
     way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
     say(f"latency: the models are loaded {way}")
     speeds = measure_latency(
-        lambda name: (_load(config, folders[name], world), read_encoder(config, folders[name])),
+        lambda name: (load(config, folders[name], world), read_encoder(config, folders[name])),
         list(folders),
         _workload(config),
         device=world.device,
         together=together,
     )
     costs = cost_of_running(
-        {name: Stored(folder, **_loading(config)) for name, folder in folders.items()},
+        {name: Stored(folder, **loading(config)) for name, folder in folders.items()},
         dict(zip(folders, weights, strict=True)),
         _cost_protocol(config),
         held_out.rows,
@@ -107,49 +108,51 @@ def _speeds(
 
 def _tasks(config: Config, run: Run, world: World) -> Tasks | None:
     """The tasks that the models are to be asked, None where there are none."""
-    asked, folder = _asked(config), run.stage("evaluate")
+    asked, folder = asked_tasks(config), run.stage("evaluate")
     if not asked.tasks:
         return None
     return Tasks(asked, config.evaluate.tasks.batch, folder / "tasks", folder / "progress" / "answers", world)
 
 
-def _asked(config: Config) -> Asked:
-    tasks = config.evaluate.tasks
-    return Asked(tasks.names, tasks.limit, tasks.shots, tasks.data)
-
-
-def task_words(judged: Judged) -> str:
-    """Each task's figure, in a line."""
-    return ", ".join(f"{task} {entry['value']:.3f}" for task, entry in judged.entries.items())
+def _identity(config: Config, run: Run, folder: Path) -> dict[str, Any]:
+    """What a model is, with hashes that a resume need not compute again."""
+    found = what_it_is(config, folder, run.hash_of)
+    run.keep_hashes()
+    return found
 
 
 def _judge(
-    config: Config, folder: Path, model: PreTrainedModel, texts: dict[str, TextRows], world: World
+    config: Config,
+    folder: Path,
+    model: PreTrainedModel,
+    identity: dict[str, Any],
+    texts: dict[str, TextRows],
+    figures: Figures,
+    world: World,
 ) -> dict[str, Any]:
     """What one model is and predicts, with the first process's samples."""
-    perplexities = _perplexities(config, model, texts, world)
-    samples = None
-    if world.rank == 0:
-        asked = config.evaluate.generation
-        samples = generate_samples(model, read_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
-    world.barrier()
+    found = perplexities(config, model, identity, texts, figures, world)
+    asked = config.evaluate.generation
+
+    def continued() -> list[dict[str, str]] | None:
+        if world.rank != 0:
+            return None
+        return generate_samples(model, read_encoder(config, folder), asked.prompts, asked.new_tokens, world.device)
+
+    fixed = {"model": identity, "prompts": asked.prompts, "new_tokens": asked.new_tokens, "text": _encoding(config)}
     return {
         "parameters": model.num_parameters(),
         "blocks": len(find_blocks(model)),
-        "perplexity": perplexities,
+        "perplexity": found,
         "tasks": {},
-        "generation": {"samples": samples},
+        "generation": {"samples": figures.of(fixed, continued)},
         "weight_file_bytes": sum(path.stat().st_size for path in weight_files(folder)),
     }
 
 
-def _load(config: Config, folder: Path, world: World) -> PreTrainedModel:
-    return load_model(folder, device=world.device, **_loading(config))
-
-
-def _loading(config: Config) -> dict[str, Any]:
-    names = ("dtype", "attention", "trust_remote_code")
-    return {name: getattr(config.model, name) for name in names}
+def _encoding(config: Config) -> list[str]:
+    """How prompts become ids, beside the tokenizer, which is among the model's files."""
+    return [config.data.separator, config.data.special_tokens]
 
 
 def _cost_protocol(config: Config) -> CostProtocol:
@@ -159,22 +162,6 @@ def _cost_protocol(config: Config) -> CostProtocol:
 def _workload(config: Config) -> Workload:
     asked = config.evaluate.generation
     return Workload(asked.prompts[0], asked.new_tokens, asked.batch, asked.repeats)
-
-
-def _perplexities(
-    config: Config, model: PreTrainedModel, texts: dict[str, TextRows], world: World
-) -> dict[str, dict[str, Any]]:
-    """Of each text the model's perplexity, and how it was measured."""
-    micro_batch, head = config.evaluate.micro_batch, find_head(model)
-    settings = {"micro_batch": micro_batch, "device": world.device, "head": head, "world": world}
-    return {
-        name: {
-            **perplexity(model, text.rows, counted_from=text.counted_from, **settings),
-            **text.about,
-            "micro_batch": micro_batch,
-        }
-        for name, text in texts.items()
-    }
 
 
 def table(models: dict[str, Any]) -> list[str]:
@@ -195,12 +182,12 @@ def check(ahead: Ahead) -> list[str]:
     if ahead.model is not None:
         require_positions(_cost_protocol(ahead.config), ahead.model)
     lines = check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
-    return lines if ahead.elsewhere else [*require_tasks(_asked(ahead.config)), *lines]
+    return lines if ahead.elsewhere else [*require_tasks(asked_tasks(ahead.config)), *lines]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
     """The dense model, as for scoring, and the local texts and the tasks' data by their content."""
-    data = {f"evaluate.tasks.data/{path.name}": run.hash_of(path) for path in data_files(_asked(config))}
+    data = {f"evaluate.tasks.data/{path.name}": run.hash_of(path) for path in data_files(asked_tasks(config))}
     return score.inputs(config, run) | text_hashes(config, run) | data
 
 

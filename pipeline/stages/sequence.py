@@ -95,7 +95,7 @@ def _by_itself(stage: str, config: Config, run: Run, place: Place, fingerprint: 
 
 def _due(stage: str, config: Config, run: Run, config_path: str) -> dict[str, Any] | None:
     """The fingerprint of a stage that is to be carried out, after noting the start; None when it is done already."""
-    with _told(stage, run):
+    with told(stage, run):
         return _begun(stage, config, run, config_path)
 
 
@@ -103,7 +103,7 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
     known = load_stage(stage)
     # The last one first: the command that it names brings those before it too.
     for earlier in reversed(known.upstream):
-        _require(earlier, config, run, config_path)
+        require_done(earlier, config, run, config_path)
     fingerprint = {
         "config": config.read_by(stage),
         "inputs": known.inputs(config, run),
@@ -114,26 +114,26 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
     if record is not None:
         differences = compare_fingerprints(record["fingerprint"], fingerprint)
         if differences:
-            raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
-        _say(run, stage, "done before, skipped")
+            raise stale(f"stage {stage} is done, but not with this config", differences, stage)
+        say_line(run, stage, "done before, skipped")
         return None
     if started.exists() and not known.progress_fits_any_config:
         differences = compare_fingerprints(read_json(started), fingerprint)
         if differences:
-            raise _stale(f"stage {stage} was begun with another config", differences, stage)
+            raise stale(f"stage {stage} was begun with another config", differences, stage)
     run.keep_hashes()
     write_json(started, fingerprint)
     write_atomic(run.folder / "config.yaml", dump_config(config))
     return fingerprint
 
 
-def _require(stage: str, config: Config, run: Run, config_path: str) -> None:
+def require_done(stage: str, config: Config, run: Run, config_path: str) -> None:
     """Refuse to build on a stage that is missing, was done with another config, or has lost a file."""
     record = run.require(stage, config_path)
     done_with = {"config": record["fingerprint"]["config"]}
     differences = compare_fingerprints(done_with, {"config": config.read_by(stage)})
     if differences:
-        raise _stale(f"stage {stage} is done, but not with this config", differences, stage)
+        raise stale(f"stage {stage} is done, but not with this config", differences, stage)
     for name, entry in record["outputs"].items():
         path = run.stage(stage) / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
@@ -143,9 +143,10 @@ def _require(stage: str, config: Config, run: Run, config_path: str) -> None:
             )
 
 
-def _stale(what: str, differences: list[str], stage: str) -> RegrowError:
-    listed = "\n  ".join(differences)
-    return RegrowError(f"{what}:\n  {listed}\nChange it back, take another run.name, or add --redo {stage}")
+def stale(what: str, differences: list[str], stage: str | None = None) -> RegrowError:
+    """Says what differs, and what to do; ``stage``: that which may be done again."""
+    listed, again = "\n  ".join(differences), f", or add --redo {stage}" if stage else ""
+    return RegrowError(f"{what}:\n  {listed}\nChange it back, or take another run.name{again}")
 
 
 def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None = None) -> None:
@@ -154,10 +155,10 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
 
     def say(line: str) -> None:
         if world.rank == 0:
-            _say(run, stage, line)
+            say_line(run, stage, line)
 
     say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
-    with _told(stage, run, world.rank), telling(say) as say:
+    with told(stage, run, world.rank), telling(say) as say:
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
@@ -193,7 +194,7 @@ def _finish(
 
 
 @contextmanager
-def _told(stage: str, run: Run, rank: int = 0) -> Iterator[None]:
+def told(stage: str, run: Run, rank: int = 0) -> Iterator[None]:
     """Within the context an error becomes what a person should be told; log.txt keeps where it came from."""
     try:
         yield
@@ -253,15 +254,16 @@ def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str |
             notes = preflight(due, config, place)
         with run.lock():
             for folder in run.set_aside(list(again)):
-                _say(run, redo or "", f"redo: moved aside to {folder}")
+                say_line(run, redo or "", f"redo: moved aside to {folder}")
             for note in notes:
-                _say(run, due[0], note)
+                say_line(run, due[0], note)
             yield agent
     finally:
         agent.end()
 
 
-def _say(run: Run, stage: str, line: str) -> None:
+def say_line(run: Run, stage: str, line: str) -> None:
+    """Print a line of a stage, and write it to the log."""
     raise_if_interrupted()
     print(f"[{stage}] {line}", flush=True)
     run.log(f"{stage}: {line}")

@@ -55,7 +55,7 @@ class LineFile:
         """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
         if self._file is None:
             self._file = FileIO(self.path, "a")
-        line = _line(record).encode()
+        line = json_line(record).encode()
         if self._file.write(line) != len(line):
             # A full disk takes what fits; the torn line is dropped by the next start.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -75,9 +75,9 @@ def cut_after(path: Path, step: int) -> int:
     gone = [record for record in records if record["step"] > step]
     if gone:
         with path.with_suffix(".discarded.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, gone))
+            file.writelines(map(json_line, gone))
     # Also without lines to discard: the rewrite drops a torn last line.
-    write_atomic(path, "".join(map(_line, kept)))
+    write_atomic(path, "".join(map(json_line, kept)))
     return len(gone)
 
 
@@ -112,7 +112,8 @@ def pace(lines: Iterable[dict[str, Any]]) -> tuple[float, float]:
     return tokens / seconds, seconds / len(recent)
 
 
-def _line(record: dict[str, Any]) -> str:
+def json_line(record: dict[str, Any]) -> str:
+    """A record as a line of a line file."""
     return json.dumps(_plain(record), allow_nan=False) + "\n"
 
 

@@ -124,6 +124,7 @@ class Session:
                 "tokens": self.position.tokens,
                 "held_out_loss": result["loss"],
                 "held_out_perplexity": result["value"],
+                "held_out_stderr": result["stderr"],
                 "rows": result["rows"],
             }
             self._lines["held_out.jsonl"].append(line)

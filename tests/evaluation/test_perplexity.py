@@ -99,6 +99,18 @@ def test_equals_double_precision_from_logits(model, rows):
     assert found["value"] == pytest.approx(math.exp(total / tokens), rel=1e-5), "perplexity is not exp(mean loss)"
 
 
+def test_the_standard_error_is_that_of_drawing_other_rows(model, rows):
+    """Rows of unequal numbers of targets; against the spread of many draws with replacement."""
+    counted_from = torch.tensor([1, 1, 12, 1, 12, 1, 1])
+    found = perplexity(model, rows, micro_batch=3, device="cpu", counted_from=counted_from)
+    sums, targets = row_losses(model, rows, micro_batch=3, device="cpu", counted_from=counted_from)
+    drawn = torch.randint(7, (40_000, 7), generator=torch.Generator().manual_seed(0))
+    spread = (sums[drawn].sum(1) / targets[drawn].sum(1)).exp().std().item()
+    # A bootstrap of n rows has (n - 1) / n of the variance, and the linear term alone is counted.
+    assert found["stderr"] == pytest.approx(spread * math.sqrt(7 / 6), rel=0.1)
+    assert perplexity(model, rows[:1], micro_batch=3, device="cpu")["stderr"] is None
+
+
 def test_what_stands_before_the_first_target_is_context(model, rows):
     model.eval()
     sums, targets = row_losses(model, rows, micro_batch=3, device="cpu", counted_from=COUNTED_FROM)

@@ -16,10 +16,11 @@ from pipeline.errors import RegrowError
 from pipeline.evaluation import memory
 from pipeline.files import read_json, write_json
 from pipeline.launch import Place
+from pipeline.life import telling
 from pipeline.model.hollow import without_weights
 from pipeline.model.load import load_model
 from pipeline.run import Run
-from pipeline.stages import data, evaluate
+from pipeline.stages import data, evaluate, judging
 from pipeline.stages.stage import Ahead
 from pipeline.world import World
 from tests.stages.family import Family, left
@@ -57,7 +58,7 @@ def loads(monkeypatch) -> list[tuple[str, int]]:
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(evaluate, "load_model", load)
+    monkeypatch.setattr(judging, "load_model", load)
     return noted
 
 
@@ -144,6 +145,31 @@ def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
     known = read_json(reference / "evaluate" / "results.json")["models"].values()
     assert [entry["held_out"] for entry in found["one"]] == [entry["perplexity"]["held_out"] for entry in known]
     assert len({entry["own"]["value"] for entry in found["one"]}) == 3
+
+
+def test_what_a_kill_left_finished_is_not_computed_again_and_results_have_the_same_bytes(
+    config, run, tiny_config, monkeypatch
+):
+    """Killed before speeds are compared, which may be measured anew."""
+    config = load_config(tiny_config, ["evaluate.tasks.names=[sums]", "evaluate.tasks.limit=4"])
+    world, results = World.join(ONE_THREAD), run.stage("evaluate") / "results.json"
+    speeds = {"latency_seconds": 1.0, "tokens_per_second": 1.0}
+    monkeypatch.setattr(evaluate, "_speeds", lambda *args: {name: (dict(speeds), []) for name in NAMES})
+    with telling(lambda line: None) as say:
+        evaluate.work(config, run, world, say)
+        whole = results.read_bytes()
+        results.unlink()
+        with monkeypatch.context() as patch:
+            for name, module in (("perplexity", judging), ("generate_samples", evaluate)):
+                patch.setattr(module, name, lambda *args, **how: pytest.fail("computed again"))
+            evaluate.work(config, run, world, say)
+    assert results.read_bytes() == whole
+    other = run.stage("train") / "exports" / "last" / "generation_config.json"
+    other.write_text(other.read_text() + " ")
+    with telling(lambda line: None) as say, monkeypatch.context() as patch:
+        patch.setattr(judging, "perplexity", lambda *args, **how: pytest.fail("another model was computed"))
+        with pytest.raises(pytest.fail.Exception, match="another model"):
+            evaluate.work(config, run, world, say)
 
 
 def test_the_cost_of_running_is_measured_where_it_is_asked_for(tiny_config, run, tiny_model):
