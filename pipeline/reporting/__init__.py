@@ -5,9 +5,10 @@ hands over what it has parsed, so each function can also be called from a notebo
 """
 
 from pipeline.reporting.card import render_card
-from pipeline.reporting.curves import learning_curve, perplexity_lines
+from pipeline.reporting.curves import perplexity_lines
 from pipeline.reporting.heat_maps import draw_heat_map, draw_linear_windows, draw_ppl_windows
 from pipeline.reporting.layer_bars import block_importance, draw_layer_bars
+from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.page import render_page
 from pipeline.reporting.records import Records
 

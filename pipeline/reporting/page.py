@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipeline.reporting import comparison as ways
-from pipeline.reporting import criteria, curves, notation
+from pipeline.reporting import criteria, notation
 from pipeline.reporting.drawing import for_page
+from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.model_rows import (
     MODELS,
     latency_words,
@@ -73,6 +74,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "running_drawings": costs,
         "curve_differs": _loop_differs(records.held_out, references.get("pruned")),
         "trained": bool(records.metrics),
+        "exports_judged": len({line["step"] for line in records.curve}),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),
         "scores": records.scores,
         "samples": sample_rows(models),
@@ -150,14 +152,15 @@ def _curve_drawings(records: Records, references: Mapping[str, float | None], ou
     metrics, held_out = records.metrics, records.held_out
     processes = ((records.cost or {}).get("train") or {}).get("processes")
     losses = [line.get("loss") for line in metrics] + [line.get("held_out_perplexity") for line in held_out]
-    if not records.tasks and not any(value is not None and math.isfinite(value) for value in losses):
+    asked = records.tasks or records.curve
+    if not asked and not any(value is not None and math.isfinite(value) for value in losses):
         return None
     lines = {model: references.get(model) for model in ("dense", "pruned")}
 
     def build(narrow: bool) -> Any:
-        return curves.learning_curve(metrics, held_out, lines, narrow, records.tasks, processes)
+        return learning_curve(metrics, held_out, lines, narrow, records.tasks, processes, records.curve)
 
-    return for_page("learning-curve", "Training loss, held-out perplexity and tasks against tokens.", out, build)
+    return for_page("learning-curve", "Training loss, perplexity and tasks against tokens.", out, build)
 
 
 def _loop_differs(held_out: Sequence[Mapping[str, Any]], pruned: float | None) -> bool:

@@ -29,11 +29,12 @@ class Records:
 
     ``prune``: prune.json (removed, kept, protected, criterion, parameters, selection, stability, greedy, linear).
     ``scores``: scores.json. ``comparison``: comparison.json (what other criteria, selections and controls would have
-    removed, and the perplexity that each leaves before training). ``metrics``, ``held_out`` and ``tasks``: lines of
-    metrics.jsonl, held_out.jsonl and tasks.jsonl. ``results``: results.json. ``cost``: stages in seconds, train,
-    hardware, versions. ``provenance``: ``model`` (where the dense model was loaded from), ``base_model`` (its name on
-    the Hub, where ``model`` is a local folder), ``model_note``, ``data`` (each with ``path`` and ``documents``),
-    ``data_note``, ``language`` and ``license``. ``config_yaml``: the resolved configuration as text.
+    removed, and the perplexity that each leaves before training). ``metrics``, ``held_out``, ``tasks`` and ``curve``:
+    lines of metrics.jsonl, held_out.jsonl, tasks.jsonl and curve.jsonl. ``results``: results.json. ``cost``: stages in
+    seconds, train, hardware, versions. ``provenance``: ``model`` (where the dense model was loaded from),
+    ``base_model`` (its name on the Hub, where ``model`` is a local folder), ``model_note``, ``data`` (each with
+    ``path`` and ``documents``), ``data_note``, ``language`` and ``license``. ``config_yaml``: the resolved
+    configuration as text.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Records:
     metrics: Sequence[Record] = ()
     held_out: Sequence[Record] = ()
     tasks: Sequence[Record] = ()
+    curve: Sequence[Record] = ()
     results: Record | None = None
     cost: Record | None = None
     provenance: Record | None = None

@@ -20,7 +20,7 @@ from pipeline.training.export import Origin
 from pipeline.world import World
 
 #: Of a task's entry, what its line keeps.
-KEPT = ("metric", "share", "value", "stderr", "items", "shots", "output")
+KEPT = ("metric", "share", "value", "stderr", "items", "shots", "output", "sha256")
 
 
 def require_during(config: Config, elsewhere: bool = False) -> None:

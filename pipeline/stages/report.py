@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import STAGES, Config, dump_config
-from pipeline.files import read_json, write_atomic
+from pipeline.files import hash_file, read_json, write_atomic
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.run import Run
+from pipeline.stages.curve import curve_file
 from pipeline.stages.stage import Stage
 from pipeline.training.metrics import read_lines
 from pipeline.world import World
@@ -51,6 +52,7 @@ def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Rec
         metrics=read_lines(run.stage("train") / "metrics.jsonl"),
         held_out=read_lines(run.stage("train") / "held_out.jsonl"),
         tasks=read_lines(run.stage("train") / "tasks.jsonl"),
+        curve=read_lines(curve_file(run)),
         results=read_json(run.stage("evaluate") / "results.json"),
         cost=_cost(stages),
         provenance=_provenance(config, stages["data"]["result"]),
@@ -101,12 +103,19 @@ def _loading(config: Config, export: Path) -> dict[str, Any]:
     return {"loader": loader.__name__, "custom_code": code}
 
 
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """What was judged of exports, which may grow when all stages are done."""
+    path = curve_file(run)
+    return {f"evaluate/{path.name}": hash_file(path)} if path.exists() else {}
+
+
 STAGE = Stage(
     "report",
     upstream=("data", "score", "prune", "train", "evaluate"),
     format=1,
     work=work,
-    # Nothing beyond the outputs of the stages.
-    inputs=lambda config, run: {},
+    inputs=inputs,
     launched=lambda config: False,
+    # It has none that another page could be made from.
+    progress_fits_any_config=True,
 )

@@ -1,0 +1,116 @@
+"""From the line files of a run to what its learning curve draws: points of one protocol each, with their errors.
+
+Training asks its weights between steps (held_out.jsonl, tasks.jsonl); exports are judged by themselves (curve.jsonl).
+What was asked alike makes one line, whoever asked; what was not has a line of its own, whose label says what differs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.reporting.drawing import finite
+
+Line = Mapping[str, Any]
+#: The held-out rows as the training loop judges them, by their name in curve.jsonl.
+IN_TRAINING = "held_out in training"
+#: Of a figure's fields what fixes it, and how a label says it. Micro-batches change rounding alone.
+OF_TEXTS = {
+    "rows": "{} rows",
+    "length": "length {}",
+    "stride": "stride {}",
+    "bos": "BOS {}",
+    "tokens": "{} targets",
+    "text": "text {}",
+}
+OF_TASKS = {"metric": "{}", "items": "{} items", "shots": "{} shots", "sha256": "items {}"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (tokens, value, standard error or 0) of one protocol, by their tokens, under the ``name`` of a text or a
+    task; ``label`` says what differs from others of the name."""
+
+    name: str
+    label: str
+    points: tuple[tuple[int, float, float], ...]
+
+
+def perplexity_series(held_out: Iterable[Line], curve: Sequence[Line]) -> tuple[list[Series], list[Series]]:
+    """The lines of held-out text, that of training first, and those of other texts."""
+    found = [
+        (
+            IN_TRAINING,
+            {"rows": line.get("rows")},
+            (line["tokens"], line.get("held_out_perplexity"), line.get("held_out_stderr")),
+        )
+        for line in held_out
+    ]
+    for line in curve:
+        texts = line["perplexity"]
+        for name, entry in texts.items():
+            fixed = {field: entry.get(field) for field in OF_TEXTS}
+            if name == "held_out" and IN_TRAINING in texts and _same_rows(entry, texts[IN_TRAINING]):
+                continue
+            # Of these training's own lines say no more; the rest may not change in the life of a run.
+            fixed = {"rows": entry["rows"]} if name == IN_TRAINING else fixed
+            found.append((name, fixed, (line["tokens"], entry["value"], entry.get("stderr"))))
+    series = _grouped(found, OF_TEXTS)
+    of_held_out = [one for one in series if one.name in (IN_TRAINING, "held_out")]
+    return of_held_out, [one for one in series if one not in of_held_out]
+
+
+def task_series(tasks: Iterable[Line], curve: Iterable[Line]) -> list[Series]:
+    """A line for each task and protocol, in points of a hundred; metrics that are no shares are left out."""
+    found = []
+    for line in (*tasks, *curve):
+        for task, entry in line["tasks"].items():
+            if finite(entry.get("value")) and entry.get("share", True):
+                fixed = {field: entry.get(field) for field in OF_TASKS}
+                found.append((task, fixed, (line["tokens"], 100 * entry["value"], 100 * (entry.get("stderr") or 0))))
+    return _grouped(found, OF_TASKS)
+
+
+def _same_rows(one: Line, other: Line) -> bool:
+    return all(one.get(field) == other.get(field) for field in OF_TEXTS)
+
+
+def _grouped(
+    found: Iterable[tuple[str, dict[str, Any], tuple[int, Any, Any]]], words: Mapping[str, str]
+) -> list[Series]:
+    """Points by name and by what fixes them; of two at the same tokens the later stands: that of the export."""
+    groups: dict[tuple[str, str], dict[int, tuple[int, float, float]]] = {}
+    fixes: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, fixed, (tokens, value, error) in found:
+        if finite(value):
+            key = name, repr(fixed)
+            fixes[key] = fixed
+            groups.setdefault(key, {})[tokens] = (tokens, value, error or 0.0)
+    labels = _labels([(name, fixes[name, fixed]) for name, fixed in groups], words)
+    return [
+        Series(name, label, tuple(points[tokens] for tokens in sorted(points)))
+        for ((name, _), points), label in zip(groups.items(), labels, strict=True)
+    ]
+
+
+def _labels(named: Sequence[tuple[str, Mapping[str, Any]]], words: Mapping[str, str]) -> list[str]:
+    """Each one's name, with what differs among those of the same name."""
+    counts = Counter(name for name, _ in named)
+    labels = []
+    for name, fixed in named:
+        own = [other for also, other in named if also == name]
+        differing = [field for field in words if len({repr(one.get(field)) for one in own}) > 1]
+        said = [words[field].format(_short(fixed.get(field))) for field in differing] if counts[name] > 1 else []
+        labels.append(", ".join([name, *said]))
+    return labels
+
+
+def _short(value: Any) -> str:
+    """A protocol's value in a label: of a hash, or of a text that has one, its first digits."""
+    if isinstance(value, Mapping):
+        value = value.get("sha256")
+    if value is None:
+        return "not named"
+    return value[:6] if isinstance(value, str) and len(value) == 64 else str(value)
