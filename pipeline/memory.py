@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,9 @@ IN_GROUP = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+#: Of glibc's mallopt: the size from which memory is the kernel's own and goes back when it is freed, and how much may
+#: stay free at the heap's end.
+MMAP_THRESHOLD, TRIM_THRESHOLD, KEPT = -3, -1, 128 * 1024
 
 
 def available_memory() -> int:
@@ -61,3 +66,11 @@ def _free_in(folder: Path) -> int | None:
             continue
         return max(0, left + int(stat.get(reclaimable, 0)))
     return None
+
+
+def give_back_at_once() -> None:
+    """From now on have the C library give memory back when it is freed: left to itself glibc raises the size from which
+    it does so with every large piece that is freed, and keeps up to 32 MB of each for what may come."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        for option in (MMAP_THRESHOLD, TRIM_THRESHOLD):
+            ctypes.CDLL(None).mallopt(option, KEPT)

@@ -10,7 +10,6 @@ count. What the kernel kills for taking too much is that process, and not the on
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import signal
@@ -27,23 +26,23 @@ from pipeline.evaluation.memory import ran_out
 from pipeline.evaluation.protocol import Size, prompts
 from pipeline.evaluation.timing import Timed
 from pipeline.launch import die_with_parent
+from pipeline.memory import give_back_at_once
+from pipeline.model.dispatch import Dispatch
 from pipeline.model.hollow import without_weights
 from pipeline.model.load import attention_kernel, load_model
 
-#: Of glibc's mallopt: the size from which memory is the kernel's own and goes back when it is freed, and how much may
-#: stay free at the heap's end. Fixed here, or what a large batch has freed would count for a small one behind it.
-MMAP_THRESHOLD, TRIM_THRESHOLD, KEPT = -3, -1, 128 * 1024
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A model's folder, and how it is loaded."""
+    """A model's folder, and how it is loaded: whole, or as ``dispatch`` says."""
 
     folder: Path
     dtype: str
     attention: str
     trust_remote_code: bool
+    dispatch: Dispatch | None = None
 
     def load(self, device: torch.device) -> PreTrainedModel:
         """The model on ``device``, as ``load_model`` gives it."""
@@ -53,6 +52,7 @@ class Stored:
             attention=self.attention,
             device=device,
             trust_remote_code=self.trust_remote_code,
+            dispatch=self.dispatch,
         )
 
 
@@ -123,8 +123,8 @@ def _measure(
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(threads)
-    for option in (MMAP_THRESHOLD, TRIM_THRESHOLD):
-        ctypes.CDLL(None).mallopt(option, KEPT)
+    # Or what a large batch has freed would count for a small one behind it.
+    give_back_at_once()
     text = torch.tensor(ids, dtype=torch.int64)
     try:
         before = _without_model(stored)

@@ -234,7 +234,7 @@ def _dense(
     finally:
         for handle in handles:
             handle.remove()
-    return states, {start: output.reshape(states[0].shape) for start, output in outputs.items()}
+    return states, {start: output.to(states[0].device).reshape(states[0].shape) for start, output in outputs.items()}
 
 
 def _accumulate(sums: dict[Window, torch.Tensor], window: Window, term: torch.Tensor) -> None:

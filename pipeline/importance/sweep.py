@@ -22,6 +22,7 @@ from pipeline.errors import RegrowError
 from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated, run_without_head, take_hidden
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.files import not_finite
+from pipeline.model.hooks import input_device
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import BlockOutput
@@ -74,7 +75,7 @@ def removal_losses(
     check_windows(windows, len(every))
     if windows and without:
         raise RegrowError(f"windows are left out of the whole model, and blocks {list(without)} are gone from it")
-    input_ids = input_ids.to(next(model.parameters()).device)
+    input_ids = input_ids.to(input_device(model))
     asked = [*((block, 1) for block in tried), *windows]
     # In the order in which they come back among the dense states: by their last block.
     returning = sorted(range(len(asked)), key=lambda number: (sum(asked[number]), number))
@@ -91,7 +92,7 @@ def dense_states(model: PreTrainedModel, input_ids: torch.Tensor, watch: Watch) 
     model.eval()
     running = dict(enumerate(find_blocks(model)))
     with logits_alone(model):
-        _final_states(model, running, [], input_ids.to(next(model.parameters()).device), watch)
+        _final_states(model, running, [], input_ids.to(input_device(model)), watch)
 
 
 def check_windows(windows: Sequence[Window], total: int) -> None:
@@ -131,7 +132,7 @@ def _final_states(
         if hidden.shape[0] != batch:
             raise RegrowError(f"{type(block).__name__} got {hidden.shape[0]} rows for {batch} sequences; not supported")
         if watch is not None:
-            watch(index_of[block], hidden)
+            watch(index_of[block], hidden.to(input_ids.device))
         times = 1 + len(variants)
         # A view of the whole batch: what is held for longer than this block is a copy.
         entering[index_of[block]] = hidden.clone() if index_of[block] in longer else hidden
@@ -139,7 +140,8 @@ def _final_states(
             return (hidden, *args), kwargs
         doubled_args, doubled_kwargs = twice[block]
         name = f"{type(block).__name__}: argument"
-        wide = torch.cat([hidden, *variants])
+        # A dispatched model's blocks lie on several devices: what skipped some of them comes from an earlier one.
+        wide = torch.cat([hidden, *(variant.to(hidden.device) for variant in variants)])
         return (wide, *repeated(args, doubled_args, times, name)), repeated(kwargs, doubled_kwargs, times, name)
 
     def narrow(block: nn.Module, args: tuple, output: BlockOutput) -> BlockOutput:
@@ -153,7 +155,7 @@ def _final_states(
             del entering[start]
         if index_of[block] == last:
             if watch is not None:
-                watch(behind_all, dense)
+                watch(behind_all, dense.to(input_ids.device))
             leaving.append(dense)
             tuples.append(isinstance(output, tuple))
         return (dense, *output[1:]) if isinstance(output, tuple) else dense
@@ -163,7 +165,7 @@ def _final_states(
     tuples: list[bool] = []
     with hooks_on(running.values(), before=widen, after=narrow):
         run_without_head(model, input_ids)
-    return torch.cat([*leaving, *variants]), tuples[0]
+    return torch.cat([*leaving, *(variant.to(leaving[0].device) for variant in variants)]), tuples[0]
 
 
 def summed_losses(

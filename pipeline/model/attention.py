@@ -21,6 +21,7 @@ from torch import nn
 from transformers import masking_utils
 
 from pipeline.errors import RegrowError
+from pipeline.model.hooks import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,7 +104,8 @@ def require_document_attention(model: PreTrainedModel) -> float:
     advice = "use data.attention across, or another model.attention"
     rows, length = len(PROBE), int(PROBE[0][-1])
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(input_device(model))
     embedded: list[torch.Tensor] = []
 
     def watch(module: nn.Module, arguments: tuple, output: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig
 
+from pipeline.model.hooks import input_device, own_forward
 from pipeline.model.lesson import Lesson
 from pipeline.model.loss import NO_TARGET, loss_by_logits
 
@@ -90,7 +91,7 @@ def find_head(model: nn.Module) -> Head | None:
     # No random number is drawn.
     model.eval()
     try:
-        ids = torch.arange(TRIED, device=next(model.parameters()).device)[None] % linear.out_features
+        ids = torch.arange(TRIED, device=input_device(owner))[None] % linear.out_features
         with torch.no_grad():
             wanted = model(input_ids=ids, use_cache=False).logits.float()
     finally:
@@ -99,9 +100,11 @@ def find_head(model: nn.Module) -> Head | None:
     # A head that is called otherwise, or more than once, is not known.
     if len(products) != 1 or products[0].shape != wanted.shape:
         return None
-    near = (TOLERANCE if products[0].dtype == torch.float32 else HALF_TOLERANCE) * float(wanted.abs().max())
+    # The head of a dispatched model may lie on another device than its inputs.
+    product = products[0].to(wanted.device)
+    near = (TOLERANCE if product.dtype == torch.float32 else HALF_TOLERANCE) * float(wanted.abs().max())
     off = [
-        (float((head.logits(products[0]) - wanted).abs().max()), number, head)
+        (float((head.logits(product) - wanted).abs().max()), number, head)
         for number, head in enumerate(_candidates(linear, owner.config))
     ]
     least, _, head = min(off, key=lambda one: one[:2])
@@ -134,9 +137,9 @@ class Taken:
 def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0, lesson: Lesson | None = None) -> Iterator[Taken]:
     """Within the context one forward of the head's model gives losses, and no logits; gives what it took.
 
-    ``targets`` (rows, T) int64 on the states' device is the token that each position is to predict, or NO_TARGET. The
-    objective is the total loss, or what a ``lesson`` for these positions makes of it, times ``factor``. The model's
-    ``logits`` have a last axis of 1, and mean nothing.
+    ``targets`` (rows, T) int64 is the token that each position is to predict, or NO_TARGET. The objective is the total
+    loss, or what a ``lesson`` for these positions makes of it, times ``factor``. The model's ``logits`` have a last axis
+    of 1, and mean nothing.
 
     ZeRO 3 has the head's weight whole while the head's own forward runs, and looks for its backward between what goes
     in and what comes out: so all is done there, and the objective comes out as the head's output, behind its hooks.
@@ -144,7 +147,7 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0, lesson: Le
     taken, linear = Taken(), head.linear
 
     def forward(states: torch.Tensor) -> torch.Tensor:
-        flat, wanted = states.reshape(-1, states.shape[-1]), targets.reshape(-1)
+        flat, wanted = states.reshape(-1, states.shape[-1]), targets.reshape(-1).to(states.device)
         if not torch.is_grad_enabled():
             taken.losses = _token_losses(flat, wanted, head).view(targets.shape)
             return taken.losses
@@ -159,13 +162,12 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0, lesson: Le
         (states,) = inputs
         return states.new_zeros(*states.shape[:-1], 1)
 
-    linear.forward = forward
     handle = linear.register_forward_hook(take)
     try:
-        yield taken
+        with own_forward(linear, forward):
+            yield taken
     finally:
         handle.remove()
-        del linear.forward
 
 
 @contextlib.contextmanager
@@ -177,11 +179,8 @@ def states_at(head: Head) -> Iterator[list[torch.Tensor]]:
         taken.append(states)
         return states[..., :1]
 
-    head.linear.forward = forward
-    try:
+    with own_forward(head.linear, forward):
         yield taken
-    finally:
-        del head.linear.forward
 
 
 def chunk_length(tokens: int, vocabulary: int, each: int = PLAIN) -> int:

@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import RegrowError, first_line
 from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
+from pipeline.model.dispatch import Dispatch, aligned, read_not_mapped, values_of
 from pipeline.model.files import require_finite, weight_files
 from pipeline.model.fit import require_fit
 from pipeline.model.headers import is_old_mask
@@ -112,8 +113,12 @@ def load_model(
     attention: str = "auto",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    dispatch: Dispatch | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a local folder, or by its name on the hub, in evaluation mode.
+
+    With ``dispatch`` it is spread as that says, and computes on ``device`` and the GPUs that are named there; without
+    it stands on ``device`` whole.
 
     A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the
     config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
@@ -130,16 +135,22 @@ def load_model(
     device = torch.device(device)
     logging.disable_progress_bar()
     name_accelerator()
-    loader = auto_class(read_config(path, trust_remote_code))
+    loader, kernel = auto_class(read_config(path, trust_remote_code)), attention_kernel(attention, device, dtype)
     try:
-        with _without_report():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_without_report())
+            spread = {}
+            if dispatch is not None:
+                stack.enter_context(read_not_mapped())
+                spread = dispatch.arguments(without_weights(path, dtype, kernel, trust_remote_code), path)
             model, loading = loader.from_pretrained(
                 path,
                 dtype=dtype,
-                attn_implementation=attention_kernel(attention, device, dtype),
+                attn_implementation=kernel,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # They are refused below, by name.
+                **spread,
             )
     except RegrowError:
         raise
@@ -154,8 +165,10 @@ def load_model(
         own_memory(model)
     _say_whether_tied(model)
     return_logits(model)
-    model = model.eval().to(device)
-    require_finite(model.named_parameters(), path)
+    model.eval()
+    if dispatch is None:
+        model.to(device)
+    require_finite(values_of(model), path)
     return model
 
 
@@ -178,17 +191,20 @@ def _require_fitted(path: Path, loading: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _without_report() -> Iterator[None]:
-    """Within the context transformers prints no table of the weights that do not fit: they are refused by name."""
+    """Within the context transformers prints no table of the weights that do not fit, which are refused by name, and
+    accelerate no line on those that lie elsewhere."""
 
     def is_no_report(record: LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        return not any(words in record.getMessage() for words in ("LOAD REPORT", "on the meta device because"))
 
-    logger = getLogger("transformers.modeling_utils")
-    logger.addFilter(is_no_report)
+    loggers = [getLogger(name) for name in ("transformers.modeling_utils", "accelerate.big_modeling")]
+    for logger in loggers:
+        logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(is_no_report)
+        for logger in loggers:
+            logger.removeFilter(is_no_report)
 
 
 def _say_whether_tied(model: Any) -> None:
@@ -211,8 +227,7 @@ def own_memory(model: Any) -> None:
     different length would give logits that differ in the last bits.
     """
     for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
+        parameter.data = aligned(parameter.data)
 
 
 def save_model(model: Any, folder: Path, companions_from: Path | None = None) -> None:

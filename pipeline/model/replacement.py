@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
 from pipeline.model.blocks import check_indices, find_blocks, remove_blocks
+from pipeline.model.hooks import input_device
 from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import BlockOutput, module_tree
 
@@ -137,9 +138,8 @@ def _run_block(
     handles += [projection.register_forward_hook(project)] if projection is not None else []
     try:
         model.eval()
-        device = next(block.parameters()).device
         with logits_alone(model):
-            model(torch.arange(4, device=device).unsqueeze(0), use_cache=False)
+            model(torch.arange(4, device=input_device(model)).unsqueeze(0), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

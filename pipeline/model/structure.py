@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import RegrowError
+from pipeline.model.hooks import input_device, is_hollow
 from pipeline.model.outputs import logits_alone
 
 #: Values of a config that tie blocks to each other, with what they stand for.
@@ -107,7 +108,7 @@ def require_separate_blocks(model: nn.Module, blocks: nn.ModuleList) -> int | No
                 raise RegrowError(
                     f"{name}: blocks cannot be removed, blocks {owner} and {index} share the parameter {parameter_name}"
                 )
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if is_hollow(model):
         return None
     chain = tuple(map(id, blocks))
     if blocks not in _WATCHED or _WATCHED[blocks][0] != chain:
@@ -130,7 +131,7 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
             raise RegrowError(f"{refusal}, block {index} is not given one hidden state (batch, tokens, size)")
         # Only the first block's input comes from elsewhere.
         # A model of broken weights has NaNs here, which are equal to nothing; its losses tell.
-        if states and not torch.equal(states[-1].nan_to_num(), hidden.nan_to_num()):
+        if states and not torch.equal(states[-1].nan_to_num(), hidden.to(states[-1].device).nan_to_num()):
             raise RegrowError(
                 f"{refusal}, what enters block {index} is not what block {index - 1} returned: something happens "
                 "between blocks that depends on the block"
@@ -151,9 +152,8 @@ def _watch_one_token(model: nn.Module, blocks: nn.ModuleList) -> int | None:
     handles += [block.register_forward_hook(after) for block in blocks]
     try:
         model.eval()
-        device = next(blocks[0].parameters()).device
         with logits_alone(model):
-            model(torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
+            model(torch.zeros((1, 1), dtype=torch.int64, device=input_device(model)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
