@@ -11,7 +11,6 @@ folder's recovery.json and, as a table, to recovery.md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -25,7 +24,7 @@ from commands import carry_out
 
 from pipeline.config import load_config
 from pipeline.config.reading import read_yaml
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import write_atomic, write_json
 from pipeline.run import Run
 from pipeline.training.metrics import read_lines
 
@@ -130,8 +129,12 @@ def tables(figures: list[dict[str, Any]]) -> Iterator[str]:
             last = found["points"][-1]
             values = [f"{last['perplexity'][text]['value']:.2f}" for text in texts]
             values += [share_words(last["tasks"][task]) for task in tasks]
-            flops = found["flops_per_token"] * last["tokens"]
-            yield f"| {found['arm']} | {' | '.join(values)} | {last['tokens']:,} | {flops:.2e} | {found['seconds']:.0f} |\n"
+            values += [
+                f"{last['tokens']:,}",
+                f"{found['flops_per_token'] * last['tokens']:.2e}",
+                f"{found['seconds']:.0f}",
+            ]
+            yield f"| {found['arm']} | {' | '.join(values)} |\n"
         yield "\n"
 
 

@@ -16,7 +16,9 @@ from pipeline.importance.cut import Cut
 from pipeline.importance.linear import find_projections
 from pipeline.importance.selection import read_block_order
 from pipeline.inputs import Inputs
+from pipeline.loading import loading, spread
 from pipeline.model.blocks import find_blocks
+from pipeline.model.dispatch import lying, place_words
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.world import World
@@ -47,7 +49,8 @@ def read_way(config: Config, total: int) -> Way:
 
 
 def open_removals(config: Config, run: Run, world: World, say: Callable[[str], None]) -> Removals:
-    """The dense model on every process's device, with the texts that it is run on. Every process asks for it.
+    """The dense model on every process's device, or spread where it is too large, with the texts that it is run on.
+    Every process asks for it.
 
     Raises RegrowError when linear maps are asked for that no block could take.
     """
@@ -59,13 +62,11 @@ def open_removals(config: Config, run: Run, world: World, say: Callable[[str], N
         return torch.tensor(ids), text.held_out_rows(asked.length, config.evaluate.perplexity.held_out.bos, asked.rows)
 
     calibration, held_out = world.on_first(texts)
-    model = load_model(
-        text.model,
-        dtype=config.score.dtype,
-        attention=config.model.attention,
-        device=world.device,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    folder = run.stage("prune") / "progress"
+    dispatch = spread(config, text.model, config.score.dtype, world, folder)
+    model = load_model(text.model, device=world.device, dispatch=dispatch, **loading(config, config.score.dtype))
+    if dispatch is not None:
+        say(f"the dense model is dispatched: {place_words(lying(model))}")
     if config.prune.linear:
         # Refused now, not after the rounds of greedy removal.
         find_projections(model, [(start, 1) for start in range(len(find_blocks(model)))])
@@ -77,6 +78,6 @@ def open_removals(config: Config, run: Run, world: World, say: Callable[[str], N
         held_out=held_out,
         ridge=config.score.linear_ridge,
         world=world,
-        folder=run.stage("prune") / "progress",
+        folder=folder,
         say=say,
     )

@@ -26,6 +26,7 @@ from pipeline.importance.criteria import NEEDS
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
 from pipeline.launch import Place, count_processes
+from pipeline.loading import dispatch_note
 from pipeline.model.costs import (
     accumulation,
     attention_width,
@@ -190,7 +191,7 @@ def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[
             "train.processes is auto and this machine has no GPU: planned for one process, as a run starts here; "
             "train.processes=8 plans for 8 GPUs"
         )
-    notes += check_lengths(config, model)
+    notes += check_lengths(config, model) + dispatch_note(config, model, GPU_BYTES)
     if config.model.attention == "eager":
         notes.append("model.attention eager stores T x T matrices, which the activations here leave out")
     if train.micro_batch == "auto":

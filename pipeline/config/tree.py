@@ -54,6 +54,21 @@ class ModelSection(Section):
         "Attention kernel; auto takes the best that is installed.",
         stages="score train evaluate",
     )
+    dispatch: Literal["auto", True, False] = key(
+        "auto",
+        "Spread a model over a process's GPUs, host memory and disk where stages evaluate and prune run it: auto where "
+        "its weights do not fit on the device, with a margin.",
+        free=True,
+    )
+    device_memory: Whole | None = key(
+        None, "Bytes of a dispatched model's weights on each GPU; null: 80% of what is free.", free=True, gt=0
+    )
+    host_memory: Whole | None = key(
+        None,
+        "Bytes of its weights that each process holds in host memory; null: its share of 80% of what is free.",
+        free=True,
+        ge=0,
+    )
     trust_remote_code: bool = key(
         False, "Run code that the model's folder brings along.", stages="score prune train evaluate report"
     )

@@ -49,4 +49,6 @@ def cost_of_running(
         device=device,
         say=say,
     )
-    return measure_cost(measuring, together=fit_together([*weights.values(), most], device), peaks=peaks)
+    # What is dispatched has filled the memory that there is.
+    whole = all(one.dispatch is None for one in stored.values())
+    return measure_cost(measuring, together=whole and fit_together([*weights.values(), most], device), peaks=peaks)

@@ -35,6 +35,10 @@ class Timed:
 
     def __init__(self, model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, device: torch.device):
         self._model, self._ids, self._new_tokens, self._device = model, ids.to(device), new_tokens, device
+        # A dispatched model's weights lie on several GPUs, and not all of them on one.
+        tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cuda"]
+        self._gpus = {tensor.device for tensor in tensors} | ({device} if device.type == "cuda" else set())
+        self._standing = sum(tensor.nbytes for tensor in tensors)
 
     def run(self) -> TimedRun:
         """Generate once. End-of-sequence tokens are ignored. The GPU is synchronised before the start, once the first
@@ -42,16 +46,15 @@ class Timed:
         with greedy(self._model, self._new_tokens, None) as generate:
             first = _FirstToken(self._device)
             _synchronise(self._device)
-            before = _watch(self._device)
+            before = {gpu: _watch(gpu) for gpu in self._gpus}
             start = time.perf_counter()
             output = generate(self._ids, [first])
             _synchronise(self._device)
             seconds = time.perf_counter() - start
         memory = None
-        if before is not None:
+        if before:
             # Other models' weights may stand there too.
-            added = torch.cuda.max_memory_allocated(self._device) - before
-            memory = self._model.get_memory_footprint() + added
+            memory = self._standing + sum(torch.cuda.max_memory_allocated(gpu) - was for gpu, was in before.items())
         prompt = self._ids.shape[1]
         return TimedRun(prompt, output.shape[1] - prompt, first.at - start, seconds, memory)
 
@@ -83,9 +86,7 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _watch(device: torch.device) -> int | None:
-    """Begin to count a GPU's memory anew; what is allocated there now, or None on a CPU, where torch keeps no count."""
-    if device.type != "cuda":
-        return None
+def _watch(device: torch.device) -> int:
+    """Begin to count a GPU's memory anew; what is allocated there now."""
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)

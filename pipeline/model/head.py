@@ -138,8 +138,8 @@ def losses_at(head: Head, targets: torch.Tensor, factor: float = 1.0, lesson: Le
     """Within the context one forward of the head's model gives losses, and no logits; gives what it took.
 
     ``targets`` (rows, T) int64 is the token that each position is to predict, or NO_TARGET. The objective is the total
-    loss, or what a ``lesson`` for these positions makes of it, times ``factor``. The model's ``logits`` have a last axis
-    of 1, and mean nothing.
+    loss, or what a ``lesson`` for these positions makes of it, times ``factor``. The model's ``logits`` have a last
+    axis of 1, and mean nothing.
 
     ZeRO 3 has the head's weight whole while the head's own forward runs, and looks for its backward between what goes
     in and what comes out: so all is done there, and the objective comes out as the head's output, behind its hooks.

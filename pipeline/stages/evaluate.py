@@ -5,6 +5,7 @@ One model stands in memory at a time, except where their speeds are compared: th
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,20 @@ from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.judged import check_judged_texts, judged_texts, text_hashes
 from pipeline.life import Teller
+from pipeline.loading import offloaded
 from pipeline.model.blocks import find_blocks
+from pipeline.model.dispatch import lying, place_words
 from pipeline.model.files import weight_files
 from pipeline.run import Run
 from pipeline.stages import score
-from pipeline.stages.judging import asked_tasks, load, loading, perplexities, perplexity_words, task_words, what_it_is
+from pipeline.stages.judging import (
+    asked_tasks,
+    perplexities,
+    perplexity_words,
+    stored_model,
+    task_words,
+    what_it_is,
+)
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -47,13 +57,21 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
     texts, left_out = world.on_first(lambda: judged_texts(text, say))
-    tasks, models, items, weights = _tasks(config, run, world), {}, {}, []
-    figures = Figures(run.stage("evaluate") / "progress" / "figures", world)
+    tasks, models, items, weights, stored = _tasks(config, run, world), {}, {}, [], {}
+    progress = run.stage("evaluate") / "progress"
+    figures = Figures(progress / "figures", world)
     for name, folder in folders.items():
         say(f"{name}: {', '.join(f'{len(each.rows)} rows of {judged}' for judged, each in texts.items())}")
         identity = world.on_first(partial(_identity, config, run, folder))
-        model = load(config, folder, world)
+        stored[name] = stored_model(config, folder, world, progress)
+        model = stored[name].load(world.device)
+        weights.append(model.get_memory_footprint())
+        lies = {} if stored[name].dispatch is None else lying(model)
+        if lies:
+            say(f"{name} is dispatched: {place_words(lies)}")
         entry = _judge(config, folder, model, identity, texts, figures, world)
+        if lies:
+            entry["dispatched"] = {str(place): size for place, size in lies.items()}
         say(f"{name}: {perplexity_words(entry['perplexity'])}")
         if tasks is not None:
             judged = tasks.judge(name, model, read_encoder(config, folder).tokenizer, say.at)
@@ -62,12 +80,11 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             say(f"{name}: {task_words(judged)}")
         path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()
         models[name] = {"path": path, **entry}
-        weights.append(model.get_memory_footprint())
         # Nothing holds the model afterwards.
         del model
         give_back(world.device)
     if world.rank == 0:
-        for name, (speed, costs) in _speeds(config, folders, weights, texts["held_out"], world, say).items():
+        for name, (speed, costs) in _speeds(config, stored, weights, texts["held_out"], world, say).items():
             models[name]["generation"] = speed | models[name]["generation"]
             models[name]["cost"] = costs
         results = {"models": models, "left_out": {"perplexity": left_out}}
@@ -77,33 +94,35 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         write_json(run.stage("evaluate") / "results.json", results)
         for line in table(models):
             say(line)
+    shutil.rmtree(offloaded(progress, world), ignore_errors=True)
     world.barrier()
     return {name: entry["perplexity"]["held_out"]["value"] for name, entry in models.items()}
 
 
 def _speeds(
-    config: Config, folders: dict[str, Path], weights: list[int], held_out: TextRows, world: World, say: Teller
+    config: Config, stored: dict[str, Stored], weights: list[int], held_out: TextRows, world: World, say: Teller
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Of each model how fast it generates beside the others, and what running it costs, in all sizes that are asked."""
-    together = fit_together(weights, world.device)
+    # What is dispatched has filled the memory that there is.
+    together = not any(one.dispatch for one in stored.values()) and fit_together(weights, world.device)
     way = "together and take turns" if together else f"one by one, {ROUNDS} times: they do not fit together"
     say(f"latency: the models are loaded {way}")
     speeds = measure_latency(
-        lambda name: (load(config, folders[name], world), read_encoder(config, folders[name])),
-        list(folders),
+        lambda name: (stored[name].load(world.device), read_encoder(config, stored[name].folder)),
+        list(stored),
         _workload(config),
         device=world.device,
         together=together,
     )
     costs = cost_of_running(
-        {name: Stored(folder, **loading(config)) for name, folder in folders.items()},
-        dict(zip(folders, weights, strict=True)),
+        stored,
+        dict(zip(stored, weights, strict=True)),
         _cost_protocol(config),
         held_out.rows,
         device=world.device,
         say=say,
     )
-    return {name: (speeds[name], costs.get(name, [])) for name in folders}
+    return {name: (speeds[name], costs.get(name, [])) for name in stored}
 
 
 def _tasks(config: Config, run: Run, world: World) -> Tasks | None:

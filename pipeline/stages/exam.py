@@ -18,12 +18,13 @@ from pipeline.files import hash_file, hash_json
 from pipeline.inputs import Inputs, read_encoder
 from pipeline.judged import check_judged_texts, held_out_text, judged_texts
 from pipeline.life import Teller
+from pipeline.loading import loading, offloaded
 from pipeline.model.files import weight_files
 from pipeline.model.load import model_files
 from pipeline.run import Run
 from pipeline.stages.curve import working_folder
 from pipeline.stages.during import asked_during
-from pipeline.stages.judging import asked_tasks, load, loading, perplexities, perplexity_words, task_words, what_it_is
+from pipeline.stages.judging import asked_tasks, perplexities, perplexity_words, stored_model, task_words, what_it_is
 from pipeline.world import World
 
 #: The held-out rows as the training loop judges them: no text of a config can have this name.
@@ -96,7 +97,7 @@ class Exam:
                 "micro_batch": config.evaluate.micro_batch,
                 "tasks": [asked.tasks, asked.limit, asked.shots, config.evaluate.tasks.batch],
                 "data": {path.name: hash_file(path) for path in data_files(asked)},
-                "loading": loading(config),
+                "loading": loading(config, config.model.dtype),
             }
         )
         self._folder = working_folder(run) / self.protocol[:16]
@@ -122,7 +123,8 @@ class Exam:
         finished before a kill is taken as it is."""
         config, world = self._config, self._world
         figures = Figures(self._folder / sitting.label / "figures", world)
-        model = load(config, sitting.export, world)
+        scratch = self._folder / sitting.label
+        model = stored_model(config, sitting.export, world, scratch).load(world.device)
         found = perplexities(config, model, sitting.identity, self._texts, figures, world)
         say(f"{sitting.export.name}: {perplexity_words(found)}")
         entries: dict[str, Any] = {}
@@ -133,6 +135,7 @@ class Exam:
             say(f"{sitting.export.name}: {task_words(judged)}")
         del model
         give_back(world.device)
+        shutil.rmtree(offloaded(scratch, world), ignore_errors=True)
         return {"perplexity": found, "left_out": self._left_out, "tasks": entries, "device": str(world.device)}
 
     def clear(self, sitting: Sitting) -> None:

@@ -11,27 +11,26 @@ from transformers import PreTrainedModel
 from pipeline.config import Config
 from pipeline.evaluation.figures import Figures, hash_rows
 from pipeline.evaluation.perplexity import perplexity
+from pipeline.evaluation.resident import Stored
 from pipeline.evaluation.tasks.definitions import Asked
 from pipeline.evaluation.tasks.scores import Judged
 from pipeline.evaluation.windows import TextRows
+from pipeline.loading import loading, spread
 from pipeline.model.head import find_head
-from pipeline.model.load import load_model, model_files
+from pipeline.model.load import model_files
 from pipeline.world import World
 
 
-def loading(config: Config) -> dict[str, Any]:
-    """How every model that is judged is loaded, as ``load_model`` takes it."""
-    return {name: getattr(config.model, name) for name in ("dtype", "attention", "trust_remote_code")}
-
-
-def load(config: Config, folder: Path, world: World) -> PreTrainedModel:
-    """The model in ``folder``, where this process computes."""
-    return load_model(folder, device=world.device, **loading(config))
+def stored_model(config: Config, folder: Path, world: World, scratch: Path) -> Stored:
+    """The model in ``folder`` and how it is loaded where this process computes; every process asks. ``scratch`` takes
+    what does not fit into memory."""
+    dispatch = spread(config, folder, config.model.dtype, world, scratch)
+    return Stored(folder, **loading(config, config.model.dtype), dispatch=dispatch)
 
 
 def what_it_is(config: Config, folder: Path, hash_of: Callable[[Path], str]) -> dict[str, Any]:
     """All of a model that its figures depend on: the sha256 of its files by name, and how it is loaded."""
-    return {"files": {path.name: hash_of(path) for path in model_files(folder)}, **loading(config)}
+    return {"files": {path.name: hash_of(path) for path in model_files(folder)}, **loading(config, config.model.dtype)}
 
 
 def asked_tasks(config: Config) -> Asked:

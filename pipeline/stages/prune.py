@@ -7,6 +7,7 @@ maps), several processes share that; the surgery and its self-test are the first
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
+from pipeline.loading import offloaded
 from pipeline.model.blocks import require_removable
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import resolve_model
@@ -52,8 +54,9 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     sizes = Sizes.of(describe_folder(dense, config.model.trust_remote_code))
 
     chosen = _choose(config, run, entries, sizes, world, say)
-    # The model that was asked is gone with the last reference to it.
+    # The model that was asked is gone with the last reference to it, and with it what it read from disk.
     gc.collect()
+    shutil.rmtree(offloaded(folder / "progress", world), ignore_errors=True)
     if world.rank > 0:
         return {}
     if chosen.comparison is not None:
@@ -128,12 +131,13 @@ def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> di
 
 
 def _require_room(config: Config, by_block: bool) -> None:
-    """RegrowError where the model is to run here, and is too large for the device: it is scored ``by_block``."""
-    if config.prune.runs_model and by_block:
+    """RegrowError where the model is to run here, is too large for the device (it is scored ``by_block``), and may not
+    be spread."""
+    if config.prune.runs_model and by_block and config.model.dispatch is False:
         raise RegrowError(
-            "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, and stage "
-            "score streams it block by block; set prune.compare.enabled=false, and choose one-shot or contiguous by "
-            "remove, ratio or parameters"
+            "prune runs the whole model to compare, to fit maps, to choose greedily or within a perplexity, stage "
+            "score streams it block by block, and model.dispatch is false; set model.dispatch=auto, or "
+            "prune.compare.enabled=false and choose one-shot or contiguous by remove, ratio or parameters"
         )
 
 

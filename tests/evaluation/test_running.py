@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pipeline.evaluation import running
 from pipeline.evaluation.protocol import CostProtocol
 from pipeline.evaluation.resident import Stored
 from pipeline.evaluation.running import cost_of_running
+from pipeline.model.dispatch import DISK, Dispatch, lying
 
 CPU = torch.device("cpu")
 TEXT = torch.arange(40)
@@ -53,6 +56,17 @@ def test_what_runs_take_counts_for_whether_the_models_fit_together(tmp_path, fre
     models = {"one": Stored(tmp_path, "float32", "auto", False)}
     found = cost_of_running(models, {"one": 1}, CostProtocol(4, (2,), (1,), 0, 1), TEXT, device=CPU, say=print)
     assert found["one"][0]["loaded"] == "in turn"
+
+
+def test_a_dispatched_model_is_measured_as_it_is_spread_and_stands_alone(tmp_path, fresh_model):
+    """Its memory too, by a process that spreads it in the same way."""
+    one = stored(tmp_path, fresh_model)["one"]
+    models = {"one": replace(one, dispatch=Dispatch({}, 120_000, tmp_path / "offloaded"))}
+    assert lying(models["one"].load(CPU))[DISK] > 0, "shows nothing"
+    (record,) = cost_of_running(models, {"one": 0}, CostProtocol(4, (2,), (1,), 0, 1), TEXT, device=CPU, say=print)[
+        "one"
+    ]
+    assert (record["outcome"], record["loaded"], record["peak_memory_of"]) == ("measured", "in turn", "process")
 
 
 def test_a_machine_that_does_not_tell_memory_is_said_to(tmp_path, fresh_model, monkeypatch):

@@ -13,10 +13,10 @@ import torch
 
 from pipeline.config import load_config
 from pipeline.errors import RegrowError
-from pipeline.evaluation import memory
+from pipeline.evaluation import memory, resident
 from pipeline.files import read_json, write_json
 from pipeline.launch import Place
-from pipeline.life import telling
+from pipeline.life import Teller, telling
 from pipeline.model.hollow import without_weights
 from pipeline.model.load import load_model
 from pipeline.run import Run
@@ -58,7 +58,7 @@ def loads(monkeypatch) -> list[tuple[str, int]]:
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(judging, "load_model", load)
+    monkeypatch.setattr(resident, "load_model", load)
     return noted
 
 
@@ -116,7 +116,7 @@ def test_models_that_do_not_fit_together_are_loaded_again_for_each_round(config,
 def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
     copy_until, lengthen, regrow, reference, tmp_path, texts
 ):
-    """With as many threads in each process; the models are trained ones, so that they differ."""
+    """With as many threads in each process, and spread or not; the models are trained ones, so that they differ."""
     (tmp_path / "own.txt").write_text("\n\n".join(texts[:6]))
     config = lengthen(tmp_path)
     own = f"evaluate.perplexity.own={{text: {tmp_path}/own.txt, length: 32, stride: 8, bos: none, rows: 20}}"
@@ -125,7 +125,8 @@ def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
     def start(name, processes):
         os.sched_setaffinity(0, cores[:processes])
         try:
-            return regrow("evaluate", config, own, f"run.name={name}", f"evaluate.processes={processes}")
+            few = ["model.host_memory=400000"] if name == "killed" else []
+            return regrow("evaluate", config, own, f"run.name={name}", f"evaluate.processes={processes}", *few)
         finally:
             os.sched_setaffinity(0, cores)
 
@@ -140,6 +141,7 @@ def test_killed_or_not_and_on_any_number_of_processes_the_figures_are_the_same(
             assert not left(family, run)
             command = start(name, processes)
         assert command.wait() == 0, command.output
+        assert ("pruned is dispatched: " in command.output) == (name == "killed"), command.output
         found[name] = [entry["perplexity"] for entry in read_json(run / "evaluate" / "results.json")["models"].values()]
     assert found["killed"] == found["one"]
     known = read_json(reference / "evaluate" / "results.json")["models"].values()
@@ -213,3 +215,25 @@ def test_data_of_tasks_are_inputs_by_their_content(config, run, tmp_path):
     after = evaluate.inputs(asked, Run(tmp_path / "anew"))
     assert after["evaluate.tasks.data/piqa.jsonl"] != before["evaluate.tasks.data/piqa.jsonl"]
     assert "evaluate.tasks.data/piqa.train.jsonl" in after
+
+
+def test_models_that_are_spread_are_judged_to_the_same_figures(tiny_config, run, loads, tmp_path):
+    tasks = "evaluate.tasks={names: [sums], limit: 4, shots: 0, batch: 4}"
+    found = {}
+    for limit in (None, 500_000):
+        config, said = load_config(tiny_config, [tasks, *([f"model.host_memory={limit}"] if limit else [])]), []
+        shutil.rmtree(run.stage("evaluate"), ignore_errors=True)
+        loads.clear()
+        evaluate.work(config, run, World.join(ONE_THREAD), Teller(said.append, lambda what: None))
+        found[limit] = read_json(run.stage("evaluate") / "results.json")["models"]
+    whole, spread = found.values()
+    for name in NAMES:
+        lies = spread[name]["dispatched"]
+        assert lies["disk"] > 0 and 0 < lies["cpu"] <= 500_000, lies
+        assert any(line.startswith(f"{name} is dispatched: ") for line in said), said
+        for key in ("parameters", "blocks", "perplexity", "tasks", "weight_file_bytes"):
+            assert spread[name][key] == whole[name][key], key
+        assert spread[name]["generation"]["samples"] == whole[name]["generation"]["samples"]
+        assert spread[name]["generation"]["loaded"] == "in turn" and "dispatched" not in whole[name]
+    assert {alive for _, alive in loads} == {0}, f"two models that fill the memory stood there: {loads}"
+    assert not list((run.stage("evaluate") / "progress" / "offloaded").iterdir())

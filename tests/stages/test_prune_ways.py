@@ -197,8 +197,20 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
     run = Run(tmp_path / "streamed")
     shutil.copytree(source.folder, run.folder)
     write_json(run.stage("score") / "stage.json", {"result": {"loop": "block"}})
-    with pytest.raises(RegrowError, match=r"streams it block by block; set prune\.compare\.enabled=false"):
-        prune.work(load_config(path, [*SCORING, "prune.selection=greedy"]), run, World.join(Place()), silent)
+    greedy = load_config(path, [*SCORING, "prune.selection=greedy", "model.dispatch=false"])
+    with pytest.raises(RegrowError, match=r"streams it block by block, and model\.dispatch is false; set"):
+        prune.work(greedy, run, World.join(Place()), silent)
+
+
+def test_a_model_that_is_spread_is_compared_to_the_same_figures(prune_by):
+    asked = ["prune.compare={enabled: true, rows: 2, length: 64}", "prune.linear=true", "prune.selection=greedy"]
+    whole, run, _ = prune_by(*asked)
+    comparison = read_json(run.stage("prune") / "comparison.json")
+    spread, run, said = prune_by(*asked, "model.host_memory=1000000")
+    assert any("the dense model is dispatched: " in line and " on disk" in line for line in said), said
+    assert read_json(run.stage("prune") / "comparison.json") == comparison
+    assert spread == whole
+    assert not list((run.stage("prune") / "progress" / "offloaded").iterdir())
 
 
 @pytest.mark.parametrize(
