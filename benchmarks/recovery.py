@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py GRID CONFIG [--only NAME ...] [--table]
 
-GRID (benchmarks/recovery.yaml) names the cuts and the arms, each by the keys that it sets; CONFIG is the rest. Each cut is
+GRID (benchmarks/recovery.yaml) names cuts and arms, each by the keys that it sets; CONFIG is the rest. Each cut is
 scored and pruned once; each arm is an ordinary run that begins with copies of these stages, is trained, and has its
 exports judged. What is done is skipped, so that the same command goes on behind a kill. The figures go to the run
 folder's recovery.json and, as a table, to recovery.md.
