@@ -18,12 +18,7 @@ from transformers import PreTrainedModel
 from pipeline.errors import RegrowError
 from pipeline.model.blocks import replaced_forward
 from pipeline.model.structure import BlockOutput
-
-
-def run_without_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-    """The decoder alone: the dense logits come from the head's one place, like the variants'."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    decoder(input_ids=input_ids, use_cache=False)
+from pipeline.model.walking import run_without_head, take_hidden
 
 
 @contextlib.contextmanager
@@ -40,13 +35,6 @@ def hooks_on(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def take_hidden(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
-    """The hidden state that a block is given, and its other arguments."""
-    if args:
-        return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
 
 def arguments_for_twice(

@@ -10,9 +10,7 @@ Killed at any instant and started again, each micro-batch goes on from its last 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,13 @@ from torch import nn
 
 from pipeline.errors import RegrowError
 from pipeline.files import hash_json, require_space
-from pipeline.importance.arguments import run_without_head, take_hidden
 from pipeline.importance.distances import StateDistances
 from pipeline.importance.footprint import SweepShape
 from pipeline.importance.shelf import Shelf
 from pipeline.importance.sweep import summed_losses
-from pipeline.model.blocks import replaced_forward
 from pipeline.model.outputs import logits_alone
 from pipeline.model.streaming import StreamedModel
-from pipeline.model.structure import BlockOutput, tensors_in
+from pipeline.model.walking import block_arguments
 
 #: Share of a device's memory that weights may take in the batch-major order; the rest is for states and logits.
 ROOM = 0.8
@@ -111,7 +107,7 @@ def _through(
     ``variants`` are wanted: those without this block, last.
     """
     times = 1 if states is None else len(states) // len(ids)
-    first, args, kwargs = _arguments(streamed, index, ids.repeat(times, 1), shelf.returns)
+    first, args, kwargs = block_arguments(streamed.model, streamed.blocks, index, ids.repeat(times, 1), shelf.returns)
     wide = first if states is None else states.to(streamed.device)
     output = block(wide, *args, **kwargs)
     moved = output[0] if isinstance(output, tuple) else output
@@ -119,42 +115,6 @@ def _through(
         shelf.note_form(len(output) if isinstance(output, tuple) else 0, moved)
     moved = torch.cat([moved, wide[: len(ids)]]) if variants else moved
     return first[: len(ids)], moved
-
-
-class _Reached(Exception):
-    """The forward has come to the block whose arguments are wanted."""
-
-
-def _arguments(
-    streamed: StreamedModel, index: int, ids: torch.Tensor, returns: int | None
-) -> tuple[torch.Tensor, tuple, dict[str, Any]]:
-    """What the model enters its first block with, and what it gives block ``index`` beside the hidden state.
-
-    The model's own forward makes the arguments, for as many rows as will go through the block; the blocks before hand
-    their state on. ``returns`` is how long the tuples are that blocks return, 0 where they return the state alone.
-    Raises RegrowError when a block is given something else that a block made, or a state that was changed in between.
-    """
-    refusal = f"{type(streamed.model).__name__}: blocks cannot be left out"
-    places, entered, given = count(), [], []
-    other = torch.empty(0)  # stands for whatever else a block returns
-
-    def stand_in(*args: object, **kwargs: object) -> BlockOutput:
-        hidden, args, kwargs = take_hidden(args, kwargs)
-        entered.append(hidden)
-        if hidden is not entered[0] and not torch.equal(hidden.nan_to_num(), entered[0].nan_to_num()):
-            raise RegrowError(f"{refusal}, something happens between blocks {len(entered) - 2} and {len(entered) - 1}")
-        if any(tensor is other for tensor in tensors_in([args, kwargs])):
-            raise RegrowError(f"{refusal}, block {len(entered) - 1} also reads what a block before it made")
-        if next(places) == index:
-            given.append((args, kwargs))
-            raise _Reached
-        return (hidden, *[other] * (returns - 1)) if returns else hidden
-
-    with replaced_forward(streamed.blocks, stand_in), contextlib.suppress(_Reached):
-        run_without_head(streamed.model, ids)
-    if not given:
-        raise RegrowError(f"{refusal}, one forward ran {len(entered)} blocks, the model has {len(streamed.blocks)}")
-    return entered[0], *given[0]
 
 
 def _watched(between: list[torch.Tensor], position: int) -> list[dict[str, Any]]:

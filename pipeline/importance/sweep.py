@@ -19,13 +19,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import RegrowError
-from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated, run_without_head, take_hidden
+from pipeline.importance.arguments import arguments_for_twice, hooks_on, repeated
 from pipeline.model.blocks import find_blocks, replaced_forward, skip_blocks
 from pipeline.model.files import not_finite
 from pipeline.model.hooks import input_device
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
 from pipeline.model.structure import BlockOutput
+from pipeline.model.walking import run_without_head, take_hidden
 
 #: Logits are made for so many rows at a time: they are the largest tensor of the sweep.
 HEAD_ROWS = 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import RegrowError
-from pipeline.importance.arguments import repeated, take_hidden
+from pipeline.importance.arguments import repeated
 
 ROW = torch.arange(6.0).view(2, 3)
 TWICE = torch.cat([ROW, ROW])
@@ -42,9 +42,3 @@ def test_what_is_neither_is_refused_by_name(doubled):
 def test_numbers_that_differ_are_refused():
     with pytest.raises(RegrowError, match="argument length is int 3 for a batch and int 6"):
         repeated({"length": 3}, {"length": 6}, 2, "argument")
-
-
-def test_the_hidden_state_is_first_or_named():
-    assert take_hidden((ROW, 1), {"a": 2}) == (ROW, (1,), {"a": 2})
-    hidden, args, kwargs = take_hidden((), {"hidden_states": ROW, "a": 2})
-    assert hidden is ROW and (args, kwargs) == ((), {"a": 2})
