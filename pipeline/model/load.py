@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.errors import RegrowError, first_line
+from pipeline.files import require_space
 from pipeline.launch import name_accelerator
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.model.dispatch import Dispatch, aligned, read_not_mapped, values_of
@@ -240,6 +241,19 @@ def save_model(model: Any, folder: Path, companions_from: Path | None = None) ->
     model.save_pretrained(folder)
     if companions_from is not None:
         copy_companions(companions_from, folder)
+
+
+def save_whole(model: Any, target: Path, companions_from: Path, what: str) -> None:
+    """``save_model`` to a folder that is whole or not there; what stood in ``target`` stays until all is written.
+
+    Raises RegrowError where there is no room for ``what`` it is.
+    """
+    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), what)
+    scratch = target.with_name(f".{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_model(model, scratch, companions_from)
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
 
 
 def copy_companions(source: Path, folder: Path) -> None:

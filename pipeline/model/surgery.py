@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.files import require_space
 from pipeline.model.blocks import remove_blocks, require_removable, skip_blocks
 from pipeline.model.equivalence import (
     CACHE_TOLERANCE,
@@ -22,7 +20,7 @@ from pipeline.model.equivalence import (
     probe_ids,
 )
 from pipeline.model.headers import shortfall
-from pipeline.model.load import load_model, save_model
+from pipeline.model.load import load_model, save_whole
 from pipeline.model.loss import NO_ROUTER, has_router
 from pipeline.model.outputs import ask_no_routers, logits_alone
 from pipeline.model.precision import narrow, stored_dtypes, widen
@@ -79,7 +77,7 @@ def prune_folder(
         pruned, pruned_cached = full_logits(model, ids), cached_logits(model, ids)
     narrow(stored)
     parameters = model.num_parameters()
-    _replace_folder(target, model, dense)
+    save_whole(model, target, dense, "the pruned model")
     del model
     gc.collect()
     say("self-test: what was saved, read again")
@@ -104,16 +102,6 @@ def _logits_without(
     # A family's own forward fails where it is to balance experts, and the blocks that have them are skipped.
     with logits_alone(model), skip_blocks(model, removed), mapped_outputs(model, maps):
         return full_logits(model, ids), cached_logits(model, ids)
-
-
-def _replace_folder(target: Path, model: PreTrainedModel, dense: Path) -> None:
-    """Save the model with the dense one's tokenizer; what stood in ``target`` stays until all is written."""
-    require_space(target.parent, sum(parameter.nbytes for parameter in model.parameters()), "the pruned model")
-    scratch = target.with_name(f"{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    save_model(model, scratch, companions_from=dense)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
 
 
 def _lost(model: PreTrainedModel, dense: Path, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:

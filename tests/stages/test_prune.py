@@ -63,7 +63,7 @@ def test_the_model_is_a_plain_folder_and_the_self_test_is_recorded(pruned, tiny_
     checks = record["self_test"]["checks"]
     assert len(checks) == 5 and all(check["difference"] <= check["tolerance"] for check in checks)
     assert [check["tolerance"] for check in checks].count(0) == 2, "reloading is compared bit for bit"
-    assert not (run.stage("prune") / "model.new").exists()
+    assert not (run.stage("prune") / ".model.new").exists()
     record, _ = pruned("prune.blocks=[0]")
     assert len(record["self_test"]["checks"]) == 5 and record["criterion"] is None
 
