@@ -53,6 +53,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
     shown = _criteria(records, importance, out)
     costs = running_drawings(models, out)
     drawn = [importance, *shown["maps"], curve, *costs]
+    healed = bool((cost.get("train") or {}).get("healed"))
     return {
         "name": records.name,
         "blocks": records.blocks,
@@ -72,7 +73,8 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "curve": curve,
         "running": running_table(models),
         "running_drawings": costs,
-        "curve_differs": _loop_differs(records.held_out, references.get("pruned")),
+        "healed": healed,
+        "curve_differs": not healed and _loop_differs(records.held_out, references.get("pruned")),
         "trained": bool(records.metrics),
         "exports_judged": len({line["step"] for line in records.curve}),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),

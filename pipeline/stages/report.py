@@ -72,6 +72,7 @@ def _cost(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "flops_formula": FLOPS_FORMULA,
             "seconds": trained["seconds"],
             "processes": trained["processes"],
+            "healed": trained.get("healed") is not None,
         },
         "hardware": stages["train"]["hardware"],
         "versions": stages["train"]["versions"],

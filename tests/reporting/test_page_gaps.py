@@ -59,6 +59,16 @@ def test_each_half_of_the_curve_may_be_missing(made_up, worded, tmp_path):
         assert said == [missing] and page.tags.count("svg") == 2, f"{kept} alone is drawn"
 
 
+def test_a_curve_that_begins_at_the_healed_model_says_so_and_is_not_called_inexact(made_up, worded, tmp_path):
+    start = [{**line, "held_out_perplexity": 40.0} for line in made_up["held_out"][:1]]
+    train = worded["cost"]["train"]
+    for healed, said in ((False, "read the dashed lines as a guide"), (True, "began with the pruned model healed")):
+        cost = worded["cost"] | {"train": train | {"healed": healed}}
+        _, page = render(worded | {"held_out": start, "cost": cost}, tmp_path)
+        words = ("read the dashed lines as a guide", "began with the pruned model healed")
+        assert [one for one in words if one in page.words] == [said]
+
+
 def test_missing_regrown_results_are_said(worded, tmp_path):
     del worded["results"]["models"]["regrown"]
     _, page = render(worded, tmp_path)
