@@ -175,27 +175,37 @@ class Inputs:
 
     def calibration(self) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """The calibration sequences (S, T) int64, and where each came from."""
-        return self._draw(self.config.score.sequences, self.config.score.seed)
+        asked = self.config.score
+        return self._draw(asked.sequences, asked.length, asked.bos, asked.seed, "score")
 
     def for_maps(self, width: int) -> torch.Tensor:
         """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
         to judge them by."""
         # Another draw than the calibration's.
-        return self._draw(self.count_for_maps(width), self.config.score.seed + 1)[0]
+        asked = self.config.score
+        return self._draw(self.count_for_maps(width), asked.length, asked.bos, asked.seed + 1, "score")[0]
 
     def count_for_maps(self, width: int) -> int:
         """How many sequences linear maps of ``width`` x ``width`` take."""
         return self.config.score.linear_sequences or sequences_for_maps(width, self.config.score.length)
 
-    def _draw(self, sequences: int, seed: int) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    def for_healing(self) -> torch.Tensor:
+        """Sequences that a pruned model is healed on, (N, T) int64, those that judge it included."""
+        asked = self.config.train.healing
+        return self._draw(asked.sequences, asked.length, "document", asked.seed, "train.healing")[0]
+
+    def _draw(
+        self, sequences: int, length: int, bos: str, seed: int, asked: str
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         return calibration_sequences(
             self.corpus,
             self.encoder,
             sequences=sequences,
-            length=self.config.score.length,
-            bos=self.config.score.bos,
+            length=length,
+            bos=bos,
             seed=seed,
             cache=self.cache,
+            asked=asked,
         )
 
     def held_out_rows(self, length: int, bos: str, rows: int | None) -> torch.Tensor | None:

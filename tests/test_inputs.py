@@ -49,6 +49,9 @@ def test_calibration_is_what_stage_score_drew_and_maps_have_other_sequences(text
     assert maps.shape[1] == text.config.score.length and maps.dtype == torch.int64
     same = [row for row in maps.tolist() if row in sequences.tolist()]
     assert not same, f"{len(same)} of the maps' sequences are the calibration's"
+    healing = text.for_healing()
+    asked = text.config.train.healing
+    assert healing.shape == (asked.sequences, asked.length) and healing.dtype == torch.int64
 
 
 def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text):

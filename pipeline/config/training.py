@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.distilling import DistillSection
+from pipeline.config.healing import HealingSection
 from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
 
 
@@ -75,6 +76,19 @@ class TrainSection(Section):
     evaluate_every: Whole = key(250, "Steps between held-out evaluations in the loop.", free=True, ge=1)
     evaluate_rows: Whole = key(64, "Held-out rows that the loop evaluates.", free=True, ge=1)
     processes: Processes = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
+
+    heal: Literal["none", "local"] = key(
+        "none",
+        "Before the first step: nothing, or least squares wherever blocks are gone, towards the dense model's states.",
+        stages="train",
+    )
+    healing: HealingSection = Field(default_factory=HealingSection)
+
+    @model_validator(mode="after")
+    def _beginning(self) -> TrainSection:
+        if self.heal != "none" and self.init != "pruned":
+            raise ValueError(f"heal {self.heal} fits the pruned model, and init is {self.init}; set heal: none")
+        return self
 
     @model_validator(mode="after")
     def _rates(self) -> TrainSection:

@@ -23,6 +23,7 @@ from pipeline.model.costs import accumulation
 from pipeline.origins import check_origin, checked_origin, origin_hashes
 from pipeline.run import Run
 from pipeline.stages.during import require_during
+from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read_healing
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.teaching import check_teacher, find_teacher, teacher_flops, teacher_hashes
@@ -37,6 +38,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
+    origin = begin_with(config, run, origin, world, say)
     fit = find_fit(config, run, origin, world, say)
     layout = layout_of(config, world, fit)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
@@ -79,6 +81,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "teacher_flops_per_token": teacher_flops(config, find_teacher(config)),
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
+        "healed": read_healing(config, run),
     }
 
 
@@ -96,6 +99,7 @@ def check(ahead: Ahead) -> list[str]:
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
     require_during(config, ahead.elsewhere)
+    check_heal(config, ahead.model)
     origin = check_origin(config, ahead.encoder, ahead.elsewhere)
     return [*origin, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
 
@@ -106,7 +110,7 @@ STAGE = Stage(
     format=5,
     work=work,
     # Beyond the outputs of data and prune.
-    inputs=lambda config, run: origin_hashes(config, run) | teacher_hashes(config, run),
+    inputs=lambda config, run: origin_hashes(config, run) | teacher_hashes(config, run) | healing_hashes(config, run),
     launched=lambda config: True,
     check=check,
 )

@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from pipeline.data.tokens import load_tokenizer
 from pipeline.errors import RegrowError
 from pipeline.model.architecture import own_code, tokenizer_code
-from pipeline.model.load import attention_kernel, copy_companions, load_model, model_files, resolve_model, save_model
+from pipeline.model.load import (
+    attention_kernel,
+    copy_companions,
+    load_model,
+    model_files,
+    resolve_model,
+    save_model,
+    save_whole,
+)
 from pipeline.model.streaming import StreamedModel
 from tests.families import build
 from tests.own_code import write_own_model, write_own_tokenizer
@@ -88,6 +96,23 @@ def test_an_expert_that_does_not_fit_is_named_in_a_line(tmp_path, capfd):
     with pytest.raises(RegrowError, match=r"layers\.2\.mlp\.experts\.gate_up_proj is made of 16,416 values, and"):
         load_model(tmp_path)
     assert "REPORT" not in capfd.readouterr().err
+
+
+def test_a_folder_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    model, target = load_model(folder), tmp_path / "target"
+    save_whole(model, target, folder, "the model")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= before.keys()
+    monkeypatch.setattr("pipeline.model.load.copy_companions", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    with pytest.raises(OSError, match="full"):
+        save_whole(model, target, folder, "the model")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    monkeypatch.undo()
+    save_whole(model, target, folder, "the model")
+    assert (target / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert not list(tmp_path.glob(".target*")), "what was written beside is still there"
 
 
 def test_what_old_llama_checkpoints_carry_along_is_no_harm(folder):

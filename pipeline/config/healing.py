@@ -1,0 +1,25 @@
+"""The keys of healing: on what text, and how stiffly, pruned models are fitted to the dense one before training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.config.keys import Real, Section, Whole, key
+
+
+class HealingSection(Section):
+    blocks: Literal["borders", "all"] = key(
+        "borders",
+        "Blocks that are fitted: those behind which blocks are gone, or all that are kept from the first of these on.",
+        stages="train",
+    )
+    sequences: Whole = key(
+        512,
+        "Sequences of the training corpus that healing draws; every eighth judges the fits made on the others.",
+        stages="train",
+        ge=8,
+    )
+    length: Whole = key(128, "Tokens in such a sequence.", stages="train", ge=8)
+    ridge: Real = key(0.1, "Ridge of the fits, relative to the mean square of a layer's inputs.", stages="train", gt=0)
+    seed: Whole = key(0, "Seed of the draw.", stages="train", ge=0)
+    micro_batch: Whole = key(8, "Sequences in one forward; another number rounds otherwise.", stages="train", ge=1)
