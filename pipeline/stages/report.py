@@ -31,7 +31,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     export = run.folder / stages["train"]["result"]["export"]
     folder, records = run.stage("report"), _records(config, run, stages)
     page = render_page(records, folder)
-    card = render_card(records, recipe=config.train.model_dump(mode="json"), **_loading(config, export))
+    card = render_card(records, recipe=recipe_of(config), **_loading(config, export))
     write_atomic(folder / "README.md", card)
     write_atomic(export / "README.md", card)
     say(f"page: {page}")
@@ -94,6 +94,13 @@ def _provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         "license": notes.license,
         "language": notes.language,
     }
+
+
+def recipe_of(config: Config) -> dict[str, Any]:
+    """The keys of training and their values, for the card; those of healing only where a model was healed."""
+    train = config.train.model_dump(mode="json")
+    healing = {f"healing.{key}": value for key, value in train.pop("healing").items()}
+    return train if config.train.heal == "none" else train | healing
 
 
 def _loading(config: Config, export: Path) -> dict[str, Any]:

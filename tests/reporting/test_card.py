@@ -25,6 +25,13 @@ def card_of(inputs, **changes):
     return YAML(typ="safe").load(io.StringIO(front)), body.replace("\u202f", " ")
 
 
+def test_the_first_sentence_says_that_a_model_was_healed(made_up):
+    for healed in (False, True):
+        made_up["cost"]["train"]["healed"] = healed
+        _, body = card_of(made_up)
+        assert ("removed, healed by least squares towards the dense model's states, then trained" in body) is healed
+
+
 def test_front_matter_holds_what_the_hub_reads(made_up):
     front, _ = card_of(made_up)
     assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
