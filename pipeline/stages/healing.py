@@ -38,7 +38,7 @@ def healing_hashes(config: Config, run: Run) -> dict[str, str]:
 
 
 def begin_with(config: Config, run: Run, pruned: Origin, world: World, say: Callable[[str], None]) -> Origin:
-    """What training begins with: ``pruned`` as it is, or healed. Every process asks; the first time, all of them heal."""
+    """What training begins with: ``pruned`` as it is, or healed. Every process asks; the first time, all heal."""
     if config.train.heal == "none":
         return pruned
     origin = replace(pruned, folder=run.stage("train") / "healed")

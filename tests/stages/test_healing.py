@@ -16,6 +16,7 @@ from pipeline.evaluation.perplexity import perplexity
 from pipeline.files import read_json
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
+from pipeline.origins import find_origin
 from pipeline.run import Run
 from pipeline.stages.healing import begin_with, check_heal, read_healing
 from pipeline.world import ALONE
@@ -97,17 +98,17 @@ def test_training_begins_with_the_healed_model_and_the_record_says_what_was_heal
 
 def test_killed_at_a_border_it_goes_on_to_the_bytes_of_an_uninterrupted_healing(healed, tmp_path):
     whole, killed = another(healed, tmp_path / "whole"), another(healed, tmp_path / "killed")
-    origin = begin_with(*whole, ALONE, print)
+    origin = begin_with(*whole, find_origin(*whole), ALONE, print)
 
     def kill(line: str) -> None:
         if "block 1 " in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        begin_with(*killed, ALONE, kill)
+        begin_with(*killed, find_origin(*killed), ALONE, kill)
     stage = killed[1].stage("train")
     assert (stage / "progress" / "healing-0001.json").is_file() and not (stage / "healed").exists()
-    again = begin_with(*killed, ALONE, print)
+    again = begin_with(*killed, find_origin(*killed), ALONE, print)
     assert again.folder == stage / "healed" and again.dtype == "bfloat16"
     for name in ("healed/model.safetensors", "healed/config.json", "healing.json"):
         assert (stage / name).read_bytes() == (origin.folder.parent / name).read_bytes(), f"{name} is another"
@@ -117,12 +118,12 @@ def test_killed_at_a_border_it_goes_on_to_the_bytes_of_an_uninterrupted_healing(
     assert all(torch.allclose(value, one[name], rtol=2**-7, atol=1e-3) for name, value in two.items())
 
     said: list[str] = []
-    assert begin_with(*killed, ALONE, said.append) == again and said == [], "it was healed twice"
+    assert begin_with(*killed, find_origin(*killed), ALONE, said.append) == again and said == [], "it was healed twice"
 
 
 def test_without_healing_training_begins_with_the_pruned_model(healed, tmp_path):
     config, run = another(healed, tmp_path, "train.heal=none")
-    assert begin_with(config, run, ALONE, print).folder == run.stage("prune") / "model"
+    assert begin_with(config, run, find_origin(config, run), ALONE, print).folder == run.stage("prune") / "model"
     assert read_healing(config, run) is None
     assert not run.stage("train").exists()
 
