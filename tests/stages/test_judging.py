@@ -32,7 +32,8 @@ def test_a_text_that_was_judged_is_not_judged_again_and_another_is(tiny_config, 
     config, turns = load_config(tiny_config), []
     measure = judging.perplexity
     monkeypatch.setattr(judging, "perplexity", lambda *args, **how: turns.append(1) or measure(*args, **how))
-    model, figures = judging.load(config, tiny_model, ALONE), Figures(tmp_path, ALONE)
+    model = judging.stored_model(config, tiny_model, ALONE, tmp_path).load("cpu")
+    figures = Figures(tmp_path, ALONE)
     identity = judging.what_it_is(config, tiny_model, hash_file)
     begin = torch.ones(3, dtype=torch.int64)
     first, second = (TextRows(torch.arange(30).view(3, 10) + n, begin, {"bos": "none"}) for n in (5, 6))
