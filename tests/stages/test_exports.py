@@ -123,3 +123,4 @@ def test_another_protocol_has_a_line_of_its_own_and_the_stage_leaves_all_lines_a
     assert not [name for name in read_json(run / "evaluate" / "stage.json")["outputs"] if name.startswith("curve")]
     report = regrow("report", config)
     assert report.wait() == 0, report.output
+    assert "With the exports of 1 step, judged by themselves" in (run / "report" / "index.html").read_text()

@@ -15,7 +15,7 @@ ITEMS = 20
 
 
 def write_data(folder: Path) -> Path:
-    """``ITEMS`` items of ARC-Easy, its choices a word or two, and of BoolQ, whose choices are one token."""
+    """``ITEMS`` items of ARC-Easy, its choices a word or two, of BoolQ, whose choices are one token, and of LAMBADA."""
     folder.mkdir(parents=True)
     words = ("city", "river", "north side", "war", "music", "old king", "sea")
     easy = [
@@ -30,7 +30,8 @@ def write_data(folder: Path) -> Path:
         {"passage": f"The {words[number % 7]} is old. " * (1 + number % 3), "question": "is it", "label": number % 2}
         for number in range(ITEMS)
     ]
-    for name, items in (("arc_easy", easy), ("boolq", boolq)):
+    lambada = [{"text": f"The {words[number % 7]} is near the {words[number % 5]}"} for number in range(ITEMS)]
+    for name, items in (("arc_easy", easy), ("boolq", boolq), ("lambada_openai", lambada)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     return folder
 

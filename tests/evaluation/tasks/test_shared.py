@@ -98,3 +98,34 @@ def test_answers_are_lm_evals_own_to_the_last_digit(asked_model, tmp_path, batch
     whole = requests("loglikelihood_rolling", [("The old city by the river. " * 30,), ("war",)])
     assert ours.loglikelihood_rolling(whole) == theirs.loglikelihood_rolling(whole, disable_tqdm=True)
     answers.close()
+
+
+def test_under_autocast_answers_are_lm_evals_own_in_that_precision_and_not_those_without(asked_model, tmp_path):
+    """As training computes under ZeRO 0: weights in fp32, products in bf16. What was kept without it is not taken."""
+    model, tokenizer = asked_model
+    asked = requests("loglikelihood", [("The old city by", f" the {end}") for end in ("river", "sea", "north side")])
+    answers = Answers(tmp_path, 0)
+
+    def ask() -> list[tuple[float, bool]]:
+        ours = SharedModel(model, tokenizer, batch=2, world=ALONE, answers=answers, at=lambda what: None)
+        return ours.loglikelihood(asked)
+
+    plain = ask()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = ask()
+        assert torch.is_autocast_enabled("cpu"), "autocast was left off for training"
+    how = {"backend": "causal", "batch_size": 2}
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, mixed_precision_dtype="bfloat16", **how)
+    assert mixed == theirs.loglikelihood(asked, disable_tqdm=True)
+    assert mixed != plain and ask() == plain
+    assert [value for value, _ in mixed] == pytest.approx([value for value, _ in plain], rel=0.02)
+    answers.close()
+
+
+def test_errors_without_a_formula_are_drawn_by_one_process_for_all(found):
+    """LAMBADA's perplexity has none."""
+    for size in (1, 2, 3):
+        ranks = of(found, size)
+        assert [one["drawn"] for one in ranks] == [1, *[0] * (size - 1)]
+        errors = [one["entries"]["lambada_openai"]["metrics"]["perplexity"]["stderr"] for one in ranks]
+        assert errors[0] > 0 and errors == [errors[0]] * size
