@@ -123,13 +123,9 @@ class Exam:
         finished before a kill is taken as it is."""
         config, world = self._config, self._world
         figures = Figures(self._folder / sitting.label / "figures", world)
-<<<<<<< HEAD
         scratch = self._folder / sitting.label
-        model = stored_model(config, sitting.export, world, scratch).load(world.device)
-=======
         say.at(f"{sitting.export.name}: perplexities")
-        model = load(config, sitting.export, world)
->>>>>>> 87a0196 (Docs of judged exports; tests of tasks under autocast, and of errors that one process draws for all)
+        model = stored_model(config, sitting.export, world, scratch).load(world.device)
         found = perplexities(config, model, sitting.identity, self._texts, figures, world)
         say(f"{sitting.export.name}: {perplexity_words(found)}")
         entries: dict[str, Any] = {}

@@ -135,7 +135,6 @@ def test_the_other_ways_of_stating_the_cut(override: str, removed: int) -> None:
         ("score.ppl_n=[40]", ["score.ppl_n 40", "32 blocks"]),
         ("model.dtype=float16", ["float16", "loss scaling"]),
         ("score.criteria=[block_influence]", ["prune.criterion", "score.criteria"]),
-        ("score.loop=block-major", ["prune.compare.enabled=false"]),
         ("data.held_out=null", ["data.held_out", "evaluate"]),
         ("data.tokenised=/proc/ids", ["data.tokenised", "/proc/ids"]),
     ],
@@ -144,6 +143,15 @@ def test_impossible_plans_are_refused_with_the_numbers(override: str, named: lis
     with pytest.raises(RegrowError) as refusal:
         preset("2.7b", override)
     assert all(part in str(refusal.value) for part in named), str(refusal.value)
+
+
+def test_a_model_that_is_too_large_for_a_gpu_is_spread_or_refused() -> None:
+    streamed, limit = "score.loop=block-major", "model.device_memory=5e9"
+    (note,) = [note for note in preset("2.7b", streamed, limit)["notes"] if "model.dispatch" in note]
+    assert "13.48 GB) do not fit into 5.00 GB of a GPU" in note and "3 GPUs hold it" in note
+    assert not [note for note in preset("2.7b", streamed)["notes"] if "model.dispatch" in note]
+    with pytest.raises(RegrowError, match=r"set model\.dispatch=auto, or prune\.compare\.enabled=false"):
+        preset("2.7b", streamed, "model.dispatch=false")
 
 
 def test_without_a_gpu_auto_is_planned_as_a_run_would_start_here():
