@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pipeline.config.keys import Real, Section, Whole, key
 
 
 class HealingSection(Section):
-    blocks: Literal["borders", "all"] = key(
-        "borders",
-        "Blocks that are fitted: those behind which blocks are gone, or all that are kept from the first of these on.",
-        stages="train",
-    )
     sequences: Whole = key(
         512,
         "Sequences of the training corpus that healing draws; every eighth judges the fits made on the others.",

@@ -83,7 +83,6 @@ def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[
         read_json(run.stage("prune") / "prune.json")["kept"],
         _own_text(sequences, asked.micro_batch, world),
         ridge=asked.ridge,
-        every=asked.blocks == "all",
         progress=Progress(folder / "progress"),
         world=world,
         say=say,

@@ -15,9 +15,9 @@ from pipeline.files import read_json, replacing, write_json
 class HealedBlock:
     """A kept block whose ``layer`` was fitted so that it hands on the dense state behind the blocks ``removed``.
 
-    Indices are the dense model's. ``before`` and ``after`` are the relative errors of its states, mean |r| / |t| over
-    the tokens kept from the fit of ``tokens``; where the fit came no nearer it is not ``kept``, and the layer is as it
-    was.
+    Indices are the dense model's; ``removed`` is empty where the blocks before it are gone. ``before`` and ``after``
+    are the relative errors of its states, mean |r| / |t| over the tokens kept from the fit of ``tokens``; where the fit
+    came no nearer it is not ``kept``, and the layer is as it was.
     """
 
     block: int
@@ -30,12 +30,13 @@ class HealedBlock:
 
     def told(self) -> str:
         """In a line."""
-        where = f"block {self.block}" + (f" (behind it {_runs(self.removed)} gone)" if self.removed else "")
+        gone = f"behind it {_run(self.removed)} gone" if self.removed else "what stood before it is gone"
+        where = f"block {self.block} ({gone})"
         came = f"relative error {self.before:.4f} -> {self.after:.4f} on kept text"
         return f"healed {where}: {came}" if self.kept else f"{where} is left as it was: {came}"
 
 
-def _runs(removed: list[int]) -> str:
+def _run(removed: list[int]) -> str:
     return f"{removed[0]} is" if len(removed) == 1 else f"{removed[0]} to {removed[-1]} are"
 
 

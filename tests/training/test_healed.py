@@ -28,7 +28,10 @@ def found(**changes: object) -> HealedBlock:
     [
         ({}, "healed block 4 (behind it 5 to 6 are gone): relative error 0.4000 -> 0.2500 on kept text"),
         ({"removed": [5]}, "healed block 4 (behind it 5 is gone): relative error 0.4000 -> 0.2500 on kept text"),
-        ({"removed": []}, "healed block 4: relative error 0.4000 -> 0.2500 on kept text"),
+        (
+            {"removed": []},
+            "healed block 4 (what stood before it is gone): relative error 0.4000 -> 0.2500 on kept text",
+        ),
         (
             {"after": 0.5, "kept": False},
             "block 4 (behind it 5 to 6 are gone) is left as it was: relative error 0.4000 -> 0.5000 on kept text",

@@ -69,18 +69,17 @@ def plant(dense: Any, *borders: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "every", "borders"),
+    ("kept", "borders"),
     [
-        ([0, 1, 2, 3, 4, 5], True, []),
-        ([0, 1, 4, 5], False, [Border(1, 1, 4)]),
-        ([0, 1, 4, 5], True, [Border(1, 1, 4), Border(2, 4, 5), Border(3, 5, 6)]),
-        ([0, 2, 3], False, [Border(0, 0, 2), Border(2, 3, 6)]),
-        ([2, 3, 5], False, [Border(0, 2, 3), Border(1, 3, 5)]),
-        ([2, 4, 5], False, [Border(0, 2, 4)]),
+        ([0, 1, 2, 3, 4, 5], []),
+        ([0, 1, 4, 5], [Border(1, 1, 4)]),
+        ([0, 2, 3], [Border(0, 0, 2), Border(2, 3, 6)]),
+        ([2, 3, 5], [Border(0, 2, 3), Border(1, 3, 5)]),
+        ([2, 4, 5], [Border(0, 2, 4)]),
     ],
 )
-def test_borders_stand_before_removed_runs_and_behind_a_removed_start(kept, every, borders):
-    assert find_borders(kept, 6, every) == borders
+def test_borders_stand_before_removed_runs_and_behind_a_removed_start(kept, borders):
+    assert find_borders(kept, 6) == borders
 
 
 @pytest.mark.parametrize("removed", [[2], [2, 4]])
@@ -135,14 +134,6 @@ def test_maps_that_were_folded_in_are_healed_on_top():
     model = replace_blocks(deepcopy(dense), [2, 3], {2: matrix})
     (one,) = heal(dense, model, [0, 1, 4, 5], text(), ridge=0.01, say=quiet)
     assert one.kept and (one.block, one.removed, one.layer) == (1, [2, 3], "mlp.down_proj")
-
-
-def test_every_block_behind_the_first_border_comes_nearer():
-    dense = build("llama")
-    model, kept = cut(dense, [2])
-    first, *others = heal(dense, model, kept, text(), ridge=1, every=True, say=quiet)
-    assert (first.block, [one.block for one in others]) == (1, [3, 4, 5])
-    assert all(one.kept and one.removed == [] for one in others)
 
 
 def test_bf16_weights_are_rounded_once_and_tied_ones_stay_tied():
