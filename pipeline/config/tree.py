@@ -22,6 +22,7 @@ from pipeline.config.keys import (
     number,
     recomputing,
 )
+from pipeline.config.lora import LoraSection
 from pipeline.config.perplexity import PerplexitySection
 from pipeline.config.pruning import PruneSection, ScoreSection
 from pipeline.config.tasks import DuringSection, TasksSection
@@ -160,6 +161,13 @@ class TrainSection(Section):
         free=True,
         source="mission",
     )
+    method: Literal["full", "lora"] = key(
+        "full",
+        "What is trained: all that text reaches, or low-rank adapters (lora) beside linear layers that stay as they "
+        "are; exports have them merged.",
+        stages="train",
+    )
+    lora: LoraSection = Field(default_factory=LoraSection)
     learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
     final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = key(

@@ -18,12 +18,15 @@ from pipeline.life import Teller
 from pipeline.model.attention import require_document_attention
 from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_token, peak_flops
 from pipeline.model.describe import as_trained, describe_folder
+from pipeline.model.lora import Lora
 from pipeline.run import Run
 from pipeline.stages.during import tasks_during
+from pipeline.training.adapters import describe_adapters
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
+from pipeline.training.frozen import count_trained
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Judges, Rows, Session
@@ -44,7 +47,9 @@ def open_session(
 ) -> tuple[Session, float]:
     """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
     folder, data, recipe = run.stage("train"), config.data, config.train
-    model = origin.load(attention=config.model.attention, device=world.device)
+    model = origin.load_to_train(recipe.seed, attention=config.model.attention, device=world.device)
+    if origin.lora is not None:
+        say(describe_adapters(model, origin.lora))
     flops = model_flops_per_token(model, data.row_length)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
@@ -86,6 +91,12 @@ def open_session(
     return session, flops
 
 
+def lora_of(config: Config) -> Lora | None:
+    """The adapters that the config has trained; None where all is."""
+    asked = config.train.lora
+    return Lora(asked.rank, asked.alpha, asked.dropout, asked.targets) if config.train.method == "lora" else None
+
+
 def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """The micro-batch of this run: as the config says or, for auto, as it was found for the same once. Every process
     asks for it."""
@@ -121,6 +132,7 @@ def _asked(config: Config, world: World) -> dict[str, Any]:
         "zero_stage": train.zero_stage,
         "gradient_checkpointing": train.gradient_checkpointing,
         "compile": train.compile,
+        **({} if train.method == "full" else {"lora": train.lora.model_dump(mode="json")}),
     }
 
 
@@ -140,14 +152,14 @@ def to_fit(config: Config, trained: Trained, processes: int) -> ToFit:
 def _try_fits(config: Config, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
-    wanted = to_fit(config, as_trained(described, config.model.dtype), world.size)
+    wanted = to_fit(config, as_trained(described, config.model.dtype, lora=origin.lora), world.size)
     if world.device.type != "cuda":
         return plain_fit(wanted)
     capacity = torch.cuda.get_device_properties(world.device).total_memory
 
     def attempt(fit: Fit) -> None:
         layout = layout_of(config, world, fit)
-        model = origin.load(attention=config.model.attention, device=world.device)
+        model = origin.load_to_train(config.train.seed, attention=config.model.attention, device=world.device)
         engine = _engine(config, model, world, layout)
         try:
             shape = (fit.micro_batch, config.data.row_length)
@@ -191,9 +203,10 @@ def rate_at(config: Config, step: int) -> float:
 def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel, world: World) -> None:
     """RegrowError where there is no room for a checkpoint and the last export, or on this machine for the remote shards
     that its lanes read at a time: before the first hour is paid for."""
-    folder, data, parameters = run.stage("train"), config.data, model.num_parameters()
+    folder, data = run.stage("train"), config.data
     clear_torn(folder / "checkpoints")
-    needed = checkpoint_bytes(parameters, config.train.zero_stage, model.dtype) + parameters * model.dtype.itemsize
+    needed = checkpoint_bytes(count_trained(model), config.train.zero_stage, model.dtype)
+    needed += model.num_parameters() * model.dtype.itemsize
     require_space(folder, needed, "a checkpoint and the export")
     own = -(-data.lanes * world.on_this_machine // world.size)
     require_cache_space(data.cache, text.corpus, own, data.cache_size)

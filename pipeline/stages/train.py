@@ -20,9 +20,10 @@ from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
+from pipeline.model.lora import find_targets
 from pipeline.run import Run
 from pipeline.stages.during import require_during
-from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
+from pipeline.stages.opening import find_fit, keep_found, layout_of, lora_of, open_session, rate_at
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
@@ -35,7 +36,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
-    origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code)
+    origin = Origin(text.model, config.model.dtype, config.model.trust_remote_code, lora_of(config))
     fit = find_fit(config, run, origin, world, say)
     layout = layout_of(config, world, fit)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
@@ -43,7 +44,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     if found:
         check_identity(found[1]["identity"], text.identity)
     world.on_first(lambda: keep_found(config, run, world, fit))
-    torch.manual_seed(recipe.seed)
+    # Each process draws its own: dropout is not to take the same places in the rows of all.
+    torch.manual_seed(recipe.seed + world.rank)
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted):
         session, flops = open_session(config, run, text, origin, layout, world, say)
@@ -92,6 +94,8 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
+    if config.train.method == "lora" and ahead.model is not None:
+        find_targets(ahead.model, config.train.lora.targets)
     require_during(config, ahead.elsewhere)
     return one_large_step(config)
 

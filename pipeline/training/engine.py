@@ -32,6 +32,7 @@ from pipeline.model.attention import attention_of, document_arguments, documents
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.training.frozen import count_trained, leave_out_frozen
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
 from pipeline.training.recomputing import recompute
@@ -50,11 +51,11 @@ class Engine:
 
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
-    Parameters that text does not reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model
-    in bf16 keeps in fp32 and that are trained in bf16 all the same: ZeRO 1 to 3 cast every parameter.
-    ``router_coefficient`` is the factor of the router's auxiliary loss, None where the config does not ask for it or
-    the model computes none. ``head`` is None where what follows it is not known: then the loss is made from the logits
-    of a whole micro-batch. ``compile_blocks``: each block is compiled at the first micro-batch.
+    Parameters that come frozen (``frozen``: some do) stay as they are, in no checkpoint. Those that text does not reach
+    (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that are
+    trained in bf16 all the same: ZeRO 1 to 3 cast every parameter. ``router_coefficient`` is that of the router's
+    auxiliary loss, None where the config does not ask for it or the model computes none. ``head`` is None where what
+    follows it is not known: then the loss is made from whole logits. ``compile_blocks``: at the first micro-batch.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Engine:
         self.world, self.zero_stage = world, zero_stage
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.dtype = next(model.parameters()).dtype
-        self.parameters = model.num_parameters()
+        self.frozen = leave_out_frozen(model)
+        self.parameters = count_trained(model)
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self._bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
@@ -131,7 +133,7 @@ class Engine:
                 "overlap_comm": False,
                 "contiguous_gradients": True,
                 # DeepSpeed makes its buckets as long as this, whatever the model's size: 2 GB at its default.
-                "reduce_bucket_size": min(BUCKET, sum(parameter.numel() for parameter in model.parameters())),
+                "reduce_bucket_size": min(BUCKET, self.parameters),
                 "stage3_gather_16bit_weights_on_model_save": True,
                 # On one machine with small models nothing may stay unsharded by size, or stages would not differ.
                 "stage3_param_persistence_threshold": 1e4,
@@ -231,13 +233,14 @@ class Engine:
         return trained, nn.utils.get_total_norm([parameter.grad for parameter in trained])
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights on rank 0's CPU (None elsewhere); every process must call it.
+        """The whole model's weights, or where some came frozen those that are trained, on rank 0's CPU (None
+        elsewhere); every process must call it.
 
         Each has the dtype that it came with; ZeRO 3 gives parameters in the model's. Under ZeRO 1 to 3 the values of
         parameters are rounded to the model's dtype, also of those that are not trained.
         """
         if self.zero_stage == 3:
-            gathered = self.engine._zero3_consolidated_16bit_state_dict()
+            gathered = self.engine._zero3_consolidated_16bit_state_dict(self.frozen)
             return gathered if self.world.rank == 0 else None
         if self.world.rank != 0:
             return None
@@ -265,7 +268,7 @@ def _not_about_overflow(record: logging.LogRecord) -> bool:
 
 
 def _compiled(model: nn.Module) -> CompiledBlocks:
-    """The model's blocks, compiled. The compiler takes a second to be imported, and a CPU does without it."""
+    """The model's blocks, compiled. The compiler takes a second to import, and a CPU does without it."""
     from pipeline.training.compiled import CompiledBlocks
 
     return CompiledBlocks(model)

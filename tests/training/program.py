@@ -25,7 +25,7 @@ from tests.training.kit import Case, place  # first of all: it settles this proc
 import torch
 
 from pipeline.world import World
-from tests.training import compiling, device, gradients, parity, saving, stops
+from tests.training import compiling, device, gradients, lowrank, parity, saving, stops
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
         gradients: ("precise", "unreached", "kept", "passed_over", "routed"),
         stops: ("stopped_gradient", "stopped_loss", "no_target"),
         saving: ("resume", "resume_with_all", "export", "one_sided"),
+        lowrank: ("lora_parity", "lora_resume", "lora_recomputed", "lora_compiled", "lora_export"),
     }.items()
     for function in functions
 }
