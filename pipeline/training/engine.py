@@ -14,11 +14,8 @@ send twice the bytes that bf16 would take.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,8 +28,9 @@ from transformers import PreTrainedModel
 from pipeline.model.attention import attention_of, document_arguments, documents_known, on_its_way
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import find_head, losses_at
-from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.model.loss import next_tokens, router_coefficient, token_losses
 from pipeline.training.frozen import count_trained, leave_out_frozen
+from pipeline.training.importing import import_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
 from pipeline.training.recomputing import recompute
@@ -91,7 +89,7 @@ class Engine:
             fused=True,
         )
         self._clip = optimisation.clip
-        deepspeed, config = _deepspeed(), self._settings(model)
+        deepspeed, config = import_deepspeed(), self._settings(model)
         # DeepSpeed's bf16 optimizer prints memory figures at its start, whatever the log level.
         with contextlib.redirect_stdout(io.StringIO()):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=config)
@@ -154,7 +152,11 @@ class Engine:
             group["lr"] = rate
 
     def backward(
-        self, input_ids: torch.Tensor, targets: int, documents: Sequence[np.ndarray] | None = None
+        self,
+        input_ids: torch.Tensor,
+        targets: int,
+        documents: Sequence[np.ndarray] | None = None,
+        counted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64.
 
@@ -169,12 +171,14 @@ class Engine:
         it depends on how the batch is split.
 
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
-        its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
+        its tokens see it alone. None: a row is one text, and its tokens see all before. ``counted`` (rows, T - 1) bool
+        on the CPU: column t says whether token t + 1 is a target; None: all are.
         """
-        inputs, counted, attention = {"input_ids": input_ids}, None, attention_of(self.model)
+        inputs, attention = {"input_ids": input_ids}, attention_of(self.model)
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention)
-            counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
+        if counted is not None:
+            counted = on_its_way(counted, input_ids.device)
         with documents_known(documents, attention, input_ids.device):
             wanted = next_tokens(input_ids, counted)
             objective, total, output = self._objective(inputs, wanted, self.world.size / targets)
@@ -262,39 +266,8 @@ class Engine:
             weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
-def _not_about_overflow(record: logging.LogRecord) -> bool:
-    """DeepSpeed warns of gradients that are not finite; the loop stops there, and says what to do."""
-    return "OVERFLOW" not in record.getMessage()
-
-
 def _compiled(model: nn.Module) -> CompiledBlocks:
     """The model's blocks, compiled. The compiler takes a second to import, and a CPU does without it."""
     from pipeline.training.compiled import CompiledBlocks
 
     return CompiledBlocks(model)
-
-
-def _deepspeed() -> Any:
-    """DeepSpeed, quiet, without the operation that would be compiled on a CPU."""
-    import deepspeed
-    from deepspeed.utils import logger
-
-    # It calls collectives by names that torch has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_not_about_overflow)
-    # The dict that DeepSpeed consults before it builds the operation; setting it first also skips probing compilers.
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    _import_muon(deepspeed.runtime.compiler)
-    return deepspeed
-
-
-def _import_muon(compiler: Any) -> None:
-    """Import DeepSpeed's Muon uncompiled: DeepSpeed imports it to look at any optimizer, and torch's compiler with it,
-    which takes a second."""
-    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        compiler.compile = compiled

@@ -18,6 +18,7 @@ CASES = {
     2: [
         *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
         *(f"within-{stage}-fp32" for stage in (1, 3)),
+        "masked-1-fp32",
         *(f"resume-{stage}-bf16" for stage in range(4)),
         "resume-0-fp32",
         "resume_with_all-1-bf16",

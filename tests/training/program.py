@@ -31,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
     function: getattr(module, function)
     for module, functions in {
-        parity: ("parity", "within", "split", "recomputed", "signs", "sums"),
+        parity: ("parity", "within", "masked", "split", "recomputed", "signs", "sums"),
         compiling: ("compiled", "compiled_within", "uncompilable"),
         device: ("reads", "closed"),
         gradients: ("precise", "unreached", "kept", "passed_over", "routed"),
