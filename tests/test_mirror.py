@@ -18,7 +18,6 @@ ELSEWHERE = {
     "data/sources.py": ("data/corpus/test_listing.py", "a source is asked for by listing it"),
     "importance/criteria.py": ("test_criteria.py", "both tables must have the same names"),
     "reporting/records.py": ("reporting/test_page.py", "the page is drawn from a run's records"),
-    "training/importing.py": ("training/test_engine.py", "every engine is made with what is imported there"),
     "training/session.py": ("stages/test_train.py", "a session is a run of the stage, killed and resumed"),
 }
 #: The fixtures that run the command: as a process of its own, and in this one.

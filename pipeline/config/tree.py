@@ -165,7 +165,12 @@ class TrainSection(Section):
         ("bias", "norm"), "Parameters that weight decay leaves alone.", stages="train"
     )
     warmup: Real = key(0.01, "Share of the steps in which the rate rises linearly.", stages="train", ge=0, lt=1)
-    schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "Shape of the rate after warm-up.", stages="train")
+    warmup_steps: Whole | None = key(
+        None, "Steps of the warm-up, in the place of warmup's share; null: by that.", stages="train", ge=0
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "cosine", "Shape of the rate after warm-up.", stages="train"
+    )
     decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
     clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)

@@ -72,6 +72,11 @@ def named_key(text_key: str | Form) -> str:
     return repr(text_key) if isinstance(text_key, str) else " or ".join(map(repr, text_key.keys[:2]))
 
 
+def key_of(text_key: str | Form) -> str:
+    """Where a source's config says which keys its records have, for messages."""
+    return "text_key" if isinstance(text_key, str) else "the keys of instruction"
+
+
 def is_unicode(text: str) -> bool:
     """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair, which cannot."""
     try:

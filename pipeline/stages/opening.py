@@ -28,7 +28,7 @@ from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.frozen import count_trained
 from pipeline.training.optimisation import Optimisation
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.trained import told_of
 from pipeline.world import World
@@ -194,7 +194,7 @@ def rate_at(config: Config, step: int) -> float:
         steps=config.steps,
         peak=recipe.learning_rate,
         final=recipe.final_learning_rate,
-        warmup=recipe.warmup,
+        rising=warm_up(config.steps, recipe.warmup, recipe.warmup_steps),
         schedule=recipe.schedule,
         decay=recipe.decay,
     )

@@ -94,6 +94,9 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
+    warm, steps = config.train.warmup_steps, config.steps
+    if warm is not None and warm >= steps:
+        raise RegrowError(f"train.warmup_steps {warm}: the run has {steps} steps; set fewer, or more train.tokens")
     if config.train.method == "lora" and ahead.model is not None:
         find_targets(ahead.model, config.train.lora.targets)
     require_during(config, ahead.elsewhere)

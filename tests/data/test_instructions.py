@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from pipeline.data.instructions import Exchange
-from pipeline.data.texts import named_key, text_of
+from pipeline.data.texts import key_of, named_key, text_of
 from tests.data.exchanges import FORM
 
 
@@ -46,3 +46,4 @@ def test_a_record_without_one_of_its_parts_has_no_text(record, kind):
 
 def test_messages_name_the_keys_that_a_record_must_have():
     assert named_key(FORM) == "'instruction' or 'output'" and named_key("text") == "'text'"
+    assert (key_of(FORM), key_of("text")) == ("the keys of instruction", "text_key")

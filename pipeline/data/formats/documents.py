@@ -20,7 +20,7 @@ from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
 from pipeline.data.instructions import Form
 from pipeline.data.sources import ENDINGS, TextSource, beside
-from pipeline.data.texts import NoText, counted, is_unicode, named_key, refuse_no_text, why_no_text
+from pipeline.data.texts import NoText, counted, is_unicode, key_of, named_key, refuse_no_text, why_no_text
 from pipeline.errors import RegrowError
 
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
@@ -115,8 +115,8 @@ def read_records(
     if kinds and not found:
         raise RegrowError(
             f"shard {path}: no string under the key {named_key(text_key)} in the whole file: {counted(kinds)}; set "
-            f"text_key of its source to one of the keys that are there ({', '.join(keys) or 'none'}), or leave the "
-            "file out"
+            f"{key_of(text_key)} of its source to one of the keys that are there ({', '.join(keys) or 'none'}), or "
+            "leave the file out"
         )
 
 
