@@ -22,7 +22,7 @@ from pipeline.data.formats.tokenised import about_tokenised, is_tokenised
 from pipeline.data.shards import without_secrets
 from pipeline.data.sources import TextSource, may_be_remote, no_record, no_shard, no_such_place
 from pipeline.data.stream.held_out import require_one_row
-from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, refuse_no_text, why_no_text
+from pipeline.data.texts import NO_SUCH_KEY, NoText, counted, key_of, named_key, refuse_no_text, why_no_text
 from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
 from pipeline.evaluation.generation import encode_prompt
@@ -252,8 +252,9 @@ def _first_texts(source: TextSource, path: Path, kind: str) -> list[str | None]:
     texts = [text for _, text, _ in islice(read_records(path, kind, source.text_key), FIRST)]
     if texts and all(isinstance(text, NoText) and text.kind == NO_SUCH_KEY for text in texts):
         raise RegrowError(
-            f"shard {path}: none of its first {len(texts):,} records has the key {source.text_key!r}; set text_key of "
-            f"its source to one of the keys that are there ({', '.join(texts[0].keys) or 'none'})"
+            f"shard {path}: none of its first {len(texts):,} records has the key {named_key(source.text_key)}; set "
+            f"{key_of(source.text_key)} of its source to one of the keys that are there "
+            f"({', '.join(texts[0].keys) or 'none'})"
         )
     whys = [why_no_text(text) for text in texts]
     kinds = Counter(why for why in whys if why is not None)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
+from pipeline.config.source import InstructionSection
 from pipeline.data.corpus.calibration import calibration_sequences
 from pipeline.data.corpus.overlap import read_hashes
+from pipeline.data.instructions import Form
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard, read_manifest
 from pipeline.data.sources import TextSource
@@ -50,14 +52,18 @@ def text_source(config: Config, key: str) -> TextSource:
         source.path,
         0 if key == "data.held_out" else int(key.rpartition(".")[2]),
         files=source.files,
-        format=source.format,
+        format="auto" if source.format == "instruction" else source.format,
         revision=source.revision,
-        text_key=source.text_key,
+        text_key=_form(source.instruction) if source.format == "instruction" else source.text_key,
         exclude_domains=source.exclude_domains,
         on_damage=config.data.on_damage,
         on_no_text=config.data.on_no_text,
         key=key,
     )
+
+
+def _form(asked: InstructionSection) -> Form:
+    return Form(asked.instruction_key, asked.input_key, asked.response_key, asked.template, asked.template_with_input)
 
 
 def held_out_asked(config: Config) -> list[RowsAsked]:

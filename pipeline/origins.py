@@ -10,6 +10,7 @@ from pipeline.data.tokens import Encoder, load_tokenizer, other_tokens
 from pipeline.errors import RegrowError
 from pipeline.files import read_json
 from pipeline.model.load import model_files, resolve_model
+from pipeline.model.lora import Lora
 from pipeline.run import Run
 from pipeline.training.export import Origin
 
@@ -25,7 +26,13 @@ def find_origin(config: Config, run: Run) -> Origin:
     else:
         folder = pruned if init in WORDS else model_folder(init, "train.init")
     seed = config.train.seed if init == "random" else None
-    return Origin(folder, config.model.dtype, config.model.trust_remote_code, seed)
+    return Origin(folder, config.model.dtype, config.model.trust_remote_code, seed, lora_of(config))
+
+
+def lora_of(config: Config) -> Lora | None:
+    """The adapters that the config has trained; None where all is."""
+    asked = config.train.lora
+    return Lora(asked.rank, asked.alpha, asked.dropout, asked.targets) if config.train.method == "lora" else None
 
 
 def checked_origin(config: Config, run: Run, encoder: Encoder) -> Origin:

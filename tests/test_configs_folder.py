@@ -70,3 +70,32 @@ def test_presets_follow_the_published_recipe() -> None:
         assert (corpus.path, corpus.files) == ("cerebras/SlimPajama-627B", "train/**")
         assert held_out is not None and (held_out.path, held_out.files) == (corpus.path, "validation/**")
         assert corpus.exclude_domains == held_out.exclude_domains == ("RedPajamaBook",)
+
+
+@pytest.mark.parametrize("criterion", ["ppl", "taylor"])
+@pytest.mark.parametrize(
+    ("model", "path", "remove"),
+    [
+        ("llama-7b", "huggyllama/llama-7b", 6),
+        ("vicuna-7b", "lmsys/vicuna-7b-v1.3", 6),
+        ("vicuna-13b", "lmsys/vicuna-13b-v1.3", 8),
+    ],
+)
+def test_the_presets_of_lora_follow_the_published_scripts(model: str, path: str, remove: int, criterion: str) -> None:
+    config = load_config(CONFIGS / "lora" / f"{model}-{criterion}.yaml")
+    train, prune = config.train, config.prune
+    assert (config.model.path, prune.remove, prune.criterion, config.score.criteria) == (
+        path,
+        remove,
+        criterion,
+        (criterion,),
+    )
+    assert (prune.protect_first, prune.protect_last) == (4, 2)
+    assert (train.method, train.lora.rank, train.lora.alpha, train.lora.dropout) == ("lora", 8, 16, 0.05)
+    assert len(train.lora.targets) == 7
+    assert (train.global_batch, train.learning_rate, train.schedule, train.warmup_steps) == (64, 1e-4, "linear", 100)
+    assert (train.betas, train.weight_decay, config.data.row_length) == ((0.9, 0.999), 0, 256)
+    # Two epochs of the 49,760 examples that are not held back.
+    assert train.tokens == 2 * 49_760 * 256 and config.steps == 1555
+    (source,) = config.data.sources
+    assert (source.path, source.format) == ("yahma/alpaca-cleaned", "instruction")

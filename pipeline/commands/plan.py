@@ -37,6 +37,7 @@ from pipeline.model.costs import (
 )
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
+from pipeline.origins import lora_of
 from pipeline.stages.opening import to_fit
 from pipeline.stages.stage import Ahead, load_stage
 from pipeline.stages.teaching import find_teacher, teacher_bytes, teacher_flops
@@ -65,11 +66,13 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
     notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     width = attention_width(model.config.get_text_config())
-    per_token = flops_per_token(product_parameters(model) - gone, blocks, width, row)
     folder = _teacher(config, source.parent)
-    per_token += teacher_flops(config, folder)
     held = teacher_bytes(config, folder, processes)
-    wanted = to_fit(config, as_trained(model, config.model.dtype, removed), processes, held)
+    wanted = to_fit(config, as_trained(model, config.model.dtype, removed, lora_of(config)), processes, held)
+    # What adapters multiply is added to what they stand on, which is all frozen.
+    products, adapters = product_parameters(model) - gone, wanted.trained.parameters if train.method == "lora" else 0
+    frozen = products if train.method == "lora" else 0
+    per_token = flops_per_token(products + adapters, blocks, width, row, frozen) + teacher_flops(config, folder)
     fit = _planned_fit(config, wanted)
     memory = _memory(wanted, fit)
     peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
@@ -82,7 +85,8 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
             "pruned": blocks,
             "uniform": len(set(sizes.blocks)) == 1,
         },
-        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": wanted.trained.parameters},
+        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": wanted.trained.parameters}
+        | ({"adapters": adapters} if adapters else {}),
         "training": {
             "tokens": train.tokens,
             "row_length": row,

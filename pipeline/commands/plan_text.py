@@ -23,7 +23,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"batch        {training['global_batch']} rows of {training['row_length']} tokens = micro-batch "
         f"{training['micro_batch']} x accumulation {training['accumulation']} x {training['processes']} processes",
         f"FLOPs        {flops['per_token']:.4g} a token, {flops['total']:.4g} in all "
-        "(palm: 6 N + 12 L d T, N without the input embedding)",
+        f"(palm: {'4' if 'adapters' in parameters else '6'} N + 12 L d T, N without the input embedding)",
         "",
         f"scoring      {scoring['loop']}: weights {of_bytes(scoring['weights'])}; on a device "
         f"{of_bytes(scoring['batch_major'])} batch-major, or {of_bytes(scoring['block_major'])} block-major with "
@@ -48,7 +48,9 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _untrained(parameters: dict[str, int]) -> list[str]:
-    """A line on what text does not reach, where there is such a part."""
+    """A line on what is not trained: what text does not reach, or all but adapters."""
+    if "adapters" in parameters:
+        return [f"trained      {parameters['adapters']:,} of adapters (LoRA); the others are frozen"]
     apart = parameters["pruned"] - parameters["trained"]
     if not apart:
         return []

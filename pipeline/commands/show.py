@@ -46,7 +46,7 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
     stream = text.stream(step=known, cursors=cursors)
     for row in islice(stream, first - behind, first - behind + batch):
         digest = hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16]
-        count = len(row.cu_seqlens) - 1
+        count = len(_pieces(row))
         where = stream.place_of(row)
         yield f"\nrow {row.index}, lane {row.lane}, {count} documents, sha256 {digest}; it ends in {where}"
         yield from _documents(row, text.encoder.tokenizer, characters)
@@ -68,8 +68,14 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def _pieces(row: Row) -> list[tuple[int, int]]:
+    """Where the row's documents stand in it; padding is none: not one token of it is a target."""
+    pieces = list(pairwise(row.cu_seqlens.tolist()))
+    return pieces if row.counted is None else [(begin, end) for begin, end in pieces if row.counted[begin:end].any()]
+
+
 def _documents(row: Row, tokenizer: PreTrainedTokenizerBase, characters: int) -> Iterator[str]:
-    for begin, end in pairwise(row.cu_seqlens.tolist()):
+    for begin, end in _pieces(row):
         text = tokenizer.decode(row.input_ids[begin:end])
         cut = f" ... ({len(text) - characters} characters more)" if characters and len(text) > characters else ""
         shown = (text[:characters] if characters else text).replace("\n", "\n    ")

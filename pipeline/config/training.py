@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.config.distilling import DistillSection
 from pipeline.config.healing import HealingSection
 from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
+from pipeline.config.lora import LoraSection
 
 
 class TrainSection(Section):
@@ -40,6 +41,13 @@ class TrainSection(Section):
         free=True,
         source="mission",
     )
+    method: Literal["full", "lora"] = key(
+        "full",
+        "What is trained: all that text reaches, or low-rank adapters (lora) beside linear layers that stay as they "
+        "are; exports have them merged.",
+        stages="train",
+    )
+    lora: LoraSection = Field(default_factory=LoraSection)
     learning_rate: Real = key(1e-4, "Peak learning rate.", stages="train", source="mission", gt=0)
     final_learning_rate: Real = key(1e-5, "Learning rate at the last step.", stages="train", ge=0)
     betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = key(
@@ -51,7 +59,12 @@ class TrainSection(Section):
         ("bias", "norm"), "Parameters that weight decay leaves alone.", stages="train"
     )
     warmup: Real = key(0.01, "Share of the steps in which the rate rises linearly.", stages="train", ge=0, lt=1)
-    schedule: Literal["cosine", "wsd", "constant"] = key("cosine", "Shape of the rate after warm-up.", stages="train")
+    warmup_steps: Whole | None = key(
+        None, "Steps of the warm-up, in the place of warmup's share; null: by that.", stages="train", ge=0
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "cosine", "Shape of the rate after warm-up.", stages="train"
+    )
     decay: Real = key(0.2, "Share of the steps of WSD's linear decay.", stages="train", gt=0, le=1)
     clip: Real = key(1.0, "Largest global gradient norm; 0 leaves gradients alone.", stages="train", ge=0)
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number)] = key(1, "DeepSpeed's ZeRO stage.", free=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
@@ -14,7 +14,6 @@ from pipeline.config.keys import (
     Folder,
     PathOrName,
     Processes,
-    Real,
     Section,
     Whole,
     fields,
@@ -22,6 +21,7 @@ from pipeline.config.keys import (
 )
 from pipeline.config.perplexity import PerplexitySection
 from pipeline.config.pruning import PruneSection, ScoreSection
+from pipeline.config.source import Source
 from pipeline.config.tasks import DuringSection, TasksSection
 from pipeline.config.training import TrainSection
 
@@ -72,27 +72,6 @@ class ModelSection(Section):
     trust_remote_code: bool = key(
         False, "Run code that the model's folder brings along.", stages="score prune train evaluate report"
     )
-
-
-class Source(Section):
-    path: Annotated[str, AsWritten] = key(
-        ...,
-        "Folder, glob or file; a data set's name on the hub; or a URL with {000..099} for numbers (https, s3, ...).",
-        source="required",
-        min_length=1,
-    )
-    revision: str | None = key(None, "Commit, tag or branch of the data set on the hub.")
-    files: str = key("**", "Glob of the files to take inside a folder or hub data set.")
-    format: Literal["auto", "jsonl", "tar", "parquet", "tokenised"] = key(
-        "auto", "Format of the shards; auto goes by the file's ending and, for a tar, by what is in it."
-    )
-    text_key: str = key("text", "Field that holds a document's text.", source="SlimPajama")
-    exclude_domains: tuple[str, ...] = key(
-        ("RedPajamaBook",),
-        "Documents whose meta.redpajama_set_name is one of these are left out (Books3 was withdrawn).",
-        source="NeMo's SlimPajama tutorial",
-    )
-    weight: Real = key(1.0, "Share of the rows that this source gives, relative to the others' weights.", gt=0)
 
 
 class DataSection(Section):
@@ -148,6 +127,12 @@ class DataSection(Section):
         free=True,
         gt=0,
     )
+
+    @model_validator(mode="after")
+    def _masks(self) -> DataSection:
+        if self.tokenised is not None and any(source.format == "instruction" for source in self.sources):
+            raise ValueError("tokenised keeps no prompt's end: set it to null with a source of format instruction")
+        return self
 
     @property
     def texts(self) -> dict[str, Source]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.data.instructions import Form
 from pipeline.errors import RegrowError
 from pipeline.files import hash_json
 
@@ -28,6 +29,7 @@ class Shard:
     gives, or the git blob id of a small file on the hub (a sha1 of its bytes).
     documents: number of records, excluded domains and records without text counted too; None where unknown.
     groups: documents of each row group of a parquet file; None for other formats and where it cannot be read in parts.
+    text_key: where a record has its text, or the form of one of instruction data.
     on_no_text: ``skip`` or ``raise``. without_text: how many records have no text, by what stands in its place, as the
     listing of a local file counted them.
     """
@@ -43,7 +45,7 @@ class Shard:
     etag: str | None
     documents: int | None
     groups: tuple[int, ...] | None
-    text_key: str
+    text_key: str | Form
     exclude_domains: tuple[str, ...]
     on_no_text: str = "skip"
     without_text: tuple[tuple[str, int], ...] = ()
@@ -118,6 +120,7 @@ def read_manifest(manifest: Mapping[str, Any]) -> tuple[list[Shard], list[Shard]
             Shard(
                 **{
                     **entry,
+                    "text_key": Form(**key) if isinstance(key := entry["text_key"], dict) else key,
                     "groups": None if entry["groups"] is None else tuple(entry["groups"]),
                     "exclude_domains": tuple(entry["exclude_domains"]),
                     "without_text": tuple(dict(entry.get("without_text", {})).items()),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.instructions import Form
 from pipeline.data.shards import Shard, without_secrets
 from pipeline.data.texts import counted
 from pipeline.errors import RegrowError
@@ -41,7 +42,7 @@ class TextSource:
     files: str = "**"
     format: str = "auto"
     revision: str | None = None
-    text_key: str = "text"
+    text_key: str | Form = "text"
     exclude_domains: tuple[str, ...] = ()
     on_damage: str = "raise"
     on_no_text: str = "skip"

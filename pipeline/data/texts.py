@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.data.instructions import Form
 from pipeline.errors import RegrowError
 
 #: What JSON has beside strings, as people call it.
@@ -39,9 +40,11 @@ class NoText:
     keys: tuple[str, ...] = ()
 
 
-def text_of(record: Mapping[str, Any], text_key: str) -> str | NoText:
+def text_of(record: Mapping[str, Any], text_key: str | Form) -> str | NoText:
     """The string of a decoded record under ``text_key``, which leads into objects by dots unless a key has that very
-    name."""
+    name; by a form the exchange of its instruction and response."""
+    if isinstance(text_key, Form):
+        return _exchange_of(record, text_key)
     text = record.get(text_key)
     if text is None and text_key not in record:
         text = _behind_dots(record, text_key)
@@ -49,6 +52,29 @@ def text_of(record: Mapping[str, Any], text_key: str) -> str | NoText:
         return text
     kind = HALF_A_PAIR if isinstance(text, str) else NO_SUCH_KEY if text is _MISSING else KINDS[type(text)]
     return NoText(kind, tuple(_keys(record))[:NAMED])
+
+
+def _exchange_of(record: Mapping[str, Any], form: Form) -> str | NoText:
+    """Blank inputs, and those that are null or not there, are none."""
+    parts = [text_of(record, key) for key in form.keys]
+    given = parts[2] if form.input is not None else ""
+    if isinstance(given, NoText) and given.kind in (NO_SUCH_KEY, KINDS[type(None)]):
+        given = ""
+    for part in (*parts[:2], given):
+        if isinstance(part, NoText):
+            return part
+    blank = next((why for part in parts[:2] if (why := why_no_text(part)) is not None), None)
+    return NoText(blank) if blank else form.exchange(parts[0], "" if given.isspace() else given, parts[1])
+
+
+def named_key(text_key: str | Form) -> str:
+    """The key of a text, for messages; of a form those that a record must have."""
+    return repr(text_key) if isinstance(text_key, str) else " or ".join(map(repr, text_key.keys[:2]))
+
+
+def key_of(text_key: str | Form) -> str:
+    """Where a source's config says which keys its records have, for messages."""
+    return "text_key" if isinstance(text_key, str) else "the keys of instruction"
 
 
 def is_unicode(text: str) -> bool:

@@ -74,18 +74,22 @@ def text_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(nn.ModuleList(parts).parameters())
 
 
-def product_parameters(model: nn.Module) -> int:
+def product_parameters(model: nn.Module, trained: bool = False) -> int:
     """Parameters that text is multiplied by: without the input embedding, which is a lookup and no product.
 
     Embeddings of positions are left out too, and what no text goes through (``text_parameters``). A tied head counts:
     its product with the hidden state is computed. Needs whole parameters: call it before ZeRO stage 3 splits them, or
-    on the meta device.
+    on the meta device. ``trained``: without those that are frozen.
     """
     lookups = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     if head is not None:
         lookups -= {id(parameter) for parameter in head.parameters()}
-    return sum(parameter.numel() for parameter in text_parameters(model) if id(parameter) not in lookups)
+    return sum(
+        parameter.numel()
+        for parameter in text_parameters(model)
+        if id(parameter) not in lookups and (parameter.requires_grad or not trained)
+    )
 
 
 def attention_width(hf_config: PreTrainedConfig) -> int:
@@ -94,21 +98,26 @@ def attention_width(hf_config: PreTrainedConfig) -> int:
     return heads * (getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads)
 
 
-def flops_per_token(parameters_without_input_embedding: int, blocks: int, width: int, row_length: int) -> float:
-    """FLOPs to train on one token, forward and backward: 6 N + 12 L (H Q) T.
+def flops_per_token(
+    parameters_without_input_embedding: int, blocks: int, width: int, row_length: int, frozen: int = 0
+) -> float:
+    """FLOPs to train on one token, forward and backward: 6 N + 12 L (H Q) T, and 2 less for each of N's parameters
+    that is ``frozen``: its gradient is not made.
 
     N is ``product_parameters``, L ``blocks``, H Q ``width`` (``attention_width``) and T ``row_length``, attention
     counted in full and not causally halved; recomputed activations do not count. PaLM (Chowdhery et al. 2022,
     arXiv 2204.02311), appendix B; the convention of torchtitan, OLMo-core, llm-foundry and nanochat, here ``palm``.
     """
-    return 6.0 * parameters_without_input_embedding + 12.0 * blocks * width * row_length
+    return 6.0 * parameters_without_input_embedding - 2.0 * frozen + 12.0 * blocks * width * row_length
 
 
 def model_flops_per_token(model: PreTrainedModel, row_length: int) -> float:
-    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``)."""
+    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``); those that are frozen
+    need no gradient."""
     config = model.config.get_text_config()
     width = attention_width(config)
-    return flops_per_token(product_parameters(model), config.num_hidden_layers, width, row_length)
+    counted, trained = product_parameters(model), product_parameters(model, trained=True)
+    return flops_per_token(counted, config.num_hidden_layers, width, row_length, frozen=counted - trained)
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -164,6 +173,7 @@ class Trained:
 
     ``largest_module`` has the most parameters of those that ZeRO stage 3 gathers as a whole. ``blocks`` of
     ``hf_config``'s widths (default: as many as it says), weights of ``weight_bytes``: 2 in bf16, 4 in fp32.
+    ``adapted``: bytes that a block's adapters keep of a token, beside what the block does; with any the head is frozen.
     """
 
     parameters: int
@@ -172,6 +182,7 @@ class Trained:
     frozen: int = 0
     blocks: int | None = None
     weight_bytes: int = 2
+    adapted: int = 0
 
 
 def memory_per_gpu(
@@ -194,16 +205,16 @@ def memory_per_gpu(
     Activations: ``activation_bytes`` for each block; with full ``gradient_checkpointing`` each block's input, with
     selective also what its products and attention give, and in both one block recomputed. Loss (``model/head.py``): 14
     bytes for each token of a chunk and vocabulary entry (bf16 product; in fp32 logits, log-softmax and a soft cap), and
-    the head's gradient in fp32. Not counted: the CUDA context, communication buckets, fragmentation; leave a tenth of
-    the GPU for them.
+    in fp32 the gradient of a head that is trained. Not counted: the CUDA context, communication buckets, fragmentation;
+    leave a tenth of the GPU for them.
     """
     hf_config, parameters, weight_bytes = trained.hf_config, trained.parameters, trained.weight_bytes
     blocks = hf_config.num_hidden_layers if trained.blocks is None else trained.blocks
     fp32 = weight_bytes == 4
     autocast = zero_stage == 0 and not fp32
     share = [processes if zero_stage >= stage else 1 for stage in range(4)]
-    per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes)
     tokens = micro_batch * row_length
+    per_block = activation_bytes(hf_config, micro_batch, row_length, weight_bytes) + tokens * trained.adapted
     kept = {
         "none": per_block,
         "selective": selective_bytes(hf_config, micro_batch, row_length, weight_bytes),
@@ -217,7 +228,7 @@ def memory_per_gpu(
         "gathered": 2 * weight_bytes * trained.largest_module if zero_stage == 3 else 0,
         "activations": blocks * kept[gradient_checkpointing] + (0 if gradient_checkpointing == "none" else per_block),
         "loss": (12 + (0 if fp32 else 2)) * chunk_length(tokens, hf_config.vocab_size) * hf_config.vocab_size
-        + 4 * hf_config.vocab_size * hf_config.hidden_size,
+        + (0 if trained.adapted else 4 * hf_config.vocab_size * hf_config.hidden_size),
     }
     return {**items, "total": sum(items.values())}
 

@@ -12,6 +12,7 @@ from pipeline.errors import RegrowError
 from pipeline.model.architecture import read_config
 from pipeline.model.blocks import block_parameters
 from pipeline.model.costs import Trained, meta_model, text_parameters
+from pipeline.model.lora import Lora, adapter_sizes, kept_by_adapters
 
 
 def describe_folder(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -26,11 +27,18 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> PreTrained
         raise RegrowError(f"{folder / 'config.json'}: {error}") from None
 
 
-def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = ()) -> Trained:
+def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = (), lora: Lora | None = None) -> Trained:
     """A model as training holds it, in ``dtype``; without blocks whose parameters are ``removed``. ``model`` may be on
-    the meta device."""
+    the meta device, and has no adapters yet: with ``lora`` they alone are trained. Where blocks have adapters of
+    different sizes, the smallest are taken to be gone."""
     sizes = Sizes.of(model)
     trained = sum(parameter.numel() for parameter in text_parameters(model)) - sum(removed)
+    frozen, weight_bytes, adapted = sizes.whole - sum(removed) - trained, 4 if dtype == "float32" else 2, 0
+    if lora is not None:
+        inside, outside = adapter_sizes(model, lora)
+        frozen += trained
+        trained = sum(sorted(inside)[len(removed) :]) + outside
+        adapted = kept_by_adapters(model, lora, weight_bytes)
     # ZeRO stage 3 gathers blocks and embeddings as a whole.
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     gathered = [*sizes.blocks, *(end.get_parameter("weight").numel() for end in ends if end is not None)]
@@ -38,9 +46,10 @@ def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = ()
         trained,
         max(gathered),
         model.config.get_text_config(),
-        frozen=sizes.whole - sum(removed) - trained,
+        frozen=frozen,
         blocks=len(sizes.blocks) - len(removed),
-        weight_bytes=4 if dtype == "float32" else 2,
+        weight_bytes=weight_bytes,
+        adapted=adapted,
     )
 
 

@@ -33,18 +33,29 @@ def render_card(
 ) -> str:
     """Return the text of the model card.
 
-    `recipe` is the configuration's `train` section as a plain dict, shown key by key without those that are None.
+    `recipe` is the configuration's `train` section as a plain dict, shown key by key without those that are None; those
+    of adapters where they were trained.
     `loader` is the class of transformers that loads the folder, `custom_code` names the files of code that the model
     needs. What is missing is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
     template = _environment().get_template("card.md.j2")
     return template.render(
         **_shown(records),
-        recipe={key: value for key, value in (recipe or {}).items() if value is not None},
+        recipe=_recipe_rows(recipe or {}),
         loader=loader,
         trust=", trust_remote_code=True" if custom_code else "",
         custom_code=custom_code,
     )
+
+
+def _recipe_rows(recipe: Record) -> Record:
+    """The keys that say something: those that are not None, a section's by its own keys, adapters' where there are."""
+    rows: Record = {}
+    for key, value in recipe.items():
+        if key == "lora" and recipe.get("method") != "lora":
+            continue
+        rows |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in rows.items() if value is not None}
 
 
 def _shown(records: Records) -> dict[str, Any]:

@@ -6,7 +6,7 @@ It tokenises ahead where the config asks for it, and says how long the corpus la
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,6 @@ def _tell(
             "source"
         )
     tokens = sum(each.tokens for each in surveys)
-    weights = [source.weight for source in config.data.sources]
-    # A source is read through when its share of the budget is as long as it is.
-    passes = [
-        config.train.tokens * weight / sum(weights) / max(each.tokens, 1)
-        for weight, each in zip(weights, surveys, strict=True)
-    ]
     known = "an unknown number of" if documents is None else f"{documents:,}"
     about = "" if all(each.exact for each in surveys) else "about "
     say(f"corpus: {len(corpus)} shards, {known} documents, {about}{tokens:,} tokens")
@@ -225,7 +219,7 @@ def _tell(
     speeds = [each.tokens_per_second for each in surveys if each.tokens_per_second]
     if speeds:
         say(f"one process tokenizes {min(speeds):,.0f} tokens/s")
-    for source, each, share in zip(config.data.sources, surveys, passes, strict=True):
+    for source, each, share in zip(config.data.sources, surveys, _passes(config, corpus, surveys), strict=True):
         if each.without_text:
             say(f"{source.path}: {counted(each.without_text)} in the shard that was looked into, all to be left out")
         say(
@@ -244,6 +238,19 @@ def _tell(
         # Not how often the budget reads them: another budget does not make this stage anew.
         "source_tokens": [each.tokens for each in surveys],
     }
+
+
+def _passes(config: Config, corpus: list[Shard], surveys: list[Survey]) -> Iterator[float]:
+    """How often the budget reads each source through: a text when its share is as long as it is, instruction data when
+    it has a row for each record (where their number is known; else as if rows had no padding)."""
+    sources = config.data.sources
+    for number, (source, each) in enumerate(zip(sources, surveys, strict=True)):
+        share = source.weight / sum(one.weight for one in sources)
+        counts = [shard.documents for shard in of_source(corpus, number)]
+        if source.format == "instruction" and None not in counts:
+            yield config.train.tokens / config.data.row_length * share / sum(counts)
+        else:
+            yield config.train.tokens * share / max(each.tokens, 1)
 
 
 def _special_strings(surveys: list[Survey], policy: str, say: Callable[[str], None]) -> Counter[str]:

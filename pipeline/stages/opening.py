@@ -21,12 +21,14 @@ from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
 from pipeline.stages.during import tasks_during
 from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
+from pipeline.training.adapters import describe_adapters
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
+from pipeline.training.frozen import count_trained
 from pipeline.training.optimisation import Optimisation
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.teacher import Teaching
 from pipeline.training.trained import told_of
@@ -46,8 +48,10 @@ def open_session(
 ) -> tuple[Session, float]:
     """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
     folder, data, recipe = run.stage("train"), config.data, config.train
-    model = origin.load(attention=config.model.attention, device=world.device)
-    beside = to_fit(config, as_trained(model, config.model.dtype), world.size).needs(
+    model = origin.load_to_train(recipe.seed, attention=config.model.attention, device=world.device)
+    if origin.lora is not None:
+        say(describe_adapters(model, origin.lora))
+    beside = to_fit(config, as_trained(model, config.model.dtype, lora=origin.lora), world.size).needs(
         Fit(layout.micro_batch, layout.gradient_checkpointing)
     )
     teaching = open_teaching(config, run, world, beside, say)
@@ -128,6 +132,7 @@ def _asked(config: Config, world: World) -> dict[str, Any]:
         "gradient_checkpointing": train.gradient_checkpointing,
         "compile": train.compile,
         **({} if train.objective == "lm" else {"teacher": train.distill.model_dump(mode="json")}),
+        **({} if train.method == "full" else {"lora": train.lora.model_dump(mode="json")}),
     }
 
 
@@ -148,7 +153,7 @@ def to_fit(config: Config, trained: Trained, processes: int, teacher: int = 0) -
 def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
-    trained = as_trained(described, config.model.dtype)
+    trained = as_trained(described, config.model.dtype, lora=origin.lora)
     wanted = to_fit(config, trained, world.size, teacher_bytes(config, find_teacher(config), world.size))
     if world.device.type != "cuda":
         return plain_fit(wanted)
@@ -156,7 +161,7 @@ def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Calla
 
     def attempt(fit: Fit) -> None:
         layout = layout_of(config, world, fit)
-        model = origin.load(attention=config.model.attention, device=world.device)
+        model = origin.load_to_train(config.train.seed, attention=config.model.attention, device=world.device)
         engine = _engine(config, model, world, layout, open_teaching(config, run, world, wanted.needs(fit), say))
         try:
             shape = (fit.micro_batch, config.data.row_length)
@@ -194,7 +199,7 @@ def rate_at(config: Config, step: int) -> float:
         steps=config.steps,
         peak=recipe.learning_rate,
         final=recipe.final_learning_rate,
-        warmup=recipe.warmup,
+        rising=warm_up(config.steps, recipe.warmup, recipe.warmup_steps),
         schedule=recipe.schedule,
         decay=recipe.decay,
     )
@@ -203,9 +208,10 @@ def rate_at(config: Config, step: int) -> float:
 def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel, world: World) -> None:
     """RegrowError where there is no room for a checkpoint and the last export, or on this machine for the remote shards
     that its lanes read at a time: before the first hour is paid for."""
-    folder, data, parameters = run.stage("train"), config.data, model.num_parameters()
+    folder, data = run.stage("train"), config.data
     clear_torn(folder / "checkpoints")
-    needed = checkpoint_bytes(parameters, config.train.zero_stage, model.dtype) + parameters * model.dtype.itemsize
+    needed = checkpoint_bytes(count_trained(model), config.train.zero_stage, model.dtype)
+    needed += model.num_parameters() * model.dtype.itemsize
     require_space(folder, needed, "a checkpoint and the export")
     own = -(-data.lanes * world.on_this_machine // world.size)
     require_cache_space(data.cache, text.corpus, own, data.cache_size)

@@ -20,6 +20,7 @@ from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
+from pipeline.model.lora import find_targets
 from pipeline.origins import check_origin, checked_origin, origin_hashes
 from pipeline.run import Run
 from pipeline.stages.during import require_during
@@ -46,7 +47,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     if found:
         check_identity(found[1]["identity"], text.identity)
     world.on_first(lambda: keep_found(config, run, world, fit))
-    torch.manual_seed(recipe.seed)
+    # Each process draws its own: dropout is not to take the same places in the rows of all.
+    torch.manual_seed(recipe.seed + world.rank)
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted):
         session, flops = open_session(config, run, text, origin, layout, world, say)
@@ -98,6 +100,11 @@ def check(ahead: Ahead) -> list[str]:
         raise RegrowError(
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
+    warm, steps = config.train.warmup_steps, config.steps
+    if warm is not None and warm >= steps:
+        raise RegrowError(f"train.warmup_steps {warm}: the run has {steps} steps; set fewer, or more train.tokens")
+    if config.train.method == "lora" and ahead.model is not None:
+        find_targets(ahead.model, config.train.lora.targets)
     require_during(config, ahead.elsewhere)
     check_heal(config, ahead.model)
     origin = check_origin(config, ahead.encoder, ahead.elsewhere)

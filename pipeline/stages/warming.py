@@ -27,5 +27,6 @@ def warm_agent(due: Collection[str], config: Config, place: Place) -> Agent:
     if place.launcher is None and any(load_stage(name).launched(config) for name in due):
         # DeepSpeed settles, as it is imported, whether there is a GPU. Where there may be one a rank alone can ask.
         trains_on_cpu = "train" in due and os.environ.get("DS_ACCELERATOR") == "cpu"
-        agent.warm([*AT_FIRST_MODEL, *(["deepspeed"] if trains_on_cpu else [])])
+        for_training = ["deepspeed", *(["peft"] if config.train.method == "lora" else [])]
+        agent.warm([*AT_FIRST_MODEL, *(for_training if trains_on_cpu else [])])
     return agent

@@ -70,7 +70,7 @@ def clear_torn(root: Path) -> None:
 
 
 def checkpoint_bytes(parameters: int, zero_stage: int, dtype: torch.dtype) -> int:
-    """Size of a checkpoint: the weights, and fp32 master weights with AdamW's two moments."""
+    """Size of a checkpoint: the weights that are trained, and fp32 master weights with AdamW's two moments."""
     if zero_stage == 0:
         return 12 * parameters
     return (torch.finfo(dtype).bits // 8 + 12) * parameters
@@ -97,7 +97,10 @@ def save_checkpoint(
             problem = str(error)
     _agree(world, problem, folder)
     try:
-        engine.engine.save_checkpoint(str(root), tag=folder.name, save_latest=False)
+        # What came frozen is in the folder that training began with.
+        engine.engine.save_checkpoint(
+            str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=engine.frozen
+        )
     except (OSError, RuntimeError) as error:
         if not _is_writing(error):
             raise
@@ -165,7 +168,9 @@ def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
     engine.engine.checkpoint_engine.load = _load_weights_only
     # Its bf16 optimizer prints a line of its own for every group, whatever the log level.
     with contextlib.redirect_stdout(io.StringIO()):
-        loaded, _ = engine.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        loaded, _ = engine.engine.load_checkpoint(
+            str(folder.parent), tag=folder.name, load_module_strict=not engine.frozen
+        )
     if loaded is None:
         raise RegrowError(f"checkpoint {folder}: DeepSpeed found nothing to load in it")
     random = torch.load(folder / f"random-{world.rank:05d}.pt", weights_only=True)

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 from pipeline.model.attention import attention_of, document_arguments, documents_known, on_its_way
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import Taken, find_head, losses_at
-from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.model.loss import next_tokens, router_coefficient, token_losses
+from pipeline.training.frozen import count_trained, leave_out_frozen
 from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
@@ -49,11 +50,11 @@ class Engine:
 
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
-    Parameters that text does not reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model
-    in bf16 keeps in fp32 and that are trained in bf16 all the same: ZeRO 1 to 3 cast every parameter.
-    ``router_coefficient`` is the factor of the router's auxiliary loss, None where the config does not ask for it or
-    the model computes none. ``head`` is None where what follows it is not known: then the loss is made from the logits
-    of a whole micro-batch. ``compile_blocks``: each block is compiled at the first micro-batch.
+    Parameters that come frozen (``frozen``: some do) stay as they are, in no checkpoint. Those that text does not reach
+    (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that are
+    trained in bf16 all the same: ZeRO 1 to 3 cast every parameter. ``router_coefficient`` is that of the router's
+    auxiliary loss, None where the config does not ask for it or the model computes none. ``head`` is None where what
+    follows it is not known: then the loss is made from whole logits. ``compile_blocks``: at the first micro-batch.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Engine:
         self.world, self.zero_stage = world, zero_stage
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.dtype = next(model.parameters()).dtype
-        self.parameters = model.num_parameters()
+        self.frozen = leave_out_frozen(model)
+        self.parameters = count_trained(model)
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self._bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
@@ -135,7 +137,7 @@ class Engine:
                 "overlap_comm": False,
                 "contiguous_gradients": True,
                 # DeepSpeed makes its buckets as long as this, whatever the model's size: 2 GB at its default.
-                "reduce_bucket_size": min(BUCKET, sum(parameter.numel() for parameter in model.parameters())),
+                "reduce_bucket_size": min(BUCKET, self.parameters),
                 "stage3_gather_16bit_weights_on_model_save": True,
                 # On one machine with small models nothing may stay unsharded by size, or stages would not differ.
                 "stage3_param_persistence_threshold": 1e4,
@@ -156,7 +158,11 @@ class Engine:
             group["lr"] = rate
 
     def backward(
-        self, input_ids: torch.Tensor, targets: int, documents: Sequence[np.ndarray] | None = None
+        self,
+        input_ids: torch.Tensor,
+        targets: int,
+        documents: Sequence[np.ndarray] | None = None,
+        counted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64.
 
@@ -172,14 +178,17 @@ class Engine:
         it depends on how the batch is split.
 
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
-        its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
+        its tokens see it alone. None: a row is one text, and its tokens see all before. ``counted`` (rows, T - 1) bool
+        on the CPU: column t says whether token t + 1 is a target; None: all are.
         """
-        inputs, counted, attention = {"input_ids": input_ids}, None, attention_of(self.model)
+        inputs, attention = {"input_ids": input_ids}, attention_of(self.model)
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention)
-            counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
+        if counted is not None:
+            counted = on_its_way(counted, input_ids.device)
         wanted, factor = next_tokens(input_ids, counted), self.world.size / targets
-        with self._taught(input_ids, documents) as answer:
+        teaching = self.teaching
+        with contextlib.nullcontext() if teaching is None else teaching.asked(input_ids, documents) as answer:
             with documents_known(documents, attention, input_ids.device):
                 taken, output = self._forward(inputs, wanted, factor, answer)
             objective = taken.objective
@@ -187,19 +196,13 @@ class Engine:
             auxiliary = disagreement = zero
             if answer is not None and answer.states:
                 disagreement = answer.disagreement(output.hidden_states, wanted)
-                objective = objective + disagreement * (self.teaching.hidden * factor)
+                objective = objective + disagreement * (teaching.hidden * factor)
         if self.router_coefficient is not None:
             auxiliary = output.aux_loss.float()
             objective = objective + auxiliary * (self.router_coefficient / self.accumulation)
         self.engine.backward(objective, scale_wrt_gas=False)
         divergence = zero if taken.divergence is None else taken.divergence
         return torch.stack([taken.total, auxiliary, divergence, disagreement]).detach()
-
-    def _taught(
-        self, input_ids: torch.Tensor, documents: Sequence[np.ndarray] | None
-    ) -> contextlib.AbstractContextManager[Answer | None]:
-        """The context in which a teacher's answer on a micro-batch stands, where there is a teacher."""
-        return contextlib.nullcontext() if self.teaching is None else self.teaching.asked(input_ids, documents)
 
     def _forward(
         self, inputs: dict[str, Any], targets: torch.Tensor, factor: float, answer: Answer | None
@@ -256,13 +259,14 @@ class Engine:
         return trained, nn.utils.get_total_norm([parameter.grad for parameter in trained])
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights on rank 0's CPU (None elsewhere); every process must call it.
+        """The whole model's weights, or where some came frozen those that are trained, on rank 0's CPU (None
+        elsewhere); every process must call it.
 
         Each has the dtype that it came with; ZeRO 3 gives parameters in the model's. Under ZeRO 1 to 3 the values of
         parameters are rounded to the model's dtype, also of those that are not trained.
         """
         if self.zero_stage == 3:
-            gathered = self.engine._zero3_consolidated_16bit_state_dict()
+            gathered = self.engine._zero3_consolidated_16bit_state_dict(self.frozen)
             return gathered if self.world.rank == 0 else None
         if self.world.rank != 0:
             return None
@@ -287,7 +291,7 @@ class Engine:
 
 
 def _compiled(model: nn.Module) -> CompiledBlocks:
-    """The model's blocks, compiled. The compiler takes a second to be imported, and a CPU does without it."""
+    """The model's blocks, compiled. The compiler takes a second to import, and a CPU does without it."""
     from pipeline.training.compiled import CompiledBlocks
 
     return CompiledBlocks(model)

@@ -1,4 +1,7 @@
-"""Exports: the weights of a run at one step, as a plain Hugging Face folder that is whole or not there."""
+"""Exports: the weights of a run at one step, as a plain Hugging Face folder that is whole or not there.
+
+Of adapters it holds the model with all of them merged, and beside it, in ``adapter/``, they themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,42 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.files import require_space
+from pipeline.model.files import weight_files
 from pipeline.model.load import copy_companions, load_model
+from pipeline.model.lora import Lora
 from pipeline.model.scratch import new_weights
+from pipeline.training.adapters import add_adapters, merge_adapters, save_adapters
 from pipeline.training.engine import Engine
+
+#: The folder in an export that holds the adapters in peft's form.
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
 class Origin:
     """The model that training begins with: its folder, and how it is loaded. ``dtype`` is that of its weights.
 
-    With ``seed`` only its shape is taken, and the weights are drawn.
+    With ``seed`` only its shape is taken, and the weights are drawn. ``lora``: the adapters that alone are trained,
+    None where all is.
     """
 
     folder: Path
     dtype: str
     trust_remote_code: bool = False
     seed: int | None = None
+    lora: Lora | None = None
 
     def load(self, **how: Any) -> PreTrainedModel:
         """The model; ``how`` as ``load_model`` takes it (attention, device)."""
         how |= {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
         return load_model(self.folder, **how) if self.seed is None else new_weights(self.folder, self.seed, **how)
+
+    def load_to_train(self, seed: int, **how: Any) -> PreTrainedModel:
+        """The model with its adapters, where it is trained by them; ``seed`` is that of their first values."""
+        model = self.load(**how)
+        if self.lora is not None:
+            add_adapters(model, self.lora, seed)
+        return model
 
 
 def write_export(engine: Engine, origin: Origin, target: Path) -> Path:
@@ -45,9 +63,16 @@ def write_export(engine: Engine, origin: Origin, target: Path) -> Path:
     if weights is not None:
         scratch = target.with_name(f".{target.name}.new")
         shutil.rmtree(scratch, ignore_errors=True)
-        require_space(target.parent, sum(value.nbytes for value in weights.values()), f"export {target.name}")
+        size = sum(value.nbytes for value in weights.values())
+        if origin.lora is not None:
+            size += sum(file.stat().st_size for file in weight_files(origin.folder))
+        require_space(target.parent, size, f"export {target.name}")
         model = origin.load()
-        load_trained(model, weights, engine.unreached)
+        if origin.lora is None:
+            load_trained(model, weights, engine.unreached)
+        else:
+            save_adapters(scratch / ADAPTER, model, weights, origin.lora)
+            merge_adapters(model, weights, origin.lora)
         model.save_pretrained(scratch)
         copy_companions(origin.folder, scratch)
         shutil.rmtree(target, ignore_errors=True)

@@ -77,25 +77,29 @@ class Sample:
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows that go through the model together: their ids (rows, T) int64, in page-locked memory where a GPU fetches
-    them while it computes, and where documents begin in each, None where a row is one text."""
+    them while it computes; where documents begin in each, None where a row is one text; and which tokens but the first
+    of a row are targets (rows, T - 1) bool, None where all are."""
 
     rows: list[Row]
     ids: torch.Tensor
     documents: list[np.ndarray] | None
+    counted: torch.Tensor | None
 
     @classmethod
     def of(cls, rows: list[Row], device: torch.device, within_documents: bool) -> MicroBatch:
         """The micro-batch of rows of one length."""
         ids = torch.from_numpy(np.stack([row.input_ids for row in rows]))
         documents = [row.cu_seqlens for row in rows] if within_documents else None
-        return cls(rows, ids.pin_memory() if device.type == "cuda" else ids, documents)
+        counted = None if documents is None else document_targets(documents, ids.shape[1])
+        if rows[0].counted is not None:
+            stated = torch.from_numpy(np.stack([row.counted[1:] for row in rows]))
+            counted = stated if counted is None else counted & stated
+        return cls(rows, ids.pin_memory() if device.type == "cuda" else ids, documents, counted)
 
     @property
     def targets(self) -> int:
-        """Target tokens: all but the first of each row, or of each document in it."""
-        if self.documents is None:
-            return self.ids[:, 1:].numel()
-        return int(document_targets(self.documents, self.ids.shape[1]).sum())
+        """Target tokens: all but the first of each row, or of each document in it, and but prompts and padding."""
+        return self.ids[:, 1:].numel() if self.counted is None else int(self.counted.sum())
 
 
 def train_steps(
@@ -200,18 +204,18 @@ def _note(at: Callable[[str], None], engine: Engine, step: int, doing: str, numb
 def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int]:
     """(target tokens, tokens) of the global batch. RegrowError where there is not one target.
 
-    Within documents the number of targets differs by row, and by process: the loss is over those of all. Else it is
-    the same everywhere, and nobody need be asked.
+    Within documents, and of instruction data, the number of targets differs by row, and by process: the loss is over
+    those of all. Else it is the same everywhere, and nobody need be asked.
     """
     targets, tokens = sum(micro.targets for micro in batch), sum(micro.ids.numel() for micro in batch)
-    if batch[0].documents is None:
+    if batch[0].counted is None:
         targets, tokens = targets * engine.world.size, tokens * engine.world.size
     else:
         targets, tokens = engine.world.sum(torch.tensor([targets, tokens])).tolist()
     if targets == 0:
         raise RegrowError(
-            f"training step {step + 1}: no document of the batch has a second token in its row, so that there is "
-            "nothing to predict; use data.attention across, or longer documents"
+            f"training step {step + 1}: no document of the batch has a second token in its row, or no prompt a "
+            "response, so that there is nothing to predict; use data.attention across, or longer documents"
         )
     return targets, tokens
 
@@ -233,7 +237,7 @@ def _update(
     for number, micro in enumerate(batch, start=1):
         note(number)
         ids = micro.ids.to(world.device, non_blocking=True)
-        sums += engine.backward(ids, targets, micro.documents).double()
+        sums += engine.backward(ids, targets, micro.documents, micro.counted).double()
         if number == len(batch):
             if meanwhile is not None:
                 meanwhile()

@@ -30,13 +30,14 @@ def probe(model: nn.Module) -> Any:
 
 
 def unreached(model: nn.Module, output: Any) -> dict[str, nn.Parameter]:
-    """Parameters that have no path to a loss of ``output`` (from ``probe``), by name: they get no gradient.
+    """Parameters that have no path to a loss of ``output`` (from ``probe``), by name: they get no gradient. Frozen
+    ones are not asked.
 
     A path leads to the logits, or to the router's auxiliary loss. A router sends a short row to some experts only:
     the modules of a list inside a block count as one, and if one of them is reached, so are all.
     """
     found = _leaves([output.logits, getattr(output, "aux_loss", None)])
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kinds = {_kind(name) for name, parameter in named if parameter in found}
     return {name: parameter for name, parameter in named if _kind(name) not in kinds}
 

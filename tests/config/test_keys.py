@@ -102,7 +102,7 @@ def test_numbers_in_the_file_are_read_alike(tmp_path: Path) -> None:
         "train.betas=[0.9, 1.0]",
         "train.betas.0=-0.1",
         "train.warmup=1",
-        "train.schedule=linear",
+        "train.schedule=sawtooth",
         "train.no_decay=[biases]",
         "prune.ratio=1",
         "prune.ratio=0",

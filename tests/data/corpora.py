@@ -18,6 +18,7 @@ import zstandard
 from pipeline.data.corpus.listing import Listing, list_source
 from pipeline.data.formats.documents import check_documents, format_of
 from pipeline.data.formats.tokenised import write_tokenised
+from pipeline.data.instructions import Form
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.remote.servers import Patience
 from pipeline.data.shards import Shard
@@ -73,10 +74,10 @@ def write_shard(path: Path, documents: Sequence[Any], *, group: int | None = Non
     return path
 
 
-def shard(path: Path, source: int = 0, *, tokenised: bool = False) -> Shard:
+def shard(path: Path, source: int = 0, *, tokenised: bool = False, text_key: str | Form = "text") -> Shard:
     """A local file as the manifest has it."""
     format = "tokenised" if tokenised else format_of(path.name)
-    census = check_documents(path, format, "text")
+    census = check_documents(path, format, text_key)
     return Shard(
         source=source,
         place=str(path.parent),
@@ -89,7 +90,7 @@ def shard(path: Path, source: int = 0, *, tokenised: bool = False) -> Shard:
         etag=None,
         documents=census.documents,
         groups=census.groups,
-        text_key="text",
+        text_key=text_key,
         exclude_domains=(),
     )
 
@@ -167,7 +168,8 @@ def take(rows: Iterator[Row], count: int) -> list[Row]:
 
 def fingerprint(row: Row) -> tuple:
     """All that a row is, to be compared."""
-    return row.index, row.lane, row.cursor, row.input_ids.tobytes(), row.cu_seqlens.tobytes()
+    counted = None if row.counted is None else row.counted.tobytes()
+    return row.index, row.lane, row.cursor, row.input_ids.tobytes(), row.cu_seqlens.tobytes(), counted
 
 
 def differs(rows: Sequence[Row], expected: Sequence[Row]) -> str | None:

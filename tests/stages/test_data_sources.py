@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -142,3 +144,29 @@ def test_remote_text_is_searched_when_it_is_fetched(config_of, here, served, tex
     write(tmp_path / "web" / "07.jsonl", records([*texts[63:68], texts[203]]))
     with pytest.raises(RegrowError, match=r"07\.jsonl, document 5 \(held out as one of data\.held_out\)"):
         list(islice(rows_of("twin"), 600))
+
+
+def test_instruction_data_is_listed_counted_in_epochs_and_shown_without_its_padding(here, config_of, tmp_path):
+    given = [
+        {"instruction": f"Say {number}.", "input": "aloud" if number % 2 else "", "output": f"It is {number}."}
+        for number in range(32)
+    ]
+    given.append({"instruction": "Say nothing.", "output": ""})
+    (tmp_path / "examples").mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in given)
+    (tmp_path / "examples" / "a.jsonl").write_text(lines)
+    config = config_of([{"path": str(tmp_path / "examples"), "format": "instruction"}], lanes=4, row_length=128)
+    status, printed, message = here("data", config, "train.tokens=8448")
+    assert status == 0, message
+    assert "left out: 1 record without text (empty 1)" in printed, printed
+    assert re.search(r"which the budget of 8,448 reads 2\.00 times", printed), printed
+    status, printed, message = here("data-show", config, "train.tokens=8448", "--step", "1")
+    assert status == 0 and "row 0, lane 0, 1 documents" in printed, message or printed
+    assert "### Response:\n    It is " in printed and "</s></s>" not in printed, printed
+
+
+def test_instruction_data_without_the_fields_is_refused_with_those_that_are_there(refused, config_of, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Say it.", "response": "It."}\n' * 20)
+    message = refused("data", config_of([{"path": str(tmp_path / "a.jsonl"), "format": "instruction"}], lanes=4))
+    for part in ("no string under the key 'instruction' or 'output'", "the keys of instruction", "prompt, response"):
+        assert part in message, message

@@ -76,3 +76,10 @@ def test_blocks_are_compiled_where_it_is_faster_or_asked_for(tiny_config, device
     assert layout.compiled is compiled
     assert (layout.micro_batch, layout.gradient_checkpointing, layout.zero_stage) == (4, "selective", stage)
     assert (layout.threads is None) == (device == "cuda"), "threads decide nothing on a GPU"
+
+
+def test_a_warm_up_in_steps_goes_before_its_share(tiny_config):
+    config = load_config(tiny_config, ["train.warmup=0.5", "train.warmup_steps=2", "train.schedule=linear"])
+    found = [rate_at(config, step) for step in range(config.steps)]
+    assert found.index(max(found)) == 1 and config.steps == 8
+    assert found[-1] == pytest.approx(config.train.final_learning_rate)

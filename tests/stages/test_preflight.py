@@ -34,6 +34,7 @@ def done(lengthen, copy_until, tmp_path) -> tuple[Path, Path]:
         ("prune.parameters=1000", ["parameters 1,000", "set a larger target or protect fewer"]),
         ("train.micro_batch=3", ["global batch", "8", "micro-batch", "3"]),
         ("train.processes=5", ["global batch", "5 processes"]),
+        ("train.warmup_steps=24", ["train.warmup_steps 24", "the run has 24 steps"]),
         ("data.lanes=7", ["data.lanes 7 does not divide by 2 processes"]),
         ("data.held_out=null", ["data.held_out is not set", "evaluate"]),
         ("model.dtype=float16", ["model.dtype float16", "bfloat16"]),

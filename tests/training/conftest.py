@@ -18,6 +18,7 @@ CASES = {
     2: [
         *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
         *(f"within-{stage}-fp32" for stage in (1, 3)),
+        "masked-1-fp32",
         *(f"resume-{stage}-bf16" for stage in range(4)),
         "resume-0-fp32",
         "resume_with_all-1-bf16",
@@ -42,12 +43,16 @@ CASES = {
         *(f"taught_split-{stage}-fp32" for stage in (1, 3)),
         "taught_within-1-fp32",
         *(f"resume_taught-{stage}-bf16" for stage in (0, 3)),
+        *(f"lora_parity-{stage}-fp32" for stage in range(4)),
+        *(f"lora_resume-{stage}-bf16" for stage in range(4)),
+        "lora_recomputed-1-fp32",
+        *(f"lora_export-{case}" for case in ("1-fp32", "0-bf16", "3-bf16")),
     ],
     1: [f"parity-{stage}-fp32" for stage in range(4)],
     4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
 }
 #: Of two processes, those that compile for half a minute.
-SLOW = ["compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32"]
+SLOW = ["compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"]
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.training.loop import Position, Sample, train_steps
 from pipeline.training.optimisation import decay_groups
 from tests.training.kit import (
     BATCH,
+    LENGTH,
     PEAK,
     STEPS,
     Case,
@@ -114,6 +115,40 @@ def within(case: Case) -> dict[str, Any]:
         return {}
     hashes = [hashlib.sha256(np.array(row, dtype="<i8").tobytes()).hexdigest() for row in text(BATCH * STEPS).tolist()]
     return {**found, "samples": samples, "hashes": hashes}
+
+
+def responses(index: int) -> np.ndarray:
+    """Which tokens of row ``index`` are a response: one stretch, whose begin and end differ by row; of row 5 none."""
+    counted = np.zeros(LENGTH, dtype=bool)
+    if index != 5:
+        counted[3 + index % 7 : LENGTH - index % 5] = True
+    return counted
+
+
+def responses_alone(model: Any, rows: torch.Tensor, first: int) -> torch.Tensor:
+    """Mean loss of the tokens of rows ``first`` and on that are responses."""
+    counted = np.stack([responses(first + number)[1:] for number in range(len(rows))])
+    return next_token_losses(model(rows).logits, rows)[torch.from_numpy(counted)].mean()
+
+
+def masked(case: Case) -> dict[str, Any]:
+    """Three steps on responses alone beside three by the reference."""
+    data, engine = text(BATCH * STEPS), new_engine(case, 2)
+    rows = (replace(row, counted=responses(row.index)) for row in share(data, case.world))
+    steps = [asdict(step) for step in train_steps(engine, rows, Position(), steps=STEPS, rate=rate)]
+    weights = engine.weights()
+    if weights is None:
+        return {}
+    before, reference = new_model(case.dtype).state_dict(), new_model(case.dtype)
+    losses, norms = plain_loop(reference, data, BATCH, responses_alone)
+    after = reference.state_dict()
+    return {
+        "steps": steps,
+        "losses": losses,
+        "norms": norms,
+        "difference": difference(weights, after),
+        "moved": difference(after, before),
+    }
 
 
 def split(case: Case) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.training.schedule import learning_rate
+from pipeline.training.schedule import learning_rate, warm_up
 
 
 def rates(steps: int, **arguments: object) -> list[float]:
-    given = {"peak": 1.0, "final": 0.1, "warmup": 0.0, "schedule": "cosine", "decay": 0.2, **arguments}
-    return [learning_rate(step, steps=steps, **given) for step in range(steps)]
+    given = {"peak": 1.0, "final": 0.1, "schedule": "cosine", "decay": 0.2, **arguments}
+    rising = warm_up(steps, given.pop("warmup", 0.0), given.pop("warmup_steps", None))
+    return [learning_rate(step, steps=steps, rising=rising, **given) for step in range(steps)]
 
 
 def test_cosine_with_warm_up():
@@ -37,7 +38,13 @@ def test_constant():
     assert rates(5, warmup=0.4, schedule="constant") == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_linear_falls_in_a_straight_line_behind_a_warm_up_that_is_stated_in_steps():
+    expected = [0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert rates(6, warmup=0.9, warmup_steps=2, schedule="linear", final=0.0) == pytest.approx(expected)
+    assert rates(2, warmup=0.5, warmup_steps=0, schedule="linear") == pytest.approx([0.55, 0.1])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.01, 0.5, 0.99])
 def test_no_rate_leaves_its_bounds(schedule, steps, warmup):
@@ -52,7 +59,13 @@ def test_no_rate_leaves_its_bounds(schedule, steps, warmup):
 
 def test_the_missions_preset_at_its_marks():
     """Vicuna 2.7B: 143,052 steps, 1e-4 to 1e-5, 1% warm-up = 1,431 steps."""
-    preset = {"steps": 143_052, "peak": 1e-4, "final": 1e-5, "warmup": 0.01, "schedule": "cosine"}
+    preset = {
+        "steps": 143_052,
+        "peak": 1e-4,
+        "final": 1e-5,
+        "rising": warm_up(143_052, 0.01, None),
+        "schedule": "cosine",
+    }
     assert learning_rate(0, **preset) == pytest.approx(1e-4 / 1431)
     assert learning_rate(1430, **preset) == pytest.approx(1e-4)
     assert learning_rate(1430 + 141_621 // 2, **preset) == pytest.approx(5.5e-5, rel=1e-4), "half-way down"

@@ -18,8 +18,9 @@ from pipeline.data.formats.jsonl import count_records, read_jsonl
 from pipeline.data.formats.parquet import read_parquet, row_groups
 from pipeline.data.formats.tar import count_samples, read_tar
 from pipeline.data.formats.tokenised import check_tokenised
+from pipeline.data.instructions import Form
 from pipeline.data.sources import ENDINGS, TextSource, beside
-from pipeline.data.texts import NoText, counted, is_unicode, refuse_no_text, why_no_text
+from pipeline.data.texts import NoText, counted, is_unicode, key_of, named_key, refuse_no_text, why_no_text
 from pipeline.errors import RegrowError
 
 READERS = {"jsonl": read_jsonl, "tar": read_tar, "parquet": read_parquet}
@@ -78,17 +79,20 @@ def format_of(name: str) -> str | None:
 
 def format_for(source: TextSource, name: str) -> str | None:
     """Format of a source's file: the one that the source is said to have, or by the ending; None: not a shard, as what
-    macOS puts beside a file (._NAME) is none. RegrowError on a shard whose name is not UTF-8."""
+    macOS puts beside a file (._NAME) is none, nor a tar of instruction data. RegrowError on a shard whose name is not
+    UTF-8."""
     if beside(name):
         return None
     kind = format_of(name) if source.format == "auto" else source.format
+    if kind == "tar" and isinstance(source.text_key, Form):
+        return None
     if kind is not None and not is_unicode(name):
         raise RegrowError(f"{source.name}: the name of a file in it is not UTF-8 ({os.fsencode(name)!r}); rename it")
     return kind
 
 
 def read_records(
-    path: Path, format: str, text_key: str = "text", first: int = 0
+    path: Path, format: str, text_key: str | Form = "text", first: int = 0
 ) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index in the shard, text, domain) of every record from ``first`` on.
 
@@ -110,15 +114,16 @@ def read_records(
             found = True
     if kinds and not found:
         raise RegrowError(
-            f"shard {path}: no string under the key {text_key!r} in the whole file: {counted(kinds)}; set text_key of "
-            f"its source to one of the keys that are there ({', '.join(keys) or 'none'}), or leave the file out"
+            f"shard {path}: no string under the key {named_key(text_key)} in the whole file: {counted(kinds)}; set "
+            f"{key_of(text_key)} of its source to one of the keys that are there ({', '.join(keys) or 'none'}), or "
+            "leave the file out"
         )
 
 
 def read_documents(
     path: Path,
     format: str,
-    text_key: str = "text",
+    text_key: str | Form = "text",
     exclude_domains: Sequence[str] = (),
     first: int = 0,
     on_no_text: str = "skip",
@@ -139,7 +144,7 @@ def read_documents(
 
 
 def check_documents(
-    path: Path, format: str, text_key: str, watch: Callable[[int, str, str | None], None] | None = None
+    path: Path, format: str, text_key: str | Form, watch: Callable[[int, str, str | None], None] | None = None
 ) -> Census:
     """Decode and check the whole shard, and count what is in it; ``watch`` is called with the index, the text and the
     domain of every document with text.
@@ -152,7 +157,9 @@ def check_documents(
         raise BadRecord(f"{error}; until then none of its documents ({COUNTERS[format](path):,}) is read") from None
 
 
-def _census(path: Path, format: str, text_key: str, watch: Callable[[int, str, str | None], None] | None) -> Census:
+def _census(
+    path: Path, format: str, text_key: str | Form, watch: Callable[[int, str, str | None], None] | None
+) -> Census:
     if format == "tokenised":
         about = check_tokenised(path)
         return Census(about["documents"], tokens=about["tokens"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import BadRecord, naming, require_documents
+from pipeline.data.instructions import Form
 from pipeline.data.texts import KINDS, NoText, is_unicode, text_of
 from pipeline.errors import first_line
 from pipeline.files import replacing
@@ -25,7 +26,9 @@ WANTED = "one JSON object a line, in UTF-8,"
 SHOWN = 24
 
 
-def read_jsonl(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+def read_jsonl(
+    path: Path, text_key: str | Form = "text", first: int = 0
+) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every record from ``first`` on, in file order; blank lines do not count.
 
     The compression is told from the ending, .zst or .gz; a file may have many frames. Records before ``first`` are

@@ -8,13 +8,14 @@ the writer was asked for one (it is verified then), so that flips are seen by th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.damage import naming, require_documents
 from pipeline.data.formats.jsonl import domain_of
-from pipeline.data.texts import NAMED, NoText
+from pipeline.data.instructions import Form
+from pipeline.data.texts import NAMED, NoText, text_of
 from pipeline.errors import RegrowError
 
 #: Rows decoded at a time.
@@ -25,7 +26,9 @@ NO_ROWS = "a whole parquet file without a row"
 META, DOMAIN = "meta", "redpajama_set_name"
 
 
-def read_parquet(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+def read_parquet(
+    path: Path, text_key: str | Form = "text", first: int = 0
+) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every row from ``first`` on, in file order; row groups before it are not read.
 
     The text is the string column ``text_key``, which leads into structs by dots (see ``text_path``), the domain the
@@ -43,17 +46,17 @@ def read_parquet(path: Path, text_key: str = "text", first: int = 0) -> Iterator
                 counts = rows_of_groups(file.metadata)
                 if not sum(counts):
                     raise RegrowError(f"shard {path}: {NO_ROWS}; take it out of the source")
-                where = text_path(file.schema_arrow, text_key, str(path))
-                columns = _columns(file.schema_arrow, text_key)
+                paths = text_paths(file.schema_arrow, text_key, str(path))
+                columns = _columns(file.schema_arrow, list(paths))
                 for group, rows in enumerate(counts):
                     end = documents + rows
                     if end <= first:
                         documents = end
                         continue
                     for batch in file.iter_batches(BATCH, [group], columns, use_threads=False):
-                        for text, domain in zip(_strings(batch, where), _domains(batch), strict=True):
+                        for text, domain in zip(_texts(batch, text_key, paths), _domains(batch), strict=True):
                             if documents >= first:
-                                yield documents, NoText("null") if text is None else text, domain
+                                yield documents, text, domain
                             documents += 1
                     if documents != end:
                         raise ValueError(f"row group {group}: it ends at row {documents}, the footer says {end}")
@@ -79,6 +82,18 @@ def rows_of_groups(footer: Any) -> tuple[int, ...]:
     if sum(rows) != footer.num_rows or min(rows, default=0) < 0:
         raise ValueError(f"the footer says {footer.num_rows} rows, its {len(rows)} row groups have {sum(rows)}")
     return rows
+
+
+def text_paths(schema: Any, text_key: str | Form, shard: str) -> dict[str, tuple[str, ...]]:
+    """Of a text key, or of those of a form, the columns as ``text_path`` gives them; an input's only where it is there.
+
+    Raises RegrowError as ``text_path`` does.
+    """
+    if isinstance(text_key, str):
+        return {text_key: text_path(schema, text_key, shard)}
+    optional = text_key.input
+    there = [key for key in text_key.keys if key != optional or optional.partition(".")[0] in schema.names]
+    return {key: text_path(schema, key, shard) for key in there}
 
 
 def text_path(schema: Any, text_key: str, shard: str) -> tuple[str, ...]:
@@ -141,15 +156,25 @@ def _is_string(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _columns(schema: Any, text_key: str) -> list[str]:
-    """The columns to read: the text, and the domain where there is one."""
-    if META not in schema.names or text_key == META:
-        return [text_key]
+def _columns(schema: Any, keys: list[str]) -> list[str]:
+    """The columns to read: those of the text, and the domain where there is one."""
+    if META not in schema.names or META in keys:
+        return keys
     meta = schema.field(META).type
     if _has_fields(meta):
         has_domain = meta.get_field_index(DOMAIN) >= 0
-        return [text_key, f"{META}.{DOMAIN}"] if has_domain else [text_key]
-    return [text_key, META] if _is_string(meta) else [text_key]
+        return [*keys, f"{META}.{DOMAIN}"] if has_domain else keys
+    return [*keys, META] if _is_string(meta) else keys
+
+
+def _texts(batch: Any, text_key: str | Form, paths: Mapping[str, tuple[str, ...]]) -> Iterator[str | NoText]:
+    """What each row of a batch has for text."""
+    columns = {key: _strings(batch, where) for key, where in paths.items()}
+    if isinstance(text_key, str):
+        yield from (NoText("null") if text is None else text for text in columns[text_key])
+        return
+    for row in zip(*columns.values(), strict=True):
+        yield text_of(dict(zip(columns, row, strict=True)), text_key)
 
 
 def _strings(batch: Any, where: Sequence[str]) -> list[str | None]:

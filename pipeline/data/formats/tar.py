@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from pipeline.data.damage import BadRecord, DamagedShard, naming, require_documents
 from pipeline.data.formats.jsonl import domain_of, parse_object, why_no_utf8
+from pipeline.data.instructions import Form
 from pipeline.data.sources import beside
 from pipeline.data.texts import NoText, text_of
 from pipeline.errors import RegrowError, first_line
@@ -32,7 +33,9 @@ WANTED = "a text in UTF-8, or one JSON object,"
 READ = ("txt", "json")
 
 
-def read_tar(path: Path, text_key: str = "text", first: int = 0) -> Iterator[tuple[int, str | NoText, str | None]]:
+def read_tar(
+    path: Path, text_key: str | Form = "text", first: int = 0
+) -> Iterator[tuple[int, str | NoText, str | None]]:
     """(index, text, domain) of every sample from ``first`` on, in file order, of a .tar or .tar.gz.
 
     The text is KEY.txt, or without one ``text_key`` in KEY.json; the domain is ``meta.redpajama_set_name`` in

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.data.formats.documents import format_for
-from pipeline.data.formats.parquet import NO_ROWS, text_path
+from pipeline.data.formats.parquet import NO_ROWS, text_paths
 from pipeline.data.progress import Progress
 from pipeline.data.remote.row_groups import NotParquet, parse_footer, read_footer, row_counts
 from pipeline.data.remote.servers import NoRanges, Patience, locate, open_url, state_of
@@ -181,5 +181,5 @@ def _count_groups(shard: Shard, patience: Patience) -> dict[str, Any]:
         return {"damage": f"shard {shard.name}: {error}; replace it at its source or leave it out"}
     if not sum(groups):
         return {"empty": f"shard {shard.name}: {NO_ROWS}"}
-    text_path(metadata.schema.to_arrow_schema(), shard.text_key, shard.name)
+    text_paths(metadata.schema.to_arrow_schema(), shard.text_key, shard.name)
     return {"groups": groups}

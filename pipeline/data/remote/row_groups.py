@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.formats.parquet import META, rows_of_groups
+from pipeline.data.instructions import Form
 from pipeline.data.remote.servers import locate, read_range
 from pipeline.data.shards import Shard
 from pipeline.errors import RegrowError, first_line
@@ -75,7 +76,9 @@ def _metadata(shard: Shard, stalled: float) -> Any:
     return metadata
 
 
-def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: int, text_key: str, part: Path) -> str:
+def _fetch_group(
+    file_system: Any, path: str, size: int, metadata: Any, group: int, text_key: str | Form, part: Path
+) -> str:
     """Write row group ``group`` to the parquet file ``part``; the sha256 of the bytes that came.
 
     NotParquet where they cannot be decoded. In memory: the row group, once as it lies in the file and once decoded.
@@ -85,11 +88,13 @@ def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: i
 
     described = metadata.row_group(group)
     chunks = [described.column(number) for number in range(described.num_columns)]
+    keys = (text_key,) if isinstance(text_key, str) else text_key.keys
     wanted = [
-        chunk for chunk in chunks if chunk.path_in_schema == text_key or chunk.path_in_schema.partition(".")[0] == META
+        chunk for chunk in chunks if chunk.path_in_schema in keys or chunk.path_in_schema.partition(".")[0] == META
     ]
-    if not any(chunk.path_in_schema == text_key for chunk in wanted):
-        raise NotParquet(f"no column {text_key!r}")
+    lacking = [key for key in keys[:2] if not any(chunk.path_in_schema == key for chunk in wanted)]
+    if lacking:
+        raise NotParquet(f"no column {lacking[0]!r}")
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in wanted]
     start = min(starts)
     stop = max(begin + chunk.total_compressed_size for begin, chunk in zip(starts, wanted, strict=True))
@@ -97,7 +102,7 @@ def _fetch_group(file_system: Any, path: str, size: int, metadata: Any, group: i
     try:
         window = pyarrow.PythonFile(_Window(start, data, size), "r")
         file = pyarrow.parquet.ParquetFile(window, metadata=metadata, page_checksum_verification=True)
-        table = file.read_row_group(group, columns=[text_key, META], use_threads=False)
+        table = file.read_row_group(group, columns=[*keys, META], use_threads=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise NotParquet(f"it cannot be decoded ({first_line(error)})") from None
     pyarrow.parquet.write_table(

@@ -2,22 +2,25 @@
 
 Row g of a run belongs to lane g mod L, with L fixed for the life of a run. A lane owns a fixed subset of every
 source's parts, orders them anew in every epoch by a hash, and reads documents in file order. Row k of a lane comes
-from one source, drawn by (seed, lane, k) alone; each source's documents are packed by themselves. A row carries the
-cursor behind it, so a checkpoint keeps what the trainer consumed, not what was prefetched.
+from one source, drawn by (seed, lane, k) alone; each source's documents are packed by themselves, those of instruction
+data stand one in a row. A row carries the cursor behind it, so a checkpoint keeps what the trainer consumed, not what
+was prefetched.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from pipeline.data.corpus.overlap import Search
 from pipeline.data.shards import Shard
+from pipeline.data.stream.examples import one_a_row
 from pipeline.data.stream.packing import pack
 from pipeline.data.stream.parts import Dealt, deal, draw
 from pipeline.data.stream.position import Cursor, LaneCursor
@@ -86,12 +89,19 @@ class Lane:
             )
             for source, (dealt, start) in enumerate(zip(sources, cursor.cursors, strict=True))
         ]
-        self._rows = [pack(strand.documents(), reading.row_length) for strand in self._strands]
+        self._rows = [self._rows_of(strand, reading) for strand in self._strands]
 
-    def __next__(self) -> tuple[np.ndarray, np.ndarray, LaneCursor]:
-        """The next row's ids (row_length,) int64, its cu_seqlens int32, and the cursor behind it."""
+    @staticmethod
+    def _rows_of(strand: Strand, reading: Reading) -> Iterator[tuple[Any, ...]]:
+        if strand.dealt.of_examples:
+            return one_a_row(strand.documents(), reading.row_length, reading.encode.separator)
+        return pack(strand.documents(), reading.row_length)
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, LaneCursor, np.ndarray | None]:
+        """The next row's ids (row_length,) int64, its cu_seqlens int32, the cursor behind it, and which tokens are
+        targets (row_length,) bool: None where they all are."""
         source = draw_source(self.seed, self.number, self.row, self.edges) if len(self.edges) > 1 else 0
-        ids, cu_seqlens, self._cursors[source] = next(self._rows[source])
+        ids, cu_seqlens, self._cursors[source], *counted = next(self._rows[source])
         self.row += 1
         skipped = tuple((number, *part) for number, strand in enumerate(self._strands) for part in strand.skipped)
-        return ids, cu_seqlens, LaneCursor(tuple(self._cursors), skipped)
+        return ids, cu_seqlens, LaneCursor(tuple(self._cursors), skipped), counted[0] if counted else None

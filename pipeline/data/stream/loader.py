@@ -12,6 +12,7 @@ import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -103,10 +104,13 @@ class RowStream(IterableDataset):
             )
             for first in range(index, index + self.lanes, step)
         }
+        masked = any(dealt.of_examples for dealt in self.mixture.sources)
         while True:
             number = index % self.lanes
-            ids, cu_seqlens, cursor = next(own[number])
-            yield Row(index, ids, number, cursor, cu_seqlens)
+            ids, cu_seqlens, cursor, counted = next(own[number])
+            if counted is None and masked:
+                counted = np.ones(len(ids), dtype=bool)
+            yield Row(index, ids, number, cursor, cu_seqlens, counted)
             index += step
 
     def place_of(self, row: Row) -> str:

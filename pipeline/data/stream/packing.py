@@ -19,13 +19,16 @@ from pipeline.data.stream.position import Cursor, LaneCursor
 @dataclass(frozen=True)
 class Row:
     """One training row: its number in the run, ids (T,) int64, its lane, the lane's cursor behind this row, and
-    ``cu_seqlens`` (documents + 1,) int32: 0, where each further document begins, T. One document where not given."""
+    ``cu_seqlens`` (documents + 1,) int32: 0, where each further document begins, T. One document where not given.
+    ``counted`` (T,) bool: which tokens may be targets. Of a corpus with instruction data every row has it, of another
+    none."""
 
     index: int
     input_ids: np.ndarray
     lane: int
     cursor: LaneCursor
     cu_seqlens: np.ndarray | None = None
+    counted: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.cu_seqlens is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from pipeline.data.instructions import Form
 from pipeline.data.shards import Shard
 from pipeline.errors import RegrowError
 
@@ -70,6 +71,11 @@ class Dealt:
     shards: list[Shard]
     parts: list[Part]
     names: tuple[int, ...]
+
+    @property
+    def of_examples(self) -> bool:
+        """Whether the source is instruction data."""
+        return isinstance(self.shards[0].text_key, Form)
 
 
 def deal(shards: Sequence[Shard], lanes: int, seed: int) -> list[Dealt]:

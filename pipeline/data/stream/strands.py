@@ -18,8 +18,10 @@ from pipeline.data.corpus.overlap import Search, Twins, refuse_overlap
 from pipeline.data.damage import DamagedShard
 from pipeline.data.formats.documents import Census, check_documents, read_documents
 from pipeline.data.formats.tokenised import read_tokenised, require_same_ids
+from pipeline.data.instructions import Form
 from pipeline.data.remote.cache import ShardCache
 from pipeline.data.shards import Shard
+from pipeline.data.stream.examples import encode_examples
 from pipeline.data.stream.parts import Dealt, Part, shuffle
 from pipeline.data.stream.position import Cursor
 from pipeline.data.texts import counted, refuse_no_text
@@ -75,7 +77,8 @@ class Strand:
         self._fetch_ahead(start.epoch, self._ordered(start.epoch)[start.part :])
 
     def documents(self) -> Iterator[tuple[tuple[int, int, int], int, Any]]:
-        """((epoch, part, document), first token to take, ids) of every document, without end."""
+        """((epoch, part, document), first token to take, ids) of every document, without end; of instruction data an
+        Example for the ids."""
         start = self.start
         epoch, begin, found = start.epoch, start.part, False
         while True:
@@ -149,7 +152,7 @@ class Strand:
         )
         return self._encoded(_until(part.stop, ((before + index, text) for index, text in texts)))
 
-    def _encoded(self, texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, np.ndarray]]:
+    def _encoded(self, texts: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         """(index, ids) for (index, text): a few texts in each call of the tokenizer, which costs some ten tokens."""
         batch: list[tuple[int, str]] = []
         characters = 0
@@ -161,9 +164,12 @@ class Strand:
                 batch, characters = [], 0
         yield from self._encode(batch)
 
-    def _encode(self, batch: Sequence[tuple[int, str]]) -> Iterator[tuple[int, np.ndarray]]:
+    def _encode(self, batch: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
         texts = [text for _, text in batch]
         encode = self.reading.encode
+        if self.dealt.of_examples:
+            yield from zip([index for index, _ in batch], encode_examples(encode, texts), strict=True)
+            return
         found = encode.batch(texts) if isinstance(encode, Encoder) else map(encode, texts)
         for (index, _), ids in zip(batch, found, strict=True):
             yield index, np.array(ids, dtype=np.int64)
@@ -205,7 +211,7 @@ def _check_whole(path: Path, shard: Shard, group: int | None, search: Search | N
 
 @lru_cache(64)
 def _look_through(
-    path: Path, size: int, modified: int, format: str, text_key: str, search: Search | None, before: int
+    path: Path, size: int, modified: int, format: str, text_key: str | Form, search: Search | None, before: int
 ) -> tuple[Census, Twins]:
     """What a file holds, and what of it is held out; decoded once in a process: many lanes may read parts of it."""
     twins = Twins()

@@ -42,7 +42,7 @@ def test_formats_are_told_by_the_ending():
 def test_every_format_has_an_ending_and_a_name_in_the_config():
     assert set(sources.ENDINGS.values()) == set(READERS)
     named = get_args(Source.model_fields["format"].annotation)
-    assert set(named) == {"auto", *READERS, "tokenised"}, f"data.sources.format takes {named}"
+    assert set(named) == {"auto", *READERS, "tokenised", "instruction"}, f"data.sources.format takes {named}"
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -99,12 +99,12 @@ def test_rows_are_the_lane_s_documents_end_to_end_epoch_after_epoch(grouped, tmp
         documents = texts_of(grouped, deal(grouped, 8, 0)[0].parts[number::8])
         size = sum(len(encode(text)) for text in documents)
         rows = [next(one) for _ in range(2 * size // 64 + 1)]
-        assert all(ids.dtype == np.int64 and ids.shape == (64,) for ids, _, _ in rows)
-        tokens = np.concatenate([ids for ids, _, _ in rows]).tolist()
+        assert all(ids.dtype == np.int64 and ids.shape == (64,) for ids, *_ in rows)
+        tokens = np.concatenate([ids for ids, *_ in rows]).tolist()
         for epoch in range(2):
             read = bytes(token % 256 for token in tokens[epoch * size : (epoch + 1) * size]).split(b"\0")
             assert sorted(read) == sorted([b"", *(text.encode() for text in documents)]), f"epoch {epoch}"
-        epochs = [cursor.cursors[0].epoch for _, _, cursor in rows]
+        epochs = [cursor.cursors[0].epoch for _, _, cursor, _ in rows]
         assert max(map(len, documents)) > 256, "this test wants a document longer than a few rows"
         assert epochs == sorted(epochs) and epochs[-1] >= 1, "no epoch's end was crossed"
         everything += documents
@@ -120,7 +120,7 @@ def test_cu_seqlens_give_the_documents_back(texts, tmp_path):
     size = sum(len(encode(text)) for text in documents)
     pieces = [
         piece.tolist()
-        for ids, edges, _ in (next(one) for _ in range(size // 64 + 2))
+        for ids, edges, *_ in (next(one) for _ in range(size // 64 + 2))
         for piece in np.split(ids, edges[1:-1])
     ]
     rebuilt, whole = [], []
@@ -138,7 +138,7 @@ def test_epochs_differ_in_order_and_seeds_too(grouped, tmp_path):
     one = lane(grouped, tmp_path, lanes=2, row_length=512)
     orders = {}
     while len(orders) < 6:
-        ids, _, cursor = next(one)
+        ids, _, cursor, _ = next(one)
         orders.setdefault(cursor.cursors[0].epoch, ids.tolist())
     assert len({tuple(row) for row in orders.values()}) > 1, "every epoch begins with the same part"
     deals = {tuple(deal(grouped, 2, seed)[0].parts) for seed in range(4)}
@@ -149,11 +149,11 @@ def test_every_cursor_goes_on_exactly(grouped, tmp_path):
     one = lane(grouped, tmp_path, 1)
     size = sum(len(encode(text)) for text in texts_of(grouped, deal(grouped, 4, 0)[0].parts[1::4]))
     rows = [next(one) for _ in range(size // 64 + 15)]
-    assert any(a.cursors[0].epoch < b.cursors[0].epoch for (*_, a), (*_, b) in pairwise(rows)), "no epoch's end"
+    assert any(a.cursors[0].epoch < b.cursors[0].epoch for (*_, a, _), (*_, b, _) in pairwise(rows)), "no epoch's end"
     for at in (0, 1, 2, 7, size // 128, *range(len(rows) - 19, len(rows) - 3)):
         resumed = lane(grouped, tmp_path, 1, cursor=rows[at][2], row=at + 1)
         for later in range(at + 1, at + 4):
-            ids, edges, cursor = next(resumed)
+            ids, edges, cursor, _ = next(resumed)
             assert np.array_equal(ids, rows[later][0]) and cursor == rows[later][2], f"resumed behind row {at}"
             assert np.array_equal(edges, rows[later][1]), f"resumed behind row {at}: documents begin elsewhere"
 
@@ -200,7 +200,7 @@ def test_a_row_that_ends_with_its_document_goes_on_at_the_next(tmp_path):
     one = lane(shards, tmp_path, lanes=1, row_length=16)
     rows = [next(one) for _ in range(3)]
     assert rows[0][2] == LaneCursor((Cursor(0, 0, 0, 16),)) and rows[0][0].tolist() == [120] * 15 + [256]
-    ids, edges, cursor = next(lane(shards, tmp_path, lanes=1, row_length=16, cursor=rows[0][2], row=1))
+    ids, edges, cursor, _ = next(lane(shards, tmp_path, lanes=1, row_length=16, cursor=rows[0][2], row=1))
     assert ids.tolist() == rows[1][0].tolist() == [121] * 7 + [256] + [122] * 7 + [256]
     assert edges.tolist() == [0, 8, 16] and cursor == rows[1][2]
 

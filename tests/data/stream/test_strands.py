@@ -108,7 +108,7 @@ def test_damage_met_in_the_middle_of_a_part_leaves_out_its_rest(files, tmp_path)
     order = shuffle(deal(files[:6], 1, 0)[0].parts, 0, 0, 0)
     here, following = (order[cursor.cursors[0].part + more].shard for more in (0, 1))
     flip(files[here])
-    ids, _, behind = next(lane(files[:6], tmp_path, lanes=1, on_damage="skip", cursor=cursor, row=40))
+    ids, _, behind, _ = next(lane(files[:6], tmp_path, lanes=1, on_damage="skip", cursor=cursor, row=40))
     assert behind.skipped == ((0, here, 0),), "the damage is not recorded in the first row behind it"
     assert behind.cursors[0].part == cursor.cursors[0].part + 1
     _, first = next(read_documents(Path(files[following].name), "jsonl"))
@@ -152,7 +152,7 @@ def test_records_without_text_leave_no_trace_and_move_no_number(texts, tiny_mode
         one = lane(shards, tmp_path, lanes=1, encode=encoder)
         found[name] = [next(one) for _ in range(60)]
         for at in (0, 7, 20):
-            ids, _, cursor = next(
+            ids, _, cursor, _ = next(
                 lane(shards, tmp_path, lanes=1, encode=encoder, cursor=found[name][at][2], row=at + 1)
             )
             assert np.array_equal(ids, found[name][at + 1][0]) and cursor == found[name][at + 1][2]
@@ -226,7 +226,7 @@ def test_a_resume_late_in_a_run_costs_what_an_early_one_costs(long, tmp_path):
 
         sys.setprofile(count)
         try:
-            ids, _, behind = next(lane(long, tmp_path, lanes=1, row_length=4, row=row, cursor=cursor))
+            ids, _, behind, _ = next(lane(long, tmp_path, lanes=1, row_length=4, row=row, cursor=cursor))
         finally:
             sys.setprofile(None)
         first = token % 50_000 + order[epoch][part].shard
