@@ -20,6 +20,7 @@ from tests import ROOT
 SURFACE = {
     "run": ["config", "overrides", "--until", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
+    "evaluate": ["config", "overrides", "--redo", "--export"],
     "plan": ["config", "overrides", "--until"],
     "status": ["run"],
     "data-show": ["config", "--step", "overrides", "--characters"],

@@ -138,3 +138,15 @@ def test_the_tokenizer_is_read_once(tiny_config, monkeypatch):
         loads.clear()
         look()
         assert len(loads) == 1, loads
+
+
+def test_data_of_tasks_that_an_offline_machine_lacks_end_a_run_before_its_first_stage(
+    tiny_config, tmp_path, refused, monkeypatch
+):
+    for module in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for asked in ("evaluate.tasks.names=[piqa]", "evaluate.during={every: 4, tasks: [piqa]}"):
+        message = refused("run", tiny_config, asked)
+        assert "the data of piqa cannot be had" in message and "evaluate.tasks.data" in message
+    assert not (tmp_path / "runs").exists(), "work was begun"

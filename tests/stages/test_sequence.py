@@ -36,7 +36,7 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
 
     from pipeline.errors import RegrowError
     from pipeline.run import Run
-    from pipeline.stages.sequence import _told
+    from pipeline.stages.sequence import told
 
     run = Run(tmp_path / "run")
     causes = {
@@ -44,7 +44,7 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
         "No such file or directory: no-such-compiler": lambda: subprocess.run(["no-such-compiler"]),
     }
     for words, cause in causes.items():
-        with pytest.raises(RegrowError) as error, _told("score", run):
+        with pytest.raises(RegrowError) as error, told("score", run):
             cause()
         message = str(error.value)
         assert words in message and f"{run.folder}/log.txt says where" in message
@@ -53,7 +53,7 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
     assert log.count("Traceback (most recent call last)") >= 2, log
     for place in ("transformers/generation/configuration_utils.py", "in _execute_child", "FileNotFoundError"):
         assert place in log, f"{place} is not in the log:\n{log}"
-    with pytest.raises(RegrowError, match="as it is"), _told("score", run):
+    with pytest.raises(RegrowError, match="as it is"), told("score", run):
         raise RegrowError("as it is")
     assert (run.folder / "log.txt").read_text().removeprefix(log).count("\n") == 1, "what explains itself is one line"
 
