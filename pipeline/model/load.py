@@ -138,12 +138,7 @@ def load_model(
     name_accelerator()
     loader, kernel = auto_class(read_config(path, trust_remote_code)), attention_kernel(attention, device, dtype)
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_without_report())
-            spread = {}
-            if dispatch is not None:
-                stack.enter_context(read_not_mapped())
-                spread = dispatch.arguments(without_weights(path, dtype, kernel, trust_remote_code), path)
+        with _without_report(), _spreading(dispatch, path, dtype, kernel, trust_remote_code) as spread:
             model, loading = loader.from_pretrained(
                 path,
                 dtype=dtype,
@@ -171,6 +166,18 @@ def load_model(
         model.to(device)
     require_finite(values_of(model), path)
     return model
+
+
+@contextlib.contextmanager
+def _spreading(
+    dispatch: Dispatch | None, path: Path, dtype: torch.dtype, kernel: str | None, trust_remote_code: bool
+) -> Iterator[dict[str, Any]]:
+    """What transformers is told besides to spread a model, and how it reads files within the context."""
+    if dispatch is None:
+        yield {}
+        return
+    with read_not_mapped():
+        yield dispatch.arguments(without_weights(path, dtype, kernel, trust_remote_code), path)
 
 
 def _require_fitted(path: Path, loading: dict[str, Any]) -> None:
