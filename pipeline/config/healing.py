@@ -13,6 +13,6 @@ class HealingSection(Section):
         ge=8,
     )
     length: Whole = key(128, "Tokens in such a sequence.", stages="train", ge=8)
-    ridge: Real = key(0.1, "Ridge of the fits, relative to the mean square of a layer's inputs.", stages="train", gt=0)
+    ridge: Real = key(1.0, "Ridge of the fits, relative to the mean square of a layer's inputs.", stages="train", gt=0)
     seed: Whole = key(0, "Seed of the draw.", stages="train", ge=0)
     micro_batch: Whole = key(8, "Sequences in one forward; another number rounds otherwise.", stages="train", ge=1)

@@ -6,7 +6,9 @@ the one that the block gives now, the change D minimises
     sum (|r - D a| / |t|)² + ridge x |D|²,        D = C (G + ridge x mean(diag G) I)^-1
 
 over tokens, with t the state that is wanted, G = sum a a^T / |t|² and C = sum r a^T / |t|². A layer with a bias has a
-one behind its inputs, which no ridge holds. The ridge pulls the change to zero, and not the weight.
+one behind its inputs, which no ridge holds. The ridge pulls the change to zero, and not the weight. Of 0.1 and 1 the
+larger was better on text of another kind than that of the fit, by 2 to 5%, and as good on the same (SmolLM2-135M
+without 6 or 13 of its 30 blocks, 16k tokens).
 
 G, C and the factor are fp64: for m inputs of a hidden state of d entries m (m + d) x 8 bytes, and once more m² x 8
 while they are solved. A token counts by its share of its state, as in pipeline/importance/linear.py: the first of a
