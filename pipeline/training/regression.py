@@ -10,7 +10,7 @@ one behind its inputs, which no ridge holds. The ridge pulls the change to zero,
 larger was better on text of another kind than that of the fit, by 2 to 5%, and as good on the same (SmolLM2-135M
 without 6 or 13 of its 30 blocks, 16k tokens).
 
-G, C and the factor are fp64: for m inputs of a hidden state of d entries m (m + d) x 8 bytes, and once more m² x 8
+G, C and the factor are fp64: for m inputs of a hidden state of d entries m (m + d) x 8 bytes, and twice m² x 8 more
 while they are solved. A token counts by its share of its state, as in pipeline/importance/linear.py: the first of a
 sequence often has a state a thousand times as long as the others, and would alone decide what plain least squares find.
 """
@@ -67,7 +67,9 @@ class Regression:
         diagonal = self.gram.diagonal()
         if self.bias:
             held[-1], diagonal = 0, diagonal[:-1]
-        factor, failed = torch.linalg.cholesky_ex(self.gram + torch.diag(held * diagonal.mean()))
+        stiff = self.gram.clone()
+        stiff.diagonal().add_(held * diagonal.mean())
+        factor, failed = torch.linalg.cholesky_ex(stiff)
         if failed or not torch.isfinite(self.cross).all():
             raise RegrowError(
                 "the equations cannot be solved: the layer's inputs do not span its width on this text, or are not "
