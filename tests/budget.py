@@ -29,7 +29,7 @@ BUDGETS = {
     "tests/model": 80,
     "tests/reporting": 15,
     "tests/stages": 400,
-    "tests/training": 380,
+    "tests/training": 420,
 }
 SPENT = "cpu_seconds"
 

@@ -74,22 +74,18 @@ def text_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(nn.ModuleList(parts).parameters())
 
 
-def product_parameters(model: nn.Module, trained: bool = False) -> int:
+def product_parameters(model: nn.Module) -> int:
     """Parameters that text is multiplied by: without the input embedding, which is a lookup and no product.
 
     Embeddings of positions are left out too, and what no text goes through (``text_parameters``). A tied head counts:
     its product with the hidden state is computed. Needs whole parameters: call it before ZeRO stage 3 splits them, or
-    on the meta device. ``trained``: without those that are frozen.
+    on the meta device.
     """
     lookups = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = model.get_output_embeddings()
     if head is not None:
         lookups -= {id(parameter) for parameter in head.parameters()}
-    return sum(
-        parameter.numel()
-        for parameter in text_parameters(model)
-        if id(parameter) not in lookups and (parameter.requires_grad or not trained)
-    )
+    return sum(parameter.numel() for parameter in text_parameters(model) if id(parameter) not in lookups)
 
 
 def attention_width(hf_config: PreTrainedConfig) -> int:
@@ -111,13 +107,13 @@ def flops_per_token(
     return 6.0 * parameters_without_input_embedding - 2.0 * frozen + 12.0 * blocks * width * row_length
 
 
-def model_flops_per_token(model: PreTrainedModel, row_length: int) -> float:
-    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``); those that are frozen
-    need no gradient."""
+def model_flops_per_token(model: PreTrainedModel, row_length: int, adapters: int | None = None) -> float:
+    """``flops_per_token`` of a model whose parameters are whole (see ``product_parameters``); of one with ``adapters``,
+    so many parameters, which alone are trained."""
     config = model.config.get_text_config()
-    width = attention_width(config)
-    counted, trained = product_parameters(model), product_parameters(model, trained=True)
-    return flops_per_token(counted, config.num_hidden_layers, width, row_length, frozen=counted - trained)
+    counted = product_parameters(model)
+    frozen = 0 if adapters is None else counted - adapters
+    return flops_per_token(counted, config.num_hidden_layers, attention_width(config), row_length, frozen)
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
-from pipeline.training.frozen import count_trained
+from pipeline.training.frozen import count_saved
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
@@ -55,7 +55,8 @@ def open_session(
         Fit(layout.micro_batch, layout.gradient_checkpointing)
     )
     teaching = open_teaching(config, run, world, beside, say)
-    flops = model_flops_per_token(model, data.row_length) + teacher_flops(config, find_teacher(config))
+    adapters = None if origin.lora is None else count_saved(model)
+    flops = model_flops_per_token(model, data.row_length, adapters) + teacher_flops(config, find_teacher(config))
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))
@@ -210,7 +211,7 @@ def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel
     that its lanes read at a time: before the first hour is paid for."""
     folder, data = run.stage("train"), config.data
     clear_torn(folder / "checkpoints")
-    needed = checkpoint_bytes(count_trained(model), config.train.zero_stage, model.dtype)
+    needed = checkpoint_bytes(count_saved(model), config.train.zero_stage, model.dtype)
     needed += model.num_parameters() * model.dtype.itemsize
     require_space(folder, needed, "a checkpoint and the export")
     own = -(-data.lanes * world.on_this_machine // world.size)

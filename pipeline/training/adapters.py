@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.model.lora import Lora, find_targets
+from pipeline.training.frozen import count_saved, leave_out_frozen
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -38,11 +39,12 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=NAME)
+    leave_out_frozen(model)
 
 
 def describe_adapters(model: nn.Module, lora: Lora) -> str:
     """One line for people on a model that has its adapters."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = count_saved(model)
     whole = sum(parameter.numel() for parameter in model.parameters()) - trained
     return (
         f"LoRA: {trained:,} parameters are trained beside {whole:,} frozen ones ({trained / whole:.2%}); rank "

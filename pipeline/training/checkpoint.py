@@ -97,7 +97,7 @@ def save_checkpoint(
             problem = str(error)
     _agree(world, problem, folder)
     try:
-        # What came frozen is in the folder that training began with.
+        # What stands frozen beside adapters is in the folder that training began with.
         engine.engine.save_checkpoint(
             str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=engine.frozen
         )

@@ -29,7 +29,7 @@ from pipeline.model.attention import attention_of, document_arguments, documents
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import Taken, find_head, losses_at
 from pipeline.model.loss import next_tokens, router_coefficient, token_losses
-from pipeline.training.frozen import count_trained, leave_out_frozen
+from pipeline.training.frozen import count_saved, left_out
 from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
@@ -50,8 +50,8 @@ class Engine:
 
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
-    Parameters that come frozen (``frozen``: some do) stay as they are, in no checkpoint. Those that text does not reach
-    (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that are
+    Where adapters are trained (``frozen``), all else stays as it is, in no checkpoint. Parameters that text does not
+    reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that are
     trained in bf16 all the same: ZeRO 1 to 3 cast every parameter. ``router_coefficient`` is that of the router's
     auxiliary loss, None where the config does not ask for it or the model computes none. ``head`` is None where what
     follows it is not known: then the loss is made from whole logits. ``compile_blocks``: at the first micro-batch.
@@ -72,8 +72,8 @@ class Engine:
         self.world, self.zero_stage = world, zero_stage
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.dtype = next(model.parameters()).dtype
-        self.frozen = leave_out_frozen(model)
-        self.parameters = count_trained(model)
+        self.frozen = bool(left_out(model))
+        self.parameters = count_saved(model)
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self._bf16 = self.dtype == torch.bfloat16 and zero_stage > 0
         self.autocast = self.dtype == torch.bfloat16 and zero_stage == 0
@@ -259,7 +259,7 @@ class Engine:
         return trained, nn.utils.get_total_norm([parameter.grad for parameter in trained])
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's weights, or where some came frozen those that are trained, on rank 0's CPU (None
+        """The whole model's weights, or where adapters are trained those alone, on rank 0's CPU (None
         elsewhere); every process must call it.
 
         Each has the dtype that it came with; ZeRO 3 gives parameters in the model's. Under ZeRO 1 to 3 the values of

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.training.frozen import left_out
+
 #: Tokens of the probe's only row: what a model computes, not what it says, is asked.
 TOKENS = 8
 
@@ -30,14 +32,14 @@ def probe(model: nn.Module) -> Any:
 
 
 def unreached(model: nn.Module, output: Any) -> dict[str, nn.Parameter]:
-    """Parameters that have no path to a loss of ``output`` (from ``probe``), by name: they get no gradient. Frozen
-    ones are not asked.
+    """Parameters that have no path to a loss of ``output`` (from ``probe``), by name: they get no gradient. Those
+    that stand frozen beside adapters are not asked.
 
     A path leads to the logits, or to the router's auxiliary loss. A router sends a short row to some experts only:
     the modules of a list inside a block count as one, and if one of them is reached, so are all.
     """
     found = _leaves([output.logits, getattr(output, "aux_loss", None)])
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if name not in left_out(model)]
     kinds = {_kind(name) for name, parameter in named if parameter in found}
     return {name: parameter for name, parameter in named if _kind(name) not in kinds}
 

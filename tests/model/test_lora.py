@@ -11,7 +11,7 @@ from pipeline.errors import RegrowError
 from pipeline.model.costs import meta_model
 from pipeline.model.lora import Lora, adapter_sizes, find_targets, kept_by_adapters
 from pipeline.training.adapters import add_adapters
-from pipeline.training.frozen import count_trained
+from pipeline.training.frozen import count_saved
 from tests.families import build
 
 LORA = Lora(4, 8.0, 0.05, ("q_proj", "k_proj", "down_proj"))
@@ -23,7 +23,7 @@ def test_sizes_without_weights_are_those_of_peft_s_adapters(family):
     inside, outside = adapter_sizes(meta_model(model.config), LORA)
     add_adapters(model, LORA, seed=0)
     assert outside == 0 and len(inside) == model.config.num_hidden_layers
-    assert sum(inside) == count_trained(model) > 0
+    assert sum(inside) == count_saved(model) > 0
 
 
 def test_a_head_of_its_own_may_be_named():
