@@ -51,8 +51,8 @@ class Engine:
     ``model`` is in bf16 (fp32 master weights and moments) or fp32. Every process constructs it, with the same
     weights. Gradients are those of the loss that ``backward`` was given, summed over micro-batches and processes.
     Where adapters are trained (``frozen``), all else stays as it is, in no checkpoint. Parameters that text does not
-    reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that are
-    trained in bf16 all the same: ZeRO 1 to 3 cast every parameter. ``router_coefficient`` is that of the router's
+    reach (``unreached``, by name) are not trained. ``narrowed`` names those that a model in bf16 keeps in fp32 and that
+    are trained in bf16 all the same: ZeRO 1 to 3 cast every parameter. ``router_coefficient`` is that of the router's
     auxiliary loss, None where the config does not ask for it or the model computes none. ``head`` is None where what
     follows it is not known: then the loss is made from whole logits. ``compile_blocks``: at the first micro-batch.
     """
