@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data.stream.loader import fitting_workers
 from pipeline.data.stream.position import check_identity
 from pipeline.errors import RegrowError
+from pipeline.following import check_before, keep_position, position_hashes, runs_before
 from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.life import Teller
@@ -32,7 +33,7 @@ from pipeline.world import World
 
 
 def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
-    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
+    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, position.json, checkpoints/, exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
@@ -50,6 +51,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         session.resume(found)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
+        elif text.begin.row:
+            say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
         during = config.evaluate.during.every
         if session.position.step == 0:
             session.evaluate()
@@ -66,8 +69,12 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             if last or step.step % recipe.checkpoint_every == 0:
                 session.checkpoint(recipe.keep_checkpoints)
         exported = session.export()
+        cursors = session.cursors()
         session.close()
-    lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
+    if world.rank > 0:
+        return {}
+    end = keep_position(run, text.begin, steps * recipe.global_batch, cursors, text.identity)
+    lines, held_out = (read_lines(folder / name) for name in ("metrics.jsonl", "held_out.jsonl"))
     return {
         "steps": steps,
         "tokens": session.position.tokens,
@@ -77,6 +84,9 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "flops_per_token": flops,
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
+        "rows": [text.begin.row, end],
+        "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
+        "before": runs_before(config),
     }
 
 
@@ -94,7 +104,13 @@ def check(ahead: Ahead) -> list[str]:
             "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
         )
     require_during(config, ahead.elsewhere)
-    return [*check_origin(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    lines = [*check_origin(config, ahead.encoder, ahead.elsewhere), *check_before(config, ahead.elsewhere)]
+    return [*lines, *one_large_step(config)]
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """Beyond the outputs of data and prune: a model that was not made here, and where another run's rows ended."""
+    return origin_hashes(config, run) | position_hashes(config, run)
 
 
 STAGE = Stage(
@@ -102,8 +118,7 @@ STAGE = Stage(
     upstream=("data", "prune"),
     format=5,
     work=work,
-    # Beyond the outputs of data and prune.
-    inputs=origin_hashes,
+    inputs=inputs,
     launched=lambda config: True,
     check=check,
 )
