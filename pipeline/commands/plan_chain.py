@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from pipeline.chain import chain_links
 from pipeline.commands.plan import GPU, MFUS, find_architecture, plan
 from pipeline.commands.plan_text import plan_text
@@ -26,16 +28,17 @@ def plan_chain(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]
     links = chain_links(config)
     first = plan(links[0], stages)
     folder, leave = find_architecture(links[0]).parent, config.model.trust_remote_code
-    planned = zip(links, shapes(links, describe_folder(folder, leave)), strict=False)
-    return {
-        "chain": config.run.name,
-        "first": first,
-        "links": [_link(link, model) for link, model in planned],
-        "notes": look_ahead(links, describe_folder(folder, leave), Place(), elsewhere=True),
-    }
+    planned = [_link(*each) for each in zip(links, shapes(links, describe_folder(folder, leave)), strict=False)]
+    notes = look_ahead(links, describe_folder(folder, leave), Place(), elsewhere=True)
+    if len(planned) < len(links):
+        notes.append(
+            f"{len(links)} links; those behind link {len(planned)} are not planned: what this model is like without so "
+            "many blocks depends on which of them go"
+        )
+    return {"chain": config.run.name, "first": first, "links": planned, "notes": notes}
 
 
-def _link(config: Config, model: Any) -> dict[str, Any]:
+def _link(config: Config, model: PreTrainedModel) -> dict[str, Any]:
     """What one link removes from ``model``, on the meta device, and what training what is left takes."""
     sizes = Sizes.of(model)
     removed = read_cut(config).planned(sizes)

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import STAGES
+from pipeline.chain import chain_links
+from pipeline.config import STAGES, load_config
 from pipeline.files import hash_file, read_json
 from pipeline.run import Run
+from pipeline.stages.chain import shapes
 from tests.command import Regrow
+from tests.families import build
 from tests.phases import phase
 from tests.tiny import CHAINED
 
@@ -138,6 +141,16 @@ def test_what_a_later_link_would_refuse_is_refused_at_the_start(refused, chain_c
     message = refused("chain", config, "data.held_out=null")
     assert "data.held_out is not set" in message, "the last link alone evaluates"
     assert not (tmp_path / "runs").exists(), "a refused command left a run"
+
+
+def test_a_later_link_s_model_has_as_many_blocks_fewer(chain_config, tmp_path):
+    """And where these cannot go as they stand, the description ends."""
+    path = chain_config(tmp_path)
+    blocks = [
+        [model.config.num_hidden_layers for model in shapes(chain_links(load_config(path, asked)), build("llama"))]
+        for asked in (["chain.parts=4"], ["prune.protect_first=5"])
+    ]
+    assert blocks == [[6, 5, 4, 3], [6]]
 
 
 def test_a_chain_is_held_and_a_changed_one_is_refused_by_its_link(refused, chain_config, chained, tmp_path):
