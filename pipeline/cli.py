@@ -59,6 +59,23 @@ def run(config: ConfigPath, overrides: Overrides = None, until: Until = None, re
     _carry_out(_until(until), config, overrides, redo)
 
 
+@app.command()
+def chain(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    redo: Annotated[
+        int | None, typer.Option(metavar="LINK", help="Move this link, from 1, and all behind it aside first.")
+    ] = None,
+) -> None:
+    """Remove blocks in parts, with training between: runs NAME-1, NAME-2, ..., resuming. Needs chain.parts."""
+    place = find_place()
+    take_place(place)
+    asked = _read(config, overrides)
+    from pipeline.stages.chain import carry_out_chain
+
+    carry_out_chain(asked, place, redo)
+
+
 def _stage_command(stage: str, what: str) -> None:
     def command(config: ConfigPath, overrides: Overrides = None, redo: Redo = None) -> None:
         _carry_out([stage], config, overrides, redo)
@@ -103,6 +120,11 @@ _stage_command("report", "Draw the page and write the model card.")
 def plan(config: ConfigPath, overrides: Overrides = None, until: Until = None) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
     asked = _read(config, overrides)
+    if asked.chain.parts:
+        from pipeline.commands.plan_chain import chain_text, plan_chain
+
+        print(chain_text(plan_chain(asked, _until(until))))
+        return
     from pipeline.commands.plan import plan as made_plan
     from pipeline.commands.plan_text import plan_text
 
@@ -125,7 +147,7 @@ def data_show(
     characters: Annotated[int, typer.Option(metavar="N", help="Of each document; 0 shows all.", min=0)] = 300,
 ) -> None:
     """The documents that a training step saw, decoded."""
-    asked = _read(config, overrides)
+    asked = _of_one_run(_read(config, overrides))
     from pipeline.commands.show import shown_step
 
     for line in shown_step(asked, str(config), step, characters):
@@ -155,10 +177,21 @@ def _read(path: Path, overrides: list[str] | None) -> Config:
     return load_config(path, overrides or [])
 
 
+def _of_one_run(config: Config) -> Config:
+    """The config; ConfigError where it describes a chain of runs."""
+    if config.chain.parts:
+        name = config.run.folder / config.run.name
+        raise ConfigError(
+            f"chain.parts {config.chain.parts}: this config is a chain of runs; start it with regrow chain, name one "
+            f"of them by its own config ({name}-1/config.yaml), or set chain.parts=null to remove all at once"
+        )
+    return config
+
+
 def _carry_out(stages: list[str], path: Path, overrides: list[str] | None, redo: str | None) -> None:
     place = find_place()
     take_place(place)
-    config = _read(path, overrides)
+    config = _of_one_run(_read(path, overrides))
     if redo is not None:
         redo = _stage(redo)
         if redo not in stages:

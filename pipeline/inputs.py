@@ -23,10 +23,11 @@ from pipeline.data.shards import Shard, read_manifest
 from pipeline.data.sources import TextSource
 from pipeline.data.stream.held_out import RowsAsked, held_out_rows
 from pipeline.data.stream.loader import RowStream
-from pipeline.data.stream.position import Identity, LaneCursor
+from pipeline.data.stream.position import Begin, Identity, LaneCursor
 from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import Encoder, Encoding, about_encoder, tokenizer_hash
 from pipeline.files import read_json
+from pipeline.following import begin_after
 from pipeline.importance.linear import sequences_for_maps
 from pipeline.model.load import resolve_model
 from pipeline.run import Run
@@ -148,6 +149,11 @@ class Inputs:
             special_tokens=self.encoder.special_tokens,
         )
 
+    @cached_property
+    def begin(self) -> Begin:
+        """Where the training rows begin: at the first, or behind those of the run that ``data.after`` names."""
+        return begin_after(self.config, self.identity)
+
     def stream(
         self,
         *,
@@ -157,7 +163,7 @@ class Inputs:
         processes: int = 1,
     ) -> RowStream:
         """The training rows of one rank of so many ``processes`` behind update number ``step``, at which the lanes
-        stand at ``cursors``."""
+        stand at ``cursors``, and those without one where the run began."""
         data = self.config.data
         reading = Reading(
             encode=self.encoder,
@@ -175,8 +181,8 @@ class Inputs:
             weights=self._weights,
             rank=rank,
             processes=processes,
-            start=step * self.config.train.global_batch,
-            cursors=cursors,
+            start=self.begin.row + step * self.config.train.global_batch,
+            cursors={**self.begin.cursors, **(cursors or {})},
         )
 
     def calibration(self) -> tuple[torch.Tensor, list[dict[str, Any]]]:

@@ -1,5 +1,6 @@
-"""Where training begins, as ``train.init`` says it: the pruned model, new weights in its shape, the dense model, or
-another folder's model or another run's last export."""
+"""Models that a config names beside its own: where training begins, as ``train.init`` says it (the pruned model, new
+weights in its shape, the dense model, another folder's model or another run's last export), and the first dense model,
+as ``model.dense`` does."""
 
 from __future__ import annotations
 
@@ -33,6 +34,37 @@ def lora_of(config: Config) -> Lora | None:
     """The adapters that the config has trained; None where all is."""
     asked = config.train.lora
     return Lora(asked.rank, asked.alpha, asked.dropout, asked.targets) if config.train.method == "lora" else None
+
+
+def dense_folder(config: Config) -> Path:
+    """The folder of the first dense model: ``model.dense``, or the model that this run begins with."""
+    model = config.model
+    if model.dense is None:
+        return resolve_model(model.path, model.revision)
+    return resolve_model(model.dense, model.dense_revision, "model.dense")
+
+
+def dense_hashes(config: Config, run: Run) -> dict[str, str]:
+    """sha256 of the files of ``model.dense``, by their names; empty where it is the model that this run begins with."""
+    if config.model.dense is None:
+        return {}
+    return {f"dense/{path.name}": run.hash_of(path) for path in model_files(dense_folder(config))}
+
+
+def check_dense(config: Config, encoder: Encoder | None, elsewhere: bool = False) -> list[str]:
+    """Whether ``model.dense`` is a model for the text's tokens. Returns a line if it is not here.
+
+    RegrowError where it is nowhere (``elsewhere``: unless it may be on another machine), or its tokens are not those of
+    ``encoder``.
+    """
+    dense = config.model.dense
+    if dense is None:
+        return []
+    if elsewhere and not Path(dense).expanduser().exists():
+        return [f"model.dense: {dense} is not on this machine"]
+    if encoder is not None:
+        require_same_tokens(encoder, dense_folder(config), "model.dense", config.model.trust_remote_code)
+    return []
 
 
 def checked_origin(config: Config, run: Run, encoder: Encoder) -> Origin:

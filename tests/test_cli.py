@@ -19,6 +19,7 @@ from tests import ROOT
 
 SURFACE = {
     "run": ["config", "overrides", "--until", "--redo"],
+    "chain": ["config", "overrides", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
     "evaluate": ["config", "overrides", "--redo", "--export"],
     "plan": ["config", "overrides", "--until"],
@@ -142,7 +143,7 @@ def test_a_working_directory_that_was_deleted_is_said_in_a_line(tiny_config, tmp
 def test_schema_is_json_and_knows_every_section(call):
     status, out, _ = call("schema")
     assert status == 0
-    assert set(json.loads(out)["properties"]) == {"extends", "run", "model", *STAGES}
+    assert set(json.loads(out)["properties"]) == {"extends", "run", "model", "chain", *STAGES}
 
 
 @pytest.mark.parametrize(

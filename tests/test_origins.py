@@ -14,7 +14,15 @@ from pipeline.errors import RegrowError
 from pipeline.files import read_json, write_json
 from pipeline.launch import Place
 from pipeline.model.load import load_model
-from pipeline.origins import check_origin, find_origin, model_folder, origin_hashes
+from pipeline.origins import (
+    check_dense,
+    check_origin,
+    dense_folder,
+    dense_hashes,
+    find_origin,
+    model_folder,
+    origin_hashes,
+)
 from pipeline.run import Run
 from pipeline.stages.preflight import preflight
 from tests.tiny import write_tiny_model
@@ -114,3 +122,25 @@ def test_other_tokens_are_refused_before_any_stage(opened, texts, tmp_path):
     with pytest.raises(RegrowError, match=r"train.init .*: 2 of the 1,000 ids .* mean other tokens there \(500 is"):
         preflight(stages, config, Place())
     assert not (tmp_path / "runs" / "new").exists()
+
+
+def test_the_first_dense_model_is_the_one_that_is_pruned_unless_another_is_named(opened, texts, tiny_model, tmp_path):
+    path, run = opened()
+    config = load_config(path)
+    assert dense_folder(config) == tiny_model
+    assert (dense_hashes(config, run), check_dense(config, None)) == ({}, [])
+    write_tiny_model(tmp_path / "first", texts)
+    config = load_config(path, [f"model.dense={tmp_path / 'first'}"])
+    assert dense_folder(config) == tmp_path / "first"
+    assert "dense/model.safetensors" in dense_hashes(config, run)
+    assert config.read_by("evaluate") != load_config(path).read_by("evaluate")
+    preflight(["evaluate"], config, Place())
+    shutil.copytree(tmp_path / "first", tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<s>"', '"<t>"'))
+    with pytest.raises(RegrowError, match=r"model\.dense .*other: .* ids .* mean other tokens there"):
+        preflight(["evaluate"], load_config(path, [f"model.dense={tmp_path / 'other'}"]), Place())
+    with pytest.raises(RegrowError, match=r"model\.dense 'no/such/place'"):
+        dense_folder(load_config(path, ["model.dense=no/such/place"]))
+    config = load_config(path, ["model.dense=no/such"])
+    assert check_dense(config, None, elsewhere=True) == ["model.dense: no/such is not on this machine"]

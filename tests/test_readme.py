@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.plan import plan
+from pipeline.commands.plan_chain import plan_chain
 from pipeline.config import STAGES, dump_config, load_config
 from pipeline.files import write_atomic
 from tests import ROOT
@@ -83,6 +84,9 @@ def check_script(arguments: list[str], folder: Path) -> None:
 def check_regrow(arguments: list[str], folder: Path) -> None:
     if arguments[0] in {"run", "train"}:
         check_planned(arguments[1:])
+    elif arguments[0] == "chain":
+        links = plan_chain(load_config(arguments[1], arguments[2:]))["links"]
+        assert len(links) > 1, f"{shlex.join(arguments)}: no chain"
     elif arguments[0] == "status":
         check_status(arguments[1:], folder)
     else:

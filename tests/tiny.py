@@ -88,3 +88,12 @@ LOGGED = """extends: longer.yaml
 data: {attention: within, row_length: 256}
 train: {tokens: 16384, checkpoint_every: 3, evaluate_every: 4, keep_checkpoints: 9, log_samples: true}
 """
+
+
+#: Half of the blocks in two links, each of eight steps.
+CHAINED = """extends: tiny.yaml
+score: {sequences: 12}
+prune: {remove: 4}
+chain: {parts: 2}
+train: {tokens: 8192, checkpoint_every: 3, log_samples: true}
+"""

@@ -39,7 +39,7 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
     pruned = run.stage("prune") / "model"
     text = Inputs(config, run, pruned if pruned.exists() else None)
     known, cursors = _position_before(text, step)
-    first, behind = (step - 1) * batch, known * batch
+    first, behind = (text.begin.row + count * batch for count in (step - 1, known))
     yield f"step {step} of {config.steps}: rows {first} to {first + batch - 1} of {length} tokens"
     if first > behind:
         yield f"reading {first - behind} rows from step {known} on, to get there"

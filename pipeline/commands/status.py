@@ -5,19 +5,38 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.config import STAGES, load_config
+from pipeline.chain import chain_links, run_folder
+from pipeline.config import STAGES, Config, load_config
 from pipeline.errors import RegrowError
 from pipeline.run import Run
 from pipeline.training.metrics import pace, read_lines
 
 
 def status_text(folder: Path) -> str:
-    """Lines for people. Raises RegrowError when ``folder`` is not a run's folder."""
+    """Lines for people, of a chain those of all its links. Raises RegrowError when ``folder`` is not a run's folder."""
     run = Run(folder)
     # Of a name that no file can have too, or of a folder that one may not look into.
     if not os.path.isfile(folder / "config.yaml"):
         raise RegrowError(f"{folder}: not a run's folder (no config.yaml in it); runs live in {folder.parent}")
-    lines = [f"run {run.name} in {folder}", f"  {_worker(run)}"]
+    config = load_config(folder / "config.yaml")
+    if config.chain.parts:
+        return "\n".join(_chain_lines(run, config))
+    return "\n".join(_run_lines(run))
+
+
+def _chain_lines(chain: Run, config: Config) -> list[str]:
+    """Of a chain who works in it, and all lines of each link that has begun."""
+    links = chain_links(config)
+    lines = [f"chain {chain.name} in {chain.folder}, {len(links)} links", f"  {_worker(chain)}"]
+    for link in links:
+        run = Run(run_folder(link))
+        begun = (run.folder / "config.yaml").is_file()
+        lines += _run_lines(run) if begun else [f"run {run.name} not begun"]
+    return lines
+
+
+def _run_lines(run: Run) -> list[str]:
+    lines = [f"run {run.name} in {run.folder}", f"  {_worker(run)}"]
     for stage in STAGES:
         record = run.record(stage)
         if record is not None:
@@ -26,7 +45,7 @@ def status_text(folder: Path) -> str:
             lines.append(f"  {stage:<9} begun     {_progress(run, stage)}".rstrip())
         else:
             lines.append(f"  {stage:<9} not begun")
-    return "\n".join(lines)
+    return lines
 
 
 def _worker(run: Run) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.chain import ChainSection
 from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
     AsWritten,
@@ -38,6 +39,13 @@ class RunSection(Section):
 class ModelSection(Section):
     path: PathOrName = key(..., "Hugging Face folder, or a model's name on the hub.", source="required", min_length=1)
     revision: str | None = key(None, "Commit, tag or branch on the hub.")
+    dense: PathOrName | None = key(
+        None,
+        "What evaluate and report call dense, where model.path was pruned before: the first dense model's folder or "
+        "name; null: model.path.",
+        stages="evaluate report",
+    )
+    dense_revision: str | None = key(None, "Commit, tag or branch of model.dense on the hub.")
     architecture: Path | None = key(
         None,
         "Folder with the model's config.json, for plan, so that no weights and no network are needed; relative to the "
@@ -94,6 +102,13 @@ class DataSection(Section):
     )
     workers: Whole = key(4, "Reader processes for each training process; 0 reads in the process.", free=True, ge=0)
     seed: Whole = key(0, "Seed of the order of the corpus.", stages="train", ge=0)
+    after: Annotated[str, AsWritten] | None = key(
+        None,
+        "Folder of a run whose training is done: this run trains on the rows behind its last one, in the same order; "
+        "null: from the first row on.",
+        stages="train",
+        min_length=1,
+    )
     attention: Literal["across", "within"] = key(
         "across",
         "Training attention in a row: across documents, or within each alone (then no document's first token is a "
@@ -187,6 +202,7 @@ class Config(Section):
     train: TrainSection
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+    chain: ChainSection = Field(default_factory=ChainSection)
 
     @property
     def tokens_per_step(self) -> int:

@@ -17,6 +17,9 @@ from pipeline.model.describe import Sizes
 
 #: The ways of saying how much goes; exactly one of them holds.
 STATEMENTS = ("remove", "ratio", "parameters", "perplexity", "blocks")
+#: Shares of the blocks above which a cut at once, and all cuts together, are said to be large, and who says so.
+AT_ONCE, IN_ALL = Fraction(1, 3), Fraction(1, 2)
+GUIDELINES = "github.com/NVIDIA/Model-Optimizer, examples/pruning/README.md, on depth"
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,25 @@ class Cut:
 
     def _limit(self, total: int) -> str:
         return f"{self.most(total)} of {total} blocks may go, {len(self.protected(total))} are protected"
+
+
+def large_cuts(removed: int, total: int, first: tuple[int, list[int]] | None = None) -> list[str]:
+    """Lines on a cut of ``removed`` from ``total`` blocks that is large in itself, or with those before it. ``first``:
+    how many blocks the first dense model had, and which of them are left; None where this is that model."""
+    lines = []
+    if removed > AT_ONCE * total:
+        lines.append(
+            f"{removed} of {total} blocks go in one cut, {removed / total:.0%}; up to a third is advised "
+            f"({GUIDELINES}): regrow chain removes them in parts, with training between"
+        )
+    dense = total if first is None else first[0]
+    left = total - removed
+    if dense - left > IN_ALL * dense:
+        lines.append(
+            f"{dense - left} of {dense} blocks are gone in all, {(dense - left) / dense:.0%}; above half, steps of 30% "
+            f"are advised, with distillation after each ({GUIDELINES})"
+        )
+    return lines
 
 
 def _require_number(name: str, value: object, whole: bool) -> None:

@@ -141,6 +141,13 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PreTrainedM
     return model
 
 
+def blocks_of_first(model: PreTrainedModel) -> tuple[int, list[int]] | None:
+    """Of a model that was pruned before, how many blocks the first dense model had, and which of them these are; None
+    of a dense one."""
+    known = getattr(model.config.get_text_config(), "regrow", None)
+    return None if known is None else (known["dense_blocks"], known["kept_blocks"])
+
+
 def require_removable(model: PreTrainedModel, indices: Sequence[int]) -> None:
     """RegrowError where ``remove_blocks`` would refuse; nothing is changed. A model on the meta device will do."""
     _shortened(model, indices)

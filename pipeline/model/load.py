@@ -44,8 +44,8 @@ COMPANIONS = (
 WEIGHTS_AND_CONFIGS = {".safetensors", ".bin", ".json", ".model", ".txt", ".tiktoken", ".py"}
 
 
-def resolve_model(path: str, revision: str | None = None) -> Path:
-    """A local folder with the model: ``path`` itself, or its snapshot fetched from the hub.
+def resolve_model(path: str, revision: str | None = None, key: str = "model.path") -> Path:
+    """A local folder with the model that ``key`` names: ``path`` itself, or its snapshot fetched from the hub.
 
     Older models (Vicuna-7B v1.3) have torch's .bin weights alone: those are taken where there are no safetensors;
     transformers reads them with ``weights_only``. Raises RegrowError when ``path`` is neither, or the folder holds no
@@ -55,7 +55,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     if not folder.is_dir():
         if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
             raise RegrowError(
-                f"model.path {path!r}: no such folder, and not the name of a model on the hub (owner/name). "
+                f"{key} {path!r}: no such folder, and not the name of a model on the hub (owner/name). "
                 "For the demo's model run: python -m pipeline.demo"
             )
         from huggingface_hub import list_repo_files, snapshot_download
@@ -70,13 +70,13 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
             folder = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
         except Exception as error:
             raise RegrowError(
-                f"model.path {path!r}: no such folder here, and the hub did not deliver it ({type(error).__name__}: "
+                f"{key} {path!r}: no such folder here, and the hub did not deliver it ({type(error).__name__}: "
                 f"{first_line(error)}); check the name, the network and, for a gated model, HF_TOKEN"
             ) from error
     if not (folder / "config.json").is_file():
-        raise RegrowError(f"model.path {path!r}: no config.json in {folder}; this is not a Hugging Face model folder")
+        raise RegrowError(f"{key} {path!r}: no config.json in {folder}; this is not a Hugging Face model folder")
     if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        raise RegrowError(f"model.path {path!r}: no weights in {folder} (*.safetensors or pytorch_model*.bin)")
+        raise RegrowError(f"{key} {path!r}: no weights in {folder} (*.safetensors or pytorch_model*.bin)")
     return folder
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.reporting import notation
+from pipeline.reporting.chain import chain_rows, tokens_in_all
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
 from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
@@ -61,7 +62,7 @@ def _recipe_rows(recipe: Record) -> Record:
 def _shown(records: Records) -> dict[str, Any]:
     """What the card says of the run's records."""
     models, cost = records.models, records.cost or {}
-    prune, provenance = records.whole_prune, records.whole_provenance
+    prune, whole, provenance = records.whole_prune, records.prune_in_all, records.whole_provenance
     rows, sources, languages = perplexity_rows(models), provenance["data"] or (), provenance["language"]
     tasks = task_rows(models, records.paired)
     regrown = [row for row in rows if _finite(row["values"].get("regrown"))]
@@ -74,8 +75,10 @@ def _shown(records: Records) -> dict[str, Any]:
         "languages": [languages] if isinstance(languages, str) else list(languages or ()),
         "license": provenance["license"],
         "metrics": [{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
-        "prune": prune,
-        "blocks": records.blocks,
+        "prune": whole,
+        "blocks": len(whole["removed"]) + len(whole["kept"]),
+        "chain": chain_rows(prune, cost.get("train") or {}),
+        "tokens": tokens_in_all(cost.get("train") or {}),
         "models": models,
         "rows": rows,
         "left_out": left_out_words(records.results),

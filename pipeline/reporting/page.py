@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from pipeline.reporting import comparison as ways
 from pipeline.reporting import criteria, notation
+from pipeline.reporting.chain import chain_rows, tokens_in_all
 from pipeline.reporting.drawing import for_page
 from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.model_rows import (
@@ -45,6 +46,7 @@ def render_page(records: Records, out: Path) -> Path:
 def _shown(records: Records, out: Path) -> dict[str, Any]:
     """What the template lays out: the records in words and rounded numbers, and the figures, drawn into `out`."""
     models, prune, cost = records.models, records.whole_prune, records.cost or {}
+    whole, trained = records.prune_in_all, cost.get("train") or {}
     perplexities, tasks = perplexity_rows(models), task_rows(models, records.paired)
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
@@ -58,10 +60,13 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "name": records.name,
         "blocks": records.blocks,
         "prune": prune,
-        "states": block_states(prune),
-        "headline": headline(prune, references, cost),
+        "whole": whole,
+        "states": block_states(whole),
+        "headline": headline(whole, references, tokens_in_all(trained)),
+        "chain": chain_rows(prune, trained),
+        "tokens": tokens_in_all(trained),
         "main": main,
-        "rows": measure_rows(models, prune, perplexities),
+        "rows": measure_rows(models, whole, perplexities),
         "left_out": left_out_words(records.results),
         "latency": latency_words(models),
         "task_rows": tasks,
@@ -130,8 +135,8 @@ def block_states(prune: Mapping[str, Any]) -> list[str]:
     return ["removed" if b in removed else "protected" if b in protected else "kept" for b in range(blocks)]
 
 
-def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], cost: Mapping[str, Any]) -> str:
-    """The run's result in one sentence or two, saying only what was measured."""
+def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], seen: int | None) -> str:
+    """The run's result in one sentence or two, saying only what was measured, after ``seen`` tokens of training."""
     count, total = len(prune["removed"]), len(prune["removed"]) + len(prune["kept"])
     sizes = prune.get("parameters") or {}
     smaller = notation.change(sizes.get("pruned"), sizes.get("dense")).lstrip(notation.MINUS)
@@ -142,7 +147,6 @@ def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], c
     number = notation.significant
     if regrown is None:
         return f"{text} Held-out perplexity is {number(pruned)} after pruning; the regrown model was not measured."
-    seen = (cost.get("train") or {}).get("tokens")
     after = f" after {notation.tokens(seen)} tokens of training" if seen is not None else " after training"
     text += f" Held-out perplexity went from {number(pruned)} to {number(regrown)}{after}"
     dense = references.get("dense")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.reporting.chain import in_all
+
 #: A JSON file, or a line of one, as it was read.
 Record = Mapping[str, Any]
 
@@ -19,6 +21,7 @@ PRUNE_KEYS = (
     "stability",
     "greedy",
     "linear",
+    "first",
 )
 PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
 
@@ -27,14 +30,14 @@ PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "li
 class Records:
     """One run's records under its ``name``; all but ``prune`` may be missing or partial, and are then said to be.
 
-    ``prune``: prune.json (removed, kept, protected, criterion, parameters, selection, stability, greedy, linear).
-    ``scores``: scores.json. ``comparison``: comparison.json (what other criteria, selections and controls would have
-    removed, and the perplexity that each leaves before training). ``metrics``, ``held_out``, ``tasks`` and ``curve``:
-    lines of metrics.jsonl, held_out.jsonl, tasks.jsonl and curve.jsonl. ``results``: results.json. ``cost``: stages in
-    seconds, train, hardware, versions. ``provenance``: ``model`` (where the dense model was loaded from),
-    ``base_model`` (its name on the Hub, where ``model`` is a local folder), ``model_note``, ``data`` (each with
-    ``path`` and ``documents``), ``data_note``, ``language`` and ``license``. ``config_yaml``: the resolved
-    configuration as text.
+    ``prune``: prune.json (removed, kept, protected, criterion, parameters, selection, stability, greedy, linear, and
+    ``first`` where runs before this one removed blocks). ``scores``: scores.json. ``comparison``: comparison.json (what
+    other criteria, selections and controls would have removed, and the perplexity that each leaves before training).
+    ``metrics``, ``held_out``, ``tasks`` and ``curve``: lines of metrics.jsonl, held_out.jsonl, tasks.jsonl and
+    curve.jsonl. ``results``: results.json. ``cost``: stages in seconds, train, hardware, versions. ``provenance``:
+    ``model`` (where the dense model was loaded from), ``base_model`` (its name on the Hub, where ``model`` is a local
+    folder), ``model_note``, ``data`` (each with ``path`` and ``documents``), ``data_note``, ``language`` and
+    ``license``. ``config_yaml``: the resolved configuration as text.
     """
 
     name: str
@@ -62,13 +65,18 @@ class Records:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the dense model."""
+        """Blocks of the model that this run began with: the dense model, unless other runs came before."""
         return len(self.prune["removed"]) + len(self.prune["kept"])
 
     @property
     def whole_prune(self) -> dict[str, Any]:
         """The prune record with None for what it lacks, so that a template can ask for all of it."""
         return dict.fromkeys(PRUNE_KEYS) | dict(self.prune)
+
+    @property
+    def prune_in_all(self) -> dict[str, Any]:
+        """The same in the numbers of the first dense model, with what runs before this one removed."""
+        return in_all(self.whole_prune, self.models)
 
     @property
     def whole_provenance(self) -> dict[str, Any]:

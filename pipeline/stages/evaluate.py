@@ -34,6 +34,7 @@ from pipeline.loading import offloaded
 from pipeline.model.blocks import find_blocks
 from pipeline.model.dispatch import lying, place_words
 from pipeline.model.files import weight_files
+from pipeline.origins import check_dense, dense_folder, dense_hashes
 from pipeline.run import Run
 from pipeline.stages import score
 from pipeline.stages.judging import (
@@ -52,7 +53,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     """Write evaluate/results.json."""
     text = Inputs(config, run)
     folders = {
-        "dense": text.model,
+        "dense": dense_folder(config),
         "pruned": run.stage("prune") / "model",
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
@@ -78,7 +79,9 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             items[name] = judged.items
             entry |= {"tasks": judged.entries, "task_mean": mean_of(judged.entries)}
             say(f"{name}: {task_words(judged)}")
-        path = config.model.path if name == "dense" else folder.relative_to(run.folder).as_posix()
+        path = (
+            (config.model.dense or config.model.path) if name == "dense" else folder.relative_to(run.folder).as_posix()
+        )
         models[name] = {"path": path, **entry}
         # Nothing holds the model afterwards.
         del model
@@ -200,14 +203,17 @@ def check(ahead: Ahead) -> list[str]:
         check_prompts(ahead.config, ahead.encoder, ahead.model)
     if ahead.model is not None:
         require_positions(_cost_protocol(ahead.config), ahead.model)
-    lines = check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere)
+    lines = [
+        *check_dense(ahead.config, ahead.encoder, ahead.elsewhere),
+        *check_judged_texts(ahead.config, ahead.encoder, ahead.elsewhere),
+    ]
     return lines if ahead.elsewhere else [*require_tasks(asked_tasks(ahead.config)), *lines]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
-    """The dense model, as for scoring, and the local texts and the tasks' data by their content."""
+    """The dense models, this run's and the first one, and the local texts and the tasks' data by their content."""
     data = {f"evaluate.tasks.data/{path.name}": run.hash_of(path) for path in data_files(asked_tasks(config))}
-    return score.inputs(config, run) | text_hashes(config, run) | data
+    return score.inputs(config, run) | dense_hashes(config, run) | text_hashes(config, run) | data
 
 
 STAGE = Stage(

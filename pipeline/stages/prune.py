@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.criteria import CONTROLS
@@ -20,10 +20,11 @@ from pipeline.errors import RegrowError
 from pipeline.files import read_json, write_json
 from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
+from pipeline.importance.cut import large_cuts
 from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
 from pipeline.loading import offloaded
-from pipeline.model.blocks import require_removable
+from pipeline.model.blocks import blocks_of_first, require_removable
 from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.load import resolve_model
 from pipeline.model.surgery import prune_folder
@@ -31,6 +32,9 @@ from pipeline.run import Run
 from pipeline.stages import score
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:
@@ -51,7 +55,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     require_scored(config, entries)
     scored = run.record("score")
     _require_room(config, scored is not None and scored["result"]["loop"] == "block")
-    sizes = Sizes.of(describe_folder(dense, config.model.trust_remote_code))
+    described = describe_folder(dense, config.model.trust_remote_code)
+    sizes = Sizes.of(described)
 
     chosen = _choose(config, run, entries, sizes, world, say)
     # The model that was asked is gone with the last reference to it, and with it what it read from disk.
@@ -72,7 +77,8 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
         trust_remote_code=config.model.trust_remote_code,
         say=say,
     )
-    write_json(folder / "prune.json", {**proof, **_record(config, entries, len(sizes.blocks), chosen)})
+    record = {**_record(config, entries, len(sizes.blocks), chosen), "first": _of_first(described, removed)}
+    write_json(folder / "prune.json", {**proof, **record})
     return {"removed": removed, "parameters": proof["parameters"]}
 
 
@@ -130,6 +136,15 @@ def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> di
     }
 
 
+def _of_first(model: PreTrainedModel, removed: list[int]) -> dict[str, Any] | None:
+    """Of a model that was pruned before, in the numbers of the first dense model: its blocks, and those that go."""
+    known = blocks_of_first(model)
+    if known is None:
+        return None
+    total, kept = known
+    return {"dense_blocks": total, "kept": kept, "removed": sorted(kept[block] for block in removed)}
+
+
 def _require_room(config: Config, by_block: bool) -> None:
     """RegrowError where the model is to run here, is too large for the device (it is scored ``by_block``), and may not
     be spread."""
@@ -159,13 +174,14 @@ def check(ahead: Ahead) -> list[str]:
     _require_room(config, config.score.loop == "block-major")
     sizes = Sizes.of(ahead.model)
     cut = read_cut(config)
-    cut.planned(sizes)
+    planned = len(cut.planned(sizes))
     if cut.blocks is not None:
         require_removable(ahead.model, cut.blocks)
+    notes = large_cuts(planned, len(sizes.blocks), blocks_of_first(ahead.model))
     if ahead.elsewhere and isinstance(config.prune.blocks, Path) and not config.prune.blocks.is_file():
-        return [f"prune.blocks {config.prune.blocks}: not on this machine"]
+        return [f"prune.blocks {config.prune.blocks}: not on this machine", *notes]
     read_way(config, len(sizes.blocks))
-    return []
+    return notes
 
 
 STAGE = Stage(

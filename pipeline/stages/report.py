@@ -73,6 +73,8 @@ def _cost(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "seconds": trained["seconds"],
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
+            "held_out_perplexity": trained.get("held_out_perplexity"),
+            "before": trained.get("before", []),
         },
         "hardware": stages["train"]["hardware"],
         "versions": stages["train"]["versions"],
@@ -86,7 +88,7 @@ def _provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
         sources[0]["documents"] = data["documents"]
     notes = config.report
     return {
-        "model": config.model.path,
+        "model": config.model.dense or config.model.path,
         "base_model": notes.base_model,
         "model_note": notes.model_note,
         "data": sources,

@@ -7,15 +7,12 @@ the processes of the stages that want several; under a launcher it takes its pla
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pipeline.agent import Agent
@@ -26,6 +23,7 @@ from pipeline.interrupt import interruptible, raise_if_interrupted
 from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
+from pipeline.stages.hardware import hardware
 from pipeline.stages.stage import load_stage
 from pipeline.stages.warming import warm_agent
 from pipeline.world import World
@@ -38,22 +36,48 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
 
     Raises RegrowError on a stale stage, a missing upstream stage, a held lock, or whatever a stage meets.
     """
-    run = Run(config.run.folder / config.run.name)
     if place.launcher == "regrow":
         # The command that started us holds the lock and has checked this one stage.
         world = World.join(place)
-        _take_part(stages[0], config, run, world)
+        _take_part(stages[0], config, run_of(config), world)
         world.close()
     elif place.launcher == "other":
         world = World.join(place)
-        with ExitStack() as held:
-            world.on_first(lambda: held.enter_context(_held(stages, config, run, place, redo)))
-            _all_together(stages, config, run, world, place, config_path)
+        carry_out_together(stages, config, world, place, config_path, redo)
         world.close()
     else:
-        with interruptible(), _held(stages, config, run, place, redo) as agent:
-            for stage in stages:
-                _alone(stage, config, run, config_path, agent)
+        with interruptible():
+            carry_out_alone(stages, config, place, config_path, redo)
+
+
+def run_of(config: Config) -> Run:
+    """The run that a config describes."""
+    return Run(config.run.folder / config.run.name)
+
+
+def carry_out_together(
+    stages: list[str], config: Config, world: World, place: Place, config_path: str, redo: str | None = None
+) -> None:
+    """``carry_out`` under somebody else's launcher, whose processes are ``world``; each of them calls it."""
+    run = run_of(config)
+    with ExitStack() as held:
+        world.on_first(lambda: held.enter_context(_held(stages, config, run, place, redo)))
+        _all_together(stages, config, run, world, place, config_path)
+
+
+def carry_out_alone(
+    stages: list[str],
+    config: Config,
+    place: Place,
+    config_path: str,
+    redo: str | None = None,
+    agent: Agent | None = None,
+) -> None:
+    """``carry_out`` where no launcher is; with ``agent``, which goes on afterwards, or with one of its own."""
+    run = run_of(config)
+    with _held(stages, config, run, place, redo, agent) as at_work:
+        for stage in stages:
+            _alone(stage, config, run, config_path, at_work)
 
 
 def _alone(stage: str, config: Config, run: Run, config_path: str, agent: Agent) -> None:
@@ -185,7 +209,7 @@ def _finish(
             "outputs": run.outputs(stage),
             "seeds": {key: value for key, value in config.read_by(stage).items() if key.endswith(".seed")},
             "versions": {name: version(name) for name in VERSIONS},
-            "hardware": _hardware(world),
+            "hardware": hardware(world),
             "processes": world.size,
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -239,14 +263,16 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
 
 
 @contextmanager
-def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str | None) -> Iterator[Agent]:
+def _held(
+    stages: list[str], config: Config, run: Run, place: Place, redo: str | None, agent: Agent | None = None
+) -> Iterator[Agent]:
     """Refuse what can be refused now, without a trace; then hold the run, with what is to be done again moved aside."""
     # A second start is refused at once: it need not wait for torch.
     run.require_free()
     again = STAGES[STAGES.index(redo) :] if redo else ()
     due = [stage for stage in stages if stage in again or run.record(stage) is None]
     notes = []
-    agent = warm_agent(due, config, place)
+    own = warm_agent(due, config, place) if agent is None else None
     try:
         if due:
             from pipeline.stages.preflight import preflight
@@ -257,9 +283,10 @@ def _held(stages: list[str], config: Config, run: Run, place: Place, redo: str |
                 say_line(run, redo or "", f"redo: moved aside to {folder}")
             for note in notes:
                 say_line(run, due[0], note)
-            yield agent
+            yield agent or own
     finally:
-        agent.end()
+        if own is not None:
+            own.end()
 
 
 def say_line(run: Run, stage: str, line: str) -> None:
@@ -267,25 +294,3 @@ def say_line(run: Run, stage: str, line: str) -> None:
     raise_if_interrupted()
     print(f"[{stage}] {line}", flush=True)
     run.log(f"{stage}: {line}")
-
-
-def _hardware(world: World) -> dict[str, str]:
-    import torch
-
-    device = "CPU"
-    if world.device.type == "cuda":
-        device = f"{world.size} x {torch.cuda.get_device_name(world.device)}"
-    return {
-        "device": device,
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()

@@ -14,8 +14,8 @@ from pipeline.life import Teller
 from pipeline.memory import available_memory
 from pipeline.model.costs import model_flops_per_token
 from pipeline.model.describe import describe_folder
-from pipeline.model.load import load_model, model_files, resolve_model
-from pipeline.origins import model_folder, require_same_tokens
+from pipeline.model.load import load_model, model_files
+from pipeline.origins import dense_folder, model_folder, require_same_tokens
 from pipeline.run import Run
 from pipeline.training.teacher import Teacher, Teaching
 from pipeline.world import World
@@ -28,7 +28,7 @@ def find_teacher(config: Config) -> Path | None:
     if config.train.objective == "lm":
         return None
     named = config.train.distill.teacher
-    return resolve_model(config.model.path, config.model.revision) if named == "dense" else model_folder(named, KEY)
+    return dense_folder(config) if named == "dense" else model_folder(named, KEY)
 
 
 def teacher_hashes(config: Config, run: Run) -> dict[str, str]:
@@ -110,12 +110,20 @@ def open_teaching(config: Config, run: Run, world: World, beside: int, say: Tell
     size = of_bytes(model.get_memory_footprint())
     where = "in host memory" if asked.offloaded else "split over the processes" if sharded else "on each device"
     say(f"teacher: {folder.name}, {size} of weights {where}")
-    prune = read_json(run.stage("prune") / "prune.json")
-    kept = tuple(range(len(prune["kept"]) + len(prune["removed"]))) if train.init == "dense" else tuple(prune["kept"])
     return Teaching(
         Teacher(model, world, sharded=sharded, offloaded=asked.offloaded),
         1.0 if train.objective == "distill" else asked.weight,
         asked.temperature,
         asked.hidden,
-        kept,
+        _common_blocks(config, run),
     )
+
+
+def _common_blocks(config: Config, run: Run) -> tuple[int, ...]:
+    """The dense model's block for each of the student's, in their order."""
+    prune = read_json(run.stage("prune") / "prune.json")
+    # Where runs before this one removed blocks, the numbers of the first dense model.
+    first = prune["first"]
+    begun = range(len(prune["kept"]) + len(prune["removed"])) if first is None else first["kept"]
+    gone = [] if config.train.init == "dense" else prune["removed"] if first is None else first["removed"]
+    return tuple(block for block in begun if block not in gone)

@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.data.stream.loader import fitting_workers
 from pipeline.data.stream.position import check_identity
 from pipeline.errors import RegrowError
+from pipeline.following import check_before, keep_position, position_hashes, runs_before
 from pipeline.inputs import Inputs
 from pipeline.launch import count_processes
 from pipeline.life import Teller
@@ -35,7 +36,7 @@ from pipeline.world import World
 
 
 def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
-    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, checkpoints/ and exports/."""
+    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, position.json, checkpoints/, exports/."""
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
@@ -55,6 +56,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         session.resume(found)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
+        elif text.begin.row:
+            say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
         during = config.evaluate.during.every
         if session.position.step == 0:
             session.evaluate()
@@ -71,8 +74,12 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             if last or step.step % recipe.checkpoint_every == 0:
                 session.checkpoint(recipe.keep_checkpoints)
         exported = session.export()
+        cursors = session.cursors()
         session.close()
-    lines = read_lines(folder / "metrics.jsonl") if world.rank == 0 else []
+    if world.rank > 0:
+        return {}
+    end = keep_position(run, text.begin, steps * recipe.global_batch, cursors, text.identity)
+    lines, held_out = (read_lines(folder / name) for name in ("metrics.jsonl", "held_out.jsonl"))
     return {
         "steps": steps,
         "tokens": session.position.tokens,
@@ -84,6 +91,9 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
         "healed": read_healing(config, run),
+        "rows": [text.begin.row, end],
+        "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
+        "before": runs_before(config),
     }
 
 
@@ -107,8 +117,14 @@ def check(ahead: Ahead) -> list[str]:
         find_targets(ahead.model, config.train.lora.targets)
     require_during(config, ahead.elsewhere)
     check_heal(config, ahead.model)
-    origin = check_origin(config, ahead.encoder, ahead.elsewhere)
-    return [*origin, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    lines = [*check_origin(config, ahead.encoder, ahead.elsewhere), *check_before(config, ahead.elsewhere)]
+    return [*lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+
+
+def inputs(config: Config, run: Run) -> dict[str, str]:
+    """Beyond the outputs of data and prune: models that were not made here, and where another run's rows ended."""
+    found = (hashes(config, run) for hashes in (origin_hashes, teacher_hashes, healing_hashes, position_hashes))
+    return {name: value for part in found for name, value in part.items()}
 
 
 STAGE = Stage(
@@ -116,8 +132,7 @@ STAGE = Stage(
     upstream=("data", "prune"),
     format=5,
     work=work,
-    # Beyond the outputs of data and prune.
-    inputs=lambda config, run: origin_hashes(config, run) | teacher_hashes(config, run) | healing_hashes(config, run),
+    inputs=inputs,
     launched=lambda config: True,
     check=check,
 )

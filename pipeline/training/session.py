@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.stream.loader import RowStream, load_rows
-from pipeline.data.stream.position import Identity, from_json, skipped_parts, to_json
+from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
 from pipeline.life import Teller
 from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
@@ -149,7 +149,7 @@ class Session:
 
     def checkpoint(self, keep: int) -> Path:
         """Write all that is needed to go on from here; the ``keep`` newest checkpoints stay."""
-        cursors = {lane: cursor for share in self.world.gather(self.position.cursors) for lane, cursor in share.items()}
+        cursors = self.cursors()
         for line in skipped_parts(cursors, self.rows.names):
             if line not in self._left_out:
                 self._left_out.add(line)
@@ -164,6 +164,10 @@ class Session:
         return save_checkpoint(
             self.folder / "checkpoints", self.engine, self.world, step=self.position.step, state=state, keep=keep
         )
+
+    def cursors(self) -> dict[int, LaneCursor]:
+        """Where every lane that was read stands, of all processes; each calls it."""
+        return {lane: cursor for share in self.world.gather(self.position.cursors) for lane, cursor in share.items()}
 
     def export(self) -> Path:
         """Write the weights as they are as a plain Hugging Face folder, and return it."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RegrowError
-from pipeline.importance.cut import STATEMENTS, Cut
+from pipeline.importance.cut import STATEMENTS, Cut, large_cuts
 from pipeline.model.describe import Sizes
 
 #: vicuna-7b: 32 blocks, and embeddings and a head beside them.
@@ -145,3 +145,12 @@ def test_target_holds_whichever_blocks_go_and_one_fewer_might_not(data: st.DataO
     gone = data.draw(st.permutations(sizes))[:count]
     assert dense - sum(gone) <= target
     assert dense - sum(sorted(sizes)[: count - 1]) > target, "one block fewer would always have reached the target"
+
+
+def test_large_cuts_are_said_beyond_a_third_at_once_and_half_in_all() -> None:
+    assert large_cuts(10, 30) == [] == large_cuts(8, 24, (32, list(range(24))))
+    (line,) = large_cuts(11, 30)
+    assert line.startswith("11 of 30 blocks go in one cut, 37%; up to a third is advised (github.com/NVIDIA/")
+    assert large_cuts(5, 20, (30, list(range(20)))) == [], "half is not above half"
+    (line,) = large_cuts(6, 20, (30, list(range(20))))
+    assert line.startswith("16 of 30 blocks are gone in all, 53%; above half, steps of 30% are advised")

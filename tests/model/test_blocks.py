@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import RegrowError
-from pipeline.model.blocks import block_parameters, find_blocks, remove_blocks, skip_blocks
+from pipeline.model.blocks import block_parameters, blocks_of_first, find_blocks, remove_blocks, skip_blocks
 from pipeline.model.load import load_model
 from tests.families import build
 
@@ -24,6 +24,7 @@ def test_the_original_indices_travel_and_the_first_dense_model_s_are_kept(tmp_pa
     again = remove_blocks(load_model(tmp_path, dtype="float32"), [1])
     assert again.config.regrow == {"dense_blocks": 6, "kept_blocks": [0, 3, 5], "removed_blocks": [1, 2, 4]}
     assert load_model(tmp_path).config.regrow == first, "the folder's config changed under a second pruning"
+    assert blocks_of_first(again) == (6, [0, 3, 5]) and blocks_of_first(build("llama")) is None
 
 
 def test_skipping_is_undone_after_an_error_and_in_training_mode():

@@ -179,4 +179,4 @@ def test_small_pieces(made_up):
     assert [states.count(s) for s in ("kept", "removed", "protected")] == [15, 9, 6]
     assert recovered({"dense": math.e, "pruned": math.e**3, "regrown": math.e**1.5}) == pytest.approx(0.75)
     assert recovered({"dense": 14.0, "pruned": 68.0}) is None
-    assert headline(made_up["prune"], {}, {}).endswith("Held-out perplexity was not measured.")
+    assert headline(made_up["prune"], {}, None).endswith("Held-out perplexity was not measured.")

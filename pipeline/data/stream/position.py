@@ -7,7 +7,7 @@ stream that it was taken from, so a checkpoint carries the stream's identity too
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import RegrowError
@@ -48,6 +48,14 @@ class LaneCursor:
 
     cursors: tuple[Cursor, ...] = (Cursor(),)
     skipped: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a run's rows begin: the number of its first row, and the cursors of the lanes that were read before it."""
+
+    row: int = 0
+    cursors: Mapping[int, LaneCursor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

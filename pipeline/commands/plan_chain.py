@@ -1,0 +1,81 @@
+"""What a chain will cost: the plan of its first link, which is the largest, and what each link removes and trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pipeline.chain import chain_links
+from pipeline.commands.plan import GPU, MFUS, find_architecture, plan
+from pipeline.commands.plan_text import plan_text
+from pipeline.config import STAGES, Config
+from pipeline.cuts import read_cut
+from pipeline.launch import Place
+from pipeline.model.costs import attention_width, flops_per_token, peak_flops, product_parameters
+from pipeline.model.describe import Sizes, describe_folder
+from pipeline.stages.chain import look_ahead, shapes
+
+
+def plan_chain(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+    """The plan as plain values (JSON-ready): ``first``, the plan of the first link, ``links``, and ``notes`` on those
+    behind the first.
+
+    ``stages`` are those that are checked. Raises ConfigError where the config states no chain, and RegrowError as
+    ``plan`` does.
+    """
+    links = chain_links(config)
+    first = plan(links[0], stages)
+    folder, leave = find_architecture(links[0]).parent, config.model.trust_remote_code
+    planned = [_link(*each) for each in zip(links, shapes(links, describe_folder(folder, leave)), strict=False)]
+    notes = look_ahead(links, describe_folder(folder, leave), Place(), elsewhere=True)
+    if len(planned) < len(links):
+        notes.append(
+            f"{len(links)} links; those behind link {len(planned)} are not planned: what this model is like without so "
+            "many blocks depends on which of them go"
+        )
+    return {"chain": config.run.name, "first": first, "links": planned, "notes": notes}
+
+
+def _link(config: Config, model: PreTrainedModel) -> dict[str, Any]:
+    """What one link removes from ``model``, on the meta device, and what training what is left takes."""
+    sizes = Sizes.of(model)
+    removed = read_cut(config).planned(sizes)
+    left = len(sizes.blocks) - len(removed)
+    width = attention_width(model.config.get_text_config())
+    per_token = flops_per_token(product_parameters(model) - sum(removed), left, width, config.data.row_length)
+    total = per_token * config.steps * config.tokens_per_step
+    return {
+        "run": config.run.name,
+        "blocks": {"before": len(sizes.blocks), "removed": len(removed), "left": left},
+        "parameters": sizes.whole - sum(removed),
+        "tokens": config.train.tokens,
+        "steps": config.steps,
+        "flops": total,
+        "gpu_hours": total / (MFUS[1] * (peak_flops(GPU) or 0.0)) / 3600,
+    }
+
+
+def chain_text(plan: dict[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    links = plan["links"]
+    hours = f"GPU-hours at {MFUS[1]:.0%}"
+    lines = [
+        f"chain {plan['chain']}: {len(links)} links; each scores anew what the one before it exported, removes its",
+        "part, and trains on the rows behind that one's last, with a learning rate schedule of its own",
+        "",
+        f"{'run':<20}{'blocks':>10}{'parameters':>16}{'tokens':>18}{'steps':>10}{'FLOPs':>11}{hours:>20}",
+    ]
+    for link in links:
+        blocks = f"{link['blocks']['before']} -> {link['blocks']['left']}"
+        lines.append(
+            f"{link['run']:<20}{blocks:>10}{link['parameters']:>16,}{link['tokens']:>18,}{link['steps']:>10,}"
+            f"{link['flops']:>11.3g}{link['gpu_hours']:>20,.2f}"
+        )
+    tokens, steps, flops, spent = (
+        sum(link[name] for link in links) for name in ("tokens", "steps", "flops", "gpu_hours")
+    )
+    lines.append(f"{'in all':<20}{'':>10}{'':>16}{tokens:>18,}{steps:>10,}{flops:>11.3g}{spent:>20,.2f}")
+    lines += ["", *(f"note: {note}" for note in plan["notes"])] if plan["notes"] else []
+    return "\n".join([*lines, "", plan_text(plan["first"])])
