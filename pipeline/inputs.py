@@ -146,12 +146,13 @@ class Inputs:
         self,
         *,
         step: int = 0,
+        start: int | None = None,
         cursors: Mapping[int, LaneCursor] | None = None,
         rank: int = 0,
         processes: int = 1,
     ) -> RowStream:
-        """The training rows of one rank of so many ``processes`` behind update number ``step``, at which the lanes
-        stand at ``cursors``."""
+        """The training rows of one rank of so many ``processes`` behind update number ``step``, or from row ``start``
+        on, at which the lanes stand at ``cursors``."""
         data = self.config.data
         reading = Reading(
             encode=self.encoder,
@@ -169,7 +170,7 @@ class Inputs:
             weights=self._weights,
             rank=rank,
             processes=processes,
-            start=step * self.config.train.global_batch,
+            start=step * self.config.train.global_batch if start is None else start,
             cursors=cursors,
         )
 

@@ -17,6 +17,8 @@ from pipeline.model.describe import describe_folder
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.origins import model_folder, require_same_tokens
 from pipeline.run import Run
+from pipeline.training.answers import AnswerStore
+from pipeline.training.recalled import Recalled
 from pipeline.training.teacher import Teacher, Teaching
 from pipeline.world import World
 
@@ -60,9 +62,10 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
 
 
 def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: bool | None = None) -> int:
-    """Bytes of the teacher's weights on each device, ``sharded`` or not; None: as the config says, whole for auto."""
+    """Bytes of the teacher's weights on each device, ``sharded`` or not; None: as the config says, whole for auto. None
+    of them where it is asked ahead: then it does not stand beside the student."""
     sharded = config.train.distill.sharded is True if sharded is None else sharded
-    if folder is None or config.train.distill.offloaded:
+    if folder is None or config.train.distill.offloaded or config.train.distill.samples is not None:
         return 0
     model = describe_folder(folder, config.model.trust_remote_code)
     whole = model.num_parameters() * getattr(torch, config.model.dtype).itemsize
@@ -90,15 +93,9 @@ def is_sharded(config: Config, folder: Path | None, world: World, beside: int) -
     return beside + teacher_bytes(config, folder, world.size, sharded=False) > room
 
 
-def open_teaching(config: Config, run: Run, world: World, beside: int, say: Teller) -> Teaching | None:
-    """The teacher, loaded, and what is learnt from it; None where none is asked for. Every process calls it.
-
-    ``beside``: bytes that training takes of each device.
-    """
+def load_teacher(config: Config, world: World, beside: int, say: Teller) -> Teacher:
+    """The teacher that the config names, beside ``beside`` bytes on each device. Every process calls it."""
     folder = world.on_first(lambda: find_teacher(config))
-    if folder is None:
-        return None
-    train, asked = config.train, config.train.distill
     model = load_model(
         folder,
         dtype=config.model.dtype,
@@ -106,16 +103,28 @@ def open_teaching(config: Config, run: Run, world: World, beside: int, say: Tell
         device=world.device,
         trust_remote_code=config.model.trust_remote_code,
     )
+    offloaded = config.train.distill.offloaded
     sharded = world.on_first(lambda: is_sharded(config, folder, world, beside))
     size = of_bytes(model.get_memory_footprint())
-    where = "in host memory" if asked.offloaded else "split over the processes" if sharded else "on each device"
+    where = "in host memory" if offloaded else "split over the processes" if sharded else "on each device"
     say(f"teacher: {folder.name}, {size} of weights {where}")
+    return Teacher(model, world, sharded=sharded, offloaded=offloaded)
+
+
+def open_teaching(
+    config: Config, run: Run, world: World, beside: int, say: Teller, answers: AnswerStore | None = None
+) -> Teaching | Recalled | None:
+    """What is learnt from the teacher, which is loaded, or from its stored ``answers``; None where none is asked for.
+    Every process calls it.
+
+    ``beside``: bytes that training takes of each device.
+    """
+    train, asked = config.train, config.train.distill
+    if train.objective == "lm":
+        return None
+    share = 1.0 if train.objective == "distill" else asked.weight
+    if answers is not None:
+        return Recalled(answers, share, asked.temperature)
     prune = read_json(run.stage("prune") / "prune.json")
     kept = tuple(range(len(prune["kept"]) + len(prune["removed"]))) if train.init == "dense" else tuple(prune["kept"])
-    return Teaching(
-        Teacher(model, world, sharded=sharded, offloaded=asked.offloaded),
-        1.0 if train.objective == "distill" else asked.weight,
-        asked.temperature,
-        asked.hidden,
-        kept,
-    )
+    return Teaching(load_teacher(config, world, beside, say), share, asked.temperature, asked.hidden, kept)

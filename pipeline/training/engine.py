@@ -29,9 +29,11 @@ from pipeline.model.attention import attention_of, document_arguments, documents
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import Taken, find_head, losses_at
 from pipeline.model.loss import document_targets, next_tokens, router_coefficient, token_losses
+from pipeline.model.sampled import Sampled
 from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
+from pipeline.training.recalled import Recalled
 from pipeline.training.recomputing import recompute
 from pipeline.training.sums import sum_in_one_pass
 from pipeline.training.teacher import Answer, Teaching
@@ -101,9 +103,9 @@ class Engine:
         self.compiled: CompiledBlocks | None = _compiled(self.model) if compile_blocks else None
         if self.compiled is not None and self.head is not None:
             self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
-        self.teaching: Teaching | None = None
+        self.teaching: Teaching | Recalled | None = None
 
-    def learn_from(self, teaching: Teaching) -> None:
+    def learn_from(self, teaching: Teaching | Recalled) -> None:
         """From here on the loss is what ``teaching`` makes of it."""
         self.teaching = teaching if self.compiled is None else teaching.compiled(self.compiled.function)
 
@@ -156,7 +158,11 @@ class Engine:
             group["lr"] = rate
 
     def backward(
-        self, input_ids: torch.Tensor, targets: int, documents: Sequence[np.ndarray] | None = None
+        self,
+        input_ids: torch.Tensor,
+        targets: int,
+        documents: Sequence[np.ndarray] | None = None,
+        known: Sampled | None = None,
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64.
 
@@ -173,13 +179,15 @@ class Engine:
 
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
         its tokens see it alone, and its first is no target. None: a row is one text, and its tokens see all before.
+        ``known`` is what ``teaching.known`` gives of the rows.
         """
         inputs, counted, attention = {"input_ids": input_ids}, None, attention_of(self.model)
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention)
             counted = on_its_way(document_targets(documents, input_ids.shape[1]), input_ids.device)
         wanted, factor = next_tokens(input_ids, counted), self.world.size / targets
-        with self._taught(input_ids, documents) as answer:
+        taught = contextlib.nullcontext() if self.teaching is None else self.teaching.asked(input_ids, documents, known)
+        with taught as answer:
             with documents_known(documents, attention, input_ids.device):
                 taken, output = self._forward(inputs, wanted, factor, answer)
             objective = taken.objective
@@ -194,12 +202,6 @@ class Engine:
         self.engine.backward(objective, scale_wrt_gas=False)
         divergence = zero if taken.divergence is None else taken.divergence
         return torch.stack([taken.total, auxiliary, divergence, disagreement]).detach()
-
-    def _taught(
-        self, input_ids: torch.Tensor, documents: Sequence[np.ndarray] | None
-    ) -> contextlib.AbstractContextManager[Answer | None]:
-        """The context in which a teacher's answer on a micro-batch stands, where there is a teacher."""
-        return contextlib.nullcontext() if self.teaching is None else self.teaching.asked(input_ids, documents)
 
     def _forward(
         self, inputs: dict[str, Any], targets: torch.Tensor, factor: float, answer: Answer | None
@@ -277,7 +279,7 @@ class Engine:
         """
         weights = list(self.model.parameters())
         if self.teaching is not None:
-            self.teaching.teacher.close()
+            self.teaching.close()
         self.engine.destroy()
         for optimizer in (self.optimizer, self._adamw):
             vars(optimizer).clear()

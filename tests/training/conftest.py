@@ -41,6 +41,7 @@ CASES = {
         "taught-1-bf16",
         *(f"taught_split-{stage}-fp32" for stage in (1, 3)),
         "taught_within-1-fp32",
+        *(f"recalled-{stage}-fp32" for stage in (1, 3)),
         *(f"resume_taught-{stage}-bf16" for stage in (0, 3)),
     ],
     1: [f"parity-{stage}-fp32" for stage in range(4)],
