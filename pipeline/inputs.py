@@ -158,12 +158,13 @@ class Inputs:
         self,
         *,
         step: int = 0,
+        start: int | None = None,
         cursors: Mapping[int, LaneCursor] | None = None,
         rank: int = 0,
         processes: int = 1,
     ) -> RowStream:
-        """The training rows of one rank of so many ``processes`` behind update number ``step``, at which the lanes
-        stand at ``cursors``, and those without one where the run began."""
+        """The training rows of one rank of so many ``processes`` behind update number ``step``, or from row ``start``
+        on, at which the lanes stand at ``cursors``, and those without one where the run began."""
         data = self.config.data
         reading = Reading(
             encode=self.encoder,
@@ -181,7 +182,7 @@ class Inputs:
             weights=self._weights,
             rank=rank,
             processes=processes,
-            start=self.begin.row + step * self.config.train.global_batch,
+            start=self.begin.row + step * self.config.train.global_batch if start is None else start,
             cursors={**self.begin.cursors, **(cursors or {})},
         )
 

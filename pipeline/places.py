@@ -1,4 +1,4 @@
-"""Where a run will write: its own folder, and the folder of the corpus's token ids. Tried before anything starts."""
+"""Where a run will write: its own folder, that of token ids, and that of a teacher's answers. Tried before all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_places(config: Config) -> list[str]:
             require_writable(run / stage, "run.folder")
     else:
         lines.append(f"run folder {run}: not on this machine")
-    ids = config.data.tokenised
-    if ids is None:
-        return lines
     require_apart(config)
-    if _is_here(ids):
-        require_writable(ids, "data.tokenised")
-    else:
-        lines.append(f"data.tokenised {ids}: not on this machine")
+    asked = config.train.distill
+    answers = asked.store if config.train.objective != "lm" and asked.samples is not None else None
+    for key, folder in (("data.tokenised", config.data.tokenised), ("train.distill.store", answers)):
+        if folder is not None and _is_here(folder):
+            require_writable(folder, key)
+        elif folder is not None:
+            lines.append(f"{key} {folder}: not on this machine")
     return lines
 
 

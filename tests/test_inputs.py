@@ -59,6 +59,9 @@ def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text)
     trained = [row[:2] for line in lines for row in json.loads(line)["rows"]]
     batch = text.config.train.global_batch
     assert [[row.index, row.lane] for row in islice(text.stream(), len(trained))] == trained
+    behind = {row.lane: row.cursor for row in islice(text.stream(), text.config.data.lanes)}
+    later = islice(text.stream(start=text.config.data.lanes, cursors=behind), 3)
+    assert [[row.index, row.lane] for row in later] == trained[text.config.data.lanes :][:3]
     shares = [[row.index for row in islice(text.stream(rank=rank, processes=2), batch)] for rank in (0, 1)]
     assert [row for pair in zip(*shares, strict=True) for row in pair] == list(range(2 * batch))
 

@@ -1,4 +1,4 @@
-"""Where a run writes is tried before anything starts: its folder, and that of token ids, which stands apart."""
+"""Where a run writes is tried before anything starts: its folder, that of answers, and that of ids, which is apart."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ def test_a_place_on_another_machine_s_disk_is_said(place):
         "run folder /no-such-disk/runs/tiny: not on this machine",
         "data.tokenised /no-such-disk/ids: not on this machine",
     ]
+
+
+def test_where_a_teacher_s_answers_go_is_tried_where_one_is_asked_ahead(place, tmp_path):
+    (tmp_path / "file").touch()
+    asked = ("train.distill.samples=50", f"train.distill.store={tmp_path}/file/answers")
+    assert check_places(place(*asked)) == [], "nobody teaches"
+    with pytest.raises(RegrowError, match=r"file/answers.* cannot be written \(.*\); set train\.distill\.store to"):
+        check_places(place(*asked, "train.objective=distill"))
+    elsewhere = ("train.objective=distill", "train.distill.samples=50", "train.distill.store=/no-such-disk/answers")
+    assert check_places(place(*elsewhere)) == ["train.distill.store /no-such-disk/answers: not on this machine"]
 
 
 @pytest.mark.parametrize("inside", ["text", "text/ids", "text/a/../ids"])

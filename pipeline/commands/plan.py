@@ -39,6 +39,7 @@ from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.origins import lora_of
 from pipeline.stages.opening import to_fit
+from pipeline.stages.sampling import answer_bytes
 from pipeline.stages.stage import Ahead, load_stage
 from pipeline.stages.teaching import find_teacher, teacher_bytes, teacher_flops
 from pipeline.training.fitting import Fit, ToFit
@@ -131,8 +132,17 @@ def _of_teacher(config: Config, folder: Path | None, held: int) -> list[str]:
     """A line on what a teacher costs."""
     if folder is None:
         return []
+    asked, flops = config.train.distill, teacher_flops(config, folder)
+    if asked.samples is not None:
+        each = answer_bytes(config, folder)
+        return [
+            f"train.distill.samples {asked.samples}: the teacher is asked about each row once, at {flops:.4g} of a "
+            f"token's FLOPs; its answers take about {each:.0f} bytes a token, "
+            f"{of_bytes(each * config.steps * config.tokens_per_step)} in {asked.store}, and runs that find them there "
+            "do without it"
+        ]
     return [
-        f"train.objective {config.train.objective}: of a token's FLOPs {teacher_flops(config, folder):.4g} are the "
+        f"train.objective {config.train.objective}: of a token's FLOPs {flops:.4g} are the "
         f"teacher's, whose weights take {held / 1e9:.1f} GB more of each GPU than the table says"
     ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pipeline.config.keys import AsWritten, Real, Section, key
+from pydantic import Field, model_validator
+
+from pipeline.config.keys import AsWritten, Folder, Real, Section, Whole, key
 
 
 class DistillSection(Section):
@@ -36,6 +38,19 @@ class DistillSection(Section):
         stages="train",
         ge=0,
     )
+    samples: Annotated[Whole, Field(ge=1, le=255)] | None = key(
+        None,
+        "Ask the teacher once for each training row, and keep so many ids drawn from its softmax at each position in "
+        "store, for this run and others; null: ask it in every step. The paper draws 50, of which some 12 differ.",
+        stages="train",
+        source="arXiv 2503.16870",
+    )
+    store: Folder | None = key(
+        None,
+        "Folder of the samples, some 50 bytes a token at 50. Runs that differ in no more than the student share them: "
+        "another teacher, temperature, number, seed, corpus or order of rows has a folder of its own in it.",
+        free=True,
+    )
     sharded: Literal["auto", True, False] = key(
         "auto",
         "Split the teacher's weights over the processes; auto: under ZeRO 3, where it does not fit whole beside the "
@@ -43,3 +58,15 @@ class DistillSection(Section):
         free=True,
     )
     offloaded: bool = key(False, "Keep the teacher's weights in host memory, split over the processes.", free=True)
+
+    @model_validator(mode="after")
+    def _of_samples(self) -> DistillSection:
+        if self.samples is None:
+            return self
+        if self.store is None:
+            raise ValueError(f"samples {self.samples} are kept in a folder: set store")
+        if self.hidden:
+            raise ValueError(
+                f"hidden {self.hidden:g}: states are not kept with samples; set hidden: 0, or samples: null"
+            )
+        return self

@@ -4,14 +4,14 @@ For each position that has a target the student's loss is (1 - w) CE + w D^2 KL(
 the student's softmax of logits divided by the temperature D, and CE the loss of the next token (Hinton et al., arXiv
 1503.02531, section 2: the factor D^2 keeps the gradient's size). The divergence is the forward one: what the teacher
 may say the student must not leave out. Both softmaxes are over the ids that both models have: heads may be padded to
-different sizes.
+different sizes. Here the teacher's logits are known; where a few draws of its softmax are, ``sampled`` says the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,10 @@ from pipeline.model.loss import NO_TARGET, loss_by_logits
 
 if TYPE_CHECKING:
     from pipeline.model.head import Head
+    from pipeline.model.sampled import Sampled
 
+#: What is known of a teacher at some positions: its logits (N, vocabulary) fp32, or draws.
+Told: TypeAlias = "torch.Tensor | Sampled"
 #: Bytes beside a chunk's own for each token and entry of the vocabulary: the teacher's product in bf16; in fp32 its
 #: logits, log-softmax and softmax, and the student's softmax at the temperature. Compiled, its product and its logits.
 PLAIN, COMPILED = 18, 6
@@ -67,23 +70,24 @@ def with_lesson(
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher says of N positions: ``tell(start, stop)`` gives its logits (stop - start, vocabulary) fp32.
+    """What a teacher says of N positions: ``tell(start, stop)`` gives what is known of the positions between.
 
-    ``share`` (w) is how much of the loss is the divergence, at ``temperature``. ``judge`` is ``with_lesson``, or what
-    was compiled of it.
+    ``share`` (w) is how much of the loss is the divergence, at ``temperature``. ``judge`` is ``with_lesson`` or another
+    for what is told, or what was compiled of it; ``apart`` gives the divergences of whole logits from it.
     """
 
-    tell: Callable[[int, int], torch.Tensor]
+    tell: Callable[[int, int], Told]
     share: float
     temperature: float = 1.0
     judge: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default=with_lesson, repr=False)
     #: Bytes that a chunk takes more, for each token and entry of the vocabulary.
     entry_bytes: int = PLAIN
+    apart: Callable[..., torch.Tensor] = field(default=divergences, repr=False)
 
     def judged(
         self, product: torch.Tensor, targets: torch.Tensor, head: Head, factor: torch.Tensor, start: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``with_lesson`` of the positions from ``start`` on."""
+        """What ``judge`` makes of the positions from ``start`` on."""
         taught = self.tell(start, start + len(targets))
         return self.judge(product, targets, head, factor, taught, self.share, self.temperature)
 
@@ -93,5 +97,5 @@ class Lesson:
 
     def divergence(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The summed divergence () of a student's whole ``logits`` (N, vocabulary), where ``targets`` (N,) has one."""
-        away = divergences(logits, self.tell(0, len(logits)), self.temperature)
+        away = self.apart(logits, self.tell(0, len(logits)), self.temperature)
         return away.masked_fill(targets == NO_TARGET, 0.0).sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +21,14 @@ from pipeline.run import Run
 from pipeline.stages.during import tasks_during
 from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
 from pipeline.training.adapters import describe_adapters
+from pipeline.training.answers import AnswerStore
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.frozen import count_saved
 from pipeline.training.optimisation import Optimisation
+from pipeline.training.recalled import Recalled
 from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.teacher import Teaching
@@ -44,9 +45,17 @@ def layout_of(config: Config, world: World, fit: Fit) -> Layout:
 
 
 def open_session(
-    config: Config, run: Run, text: Inputs, origin: Origin, layout: Layout, world: World, say: Teller
+    config: Config,
+    run: Run,
+    text: Inputs,
+    origin: Origin,
+    layout: Layout,
+    world: World,
+    say: Teller,
+    answers: AnswerStore | None = None,
 ) -> tuple[Session, float]:
-    """The session at its start, and the FLOPs of a token, once all that it needs is known to be there."""
+    """The session at its start, and the FLOPs of a token, once all that it needs is known to be there; ``answers`` are
+    those of a teacher that was asked ahead."""
     folder, data, recipe = run.stage("train"), config.data, config.train
     model = origin.load_to_train(recipe.seed, attention=config.model.attention, device=world.device)
     if origin.lora is not None:
@@ -54,9 +63,11 @@ def open_session(
     beside = to_fit(config, as_trained(model, config.model.dtype, lora=origin.lora), world.size).needs(
         Fit(layout.micro_batch, layout.gradient_checkpointing)
     )
-    teaching = open_teaching(config, run, world, beside, say)
+    teaching = open_teaching(config, run, world, beside, say, answers)
     adapters = None if origin.lora is None else count_saved(model)
-    flops = model_flops_per_token(model, data.row_length, adapters) + teacher_flops(config, find_teacher(config))
+    flops = model_flops_per_token(model, data.row_length, adapters)
+    if answers is None:
+        flops += teacher_flops(config, find_teacher(config))
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))
@@ -97,7 +108,9 @@ def open_session(
     return session, flops
 
 
-def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
+def find_fit(
+    config: Config, run: Run, origin: Origin, world: World, say: Teller, answers: AnswerStore | None = None
+) -> Fit:
     """The micro-batch of this run: as the config says or, for auto, as it was found for the same once. Every process
     asks for it."""
     recipe, folder = config.train, run.stage("train")
@@ -105,7 +118,7 @@ def find_fit(config: Config, run: Run, origin: Origin, world: World, say: Callab
         return Fit(recipe.micro_batch, recipe.gradient_checkpointing)
     found = world.on_first(lambda: kept_fit(folder, _asked(config, world)))
     if found is None:
-        found = _try_fits(config, run, origin, world, say)
+        found = _try_fits(config, run, origin, world, say, answers)
     accumulated = accumulation(recipe.global_batch, found.micro_batch, world.size)
     say(
         f"micro-batch {found.micro_batch} x accumulation {accumulated} x {world.size}, recomputing "
@@ -132,7 +145,7 @@ def _asked(config: Config, world: World) -> dict[str, Any]:
         "zero_stage": train.zero_stage,
         "gradient_checkpointing": train.gradient_checkpointing,
         "compile": train.compile,
-        **({} if train.objective == "lm" else {"teacher": train.distill.model_dump(mode="json")}),
+        **({} if train.objective == "lm" else {"teacher": train.distill.model_dump(mode="json", exclude={"store"})}),
         **({} if train.method == "full" else {"lora": train.lora.model_dump(mode="json")}),
     }
 
@@ -151,7 +164,7 @@ def to_fit(config: Config, trained: Trained, processes: int, teacher: int = 0) -
     )
 
 
-def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Callable[[str], None]) -> Fit:
+def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Teller, answers: AnswerStore | None) -> Fit:
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
     trained = as_trained(described, config.model.dtype, lora=origin.lora)
@@ -163,11 +176,13 @@ def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Calla
     def attempt(fit: Fit) -> None:
         layout = layout_of(config, world, fit)
         model = origin.load_to_train(config.train.seed, attention=config.model.attention, device=world.device)
-        engine = _engine(config, model, world, layout, open_teaching(config, run, world, wanted.needs(fit), say))
+        teaching = open_teaching(config, run, world, wanted.needs(fit), say, answers)
+        engine = _engine(config, model, world, layout, teaching)
         try:
             shape = (fit.micro_batch, config.data.row_length)
             ids = torch.zeros(shape, dtype=torch.int64, device=world.device)
-            engine.backward(ids, ids.numel())
+            known = None if answers is None else answers.alike(ids.numel())
+            engine.backward(ids, ids.numel(), known=known)
             torch.cuda.synchronize()
         finally:
             engine.close()
@@ -175,7 +190,9 @@ def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Calla
     return first_that_fits(wanted.fits(capacity), attempt, say, capacity)
 
 
-def _engine(config: Config, model: PreTrainedModel, world: World, layout: Layout, teaching: Teaching | None) -> Engine:
+def _engine(
+    config: Config, model: PreTrainedModel, world: World, layout: Layout, teaching: Teaching | Recalled | None
+) -> Engine:
     recipe = config.train
     engine = Engine(
         model,
@@ -218,7 +235,7 @@ def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel
     require_cache_space(data.cache, text.corpus, own, data.cache_size)
 
 
-def _workers(config: Config, world: World, say: Callable[[str], None]) -> int:
+def _workers(config: Config, world: World, say: Teller) -> int:
     """Reader processes: as many as the config wants, or the next lower number that divides the lanes."""
     wanted, lanes = config.data.workers, config.data.lanes
     workers = fitting_workers(wanted, lanes, world.size)

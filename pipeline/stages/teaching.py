@@ -17,6 +17,8 @@ from pipeline.model.describe import describe_folder
 from pipeline.model.load import load_model, model_files
 from pipeline.origins import dense_folder, model_folder, require_same_tokens
 from pipeline.run import Run
+from pipeline.training.answers import AnswerStore
+from pipeline.training.recalled import Recalled
 from pipeline.training.teacher import Teacher, Teaching
 from pipeline.world import World
 
@@ -44,6 +46,11 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
     are not those of ``encoder``, and where states are to be met that are not the dense model's.
     """
     asked = config.train.distill
+    if config.train.objective != "lm" and asked.samples is not None and config.data.after is not None:
+        raise RegrowError(
+            "train.distill.samples with data.after: answers are kept from the first row of the stream on, and this run's "
+            "rows begin behind another's; set train.distill.samples: null"
+        )
     if config.train.objective == "lm" or asked.teacher == "dense":
         return []
     if asked.hidden:
@@ -60,9 +67,10 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
 
 
 def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: bool | None = None) -> int:
-    """Bytes of the teacher's weights on each device, ``sharded`` or not; None: as the config says, whole for auto."""
+    """Bytes of the teacher's weights on each device, ``sharded`` or not; None: as the config says, whole for auto. None
+    of them where it is asked ahead: then it does not stand beside the student."""
     sharded = config.train.distill.sharded is True if sharded is None else sharded
-    if folder is None or config.train.distill.offloaded:
+    if folder is None or config.train.distill.offloaded or config.train.distill.samples is not None:
         return 0
     model = describe_folder(folder, config.model.trust_remote_code)
     whole = model.num_parameters() * getattr(torch, config.model.dtype).itemsize
@@ -90,15 +98,9 @@ def is_sharded(config: Config, folder: Path | None, world: World, beside: int) -
     return beside + teacher_bytes(config, folder, world.size, sharded=False) > room
 
 
-def open_teaching(config: Config, run: Run, world: World, beside: int, say: Teller) -> Teaching | None:
-    """The teacher, loaded, and what is learnt from it; None where none is asked for. Every process calls it.
-
-    ``beside``: bytes that training takes of each device.
-    """
+def load_teacher(config: Config, world: World, beside: int, say: Teller) -> Teacher:
+    """The teacher that the config names, beside ``beside`` bytes on each device. Every process calls it."""
     folder = world.on_first(lambda: find_teacher(config))
-    if folder is None:
-        return None
-    train, asked = config.train, config.train.distill
     model = load_model(
         folder,
         dtype=config.model.dtype,
@@ -106,17 +108,30 @@ def open_teaching(config: Config, run: Run, world: World, beside: int, say: Tell
         device=world.device,
         trust_remote_code=config.model.trust_remote_code,
     )
+    offloaded = config.train.distill.offloaded
     sharded = world.on_first(lambda: is_sharded(config, folder, world, beside))
     size = of_bytes(model.get_memory_footprint())
-    where = "in host memory" if asked.offloaded else "split over the processes" if sharded else "on each device"
+    where = "in host memory" if offloaded else "split over the processes" if sharded else "on each device"
     say(f"teacher: {folder.name}, {size} of weights {where}")
-    return Teaching(
-        Teacher(model, world, sharded=sharded, offloaded=asked.offloaded),
-        1.0 if train.objective == "distill" else asked.weight,
-        asked.temperature,
-        asked.hidden,
-        _common_blocks(config, run),
-    )
+    return Teacher(model, world, sharded=sharded, offloaded=offloaded)
+
+
+def open_teaching(
+    config: Config, run: Run, world: World, beside: int, say: Teller, answers: AnswerStore | None = None
+) -> Teaching | Recalled | None:
+    """What is learnt from the teacher, which is loaded, or from its stored ``answers``; None where none is asked for.
+    Every process calls it.
+
+    ``beside``: bytes that training takes of each device.
+    """
+    train, asked = config.train, config.train.distill
+    if train.objective == "lm":
+        return None
+    share = 1.0 if train.objective == "distill" else asked.weight
+    if answers is not None:
+        return Recalled(answers, share, asked.temperature)
+    teacher = load_teacher(config, world, beside, say)
+    return Teaching(teacher, share, asked.temperature, asked.hidden, _common_blocks(config, run))
 
 
 def _common_blocks(config: Config, run: Run) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from pipeline.run import Run
 from pipeline.stages.during import require_during
 from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read_healing
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
+from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.teaching import check_teacher, find_teacher, teacher_flops, teacher_hashes
 from pipeline.training.checkpoint import newest_checkpoint
@@ -41,7 +42,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
     origin = begin_with(config, run, origin, world, say)
-    fit = find_fit(config, run, origin, world, say)
+    answers = open_answers(config, run, text, origin, world, say)
+    fit = find_fit(config, run, origin, world, say, answers)
     layout = layout_of(config, world, fit)
     # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
     found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
@@ -52,7 +54,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     torch.manual_seed(recipe.seed + world.rank)
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted):
-        session, flops = open_session(config, run, text, origin, layout, world, say)
+        session, flops = open_session(config, run, text, origin, layout, world, say, answers)
         session.resume(found)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
@@ -87,7 +89,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "layout": asdict(layout),
         "flops": flops * session.position.tokens,
         "flops_per_token": flops,
-        "teacher_flops_per_token": teacher_flops(config, find_teacher(config)),
+        # Of a teacher that was asked ahead training takes none.
+        "teacher_flops_per_token": teacher_flops(config, find_teacher(config)) if answers is None else 0.0,
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
         "healed": read_healing(config, run),

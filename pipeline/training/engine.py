@@ -29,10 +29,12 @@ from pipeline.model.attention import attention_of, document_arguments, documents
 from pipeline.model.costs import Checkpointing
 from pipeline.model.head import Taken, find_head, losses_at
 from pipeline.model.loss import next_tokens, router_coefficient, token_losses
+from pipeline.model.sampled import Sampled
 from pipeline.training.frozen import count_saved, left_out
 from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
 from pipeline.training.reach import probe, unreached
+from pipeline.training.recalled import Recalled
 from pipeline.training.recomputing import recompute
 from pipeline.training.sums import sum_in_one_pass
 from pipeline.training.teacher import Answer, Teaching
@@ -103,9 +105,9 @@ class Engine:
         self.compiled: CompiledBlocks | None = _compiled(self.model) if compile_blocks else None
         if self.compiled is not None and self.head is not None:
             self.head = replace(self.head, judge=self.compiled.function(self.head.judge))
-        self.teaching: Teaching | None = None
+        self.teaching: Teaching | Recalled | None = None
 
-    def learn_from(self, teaching: Teaching) -> None:
+    def learn_from(self, teaching: Teaching | Recalled) -> None:
         """From here on the loss is what ``teaching`` makes of it."""
         self.teaching = teaching if self.compiled is None else teaching.compiled(self.compiled.function)
 
@@ -163,6 +165,7 @@ class Engine:
         targets: int,
         documents: Sequence[np.ndarray] | None = None,
         counted: torch.Tensor | None = None,
+        known: Sampled | None = None,
     ) -> torch.Tensor:
         """Forward and backward of one micro-batch (rows, T) int64.
 
@@ -179,21 +182,20 @@ class Engine:
 
         ``documents``, where documents begin in each row (cu_seqlens, int32, 0 ... T), makes each of them stand alone:
         its tokens see it alone. None: a row is one text, and its tokens see all before. ``counted`` (rows, T - 1) bool
-        on the CPU: column t says whether token t + 1 is a target; None: all are.
+        on the CPU: column t says whether token t + 1 is a target; None: all are. ``known`` is what ``teaching.known``
+        gives of the rows.
         """
         inputs, attention = {"input_ids": input_ids}, attention_of(self.model)
         if documents is not None:
             inputs = document_arguments(input_ids, documents, attention)
-        if counted is not None:
-            counted = on_its_way(counted, input_ids.device)
+        counted = None if counted is None else on_its_way(counted, input_ids.device)
         wanted, factor = next_tokens(input_ids, counted), self.world.size / targets
         teaching = self.teaching
-        with contextlib.nullcontext() if teaching is None else teaching.asked(input_ids, documents) as answer:
+        with contextlib.nullcontext() if teaching is None else teaching.asked(input_ids, documents, known) as answer:
             with documents_known(documents, attention, input_ids.device):
                 taken, output = self._forward(inputs, wanted, factor, answer)
             objective = taken.objective
-            zero = torch.zeros_like(taken.total)
-            auxiliary = disagreement = zero
+            auxiliary = disagreement = zero = torch.zeros_like(taken.total)
             if answer is not None and answer.states:
                 disagreement = answer.disagreement(output.hidden_states, wanted)
                 objective = objective + disagreement * (teaching.hidden * factor)
@@ -281,7 +283,7 @@ class Engine:
         """
         weights = list(self.model.parameters())
         if self.teaching is not None:
-            self.teaching.teacher.close()
+            self.teaching.close()
         self.engine.destroy()
         for optimizer in (self.optimizer, self._adamw):
             vars(optimizer).clear()

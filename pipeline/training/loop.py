@@ -22,6 +22,7 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.errors import RegrowError
 from pipeline.model.loss import document_targets
+from pipeline.model.sampled import Sampled
 from pipeline.training.engine import Engine
 from pipeline.training.garbage import collected_between_steps
 
@@ -77,16 +78,20 @@ class Sample:
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows that go through the model together: their ids (rows, T) int64, in page-locked memory where a GPU fetches
-    them while it computes; where documents begin in each, None where a row is one text; and which tokens but the first
-    of a row are targets (rows, T - 1) bool, None where all are."""
+    them while it computes; where documents begin in each, None where a row is one text; which tokens but the first of a
+    row are targets (rows, T - 1) bool, None where all are; and what is ``known`` of a teacher's answer on them, None
+    where it is still to be asked, or there is none."""
 
     rows: list[Row]
     ids: torch.Tensor
     documents: list[np.ndarray] | None
     counted: torch.Tensor | None
+    known: Sampled | None = None
 
     @classmethod
-    def of(cls, rows: list[Row], device: torch.device, within_documents: bool) -> MicroBatch:
+    def of(
+        cls, rows: list[Row], device: torch.device, within_documents: bool, known: Sampled | None = None
+    ) -> MicroBatch:
         """The micro-batch of rows of one length."""
         ids = torch.from_numpy(np.stack([row.input_ids for row in rows]))
         documents = [row.cu_seqlens for row in rows] if within_documents else None
@@ -94,7 +99,9 @@ class MicroBatch:
         if rows[0].counted is not None:
             stated = torch.from_numpy(np.stack([row.counted[1:] for row in rows]))
             counted = stated if counted is None else counted & stated
-        return cls(rows, ids.pin_memory() if device.type == "cuda" else ids, documents, counted)
+        if device.type == "cuda":
+            ids, known = ids.pin_memory(), None if known is None else known.pinned()
+        return cls(rows, ids, documents, counted, known)
 
     @property
     def targets(self) -> int:
@@ -191,7 +198,9 @@ class ReadAhead:
         for number in range(1, self._engine.accumulation + 1):
             _note(self._at, self._engine, step, "reading", number)
             rows = [next(self._rows) for _ in range(self._engine.micro_batch)]
-            taken.append(MicroBatch.of(rows, self._engine.world.device, self._within))
+            teaching = self._engine.teaching
+            known = None if teaching is None else teaching.known(rows)
+            taken.append(MicroBatch.of(rows, self._engine.world.device, self._within, known))
         self._seconds += time.perf_counter() - begin
         return taken
 
@@ -237,7 +246,7 @@ def _update(
     for number, micro in enumerate(batch, start=1):
         note(number)
         ids = micro.ids.to(world.device, non_blocking=True)
-        sums += engine.backward(ids, targets, micro.documents, micro.counted).double()
+        sums += engine.backward(ids, targets, micro.documents, micro.counted, micro.known).double()
         if number == len(batch):
             if meanwhile is not None:
                 meanwhile()

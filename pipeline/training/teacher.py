@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from pipeline.data.stream.packing import Row
 from pipeline.model.attention import attention_of, document_arguments, documents_known
 from pipeline.model.head import Head, find_head, states_at
 from pipeline.model.lesson import COMPILED, PLAIN, Lesson, with_lesson
 from pipeline.model.loss import NO_TARGET
+from pipeline.model.sampled import Sampled
 from pipeline.training.library import load_deepspeed
 from pipeline.world import World
 
@@ -146,10 +148,20 @@ class Teaching:
         """The same, with what computes the loss compiled by ``function``."""
         return replace(self, judge=function(self.judge))
 
+    def known(self, rows: Sequence[Row]) -> Sampled | None:
+        """What is known of rows before the teacher is asked: nothing."""
+        return None
+
     @contextlib.contextmanager
-    def asked(self, input_ids: torch.Tensor, documents: Sequence[np.ndarray] | None) -> Iterator[Answer]:
+    def asked(
+        self, input_ids: torch.Tensor, documents: Sequence[np.ndarray] | None, known: Sampled | None = None
+    ) -> Iterator[Answer]:
         """Within the context the teacher's answer on a micro-batch (rows, T) int64."""
         with self.teacher.asked(input_ids, documents, states=self.hidden > 0) as (tell, states):
             entry_bytes = PLAIN if self.judge is with_lesson else COMPILED
             lesson = Lesson(tell, self.share, self.temperature, self.judge, entry_bytes)
             yield Answer(lesson, [states[block + 1] for block in self.kept] if states else ())
+
+    def close(self) -> None:
+        """Give up the teacher."""
+        self.teacher.close()

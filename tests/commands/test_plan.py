@@ -179,6 +179,17 @@ def test_whole_steps_that_stretch_the_budget_are_said():
     assert not any("budget" in note for note in preset("2.7b", "train.tokens=3e6")["notes"])
 
 
+def test_a_teacher_that_is_asked_ahead_is_planned_with_its_disk_and_beside_nobody() -> None:
+    asked = ("train.objective=distill", "train.distill.samples=50", "train.distill.store=answers")
+    made, beside = preset("2.7b", *asked), preset("2.7b", "train.objective=distill")
+    (note,) = [note for note in made["notes"] if "train.distill.samples 50" in note]
+    # 50 ** 0.72 ids of two bytes, their counts, and three bytes a token.
+    tokens = made["training"]["steps"] * made["training"]["tokens_per_step"]
+    assert "53 bytes a token" in note and f"{(50**0.72 * 3 + 3) * tokens / 1e9:.2f} GB in answers" in note, note
+    assert made["flops"] == beside["flops"], "its forward is not counted"
+    assert not any("of weights" in note or "whose weights take" in note for note in made["notes"])
+
+
 def test_rows_longer_than_the_models_positions_are_noted() -> None:
     made = preset("2.7b", "data.row_length=4096")
     assert any("4096" in note and "2048" in note for note in made["notes"]), made["notes"]

@@ -42,6 +42,7 @@ CASES = {
         "taught-1-bf16",
         *(f"taught_split-{stage}-fp32" for stage in (1, 3)),
         "taught_within-1-fp32",
+        *(f"recalled-{stage}-fp32" for stage in (1, 3)),
         *(f"resume_taught-{stage}-bf16" for stage in (0, 3)),
         *(f"lora_parity-{stage}-fp32" for stage in range(4)),
         *(f"lora_resume-{stage}-bf16" for stage in range(4)),

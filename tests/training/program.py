@@ -36,7 +36,7 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
         device: ("reads", "closed"),
         gradients: ("precise", "unreached", "kept", "passed_over", "routed"),
         stops: ("stopped_gradient", "stopped_loss", "no_target"),
-        teaching: ("taught", "taught_split", "taught_within", "taught_compiled", "resume_taught"),
+        teaching: ("taught", "taught_split", "taught_within", "taught_compiled", "recalled", "resume_taught"),
         saving: ("resume", "resume_with_all", "export", "one_sided"),
         lowrank: ("lora_parity", "lora_resume", "lora_recomputed", "lora_compiled", "lora_export"),
     }.items()

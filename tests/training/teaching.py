@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.training.answers import AnswerStore
+from pipeline.training.asking import Asking, ask
+from pipeline.training.recalled import Recalled
 from pipeline.training.teacher import Teacher, Teaching
-from tests.training.kit import Case, documents
+from pipeline.world import World
+from tests.training.kit import BATCH, LANES, LENGTH, STEPS, Case, documents, share, text
 from tests.training.parity import parity
 from tests.training.saving import resume
 
@@ -108,3 +112,33 @@ def taught_compiled(case: Case) -> dict[str, Any]:
 def resume_taught(case: Case) -> dict[str, Any]:
     """Killed and resumed beside a teacher."""
     return resume(case, teaching=lambda: teaching(case))
+
+
+def recalled(case: Case) -> dict[str, Any]:
+    """Parity with answers that both processes have asked for ahead; and the divergence of the first step, dense."""
+    folder, data = case.folder / f"answers-{case.zero_stage}", text(BATCH * STEPS)
+    store = AnswerStore(folder, lanes=LANES, row_length=LENGTH, samples=40, vocabulary=256)
+    teacher = Teacher(new_teacher(case.dtype), case.world)
+    asking = Asking(TEMPERATURE, 3, within_documents=False)
+    ask(teacher, share(data, case.world), store, asking, torch.device("cpu"))
+    case.world.barrier()
+    rows = list(share(data, World()))
+    dense = []
+
+    def whole(model: Any, some: torch.Tensor, first: int) -> torch.Tensor:
+        logits = model(some).logits[:, :-1].flatten(0, 1).float()
+        said = (logits / TEMPERATURE).log_softmax(dim=-1)
+        told = store.told(rows[first : first + len(some)])
+        meant = torch.zeros(len(told.ids), 256).scatter_add_(1, told.ids.long(), told.counts / 40)
+        kept = [tensor.view(len(some), LENGTH, -1)[:, :-1].flatten(0, 1) for tensor in (meant, told.entropies.float())]
+        divergence = -(kept[0] * said).sum(dim=1) - kept[1].squeeze(1)
+        with torch.no_grad():
+            known = teacher.model(some).logits[:, :-1, :256].flatten(0, 1).float() / TEMPERATURE
+            dense.append(float(F.kl_div(said, known.softmax(dim=-1), reduction="batchmean")))
+        loss = F.cross_entropy(logits, some[:, 1:].flatten(), reduction="none")
+        return ((1 - SHARE) * loss + SHARE * TEMPERATURE**2 * divergence).mean()
+
+    found = parity(case, whole, made={"teaching": lambda: Recalled(store, SHARE, TEMPERATURE)})
+    for step in found.get("steps", ()):
+        step["loss"] = (1 - SHARE) * step["loss"] + SHARE * TEMPERATURE**2 * step["divergence"]
+    return {**found, "dense": dense[0]} if found else {}
