@@ -48,8 +48,8 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
     asked = config.train.distill
     if config.train.objective != "lm" and asked.samples is not None and config.data.after is not None:
         raise RegrowError(
-            "train.distill.samples with data.after: answers are kept from the first row of the stream on, and this run's "
-            "rows begin behind another's; set train.distill.samples: null"
+            "train.distill.samples with data.after: answers are kept from the first row of the stream on, and the rows "
+            "of this run begin behind another's; set train.distill.samples: null"
         )
     if config.train.objective == "lm" or asked.teacher == "dense":
         return []
