@@ -7,7 +7,7 @@ trains its part of the tokens on the rows behind that link's last one. Nothing h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +28,29 @@ def chain_links(config: Config) -> list[Config]:
     tokens[-1] = config.train.tokens - sum(tokens[:-1])
     links: list[Config] = []
     for number, (count, budget) in enumerate(zip(removed, tokens, strict=True), start=1):
-        sections: dict[str, dict[str, Any]] = {
-            "run": {"name": f"{config.run.name}-{number}"},
-            "chain": {"parts": None, "token_shares": None},
-            "prune": {"remove": count},
-            "train": {"tokens": budget},
+        own: dict[str, Any] = {
+            "run.name": f"{config.run.name}-{number}",
+            "chain.parts": None,
+            "chain.token_shares": None,
+            "prune.remove": count,
+            "train.tokens": budget,
         }
         if links:
             before = links[-1]
-            own = {"path": str(last_export(before)), "revision": None, "architecture": None}
-            sections |= of_first_model(config)
-            sections["model"] |= own
-            sections["data"] = {"after": str(run_folder(before))}
-        links.append(_changed(config, sections))
+            own |= {"model.path": str(last_export(before)), "model.revision": None, "model.architecture": None}
+            own |= {"data.after": str(run_folder(before)), **of_first_model(config)}
+        links.append(_changed(config, own))
     return links
 
 
-def of_first_model(config: Config) -> dict[str, dict[str, Any]]:
-    """By section the keys that name the first dense model in every link that begins with another one.
+def of_first_model(config: Config) -> dict[str, Any]:
+    """The keys that name the first dense model in every link that begins with another one, by their dotted names.
 
     Whatever a link compares itself with, or learns from, is that model and not the link's own input.
     """
-    return {"model": {"dense": config.model.dense or config.model.path, "dense_revision": _first_revision(config)}}
-
-
-def _first_revision(config: Config) -> str | None:
-    return config.model.dense_revision if config.model.dense else config.model.revision
+    model = config.model
+    first, revision = (model.dense, model.dense_revision) if model.dense else (model.path, model.revision)
+    return {"model.dense": first, "model.dense_revision": revision}
 
 
 def require_chain(config: Config) -> int:
@@ -111,6 +108,10 @@ def stages_of(number: int, links: Sequence[Config]) -> list[str]:
     return list(STAGES if number == len(links) - 1 else BEFORE_THE_LAST)
 
 
-def _changed(config: Config, sections: dict[str, dict[str, Any]]) -> Config:
-    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update=changed)
+def _changed(section: Any, values: Mapping[str, Any]) -> Any:
+    """A section, or the whole config, with other ``values`` at dotted keys."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    for name in dict.fromkeys(name.partition(".")[0] for name in values if "." in name):
+        inner = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{name}.")}
+        own[name] = _changed(getattr(section, name), inner)
+    return section.model_copy(update=own)

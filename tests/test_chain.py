@@ -75,6 +75,13 @@ def test_a_link_begins_with_what_the_one_before_it_left(file):
     assert stages_of(1, [first, second]) == list(STAGES)
 
 
+def test_the_first_dense_model_of_a_chain_that_follows_a_run_is_that_run_s(file):
+    overrides = ["model.dense=the/first", "model.dense_revision=v1", "data.after=runs/before"]
+    links = chain_links(load_config(file, overrides))
+    assert {(link.model.dense, link.model.dense_revision) for link in links} == {("the/first", "v1")}
+    assert [link.data.after for link in links] == ["runs/before", "some/runs/try-1", "some/runs/try-2"]
+
+
 def test_a_link_s_config_is_one_of_an_ordinary_run(file, tmp_path):
     for link in chain_links(load_config(file)):
         path = tmp_path / "link.yaml"
