@@ -91,6 +91,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "flops_per_token": flops,
         # Of a teacher that was asked ahead training takes none.
         "teacher_flops_per_token": teacher_flops(config, find_teacher(config)) if answers is None else 0.0,
+        **({} if answers is None else {"answers": str(answers.folder)}),
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
         "healed": read_healing(config, run),

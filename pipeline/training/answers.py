@@ -78,6 +78,11 @@ class AnswerStore:
         self._open: dict[int, tuple[int, list[RowAnswer]]] = {}
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the ids: uint16 where all fit, else uint32."""
+        return _dtype(self.vocabulary)
+
+    @property
     def block(self) -> int:
         """Rows of a block: a file of each lane."""
         return ROWS * self.lanes
@@ -121,7 +126,7 @@ class AnswerStore:
         be written."""
         arrays = {
             "rows": np.stack([answer.row for answer in answers]),
-            "ids": np.concatenate([answer.ids for answer in answers]).astype(_dtype(self.vocabulary)),
+            "ids": np.concatenate([answer.ids for answer in answers]).astype(self.dtype),
             "counts": np.concatenate([answer.counts for answer in answers]),
             "different": np.stack([answer.different for answer in answers]),
             "entropies": np.stack([answer.entropies for answer in answers]),

@@ -42,7 +42,7 @@ def answer(teacher: Teacher, row: Row, store: AnswerStore, asking: Asking, devic
             logits = tell(start, min(start + length, len(uniforms)))[:, : store.vocabulary]
             parts.append(draw(logits, uniforms[start : start + length], asking.temperature))
     drawn, counts, different, entropies = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return RowAnswer(hash_row(row.input_ids), drawn, counts, different, entropies)
+    return RowAnswer(hash_row(row.input_ids), drawn.astype(store.dtype), counts, different, entropies)
 
 
 def uniforms_of(seed: int, row: int, store: AnswerStore) -> np.ndarray:

@@ -62,7 +62,8 @@ def test_killed_in_the_pass_and_learnt_from(copy_until, lengthen, tmp_path, regr
     assert first.items() <= whole.items() and len(whole) == 24
     lines = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and all(line["divergence"] > 0 for line in lines)
-    assert read_json(run / "train" / "stage.json")["result"]["teacher_flops_per_token"] == 0
+    result = read_json(run / "train" / "stage.json")["result"]
+    assert (result["teacher_flops_per_token"], result["answers"]) == (0, str(folder))
 
     alone = opened(path, run, f"train.distill.store={tmp_path / 'alone'}")
     assert alone is not None and contents(alone.folder) == whole, "one process alone writes other bytes"

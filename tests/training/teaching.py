@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from pipeline.files import hash_file, hash_json
 from pipeline.training.answers import AnswerStore
 from pipeline.training.asking import Asking, ask
 from pipeline.training.recalled import Recalled
@@ -115,25 +116,28 @@ def resume_taught(case: Case) -> dict[str, Any]:
 
 
 def recalled(case: Case) -> dict[str, Any]:
-    """Parity with answers that both processes have asked for ahead; and the divergence of the first step, dense."""
+    """Parity with answers that both processes have asked for ahead, under ZeRO 3 of a teacher that is split over them;
+    the divergence of the first step, dense; and a hash of the answers."""
     folder, data = case.folder / f"answers-{case.zero_stage}", text(BATCH * STEPS)
     store = AnswerStore(folder, lanes=LANES, row_length=LENGTH, samples=40, vocabulary=256)
-    teacher = Teacher(new_teacher(case.dtype), case.world)
+    teacher = Teacher(new_teacher(case.dtype), case.world, sharded=case.zero_stage == 3)
     asking = Asking(TEMPERATURE, 3, within_documents=False)
     ask(teacher, share(data, case.world), store, asking, torch.device("cpu"))
     case.world.barrier()
+    teacher.close()
+    model = new_teacher(case.dtype)
     rows = list(share(data, World()))
     dense = []
 
-    def whole(model: Any, some: torch.Tensor, first: int) -> torch.Tensor:
-        logits = model(some).logits[:, :-1].flatten(0, 1).float()
+    def whole(student: Any, some: torch.Tensor, first: int) -> torch.Tensor:
+        logits = student(some).logits[:, :-1].flatten(0, 1).float()
         said = (logits / TEMPERATURE).log_softmax(dim=-1)
         told = store.told(rows[first : first + len(some)])
         meant = torch.zeros(len(told.ids), 256).scatter_add_(1, told.ids.long(), told.counts / 40)
         kept = [tensor.view(len(some), LENGTH, -1)[:, :-1].flatten(0, 1) for tensor in (meant, told.entropies.float())]
         divergence = -(kept[0] * said).sum(dim=1) - kept[1].squeeze(1)
         with torch.no_grad():
-            known = teacher.model(some).logits[:, :-1, :256].flatten(0, 1).float() / TEMPERATURE
+            known = model(some).logits[:, :-1, :256].flatten(0, 1).float() / TEMPERATURE
             dense.append(float(F.kl_div(said, known.softmax(dim=-1), reduction="batchmean")))
         loss = F.cross_entropy(logits, some[:, 1:].flatten(), reduction="none")
         return ((1 - SHARE) * loss + SHARE * TEMPERATURE**2 * divergence).mean()
@@ -141,4 +145,10 @@ def recalled(case: Case) -> dict[str, Any]:
     found = parity(case, whole, made={"teaching": lambda: Recalled(store, SHARE, TEMPERATURE)})
     for step in found.get("steps", ()):
         step["loss"] = (1 - SHARE) * step["loss"] + SHARE * TEMPERATURE**2 * step["divergence"]
-    return {**found, "dense": dense[0]} if found else {}
+    return {**found, "dense": dense[0], "answers": hash_json(contents_of(store))} if found else {}
+
+
+def contents_of(store: AnswerStore) -> dict[str, str]:
+    """sha256 of every file of a store."""
+    files = sorted(store.folder.rglob("*.safetensors"))
+    return {str(path.relative_to(store.folder)): hash_file(path) for path in files}

@@ -60,7 +60,7 @@ def test_the_draws_are_of_the_teacher_s_softmax(teacher, tmp_path):
         shares, position = (logits / temperature).softmax(dim=1).double(), torch.zeros(len(given.ids), dtype=torch.long)
         position[torch.from_numpy(given.different.astype("int64")).cumsum(0)[:-1]] = 1
         found = torch.zeros_like(shares)
-        found[position.cumsum(0), torch.from_numpy(given.ids)] = torch.from_numpy(given.counts).double()
+        found[position.cumsum(0), torch.from_numpy(given.ids.astype("int64"))] = torch.from_numpy(given.counts).double()
         return float(((found - 255 * shares).square() / (255 * shares)).sum() / (LENGTH * (shares.shape[1] - 1)))
 
     assert far(False, across, 1.3) == pytest.approx(1, abs=0.15) == far(True, alone, 1.3)

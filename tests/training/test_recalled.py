@@ -17,6 +17,8 @@ def test_training_from_answers_equals_the_plain_loop(measured, stage):
     found = measured(2)[f"recalled-{stage}-fp32"]
     assert_equal_to_the_plain_loop(found, f"answers under ZeRO {stage}")
     assert all(step["divergence"] > 0.1 for step in found["steps"]), "shows nothing"
+    other = measured(2)["recalled-1-fp32"]["answers"]
+    assert found["answers"] == other, "the teacher whose weights are split answers otherwise"
     assert found["dense"] == pytest.approx(found["steps"][0]["divergence"], rel=0.1), "no estimate of the divergence"
 
 
