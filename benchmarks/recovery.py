@@ -1,11 +1,11 @@
 """Ways to regrow, side by side: arms that differ in a few keys, on the same cuts, the same rows and as many tokens.
 
-    python benchmarks/recovery.py GRID CONFIG [--only NAME ...] [--table]
+    python benchmarks/recovery.py GRID CONFIG [--only NAME ...] [--tasks] [--table]
 
 GRID (benchmarks/recovery.yaml) names cuts and arms, each by the keys that it sets; CONFIG is the rest. Each cut is
 scored and pruned once; each arm is an ordinary run that begins with copies of these stages, is trained, and has its
-exports judged. What is done is skipped, so that the same command goes on behind a kill. The figures go to the run
-folder's recovery.json and, as a table, to recovery.md.
+exports judged on texts; with --tasks the last one is asked CONFIG's tasks too. What is done is skipped, so that the same
+command goes on behind a kill. The figures go to the run folder's recovery.json and, as a table, to recovery.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from commands import carry_out
 
 from pipeline.config import load_config
-from pipeline.config.reading import read_yaml
+from pipeline.config.reading import yaml_reader
 from pipeline.files import write_atomic, write_json
 from pipeline.run import Run
 from pipeline.training.metrics import read_lines
@@ -46,7 +46,7 @@ class Grid:
     @classmethod
     def read(cls, path: Path) -> Grid:
         """The grid in a YAML file."""
-        tree = read_yaml(path)
+        tree = yaml_reader("safe").load(path)
         return cls(dict(tree["cuts"]), dict(tree["arms"]), tuple(tree.get("chains", ())))
 
 
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("grid", type=Path)
     parser.add_argument("config", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="arms, or cuts, by name")
+    parser.add_argument("--tasks", action="store_true", help="ask each arm's last export the tasks of CONFIG")
     parser.add_argument("--table", action="store_true", help="write the table of what is done, and start nothing")
     asked = parser.parse_args()
     grid, folder = Grid.read(asked.grid), load_config(asked.config, ["run.name=recovery"]).run.folder
@@ -62,9 +63,9 @@ def main() -> int:
     if names:
         parser.error(f"the grid has no {', '.join(names)}; it has {', '.join([*grid.cuts, *grid.arms])}")
     for cut, arm in chosen(grid, asked.only):
-        if not asked.table and not train_arm(asked.config, grid, cut, arm, folder):
+        if not asked.table and not train_arm(asked.config, grid, cut, arm, folder, asked.tasks):
             return 1
-    figures = [found for cut in grid.cuts for arm in grid.arms if (found := arm_figures(folder, cut, arm))]
+    figures = [found for cut in grid.cuts for arm in grid.arms if (found := arm_figures(folder, grid, cut, arm))]
     write_json(folder / "recovery.json", figures)
     write_atomic(folder / "recovery.md", "".join(tables(figures)))
     print((folder / "recovery.md").read_text())
@@ -78,18 +79,37 @@ def chosen(grid: Grid, only: list[str]) -> Iterator[tuple[str, str]]:
     return ((cut, arm) for cut in cuts for arm in arms)
 
 
-def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path) -> bool:
+def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path, tasks: bool) -> bool:
     """Carry out one arm; False where a command failed."""
-    common, name = f"{cut}-cut", f"{cut}-{arm}"
+    words = [*grid.cuts[cut], *grid.arms[arm]]
     if arm in grid.chains:
-        return regrow("chain", config, f"run.name={name}", *grid.cuts[cut], *grid.arms[arm])
-    if not regrow("run", config, f"run.name={common}", *grid.cuts[cut], "--until", "prune"):
+        if not regrow("chain", config, f"run.name={cut}-{arm}", *words):
+            return False
+        # Its last link is a run like those of the other arms, made from the config that the chain has given it.
+        config, words = last_link(folder, cut, arm) / "config.yaml", []
+    else:
+        if not regrow("run", config, f"run.name={cut}-cut", *grid.cuts[cut], "--until", "prune"):
+            return False
+        for stage in COMMON:
+            if not (folder / f"{cut}-{arm}" / stage / "stage.json").exists():
+                shutil.copytree(folder / f"{cut}-cut" / stage, folder / f"{cut}-{arm}" / stage, dirs_exist_ok=True)
+        words.insert(0, f"run.name={cut}-{arm}")
+        if not regrow("train", config, *words):
+            return False
+    if not regrow("evaluate", config, *words, "evaluate.tasks.names=[]", "--export", "all"):
         return False
-    for stage in COMMON:
-        if not (folder / name / stage / "stage.json").exists():
-            shutil.copytree(folder / common / stage, folder / name / stage, dirs_exist_ok=True)
-    words = (config, f"run.name={name}", *grid.cuts[cut], *grid.arms[arm])
-    return regrow("train", *words) and regrow("evaluate", *words, "--export", "all")
+    last = max(path.name for path in (run_of(folder, grid, cut, arm) / "train" / "exports").iterdir())
+    return not tasks or regrow("evaluate", config, *words, "--export", last)
+
+
+def last_link(folder: Path, cut: str, arm: str) -> Path:
+    """The run folder of a chain's last link."""
+    return max(folder.glob(f"{cut}-{arm}-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def run_of(folder: Path, grid: Grid, cut: str, arm: str) -> Path:
+    """The run folder whose exports are an arm's."""
+    return last_link(folder, cut, arm) if arm in grid.chains else folder / f"{cut}-{arm}"
 
 
 def regrow(stage: str, *words: object) -> bool:
@@ -100,20 +120,31 @@ def regrow(stage: str, *words: object) -> bool:
     return ended.status == 0
 
 
-def arm_figures(folder: Path, cut: str, arm: str) -> dict[str, Any] | None:
-    """What an arm came to, None where it is not done: at each judged step perplexity by text and task values."""
-    run = Run(folder / f"{cut}-{arm}")
+def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] | None:
+    """What an arm came to, None where it is not done: at each judged step perplexity by text; at the last, tasks."""
+    links = list(folder.glob(f"{cut}-{arm}-[0-9]*"))
+    if arm in grid.chains and not links:
+        return None
+    run = Run(run_of(folder, grid, cut, arm))
     record, curve = run.record("train"), run.stage("evaluate") / "curve.jsonl"
     if record is None or not curve.exists():
         return None
+    lines = sorted(read_lines(curve), key=lambda line: line["step"])
     result = record["result"]
+    before = result["before"]
+    trained = [*(Run(folder / one["run"]).record("train")["result"] for one in before), result]
     return {
         "cut": cut,
         "arm": arm,
-        "flops_per_token": result["flops_per_token"],
-        "teacher_flops_per_token": result["teacher_flops_per_token"],
-        "seconds": result["seconds"],
-        "points": sorted(read_lines(curve), key=lambda line: line["step"]),
+        "flops": sum(one["flops"] for one in trained),
+        "tokens": sum(one["tokens"] for one in trained),
+        "seconds": sum(one["seconds"] for one in trained),
+        "points": [
+            {"step": line["step"], "tokens": line["tokens"], "perplexity": line["perplexity"]}
+            for line in lines
+            if not line["tasks"]
+        ],
+        "tasks": next((line["tasks"] for line in reversed(lines) if line["tasks"]), {}),
     }
 
 
@@ -122,24 +153,22 @@ def tables(figures: list[dict[str, Any]]) -> Iterator[str]:
     for cut in dict.fromkeys(found["cut"] for found in figures):
         arms = [found for found in figures if found["cut"] == cut]
         texts = list(arms[0]["points"][-1]["perplexity"])
-        tasks = list(arms[0]["points"][-1]["tasks"] or {})
+        tasks = list(dict.fromkeys(task for found in arms for task in found["tasks"]))
         yield f"### {cut}\n\n| arm | {' | '.join([*texts, *tasks])} | tokens | FLOPs | seconds |\n"
         yield f"| --- |{' ---: |' * (len(texts) + len(tasks) + 3)}\n"
         for found in arms:
-            last = found["points"][-1]
-            values = [f"{last['perplexity'][text]['value']:.2f}" for text in texts]
-            values += [share_words(last["tasks"][task]) for task in tasks]
-            values += [
-                f"{last['tokens']:,}",
-                f"{found['flops_per_token'] * last['tokens']:.2e}",
-                f"{found['seconds']:.0f}",
-            ]
+            last = found["points"][-1]["perplexity"]
+            values = [f"{last[text]['value']:.2f}" for text in texts]
+            values += [share_words(found["tasks"].get(task)) for task in tasks]
+            values += [f"{found['tokens']:,}", f"{found['flops']:.2e}", f"{found['seconds']:.0f}"]
             yield f"| {found['arm']} | {' | '.join(values)} |\n"
         yield "\n"
 
 
-def share_words(entry: dict[str, Any]) -> str:
-    """A task's value with its standard error, in percent."""
+def share_words(entry: dict[str, Any] | None) -> str:
+    """A task's value with its standard error, in percent; a dash where it was not asked."""
+    if entry is None:
+        return "-"
     error = entry.get("stderr")
     return f"{100 * entry['value']:.1f}" + (f" ± {100 * error:.1f}" if error and math.isfinite(error) else "")
 
