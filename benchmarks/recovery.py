@@ -4,7 +4,7 @@
 
 GRID (benchmarks/recovery.yaml) names cuts and arms, each by the keys that it sets; CONFIG is the rest. Each cut is
 scored and pruned once; each arm is an ordinary run that begins with copies of these stages, is trained, and has its
-exports judged on texts; with --tasks the last one is asked CONFIG's tasks too. What is done is skipped, so that the same
+exports judged on texts; with --tasks the last one is asked the tasks too. What is done is skipped, so that the same
 command goes on behind a kill. The figures go to the run folder's recovery.json and, as a table, to recovery.md.
 """
 
