@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.chain import chain_links, run_folder
 from pipeline.config import STAGES, Config, load_config
+from pipeline.config.reading import yaml_reader
 from pipeline.errors import RegrowError
 from pipeline.run import Run
 from pipeline.training.metrics import pace, read_lines
@@ -18,10 +19,16 @@ def status_text(folder: Path) -> str:
     # Of a name that no file can have too, or of a folder that one may not look into.
     if not os.path.isfile(folder / "config.yaml"):
         raise RegrowError(f"{folder}: not a run's folder (no config.yaml in it); runs live in {folder.parent}")
-    config = load_config(folder / "config.yaml")
-    if config.chain.parts:
-        return "\n".join(_chain_lines(run, config))
+    if _states_chain(folder / "config.yaml"):
+        return "\n".join(_chain_lines(run, load_config(folder / "config.yaml")))
     return "\n".join(_run_lines(run))
+
+
+def _states_chain(path: Path) -> bool:
+    """Whether a config is that of a chain. Of a run nothing else of it is read: one of another version has a status."""
+    tree = yaml_reader("safe").load(path)
+    chain = tree.get("chain") if isinstance(tree, dict) else None
+    return isinstance(chain, dict) and bool(chain.get("parts"))
 
 
 def _chain_lines(chain: Run, config: Config) -> list[str]:

@@ -60,9 +60,9 @@ def open_session(
     model = origin.load_to_train(recipe.seed, attention=config.model.attention, device=world.device)
     if origin.lora is not None:
         say(describe_adapters(model, origin.lora))
-    beside = to_fit(config, as_trained(model, config.model.dtype, lora=origin.lora), world.size).needs(
-        Fit(layout.micro_batch, layout.gradient_checkpointing)
-    )
+    described = describe_folder(origin.folder, origin.trust_remote_code)
+    planned = to_fit(config, as_trained(described, config.model.dtype, lora=origin.lora), world.size)
+    beside = planned.needs(Fit(layout.micro_batch, layout.gradient_checkpointing))
     teaching = open_teaching(config, run, world, beside, say, answers)
     adapters = None if origin.lora is None else count_saved(model)
     flops = model_flops_per_token(model, data.row_length, adapters)
