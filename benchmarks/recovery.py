@@ -31,6 +31,7 @@ from pipeline.training.metrics import read_lines
 ROOT = Path(__file__).parent.parent
 #: Stages that all arms of a cut have in common.
 COMMON = ("data", "score", "prune")
+NO_TASKS = "evaluate.tasks.names=[]"
 #: Seconds that one command may take.
 LIMIT = 12 * 3600
 
@@ -58,7 +59,9 @@ def main() -> int:
     parser.add_argument("--tasks", action="store_true", help="ask each arm's last export the tasks of CONFIG")
     parser.add_argument("--table", action="store_true", help="write the table of what is done, and start nothing")
     asked = parser.parse_args()
-    grid, folder = Grid.read(asked.grid), load_config(asked.config, ["run.name=recovery"]).run.folder
+    grid = Grid.read(asked.grid)
+    # CONFIG need not state a cut.
+    folder = load_config(asked.config, ["run.name=recovery", *next(iter(grid.cuts.values()))]).run.folder
     names = [name for name in asked.only if name not in {*grid.cuts, *grid.arms}]
     if names:
         parser.error(f"the grid has no {', '.join(names)}; it has {', '.join([*grid.cuts, *grid.arms])}")
@@ -83,10 +86,12 @@ def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path, tasks:
     """Carry out one arm; False where a command failed."""
     words = [*grid.cuts[cut], *grid.arms[arm]]
     if arm in grid.chains:
-        if not regrow("chain", config, f"run.name={cut}-{arm}", *words):
+        if not regrow("chain", config, f"run.name={cut}-{arm}", *words, NO_TASKS):
             return False
         # Its last link is a run like those of the other arms, made from the config that the chain has given it.
-        config, words = last_link(folder, cut, arm) / "config.yaml", []
+        asked = load_config(config, [f"run.name={cut}-{arm}", *words]).evaluate.tasks.names
+        words = [f"evaluate.tasks.names=[{', '.join(asked)}]"]
+        config = last_link(folder, cut, arm) / "config.yaml"
     else:
         if not regrow("run", config, f"run.name={cut}-cut", *grid.cuts[cut], "--until", "prune"):
             return False
@@ -96,7 +101,7 @@ def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path, tasks:
         words.insert(0, f"run.name={cut}-{arm}")
         if not regrow("train", config, *words):
             return False
-    if not regrow("evaluate", config, *words, "evaluate.tasks.names=[]", "--export", "all"):
+    if not regrow("evaluate", config, *words, NO_TASKS, "--export", "all"):
         return False
     last = max(path.name for path in (run_of(folder, grid, cut, arm) / "train" / "exports").iterdir())
     return not tasks or regrow("evaluate", config, *words, "--export", last)
@@ -132,15 +137,19 @@ def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] 
     lines = sorted(read_lines(curve), key=lambda line: line["step"])
     result = record["result"]
     before = result["before"]
+    # A chain's last link counts its own tokens alone.
+    earlier = sum(one["tokens"] for one in before)
     trained = [*(Run(folder / one["run"]).record("train")["result"] for one in before), result]
     return {
         "cut": cut,
         "arm": arm,
-        "flops": sum(one["flops"] for one in trained),
+        "flops": sum(
+            one["flops"] + one.get("answer_flops", 0) + (one["healed"] or {}).get("flops", 0) for one in trained
+        ),
         "tokens": sum(one["tokens"] for one in trained),
         "seconds": sum(one["seconds"] for one in trained),
         "points": [
-            {"step": line["step"], "tokens": line["tokens"], "perplexity": line["perplexity"]}
+            {"step": line["step"], "tokens": earlier + line["tokens"], "perplexity": line["perplexity"]}
             for line in lines
             if not line["tasks"]
         ],

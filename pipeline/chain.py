@@ -72,6 +72,11 @@ def require_chain(config: Config) -> int:
         )
     if config.train.init != "pruned":
         raise ConfigError(f"train.init {config.train.init}: the parts of a chain train what they pruned; leave it out")
+    if config.train.objective != "lm" and config.train.distill.samples is not None:
+        raise ConfigError(
+            "train.distill.samples: answers are kept from the first row on, and the rows of a chain's later links "
+            "begin behind another's; leave samples out"
+        )
     if prune.remove < parts or config.steps < parts:
         least = f"prune.remove {prune.remove}" if prune.remove < parts else f"train.tokens ({config.steps} steps)"
         raise ConfigError(f"chain.parts {parts}: {least} is less than one for each part; take fewer parts")

@@ -4,6 +4,7 @@ as ``model.dense`` does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Config
@@ -99,7 +100,7 @@ def check_origin(config: Config, encoder: Encoder | None, elsewhere: bool = Fals
     return []
 
 
-def model_folder(named: str, key: str) -> Path:
+def model_folder(named: str, key: str, words: Sequence[str] = WORDS) -> Path:
     """The folder of a model that ``key`` names: itself, or the last export of the run whose folder it is.
 
     RegrowError where it is neither.
@@ -112,7 +113,7 @@ def model_folder(named: str, key: str) -> Path:
         raise RegrowError(f"{key} {named}: a run whose training has not ended, so that it has no last export")
     if not (folder / "config.json").is_file():
         raise RegrowError(
-            f"{key} {named}: neither {', '.join(WORDS)}, nor the folder of a model (config.json and weights), nor that "
+            f"{key} {named}: neither {', '.join(words)}, nor the folder of a model (config.json and weights), nor that "
             "of a run whose stage train is done"
         )
     return resolve_model(str(folder))

@@ -101,6 +101,8 @@ class TrainSection(Section):
     def _beginning(self) -> TrainSection:
         if self.heal != "none" and self.init != "pruned":
             raise ValueError(f"heal {self.heal} fits the pruned model, and init is {self.init}; set heal: none")
+        if self.method == "lora" and self.init == "random":
+            raise ValueError("method lora trains adapters beside weights that are known, and init is random")
         return self
 
     @model_validator(mode="after")

@@ -117,7 +117,12 @@ def look_ahead(links: Sequence[Config], model: PreTrainedModel, place: Place, el
 
     Raises RegrowError, naming the link, on what they refuse.
     """
+    from pipeline.stages.train import require_recipe
+
     lines = []
+    for number, link in enumerate(links):
+        with _named(number, links):
+            require_recipe(link)
     for number, (link, shape) in enumerate(zip(links, shapes(links, model), strict=False)):
         if number:
             ahead = Ahead(link, place, frozenset(STAGES), None, shape, elsewhere)

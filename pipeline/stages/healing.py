@@ -19,6 +19,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import of_bytes, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.model.blocks import find_blocks
+from pipeline.model.costs import model_flops_per_token
 from pipeline.model.load import load_model, save_whole
 from pipeline.model.replacement import EXPERTS
 from pipeline.run import Run
@@ -87,7 +88,9 @@ def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[
         world=world,
         say=say,
     )
-    world.on_first(lambda: _write(model, found, pruned, run, say))
+    forwards = sum(model_flops_per_token(one, asked.length) / 3 for one in (dense, model))
+    cost = {"tokens": sequences.numel(), "flops": sequences.numel() * forwards}
+    world.on_first(lambda: _write(model, found, cost, pruned, run, say))
 
 
 def _own_text(sequences: torch.Tensor, micro_batch: int, world: World) -> Text:
@@ -99,11 +102,16 @@ def _own_text(sequences: torch.Tensor, micro_batch: int, world: World) -> Text:
 
 
 def _write(
-    model: PreTrainedModel, found: list[HealedBlock], pruned: Origin, run: Run, say: Callable[[str], None]
+    model: PreTrainedModel,
+    found: list[HealedBlock],
+    cost: dict[str, Any],
+    pruned: Origin,
+    run: Run,
+    say: Callable[[str], None],
 ) -> None:
     """Write train/healing.json and then train/healed, by which a later start sees that all is done."""
     folder, changed = run.stage("train"), [one for one in found if one.kept]
-    write_json(folder / "healing.json", {"blocks": [asdict(one) for one in found]})
+    write_json(folder / "healing.json", {**cost, "blocks": [asdict(one) for one in found]})
     text = model.config.get_text_config()
     text.regrow = {**(getattr(text, "regrow", None) or {}), "healed_blocks": [one.block for one in changed]}
     save_whole(model, folder / "healed", pruned.folder, "the healed model")

@@ -15,7 +15,7 @@ from pipeline.memory import available_memory
 from pipeline.model.costs import model_flops_per_token
 from pipeline.model.describe import describe_folder
 from pipeline.model.load import load_model, model_files
-from pipeline.origins import dense_folder, model_folder, require_same_tokens
+from pipeline.origins import WORDS, check_dense, dense_folder, model_folder, require_same_tokens
 from pipeline.run import Run
 from pipeline.training.answers import AnswerStore
 from pipeline.training.recalled import Recalled
@@ -30,7 +30,7 @@ def find_teacher(config: Config) -> Path | None:
     if config.train.objective == "lm":
         return None
     named = config.train.distill.teacher
-    return dense_folder(config) if named == "dense" else model_folder(named, KEY)
+    return dense_folder(config) if named == "dense" else model_folder(named, KEY, ("dense",))
 
 
 def teacher_hashes(config: Config, run: Run) -> dict[str, str]:
@@ -45,14 +45,20 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
     RegrowError where there is none in its folder (``elsewhere``: unless it may be on another machine), where its ids
     are not those of ``encoder``, and where states are to be met that are not the dense model's.
     """
-    asked = config.train.distill
+    asked, init = config.train.distill, config.train.init
+    if config.train.objective != "lm" and asked.hidden and init not in WORDS:
+        raise RegrowError(
+            f"train.distill.hidden {asked.hidden:g}: which blocks of the dense model those of train.init {init} are is "
+            "not known; set hidden: 0"
+        )
     if config.train.objective != "lm" and asked.samples is not None and config.data.after is not None:
         raise RegrowError(
             "train.distill.samples with data.after: answers are kept from the first row of the stream on, and the rows "
             "of this run begin behind another's; set train.distill.samples: null"
         )
     if config.train.objective == "lm" or asked.teacher == "dense":
-        return []
+        # The model that is pruned has its own tokens; model.dense is looked at by check_dense.
+        return check_dense(config, encoder, elsewhere) if config.train.objective != "lm" else []
     if asked.hidden:
         raise RegrowError(
             f"train.distill.hidden {asked.hidden:g}: only the dense model is known to have the blocks that are left; "
@@ -64,6 +70,13 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
     if encoder is not None and folder is not None:
         require_same_tokens(encoder, folder, KEY, config.model.trust_remote_code)
     return []
+
+
+def require_known_tokens(config: Config, encoder: Encoder) -> None:
+    """RegrowError where an id of the text, which ``encoder`` makes, is another token for the teacher."""
+    folder = find_teacher(config)
+    if folder is not None:
+        require_same_tokens(encoder, folder, KEY, config.model.trust_remote_code)
 
 
 def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: bool | None = None) -> int:

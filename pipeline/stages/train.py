@@ -29,7 +29,14 @@ from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
-from pipeline.stages.teaching import check_teacher, find_teacher, teacher_flops, teacher_hashes
+from pipeline.stages.teaching import (
+    check_teacher,
+    find_teacher,
+    require_known_tokens,
+    teacher_flops,
+    teacher_hashes,
+)
+from pipeline.training.answers import AnswerStore
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.metrics import read_lines
@@ -41,20 +48,21 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
-    origin = begin_with(config, run, origin, world, say)
-    answers = open_answers(config, run, text, origin, world, say)
-    fit = find_fit(config, run, origin, world, say, answers)
-    layout = layout_of(config, world, fit)
-    # Found and checked by one process for all: a damaged file, or another layout, ends the stage before it begins.
-    found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
-    if found:
-        check_identity(found[1]["identity"], text.identity)
-    world.on_first(lambda: keep_found(config, run, world, fit))
-    # Each process draws its own: dropout is not to take the same places in the rows of all.
-    torch.manual_seed(recipe.seed + world.rank)
+    world.on_first(lambda: require_known_tokens(config, text.encoder))
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted):
+        origin = begin_with(config, run, origin, world, say)
+        answers = open_answers(config, run, text, origin, world, say)
+        fit = find_fit(config, run, origin, world, say, answers)
+        layout = layout_of(config, world, fit)
+        # Found and checked by one process for all: a damaged file, or another layout, ends the stage here.
+        found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
+        if found:
+            check_identity(found[1]["identity"], text.identity)
+        world.on_first(lambda: keep_found(config, run, world, fit))
         session, flops = open_session(config, run, text, origin, layout, world, say, answers)
+        # Each process draws its own: dropout is not to take the same places in the rows of all.
+        torch.manual_seed(recipe.seed + world.rank)
         session.resume(found)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
@@ -91,7 +99,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "flops_per_token": flops,
         # Of a teacher that was asked ahead training takes none.
         "teacher_flops_per_token": teacher_flops(config, find_teacher(config)) if answers is None else 0.0,
-        **({} if answers is None else {"answers": str(answers.folder)}),
+        # What asking about all rows took, in this run or another.
+        **({} if answers is None else asked_ahead(config, answers)),
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
         "healed": read_healing(config, run),
@@ -99,6 +108,23 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
         "before": runs_before(config),
     }
+
+
+def asked_ahead(config: Config, answers: AnswerStore) -> dict[str, Any]:
+    """Of a teacher that was asked ahead: where its answers are, and the FLOPs that all of them took."""
+    tokens = config.steps * config.tokens_per_step
+    return {"answers": str(answers.folder), "answer_flops": tokens * teacher_flops(config, find_teacher(config))}
+
+
+def require_recipe(config: Config) -> None:
+    """RegrowError on a recipe that cannot be carried out, whatever the model and the place."""
+    if config.model.dtype == "float16":
+        raise RegrowError(
+            "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
+        )
+    warm, steps = config.train.warmup_steps, config.steps
+    if warm is not None and warm >= steps:
+        raise RegrowError(f"train.warmup_steps {warm}: the run has {steps} steps; set fewer, or more train.tokens")
 
 
 def check(ahead: Ahead) -> list[str]:
@@ -110,13 +136,7 @@ def check(ahead: Ahead) -> list[str]:
     rows = 1 if config.train.micro_batch == "auto" else config.train.micro_batch
     accumulation(config.train.global_batch, rows, processes)
     fitting_workers(config.data.workers, config.data.lanes, processes)
-    if config.model.dtype == "float16":
-        raise RegrowError(
-            "model.dtype float16: training would need loss scaling, which is not here; take bfloat16 or float32"
-        )
-    warm, steps = config.train.warmup_steps, config.steps
-    if warm is not None and warm >= steps:
-        raise RegrowError(f"train.warmup_steps {warm}: the run has {steps} steps; set fewer, or more train.tokens")
+    require_recipe(config)
     if config.train.method == "lora" and ahead.model is not None:
         find_targets(ahead.model, config.train.lora.targets)
     require_during(config, ahead.elsewhere)

@@ -121,12 +121,13 @@ class Answer:
         """How far the student's states are from the teacher's, summed over the positions that have a target: () fp32.
 
         For each block the mean square of the difference of both, each divided by its root mean square: 2 - 2 cos of
-        their angle; of these the mean over blocks. ``states`` are the student's embeddings and what each block gives.
+        their angle; of these the mean over blocks. ``states`` are the student's embeddings and what each block gives,
+        of which the last one may have no counterpart.
         """
         counted = targets.flatten() != NO_TARGET
         apart = [
             2 - 2 * F.cosine_similarity(own.flatten(0, -2).float(), known.float(), dim=1)
-            for own, known in zip(states[1:], self.states, strict=True)
+            for own, known in zip(states[1:], self.states, strict=False)
         ]
         return (torch.stack(apart).mean(dim=0) * counted).sum()
 
@@ -160,7 +161,12 @@ class Teaching:
         with self.teacher.asked(input_ids, documents, states=self.hidden > 0) as (tell, states):
             entry_bytes = PLAIN if self.judge is with_lesson else COMPILED
             lesson = Lesson(tell, self.share, self.temperature, self.judge, entry_bytes)
-            yield Answer(lesson, [states[block + 1] for block in self.kept] if states else ())
+            yield Answer(lesson, [states[block + 1] for block in self._met(len(states) - 1)] if states else ())
+
+    def _met(self, blocks: int) -> tuple[int, ...]:
+        """The blocks, of so many of the teacher's, whose states are met. Those of a model's last block come through the
+        norm behind it: they are met where both models end in the same block."""
+        return self.kept if self.kept[-1] == blocks - 1 else self.kept[:-1]
 
     def close(self) -> None:
         """Give up the teacher."""
