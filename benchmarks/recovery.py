@@ -143,9 +143,7 @@ def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] 
     return {
         "cut": cut,
         "arm": arm,
-        "flops": sum(
-            one["flops"] + one.get("answer_flops", 0) + (one["healed"] or {}).get("flops", 0) for one in trained
-        ),
+        "flops": sum(map(flops_of, trained)),
         "tokens": sum(one["tokens"] for one in trained),
         "seconds": sum(one["seconds"] for one in trained),
         "points": [
@@ -155,6 +153,12 @@ def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] 
         ],
         "tasks": next((line["tasks"] for line in reversed(lines) if line["tasks"]), {}),
     }
+
+
+def flops_of(trained: dict[str, Any]) -> float:
+    """FLOPs of a training: with those of a teacher that was asked ahead, and of healing."""
+    healed = trained["healed"] or {"flops": 0}
+    return trained["flops"] + trained.get("answer_flops", 0) + healed["flops"]
 
 
 def tables(figures: list[dict[str, Any]]) -> Iterator[str]:

@@ -99,6 +99,7 @@ def test_a_link_s_config_is_one_of_an_ordinary_run(file, tmp_path):
         (["prune.perplexity=20"], r"prune\.perplexity is measured on an untrained model"),
         (["prune.blocks=[1, 2]"], r"prune\.blocks names blocks of the first model"),
         (["prune.remove=4", "prune.blocks=order.csv"], r"prune\.blocks order\.csv orders the first model's blocks"),
+        (["train.objective=both", "train.distill={samples: 5, store: answers}"], r"train\.distill\.samples: answers"),
         (["train.init=dense"], r"train\.init dense"),
         (["prune.remove=2"], r"chain\.parts 3: prune\.remove 2 is less than one for each part"),
         (["train.tokens=600"], r"chain\.parts 3: train\.tokens \(2 steps\) is less"),

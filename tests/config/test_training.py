@@ -18,6 +18,12 @@ def test_a_rate_that_rises_to_its_end_is_refused(file):
         load_config(file, ["train.final_learning_rate=0.01"])
 
 
+def test_what_needs_known_weights_is_not_begun_from_scratch(file):
+    for method in ("train.method=lora", "train.heal=local"):
+        with pytest.raises(ConfigError, match="init is random"):
+            load_config(file, [method, "train.init=random"])
+
+
 def test_where_training_begins_is_read_by_it_alone(file):
     before, after = load_config(file), load_config(file, ["train.init=runs/first"])
     assert before.read_by("train") != after.read_by("train")

@@ -138,6 +138,8 @@ def test_what_a_later_link_would_refuse_is_refused_at_the_start(refused, chain_c
     config = chain_config(tmp_path)
     message = refused("chain", config, "prune.remove=6")
     assert "link 2 of 2, run tiny-2: remove 3: only 2 of 5 blocks may go" in message
+    message = refused("chain", config, "train.warmup_steps=3", "chain.token_shares=[15, 1]")
+    assert "link 2 of 2" in message and "train.warmup_steps 3: the run has" in message
     message = refused("chain", config, "data.held_out=null")
     assert "data.held_out is not set" in message, "the last link alone evaluates"
     assert not (tmp_path / "runs").exists(), "a refused command left a run"

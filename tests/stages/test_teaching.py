@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,26 @@ def test_another_run_teaches(tiny_config, reference):
     assert (teaching.share, teaching.kept) == (0.5, tuple(read_json(reference / "prune" / "prune.json")["kept"]))
 
 
+def test_a_stage_by_itself_refuses_other_tokens_too(copy_until, lengthen, texts, tmp_path, regrow):
+    """Before the stage nobody has read the dense model's tokenizer."""
+    path, other = lengthen(tmp_path), tmp_path / "other"
+    run = copy_until("prune", tmp_path)
+    write_tiny_model(other, texts)
+    swap(other, 700, 701)
+    command = regrow("train", path, "train.processes=1", "train.objective=both", f"train.distill.teacher={other}")
+    assert command.wait() != 0 and "2 of the 1,000 ids" in command.output, command.output
+    assert not (run / "train" / "metrics.jsonl").exists()
+
+
+def swap(folder: Path, first: int, second: int) -> None:
+    """Have two ids of a tokenizer change their tokens."""
+    tokenizer = read_json(folder / "tokenizer.json")
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = [token for token, number in vocabulary.items() if number in (first, second)]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    write_json(folder / "tokenizer.json", tokenizer)
+
+
 def test_what_is_refused_before_any_stage(tiny_config, texts, tmp_path):
     def refusal(*overrides: str) -> str:
         with pytest.raises(RegrowError) as caught:
@@ -104,12 +125,10 @@ def test_what_is_refused_before_any_stage(tiny_config, texts, tmp_path):
     named = f"train.distill.teacher={other}"
     preflight(STAGES, load_config(tiny_config, ["train.objective=both", named]), Place())
     assert "hidden 0.1: only the dense model" in refusal(named, "train.distill.hidden=0.1")
-    assert "train.distill.teacher no/such: neither" in refusal("train.distill.teacher=no/such")
-    tokenizer = read_json(other / "tokenizer.json")
-    vocabulary = tokenizer["model"]["vocab"]
-    one, two = [token for token, number in vocabulary.items() if number in (700, 701)]
-    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
-    write_json(other / "tokenizer.json", tokenizer)
+    init = (f"train.init={other}", "train.distill.hidden=0.1")
+    assert "hidden 0.1: which blocks of the dense model those of train.init" in refusal(*init)
+    assert "train.distill.teacher no/such: neither dense, nor" in refusal("train.distill.teacher=no/such")
+    swap(other, 700, 701)
     assert "2 of the 1,000 ids" in refusal(named)
     shutil.rmtree(other)
     config = load_config(tiny_config, ["train.objective=both", named])

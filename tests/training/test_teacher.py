@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
 
+import pytest
+import torch
+
+from pipeline.training.teacher import Teacher, Teaching
+from pipeline.world import ALONE
+from tests.training.teaching import new_teacher
 from tests.training.test_engine import assert_equal_to_the_plain_loop
 
 TAUGHT = [*(f"taught-{stage}" for stage in range(4)), "taught_split-1", "taught_split-3"]
@@ -31,6 +37,22 @@ def test_in_bf16_it_stays_near(measured):
     assert [step["loss"] for step in found["steps"]] == pytest.approx(found["losses"], rel=1e-3)
     assert [step["grad_norm"] for step in found["steps"]] == pytest.approx(found["norms"], rel=1e-2)
     assert found["cosine"] > 0.99
+
+
+def test_states_behind_the_last_block_are_met_where_both_models_end_in_it():
+    """They come through the norm behind it: where the student's last block is not the teacher's, they have no like."""
+    model = new_teacher(torch.float32)
+    ids = torch.arange(24).view(2, 12)
+    for kept, met in (((0, 2, 3), 3), ((0, 1, 2), 2)):
+        student = copy.deepcopy(model).eval()
+        student.model.layers = torch.nn.ModuleList(student.model.layers[block] for block in kept)
+        teaching = Teaching(Teacher(copy.deepcopy(model), ALONE), 0.5, hidden=1.0, kept=kept)
+        with torch.no_grad(), teaching.asked(ids, None) as answer:
+            assert len(answer.states) == met
+            if kept == (0, 1, 2):
+                states = student(ids, output_hidden_states=True).hidden_states
+                apart = float(answer.disagreement(states, ids))
+                assert abs(apart) < 1e-4, f"blocks that are the same disagree: {apart}"
 
 
 @pytest.mark.slow
