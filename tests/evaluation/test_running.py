@@ -102,10 +102,18 @@ def test_without_batches_nothing_is_loaded(tmp_path, kept):
     }
 
 
-def test_sizes_that_were_finished_before_a_kill_are_taken_and_only_the_others_measured(tmp_path, fresh_model, kept):
+def test_sizes_that_were_finished_before_a_kill_are_taken_and_only_the_others_measured(
+    tmp_path, fresh_model, kept, monkeypatch
+):
     """Killed while batch 2 is at work: batch 1 was finished by then, with all models."""
     models = {name: one for one in stored(tmp_path / "model", fresh_model).values() for name in ("one", "other")}
-    weights, said = dict.fromkeys(models, 0), []
+    weights, said, asked = dict.fromkeys(models, 0), [], []
+
+    def peaks(one, sizes, text, prompt_tokens):
+        asked.append([size.batch for size in sizes])
+        return dict.fromkeys(sizes, 1000)
+
+    monkeypatch.setattr(running, "resident_peaks", peaks)
 
     def measure(protocol, kept=kept, say=said.append):
         return cost_of_running(models, weights, protocol, TEXT, device=CPU, say=say, kept=kept)
@@ -124,6 +132,7 @@ def test_sizes_that_were_finished_before_a_kill_are_taken_and_only_the_others_me
     for name, (first, second) in found.items():
         assert first == records[name] and (second["batch"], second["outcome"]) == (2, "measured")
     assert measure(protocol) == found, "what was finished is not measured again"
+    assert asked == [[1, 2], [1, 2], [2], [2]], "memory that was known was measured again"
     assert set(kept.find(CostProtocol(4, (2,), (1, 2, 3), 0, 2))) == {Size(2, 1), Size(2, 2)}
     for other in (
         CostProtocol(4, (2,), (1,), 0, 3),
