@@ -17,7 +17,10 @@ class TasksSection(Section):
     )
     limit: Whole | None = key(None, "Items of each task, from its first; null takes all.", stages="evaluate", ge=1)
     shots: Whole | None = key(
-        None, "Examples before each item; null takes as many as the task's definition says.", stages="evaluate", ge=0
+        None,
+        "Examples before each item; null takes as many as the task's definition says. Sums show four of their own.",
+        stages="evaluate",
+        ge=0,
     )
     batch: Whole = key(16, "Answers in one forward; another number rounds otherwise.", stages="evaluate", ge=1)
     data: Folder | None = key(

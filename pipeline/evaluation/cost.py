@@ -31,7 +31,8 @@ Peaks = Mapping[str, Mapping[Size, int | None]]
 @dataclass(frozen=True)
 class Measuring:
     """The models' names, how each is loaded to stand on ``device``, what is measured, and the (any shape) int64 text
-    that the prompts are cut from. ``say`` hears of every size."""
+    that the prompts are cut from. ``say`` hears of every size. ``known`` are records by model of sizes that an earlier
+    start has finished; ``finished`` is told those of every size that is measured with all models side by side."""
 
     names: Sequence[str]
     load: Callable[[str], PreTrainedModel]
@@ -39,6 +40,13 @@ class Measuring:
     text: torch.Tensor
     device: torch.device
     say: Callable[[str], None]
+    known: Mapping[Size, Mapping[str, Any]] = field(default_factory=dict)
+    finished: Callable[[Size, Mapping[str, Any]], None] = lambda size, records: None
+
+    @property
+    def sizes(self) -> list[Size]:
+        """What is left to measure, the smallest first."""
+        return [size for size in self.protocol.sizes if size not in self.known]
 
     def timed(self, model: PreTrainedModel, size: Size) -> Timed:
         """The model, set to go on from as many prompts as ``size`` has."""
@@ -47,7 +55,7 @@ class Measuring:
 
 
 def measure_cost(measuring: Measuring, *, together: bool, peaks: Peaks) -> dict[str, list[dict[str, Any]]]:
-    """Measure every size of the protocol with each model; a list of records for each name, the smallest size first.
+    """Measure every size that is left with each model; for each name a list of records of all, the smallest size first.
 
     ``together``: all models are loaded at first, and take turns one run at a time for as long as what they do fits
     beside them all. Otherwise, and from then on, one stands there at a time, and each is loaded ROUNDS times for a
@@ -63,16 +71,21 @@ def measure_cost(measuring: Measuring, *, together: bool, peaks: Peaks) -> dict[
     ``peak_memory_of``: ``gpu`` (the weights, and the most that a run allocated beside them) or ``process``
     (``resident``); both None where neither was found.
     """
-    found = _Found(measuring, peaks)
-    left = measuring.protocol.sizes
-    if together:
+    found, sizes = _Found(measuring, peaks), measuring.protocol.sizes
+    left = measuring.sizes
+    for size in measuring.known:
+        measuring.say(f"cost: {_words(size)}: measured before this start")
+    if left and together:
         left = _side_by_side(measuring, found)
         give_back(measuring.device)
         if left:
             measuring.say(f"cost: {_words(left[0])}: the models do not fit side by side, and are loaded one by one")
     if left:
         _one_by_one(measuring, found, left)
-    return {name: [found.record(name, size) for size in measuring.protocol.sizes] for name in measuring.names}
+    return {
+        name: [measuring.known[size][name] if size in measuring.known else found.record(name, size) for size in sizes]
+        for name in measuring.names
+    }
 
 
 class _Found:
@@ -82,6 +95,10 @@ class _Found:
         self._measuring, self._peaks = measuring, peaks
         self._runs: dict[tuple[str, Size], _Runs] = {}
         self._full: dict[str, list[Size]] = {name: [] for name in measuring.names}
+        for size, records in measuring.known.items():
+            for name, record in records.items():
+                if record["outcome"] == OUT_OF_MEMORY:
+                    self._full[name].append(size)
         for name, of_sizes in peaks.items():
             for size in sorted(size for size, peak in of_sizes.items() if peak is None):
                 self.full(name, size)
@@ -92,7 +109,7 @@ class _Found:
 
     def names(self) -> list[str]:
         """The models for which some size may fit: one that does not fit by itself must not even be loaded."""
-        sizes = self._measuring.protocol.sizes
+        sizes = self._measuring.sizes
         return [name for name in self._measuring.names if any(self.fits(name, size) for size in sizes)]
 
     def full(self, name: str, size: Size) -> None:
@@ -154,7 +171,7 @@ class _Runs:
 
 def _side_by_side(measuring: Measuring, found: _Found) -> list[Size]:
     """All models stay and take turns; the sizes that are left when one does not fit beside the others."""
-    sizes, protocol = measuring.protocol.sizes, measuring.protocol
+    sizes, protocol = measuring.sizes, measuring.protocol
     models = {name: measuring.load(name) for name in found.names()}
     for number, size in enumerate(sizes):
         names = [name for name in measuring.names if found.fits(name, size)]
@@ -170,6 +187,7 @@ def _side_by_side(measuring: Measuring, found: _Found) -> list[Size]:
         for name in names:
             found.add(name, size, "together", protocol.repeats, runs[name])
         found.tell(size)
+        measuring.finished(size, {name: found.record(name, size) for name in measuring.names})
     return []
 
 

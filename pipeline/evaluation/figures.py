@@ -22,35 +22,46 @@ class Figures:
 
     def __init__(self, folder: Path, world: World):
         self._folder, self._world = folder, world
-        device = world.device
-        on_gpu = device.type == "cuda"
-        # What decides the last digits, beside what each figure is made of.
-        self._given_by = {
-            "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-            "threads": None if on_gpu else world.threads,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
-        }
+        self._given_by = computed_by(world.device)
 
     def of(self, fixed: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """What ``make()`` gives on the first process, on every process: kept where it was made before from the same.
 
         ``fixed``: all that decides it, as JSON. Every process calls this, and ``make`` where it must be made.
         """
-        path = self._folder / f"{hash_json({**fixed, 'given_by': self._given_by})}.json"
-        found, known = self._world.on_first(lambda: self._read(path))
+        found, known = self._world.on_first(lambda: self.find(fixed))
         if known:
             return found
         made = make()
-        self._world.on_first(lambda: write_json(path, made))
+        self._world.on_first(lambda: self.keep(fixed, made))
         return self._world.broadcast(made)
 
-    @staticmethod
-    def _read(path: Path) -> tuple[Any, bool]:
+    def find(self, fixed: Mapping[str, Any]) -> tuple[Any, bool]:
+        """What is kept of ``fixed``, and whether anything is; of the process that asks."""
+        path = self._path(fixed)
         if path.exists():
             # What is damaged is made anew.
             with contextlib.suppress(RegrowError):
                 return read_json(path), True
         return None, False
+
+    def keep(self, fixed: Mapping[str, Any], made: Any) -> None:
+        """Keep what was made of ``fixed``; one process calls it."""
+        write_json(self._path(fixed), made)
+
+    def _path(self, fixed: Mapping[str, Any]) -> Path:
+        return self._folder / f"{hash_json({**fixed, 'given_by': self._given_by})}.json"
+
+
+def computed_by(device: torch.device) -> dict[str, Any]:
+    """What decides the last digits of what a process computes on ``device``, beside what it computes: the GPU's name,
+    or "cpu" and its threads, and the versions."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": None if on_gpu else torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
 
 
 def hash_rows(text: TextRows) -> str:

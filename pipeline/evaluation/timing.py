@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StoppingCriteria
 
+from pipeline.evaluation.figures import computed_by
 from pipeline.evaluation.generation import greedy
 
 
@@ -57,6 +58,13 @@ class Timed:
             memory = self._standing + sum(torch.cuda.max_memory_allocated(gpu) - was for gpu, was in before.items())
         prompt = self._ids.shape[1]
         return TimedRun(prompt, output.shape[1] - prompt, first.at - start, seconds, memory)
+
+
+def timed_on(device: torch.device, dtype: str) -> dict[str, Any]:
+    """What a time is of, beside the model and the work: ``device`` (the GPU's name, or "cpu"), ``threads`` of the one
+    process that is timed (None on a GPU), ``dtype``."""
+    computed = computed_by(device)
+    return {"device": computed["device"], "threads": computed["threads"], "dtype": dtype}
 
 
 def there_and_back(names: Sequence[str], rounds: int) -> Iterator[str]:

@@ -42,6 +42,16 @@ def protocol_words(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def micro_batch_words(models: Mapping[str, Any]) -> str:
+    """How many rows of a text stood in one forward where perplexities were computed, in a sentence; empty where that is
+    not recorded."""
+    found = [entry for model in MODELS for entry in (models.get(model, {}).get("perplexity") or {}).values()]
+    rows = sorted({entry["micro_batch"] for entry in found if entry.get("micro_batch") is not None})
+    if not rows:
+        return ""
+    return f"Each forward had {' or '.join(map(str, rows))} rows of a text; another number rounds otherwise."
+
+
 def left_out_words(results: Mapping[str, Any] | None) -> str:
     """Which texts no perplexity was measured on, and why, a sentence for each; empty where none was left out. What a
     library said stands in results.json alone: it may name folders of this machine."""

@@ -15,16 +15,17 @@ from transformers import PreTrainedModel
 from pipeline.checks import check_prompts
 from pipeline.config import Config
 from pipeline.errors import RegrowError
-from pipeline.evaluation.figures import Figures
+from pipeline.evaluation.figures import Figures, hash_rows
 from pipeline.evaluation.generation import generate_samples
 from pipeline.evaluation.latency import ROUNDS, Workload, measure_latency
 from pipeline.evaluation.memory import fit_together, give_back
 from pipeline.evaluation.protocol import CostProtocol, require_positions
 from pipeline.evaluation.resident import Stored
-from pipeline.evaluation.running import cost_of_running
+from pipeline.evaluation.running import Kept, cost_of_running
 from pipeline.evaluation.tasks.definitions import data_files, require_tasks
 from pipeline.evaluation.tasks.paired import compare_models
 from pipeline.evaluation.tasks.scores import Tasks, mean_of
+from pipeline.evaluation.timing import timed_on
 from pipeline.evaluation.windows import TextRows
 from pipeline.files import write_json
 from pipeline.inputs import Inputs, read_encoder
@@ -58,19 +59,19 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "regrown": run.folder / run.record("train")["result"]["export"],
     }
     texts, left_out = world.on_first(lambda: judged_texts(text, say))
-    tasks, models, items, weights, stored = _tasks(config, run, world), {}, {}, [], {}
+    tasks, models, items, weights, stored, identities = _tasks(config, run, world), {}, {}, [], {}, {}
     progress = run.stage("evaluate") / "progress"
     figures = Figures(progress / "figures", world)
     for name, folder in folders.items():
         say(f"{name}: {', '.join(f'{len(each.rows)} rows of {judged}' for judged, each in texts.items())}")
-        identity = world.on_first(partial(_identity, config, run, folder))
+        identities[name] = world.on_first(partial(_identity, config, run, folder))
         stored[name] = stored_model(config, folder, world, progress)
         model = stored[name].load(world.device)
         weights.append(model.get_memory_footprint())
         lies = {} if stored[name].dispatch is None else lying(model)
         if lies:
             say(f"{name} is dispatched: {place_words(lies)}")
-        entry = _judge(config, folder, model, identity, texts, figures, world)
+        entry = _judge(config, folder, model, identities[name], texts, figures, world)
         if lies:
             entry["dispatched"] = {str(place): size for place, size in lies.items()}
         say(f"{name}: {perplexity_words(entry['perplexity'])}")
@@ -87,7 +88,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         del model
         give_back(world.device)
     if world.rank == 0:
-        for name, (speed, costs) in _speeds(config, stored, weights, texts["held_out"], world, say).items():
+        speeds = _speeds(config, stored, identities, weights, texts["held_out"], figures, world, say)
+        for name, (speed, costs) in speeds.items():
             models[name]["generation"] = speed | models[name]["generation"]
             models[name]["cost"] = costs
         results = {"models": models, "left_out": {"perplexity": left_out}}
@@ -103,7 +105,14 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
 
 
 def _speeds(
-    config: Config, stored: dict[str, Stored], weights: list[int], held_out: TextRows, world: World, say: Teller
+    config: Config,
+    stored: dict[str, Stored],
+    identities: dict[str, Any],
+    weights: list[int],
+    held_out: TextRows,
+    figures: Figures,
+    world: World,
+    say: Teller,
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Of each model how fast it generates beside the others, and what running it costs, in all sizes that are asked."""
     # What is dispatched has filled the memory that there is.
@@ -124,8 +133,10 @@ def _speeds(
         held_out.rows,
         device=world.device,
         say=say,
+        kept=Kept(figures, {"models": identities, "text": hash_rows(held_out)}),
     )
-    return {name: (speeds[name], costs.get(name, [])) for name in stored}
+    on = timed_on(world.device, config.model.dtype)
+    return {name: (speeds[name] | on, [record | on for record in costs[name]]) for name in stored}
 
 
 def _tasks(config: Config, run: Run, world: World) -> Tasks | None:

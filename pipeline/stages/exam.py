@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.errors import RegrowError
 from pipeline.evaluation.figures import Figures, hash_rows
 from pipeline.evaluation.memory import give_back
-from pipeline.evaluation.tasks.definitions import Asked, data_files, require_tasks
+from pipeline.evaluation.tasks.definitions import Asked, data_files, harness, require_tasks
 from pipeline.evaluation.tasks.scores import Tasks
 from pipeline.evaluation.windows import TextRows
 from pipeline.files import hash_file, hash_json
@@ -96,6 +96,7 @@ class Exam:
                 "texts": {name: hash_rows(one) for name, one in self._texts.items()},
                 "micro_batch": config.evaluate.micro_batch,
                 "tasks": [asked.tasks, asked.limit, asked.shots, config.evaluate.tasks.batch],
+                "harness": harness() if asked.tasks else None,
                 "data": {path.name: hash_file(path) for path in data_files(asked)},
                 "loading": loading(config, config.model.dtype),
             }

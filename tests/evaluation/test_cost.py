@@ -184,6 +184,26 @@ def test_what_is_known_not_to_fit_is_not_tried_and_a_model_that_fits_nowhere_not
     ]
 
 
+def test_what_was_known_not_to_fit_before_a_kill_is_not_tried_now(watched):
+    protocol = CostProtocol(4, (2, 5), (1, 4), warm_up=0, repeats=1)
+    known = {
+        Size(2, 1): {"dense": {"outcome": "measured", "batch": 1}, "pruned": {"outcome": "measured", "batch": 1}},
+        Size(2, 4): {"dense": {"outcome": "out of memory", "batch": 4}, "pruned": {"outcome": "measured", "batch": 4}},
+    }
+    kept = {}
+    measuring = Measuring(
+        NAMES[:2], watched, protocol, torch.arange(60), CPU, print, known=known, finished=kept.__setitem__
+    )
+    found = measure_cost(measuring, together=True, peaks={})
+    assert outcomes(found) == {
+        "dense": ["measured", "out of memory", "measured", "not tried"],
+        "pruned": ["measured"] * 4,
+    }
+    assert found["dense"][0] is known[Size(2, 1)]["dense"]
+    assert watched.prompts == [("dense", 1), ("pruned", 1), ("pruned", 4)]
+    assert list(kept) == [Size(5, 1), Size(5, 4)] and kept[Size(5, 1)]["dense"] == found["dense"][2]
+
+
 def test_another_error_is_none_of_memory(watched):
     def broken(name, batch, alive):
         raise RuntimeError("shapes cannot be multiplied")

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from pipeline.evaluation.timing import Timed, there_and_back
+from pipeline.evaluation.timing import Timed, there_and_back, timed_on
 
 CPU = torch.device("cpu")
 IDS = torch.arange(12).view(2, 6)
@@ -58,3 +58,9 @@ def test_memory_on_a_gpu_holds_the_weights_of_one_model_and_grows_with_the_batch
     small, large = (Timed(model, IDS[:1].repeat(batch, 1), 8, device).run().memory for batch in (1, 64))
     assert weights < small < large, f"{small} and {large} bytes, of them {weights} of weights"
     assert other.get_memory_footprint() == weights and small < 2 * weights, "the other model was counted"
+
+
+def test_a_time_is_of_the_threads_of_one_process_or_of_a_gpu(monkeypatch):
+    assert timed_on(CPU, "bfloat16") == {"device": "cpu", "threads": torch.get_num_threads(), "dtype": "bfloat16"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    assert timed_on(torch.device("cuda", 0), "float32") == {"device": "a GPU", "threads": None, "dtype": "float32"}

@@ -100,6 +100,19 @@ def test_tasks_stand_in_the_front_matter_as_the_hub_reads_them(made_up):
     assert "No downstream task" not in body
 
 
+def test_tasks_stand_with_what_changed_and_with_their_mean(made_up):
+    made_up["results"] |= made_up_tasks(made_up["results"]["models"])
+    _, body = card_of(made_up)
+    rows = {line.split("|")[1].strip(): line for line in body.splitlines() if line.startswith("|")}
+    (sums,) = [row for name, row in rows.items() if name.startswith("sums (exact")]
+    cells = [cell.strip() for cell in sums.split("|")[2:5]]
+    assert cells[0] == "34.0 ± 3.0", "dense is compared with nothing"
+    assert re.fullmatch(r"4\.0 ± 3\.0 \(\u221230\.0, p (<|&lt;|\\<) 0\.001\)", cells[1]), cells
+    assert cells[2].endswith("0.001; on pruned same, p 1)"), cells
+    assert "mean of 7" in rows and rows["mean of 7"].count("\u2212") == 2, "the mean, or its change, is missing"
+    assert "()" not in body
+
+
 def test_words_that_yaml_would_turn_stay_words(made_up):
     made_up["provenance"] |= {"language": ["no", "en"], "license": "mit: \"x\" # 'y'"}
     front, _ = card_of(made_up, name='1e-4: "odd" - name')

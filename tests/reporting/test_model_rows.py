@@ -6,7 +6,14 @@ import copy
 
 import pytest
 
-from pipeline.reporting.model_rows import latency_words, left_out_words, measure_rows, perplexity_rows, protocol_words
+from pipeline.reporting.model_rows import (
+    latency_words,
+    left_out_words,
+    measure_rows,
+    micro_batch_words,
+    perplexity_rows,
+    protocol_words,
+)
 
 
 @pytest.fixture
@@ -80,3 +87,11 @@ def test_a_text_that_was_left_out_is_said_with_its_reason():
     assert left_out_words({"left_out": {"perplexity": {"c4": "no network"}}}) == (
         "Perplexity on c4 was not measured: no network."
     )
+
+
+def test_the_rows_of_a_forward_are_said_where_they_are_known(models):
+    assert micro_batch_words({}) == ""
+    assert micro_batch_words(models) == "Each forward had 8 rows of a text; another number rounds otherwise."
+    models["dense"]["perplexity"]["held_out"]["micro_batch"] = 2
+    models["pruned"]["perplexity"]["held_out"].pop("micro_batch")
+    assert "had 2 or 8 rows" in micro_batch_words(models)

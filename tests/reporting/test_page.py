@@ -66,6 +66,7 @@ def test_results_stand_on_the_page(whole):
         "9 of 30 blocks removed, 23.7 % fewer parameters.",
         "from 68.60 to 22.10 after 123 k tokens of training; the dense model has 14.03.",
         "length 256, BOS policy: document, 20.5 k tokens",
+        "Each forward had 8 rows of a text; another number rounds otherwise.",
         "134.5 M",
         "102.7 M",
         "\u00d7 1.58",

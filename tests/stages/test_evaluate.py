@@ -184,7 +184,15 @@ def test_the_cost_of_running_is_measured_where_it_is_asked_for(tiny_config, run,
         for record in entry["cost"]:
             assert (record["prompt_tokens"], record["new_tokens"], record["repeats"]) == (5, 2, 2)
             assert record["peak_memory_of"] == "process" and record["peak_memory_bytes"] > 0
+        for record in (*entry["cost"], entry["generation"]):
+            assert [record[key] for key in ("device", "threads", "dtype")] == ["cpu", 1, "bfloat16"], record
     assert any(line.startswith("cost: batch 3, 2 new tokens: dense ") for line in said), said
+    costs = [entry["cost"] for entry in read_json(run.stage("evaluate") / "results.json")["models"].values()]
+    (run.stage("evaluate") / "results.json").unlink()
+    evaluate.work(config, run, World.join(ONE_THREAD), said.append)
+    again = read_json(run.stage("evaluate") / "results.json")["models"].values()
+    assert [entry["cost"] for entry in again] == costs, "what was measured before a kill was measured again"
+    assert said.count("cost: batch 3, 2 new tokens: measured before this start") == 1
 
 
 def test_no_cost_is_measured_unless_it_is_asked_for(config, run):

@@ -12,7 +12,7 @@ from pipeline.errors import RegrowError
 from pipeline.launch import Place
 from pipeline.life import Teller
 from pipeline.run import Run
-from pipeline.stages import data, judging
+from pipeline.stages import data, exam, judging
 from pipeline.stages.curve import working_folder
 from pipeline.stages.exam import IN_TRAINING, Exam, asked_of_exports, check_exam
 from pipeline.world import World
@@ -56,16 +56,25 @@ def test_the_protocol_is_that_of_rows_and_tasks_alone(tiny_config, run, export, 
     assert len({same, *map(protocol, others)}) == 1 + len(others)
 
 
+def test_tasks_by_another_version_of_what_asks_them_are_another_protocol(tiny_config, run, export, world, monkeypatch):
+    def protocol(*overrides):
+        return Exam(load_config(tiny_config, overrides), run, export, world, SAY).protocol
+
+    without, asked = protocol(), protocol(*SUMS)
+    monkeypatch.setattr(exam, "harness", lambda: "lm-eval 0.4.14")
+    assert protocol() == without and protocol(*SUMS) != asked
+
+
 def test_what_was_finished_before_a_kill_is_taken_as_it_is(tiny_config, run, export, world, monkeypatch):
     config = load_config(tiny_config, SUMS)
-    exam = Exam(config, run, export, world, SAY)
-    sitting = exam.sitting(export)
+    asked = Exam(config, run, export, world, SAY)
+    sitting = asked.sitting(export)
     assert sitting.step == 12
-    found = exam.judge(sitting, SAY)
+    found = asked.judge(sitting, SAY)
     assert list(found["perplexity"]) == ["held_out", IN_TRAINING] and found["tasks"]["sums"]["items"] == 4
     monkeypatch.setattr(judging, "perplexity", lambda *args, **how: pytest.fail("a perplexity was measured again"))
     assert Exam(config, run, export, world, SAY).judge(sitting, SAY) == found
-    exam.clear(sitting)
+    asked.clear(sitting)
     kept = [path.name for path in next(working_folder(run).iterdir()).iterdir()]
     assert kept == ["tasks"], "what served the resume is still there"
 

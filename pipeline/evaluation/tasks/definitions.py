@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import RegrowError
 from pipeline.evaluation.tasks import sums
-from pipeline.evaluation.tasks.loading import fetch_data
+from pipeline.evaluation.tasks.loading import fetch_data, read_data
 from pipeline.files import write_atomic
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ PLACES = {
 }
 #: Endings of data files, and datasets' name for what reads them.
 READERS = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".parquet": "parquet"}
+#: Keys of definitions whose data come from code, and not from where a file says.
+MADE_BY_CODE = {
+    "class": "defines it by a class of Python",
+    "custom_dataset": "makes its items by code (custom_dataset)",
+}
 INSTALL = "pip install -c launch/constraints.txt -e '.[eval]', or bash launch/setup.sh"
 
 
@@ -67,10 +73,16 @@ class Asked(NamedTuple):
         return tuple(dict.fromkeys(task for name in self.names for task in PRESETS.get(name, (name,))))
 
 
-def require_tasks(asked: Asked) -> list[str]:
-    """A line on the tasks whose data came from the hub: they are fetched now, or found in the library's cache.
+def harness() -> str:
+    """What asks the tasks, with its version."""
+    return f"lm-eval {version('lm-eval')}"
 
-    RegrowError where lm-eval is not installed, a task is not known, or data are missing that a task needs."""
+
+def require_tasks(asked: Asked) -> list[str]:
+    """Lines on the tasks whose data came from the hub, which are fetched now, or found in the library's cache, and on
+    what does not count. Data that are given as files are read.
+
+    RegrowError where lm-eval is not installed, a task is not known, or data are missing, or not what the task needs."""
     if not asked.tasks:
         return []
     if not find_spec("lm_eval"):
@@ -79,13 +91,19 @@ def require_tasks(asked: Asked) -> list[str]:
         raise RegrowError(f"evaluate.tasks.data: there is no folder {asked.data}")
     for task in asked.tasks:
         _definition(task, asked)
-    fetched = tuple(task for task in asked.tasks if task != sums.NAME) if asked.data is None else ()
-    if not fetched:
-        return []
+    lines = []
+    if sums.NAME in asked.tasks and asked.shots is not None:
+        lines.append(f"evaluate.tasks.shots: not for {sums.NAME}, whose items show {sums.SHOWN} each, always")
+    named = tuple(task for task in asked.tasks if task != sums.NAME)
+    if not named:
+        return lines
     with tempfile.TemporaryDirectory() as folder:
-        write_definitions(asked._replace(names=fetched), Path(folder))
-        fetch_data(Path(folder), fetched)
-    return [f"evaluate.tasks: data of {', '.join(fetched)} from the hub are here"]
+        write_definitions(asked._replace(names=named), Path(folder))
+        if asked.data is not None:
+            read_data(Path(folder), {task: _data_file(asked.data, task) for task in named})
+            return lines
+        fetch_data(Path(folder), named)
+    return [*lines, f"evaluate.tasks: data of {', '.join(named)} from the hub are here"]
 
 
 def data_files(asked: Asked) -> list[Path]:
@@ -117,6 +135,12 @@ def _definition(task: str, asked: Asked) -> dict[str, Any]:
     definition: dict[str, Any] = {"include": str(path), "task": task, "num_fewshot": shots}
     if asked.data is None:
         return definition
+    for key, what in MADE_BY_CODE.items():
+        if known.get(key):
+            raise RegrowError(
+                f"evaluate.tasks.data: {task} takes no data from a folder, because lm-eval {what}; leave it out of "
+                "evaluate.tasks.names, or evaluate.tasks.data unset"
+            )
     data = _data_file(asked.data, task)
     split = known.get("test_split") or known.get("validation_split")
     examples = _find_data(asked.data, f"{task}.train")
@@ -124,7 +148,7 @@ def _definition(task: str, asked: Asked) -> dict[str, Any]:
         raise RegrowError(
             f"evaluate.tasks: {task} shows {shots} examples before each item, and {asked.data} has no "
             f"{task}.train.jsonl to take them from; put it there, set evaluate.tasks.shots to 0, or take a task whose "
-            "examples stand in its definition, as gsm8k_cot"
+            "examples stand in its definition, as those of gsm8k_cot, whose data must be there as gsm8k_cot.jsonl"
         )
     files = {split: str(data)} | ({"train": str(examples)} if examples else {})
     definition |= {

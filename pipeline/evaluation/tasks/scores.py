@@ -7,7 +7,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.evaluation.perplexity import evaluating
 from pipeline.evaluation.tasks.answers import Answers
-from pipeline.evaluation.tasks.definitions import SHORTENED_LLM, Asked, write_definitions
+from pipeline.evaluation.tasks.definitions import SHORTENED_LLM, Asked, harness, write_definitions
 from pipeline.evaluation.tasks.loading import load_tasks, quiet
 from pipeline.world import World
 
@@ -84,7 +83,7 @@ class Tasks:
                 "shots": self._tasks["tasks"][task].config.num_fewshot or 0,
                 "batch": self._batch,
                 "bos": _adds_bos(tokenizer),
-                "harness": f"lm-eval {version('lm-eval')}",
+                "harness": harness(),
             }
             judged.entries[task], judged.items[task] = entry, items
         return self._world.broadcast(judged)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.evaluation.figures import computed_by
 from pipeline.evaluation.tasks.answers import Answers, batch_key
+from pipeline.evaluation.tasks.definitions import harness
 from pipeline.world import World
 
 #: A request as lm-eval has tokenized it: its texts, the ids of its context, and those of what is to follow.
@@ -46,8 +47,7 @@ class SharedModel(HFLM):
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, mixed_precision_dtype=computed
         )
         # What decides the last digits: answers that were given otherwise are not taken for these.
-        threads = torch.get_num_threads() if kind == "cpu" else 0
-        self._given_by = [kind, str(computed or model.dtype), threads, torch.__version__, version("lm-eval")]
+        self._given_by = [computed_by(world.device), str(computed or model.dtype), harness()]
         self._batch, self._shared_by, self._answers, self._at = batch, world, answers, at
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:

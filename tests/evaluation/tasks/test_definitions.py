@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_gsm8k_without_examples_is_refused_and_the_way_out_is_open(data, tmp_pat
     own.mkdir()
     for task in ("gsm8k", "gsm8k_cot"):
         (own / f"{task}.jsonl").write_text('{"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}\n')
-    with pytest.raises(RegrowError, match=r"gsm8k shows 5 examples .* gsm8k_cot"):
+    with pytest.raises(RegrowError, match=r"gsm8k shows 5 examples .* must be there as gsm8k_cot\.jsonl"):
         require_tasks(Asked(("gsm8k",), data=own))
     write_definitions(Asked(("gsm8k",), shots=0, data=own), tmp_path / "none")
     assert load(tmp_path / "none", "gsm8k").config.num_fewshot == 0
@@ -93,6 +94,44 @@ def test_data_that_neither_the_hub_nor_the_cache_has_are_refused(own_cache):
 def test_data_that_are_missing_are_named(data):
     with pytest.raises(RegrowError, match=r"has no data of piqa: none of piqa.jsonl, "):
         require_tasks(Asked(("arc_easy", "piqa"), data=data))
+
+
+def test_data_that_are_truncated_or_of_another_task_are_refused_by_their_file(data, tmp_path):
+    """What was cut off reads well up to its end."""
+    assert require_tasks(Asked(("arc_easy", "boolq", "lambada_openai"), data=data)) == []
+    whole = gzip.compress((data / "arc_easy.jsonl").read_bytes())
+    torn = tmp_path / "torn" / "arc_easy.jsonl.gz"
+    torn.parent.mkdir()
+    torn.write_bytes(whole)
+    require_tasks(Asked(("arc_easy",), data=torn.parent))
+    torn.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(RegrowError, match=rf"evaluate\.tasks\.data: {torn}, .* of arc_easy \(.*\); write it anew"):
+        require_tasks(Asked(("arc_easy",), data=torn.parent))
+    other = tmp_path / "other" / "arc_easy.jsonl"
+    other.parent.mkdir()
+    other.write_bytes((data / "boolq.jsonl").read_bytes())
+    with pytest.raises(RegrowError, match=rf"{other}, .* of arc_easy \(UndefinedError: 'choices'"):
+        require_tasks(Asked(("arc_easy",), data=other.parent))
+
+
+def test_data_without_their_answers_are_refused(tmp_path):
+    """Which are not asked for before the model has written."""
+    (tmp_path / "gsm8k_cot.jsonl").write_text('{"question": "1 + 1?"}\n')
+    with pytest.raises(RegrowError, match=r"gsm8k_cot\.jsonl, .* \(UndefinedError: "):
+        require_tasks(Asked(("gsm8k_cot",), data=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("task", "why"), [("squadv2", "defines it by a class of Python"), ("niah_single_1", "makes its items by code")]
+)
+def test_a_task_whose_data_come_from_code_takes_no_folder_of_them(data, task, why):
+    with pytest.raises(RegrowError, match=rf"{task} takes no data from a folder, because lm-eval {why}"):
+        require_tasks(Asked(("arc_easy", task), data=data))
+
+
+def test_shots_that_do_not_count_are_said():
+    (line,) = require_tasks(Asked(("sums",), shots=2))
+    assert line == "evaluate.tasks.shots: not for sums, whose items show 4 each, always"
 
 
 def test_without_lm_eval_tasks_are_refused_before_any_work_and_nothing_else_is(tiny_config, tmp_path):

@@ -14,6 +14,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from pipeline.evaluation.figures import computed_by
+from pipeline.evaluation.tasks import shared
 from pipeline.evaluation.tasks.answers import Answers
 from pipeline.evaluation.tasks.shared import SharedModel
 from pipeline.world import ALONE
@@ -119,6 +121,25 @@ def test_under_autocast_answers_are_lm_evals_own_in_that_precision_and_not_those
     assert mixed == theirs.loglikelihood(asked, disable_tqdm=True)
     assert mixed != plain and ask() == plain
     assert [value for value, _ in mixed] == pytest.approx([value for value, _ in plain], rel=0.02)
+    answers.close()
+
+
+def test_answers_of_another_card_or_version_are_not_taken(asked_model, tmp_path, monkeypatch):
+    """Known by the card's name: a GPU of another kind rounds otherwise."""
+    model, tokenizer = asked_model
+    asked, turns = requests("loglikelihood", [("The old city by", " the river")]), []
+    answers = Answers(tmp_path, 0)
+
+    def computed(**other: str) -> int:
+        monkeypatch.setattr(shared, "computed_by", lambda device: computed_by(device) | other)
+        before = len(turns)
+        SharedModel(model, tokenizer, batch=2, world=ALONE, answers=answers, at=turns.append).loglikelihood(asked)
+        return len(turns) - before
+
+    assert [computed(), computed()] == [1, 0]
+    assert [computed(device="another"), computed(versions="others"), computed(device="another")] == [1, 1, 0]
+    monkeypatch.setattr(shared, "harness", lambda: "lm-eval 0.4.14")
+    assert computed() == 1
     answers.close()
 
 
