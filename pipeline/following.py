@@ -92,3 +92,16 @@ def runs_before(config: Config) -> list[dict[str, Any]]:
         "held_out_perplexity": trained["held_out_perplexity"],
     }
     return [*trained["before"], own]
+
+
+def flops_before(config: Config) -> float | None:
+    """FLOPs that the runs before this one trained with, by their own records; 0.0 where there are none, None where a
+    run's folder is no longer where it was."""
+    after, total = config.data.after, 0.0
+    while after is not None:
+        record = Run(Path(after).expanduser()).record("train")
+        if record is None:
+            return None
+        total += record["result"]["flops"]
+        after = record["fingerprint"]["config"].get("data.after")
+    return total

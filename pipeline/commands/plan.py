@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.checks import check_here, check_lengths
+from pipeline.commands.plan_training import config_folder, healing_lines, planned_teacher, teacher_lines, training_flops
 from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.errors import RegrowError
@@ -27,21 +27,13 @@ from pipeline.importance.footprint import SweepShape
 from pipeline.importance.ppl import windows_of
 from pipeline.launch import Place, count_processes
 from pipeline.loading import dispatch_note
-from pipeline.model.costs import (
-    accumulation,
-    attention_width,
-    flops_per_token,
-    memory_per_gpu,
-    peak_flops,
-    product_parameters,
-)
+from pipeline.model.costs import accumulation, memory_per_gpu, peak_flops
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.origins import lora_of
 from pipeline.stages.opening import to_fit
-from pipeline.stages.sampling import answer_bytes
 from pipeline.stages.stage import Ahead, load_stage
-from pipeline.stages.teaching import find_teacher, teacher_bytes, teacher_flops
+from pipeline.stages.teaching import teacher_bytes
 from pipeline.training.fitting import Fit, ToFit
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
@@ -66,14 +58,10 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     # A number is planned for wherever this is; auto is what a run takes here.
     processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
     notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
-    width = attention_width(model.config.get_text_config())
-    folder = _teacher(config, source.parent)
-    held = teacher_bytes(config, folder, processes)
-    wanted = to_fit(config, as_trained(model, config.model.dtype, removed, lora_of(config)), processes, held)
-    # What adapters multiply is added to what they stand on, which is all frozen.
-    products, adapters = product_parameters(model) - gone, wanted.trained.parameters if train.method == "lora" else 0
-    frozen = products if train.method == "lora" else 0
-    per_token = flops_per_token(products + adapters, blocks, width, row, frozen) + teacher_flops(config, folder)
+    teacher = planned_teacher(config, source.parent)
+    trained = as_trained(model, config.model.dtype, removed, lora_of(config))
+    wanted = to_fit(config, trained, processes, teacher_bytes(config, teacher, processes))
+    per_token = training_flops(config, model, trained, removed, teacher)
     fit = _planned_fit(config, wanted)
     memory = _memory(wanted, fit)
     peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
@@ -86,8 +74,8 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
             "pruned": blocks,
             "uniform": len(set(sizes.blocks)) == 1,
         },
-        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": wanted.trained.parameters}
-        | ({"adapters": adapters} if adapters else {}),
+        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": trained.parameters}
+        | ({"adapters": trained.parameters} if train.method == "lora" else {}),
         "training": {
             "tokens": train.tokens,
             "row_length": row,
@@ -114,37 +102,11 @@ def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
             for share in MFUS
         ],
         "notes": notes
-        + _of_teacher(config, folder, held)
+        + teacher_lines(config, teacher, processes)
+        + healing_lines(config, model.config.get_text_config().hidden_size, 2 * sizes.whole - gone, processes)
         + _notes(config, model, sizes, memory[train.zero_stage]["total"]),
         "not_checked": not_checked,
     }
-
-
-def _teacher(config: Config, dense: Path) -> Path | None:
-    """The folder with the teacher's config.json, None where there is no teacher or it is not here; ``dense`` is that of
-    the dense model."""
-    if config.train.objective == "lm" or config.train.distill.teacher == "dense":
-        return None if config.train.objective == "lm" else dense
-    return find_teacher(config) if Path(config.train.distill.teacher).expanduser().exists() else None
-
-
-def _of_teacher(config: Config, folder: Path | None, held: int) -> list[str]:
-    """A line on what a teacher costs."""
-    if folder is None:
-        return []
-    asked, flops = config.train.distill, teacher_flops(config, folder)
-    if asked.samples is not None:
-        each = answer_bytes(config, folder)
-        return [
-            f"train.distill.samples {asked.samples}: the teacher is asked about each row once, at {flops:.4g} of a "
-            f"token's FLOPs; its answers take about {each:.0f} bytes a token, "
-            f"{of_bytes(each * config.steps * config.tokens_per_step)} in {asked.store}, and runs that find them there "
-            "do without it"
-        ]
-    return [
-        f"train.objective {config.train.objective}: of a token's FLOPs {flops:.4g} are the "
-        f"teacher's, whose weights take {held / 1e9:.1f} GB more of each GPU than the table says"
-    ]
 
 
 def _planned_fit(config: Config, wanted: ToFit) -> Fit:
@@ -277,11 +239,11 @@ def find_architecture(config: Config) -> Path:
     if Path(model.path).is_dir():
         raise RegrowError(f"model.path: the folder {model.path} holds no config.json")
     try:
-        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        cached = config_folder(model.path, model.revision)
     except ValueError:
         raise RegrowError(f"model.path: {model.path} is neither a folder here nor a model's name on the hub") from None
-    if isinstance(cached, str):
-        return Path(cached)
+    if cached is not None:
+        return cached / "config.json"
     raise RegrowError(
         f"model.path: {model.path} is not a folder here, and plan fetches nothing; set model.architecture to a folder "
         "with its config.json, or fetch the model first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -10,11 +11,13 @@ from transformers import PreTrainedModel
 from pipeline.chain import chain_links
 from pipeline.commands.plan import GPU, MFUS, find_architecture, plan
 from pipeline.commands.plan_text import plan_text
+from pipeline.commands.plan_training import planned_teacher, training_flops
 from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.launch import Place
-from pipeline.model.costs import attention_width, flops_per_token, peak_flops, product_parameters
-from pipeline.model.describe import Sizes, describe_folder
+from pipeline.model.costs import peak_flops
+from pipeline.model.describe import Sizes, as_trained, describe_folder
+from pipeline.origins import lora_of
 from pipeline.stages.chain import look_ahead, shapes
 
 
@@ -28,7 +31,10 @@ def plan_chain(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]
     links = chain_links(config)
     first = plan(links[0], stages)
     folder, leave = find_architecture(links[0]).parent, config.model.trust_remote_code
-    planned = [_link(*each) for each in zip(links, shapes(links, describe_folder(folder, leave)), strict=False)]
+    # The teacher of all links, where it is the dense model, is the first one's.
+    teacher = planned_teacher(links[0], folder)
+    begun = shapes(links, describe_folder(folder, leave))
+    planned = [_link(link, model, teacher) for link, model in zip(links, begun, strict=False)]
     notes = look_ahead(links, describe_folder(folder, leave), Place(), elsewhere=True)
     if len(planned) < len(links):
         notes.append(
@@ -38,13 +44,14 @@ def plan_chain(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]
     return {"chain": config.run.name, "first": first, "links": planned, "notes": notes}
 
 
-def _link(config: Config, model: PreTrainedModel) -> dict[str, Any]:
-    """What one link removes from ``model``, on the meta device, and what training what is left takes."""
+def _link(config: Config, model: PreTrainedModel, teacher: Path | None) -> dict[str, Any]:
+    """What one link removes from ``model``, on the meta device, and what training what is left takes beside the
+    ``teacher``, whose config.json that folder holds."""
     sizes = Sizes.of(model)
     removed = read_cut(config).planned(sizes)
     left = len(sizes.blocks) - len(removed)
-    width = attention_width(model.config.get_text_config())
-    per_token = flops_per_token(product_parameters(model) - sum(removed), left, width, config.data.row_length)
+    trained = as_trained(model, config.model.dtype, removed, lora_of(config))
+    per_token = training_flops(config, model, trained, removed, teacher)
     total = per_token * config.steps * config.tokens_per_step
     return {
         "run": config.run.name,

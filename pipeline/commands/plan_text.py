@@ -23,7 +23,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"batch        {training['global_batch']} rows of {training['row_length']} tokens = micro-batch "
         f"{training['micro_batch']} x accumulation {training['accumulation']} x {training['processes']} processes",
         f"FLOPs        {flops['per_token']:.4g} a token, {flops['total']:.4g} in all "
-        f"(palm: {'4' if 'adapters' in parameters else '6'} N + 12 L d T, N without the input embedding)",
+        f"(palm: {_formula('adapters' in parameters)} without the input embedding)",
         "",
         f"scoring      {scoring['loop']}: weights {of_bytes(scoring['weights'])}; on a device "
         f"{of_bytes(scoring['batch_major'])} batch-major, or {of_bytes(scoring['block_major'])} block-major with "
@@ -45,6 +45,11 @@ def plan_text(plan: dict[str, Any]) -> str:
         lines += ["", *(f"note: {note}" for note in plan["notes"])]
         lines += [f"not checked: {line}" for line in plan["not_checked"]]
     return "\n".join(lines) + "\n"
+
+
+def _formula(lora: bool) -> str:
+    """What a model's own FLOPs are, with the first words on its parameters."""
+    return "4 N + 6 A + 12 L d T, A of adapters, N of the others" if lora else "6 N + 12 L d T, N"
 
 
 def _untrained(parameters: dict[str, int]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.reporting import notation
-from pipeline.reporting.chain import chain_rows, tokens_in_all
+from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
 from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
@@ -34,8 +34,8 @@ def render_card(
 ) -> str:
     """Return the text of the model card.
 
-    `recipe` is the configuration's `train` section as a plain dict, shown key by key without those that are None; those
-    of adapters where they were trained.
+    `recipe` is the configuration's `train` section as a plain dict, without what the run did not use, shown key by key
+    without those that are None.
     `loader` is the class of transformers that loads the folder, `custom_code` names the files of code that the model
     needs. What is missing is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
     """
@@ -50,11 +50,9 @@ def render_card(
 
 
 def _recipe_rows(recipe: Record) -> Record:
-    """The keys that say something: those that are not None, a section's by its own keys, adapters' where there are."""
+    """The keys that say something: those that are not None, a section's by its own keys."""
     rows: Record = {}
     for key, value in recipe.items():
-        if key == "lora" and recipe.get("method") != "lora":
-            continue
         rows |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     return {key: value for key, value in rows.items() if value is not None}
 
@@ -79,6 +77,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "blocks": len(whole["removed"]) + len(whole["kept"]),
         "chain": chain_rows(prune, cost.get("train") or {}),
         "tokens": tokens_in_all(cost.get("train") or {}),
+        "flops": flops_in_all(cost.get("train") or {}),
         "models": models,
         "rows": rows,
         "left_out": left_out_words(records.results),

@@ -34,6 +34,15 @@ def tokens_in_all(train: Mapping[str, Any]) -> int | None:
     return train["tokens"] + sum(run["tokens"] for run in train.get("before") or ())
 
 
+def flops_in_all(train: Mapping[str, Any]) -> float | None:
+    """FLOPs that the runs of a chain trained with together; None where those of a run are not known. ``train`` as for
+    ``tokens_in_all``; its ``flops_before`` are those of the runs before it."""
+    before = train.get("flops_before") if train.get("before") else 0.0
+    if train.get("flops") is None or before is None:
+        return None
+    return train["flops"] + before
+
+
 def chain_rows(prune: Mapping[str, Any], train: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row in words for each run of a chain: `run`, the blocks that it `removed` of the first dense model, `blocks`
     left, `tokens`, and the `perplexity` of held-out rows when it ended; empty where no run came before."""

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from pipeline.reporting import comparison as ways
 from pipeline.reporting import criteria, notation
-from pipeline.reporting.chain import chain_rows, tokens_in_all
+from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.drawing import for_page
 from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.model_rows import (
@@ -66,6 +66,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "headline": headline(whole, references, tokens_in_all(trained)),
         "chain": chain_rows(prune, trained),
         "tokens": tokens_in_all(trained),
+        "flops": flops_in_all(trained),
         "main": main,
         "rows": measure_rows(models, whole, perplexities),
         "rows_at_once": micro_batch_words(models),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.files import hash_file, read_json, write_atomic
+from pipeline.following import flops_before
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.run import Run
 from pipeline.stages.curve import curve_file
@@ -17,8 +18,6 @@ from pipeline.world import World
 
 if TYPE_CHECKING:
     from pipeline.reporting.records import Records
-
-FLOPS_FORMULA = "6 x (parameters without the input embedding) + 12 x blocks x width x row length, for each token"
 
 
 def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> dict[str, Any]:
@@ -54,14 +53,14 @@ def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Rec
         tasks=read_lines(run.stage("train") / "tasks.jsonl"),
         curve=read_lines(curve_file(run)),
         results=read_json(run.stage("evaluate") / "results.json"),
-        cost=_cost(stages),
+        cost=_cost(config, stages),
         provenance=_provenance(config, stages["data"]["result"]),
         config_yaml=dump_config(config),
     )
 
 
-def _cost(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the run took, and on what."""
+def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, and on what; and the FLOPs of the runs before it."""
     trained = stages["train"]["result"]
     return {
         "stages": {stage: {"seconds": record["seconds"]} for stage, record in stages.items()},
@@ -69,7 +68,8 @@ def _cost(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "tokens": trained["tokens"],
             "steps": trained["steps"],
             "flops": trained["flops"],
-            "flops_formula": FLOPS_FORMULA,
+            "flops_formula": flops_formula(config, trained.get("teacher_flops_per_token", 0.0)),
+            "flops_before": flops_before(config),
             "seconds": trained["seconds"],
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
@@ -98,11 +98,37 @@ def _provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def flops_formula(config: Config, teacher: float) -> str:
+    """How FLOPs are counted, in words; ``teacher``: those of a teacher's forward for a token, 0 where none was beside
+    training."""
+    parameters = "6 x (parameters without the input embedding)"
+    if config.train.method == "lora":
+        parameters = "4 x (frozen parameters without the input embedding) + 6 x (parameters of adapters)"
+    words = f"{parameters} + 12 x blocks x width x row length"
+    if teacher:
+        words += (
+            " + the teacher's forward: 2 x (its parameters without the input embedding) + 4 x its blocks x its width x "
+            "row length"
+        )
+    return f"{words}, for each token"
+
+
 def recipe_of(config: Config) -> dict[str, Any]:
-    """The keys of training and their values, for the card; those of healing only where a model was healed."""
-    train = config.train.model_dump(mode="json")
-    healing = {f"healing.{key}": value for key, value in train.pop("healing").items()}
-    return train if config.train.heal == "none" else train | healing
+    """The keys of training and their values, for the card: a section's only where the run used it, and of folders
+    their names alone, since a card is public."""
+    asked, recipe = config.train, config.train.model_dump(mode="json", exclude={"distill": {"store"}})
+    healing, lora, distill = (recipe.pop(section) for section in ("healing", "lora", "distill"))
+    recipe["init"] = Path(asked.init).name
+    if asked.heal != "none":
+        recipe["healing"] = healing
+    if asked.method == "lora":
+        recipe["lora"] = lora
+    if asked.objective == "distill":
+        # The share of the divergence is all of the loss.
+        del distill["weight"]
+    if asked.objective != "lm":
+        recipe["distill"] = {**distill, "teacher": Path(asked.distill.teacher).name}
+    return recipe
 
 
 def _loading(config: Config, export: Path) -> dict[str, Any]:

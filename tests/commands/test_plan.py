@@ -176,37 +176,6 @@ def test_whole_steps_that_stretch_the_budget_are_said():
     assert not any("budget" in note for note in preset("2.7b", "train.tokens=3e6")["notes"])
 
 
-def test_a_teacher_that_is_asked_ahead_is_planned_with_its_disk_and_beside_nobody() -> None:
-    asked = ("train.objective=distill", "train.distill.samples=50", "train.distill.store=answers")
-    made, beside = preset("2.7b", *asked), preset("2.7b", "train.objective=distill")
-    (note,) = [note for note in made["notes"] if "train.distill.samples 50" in note]
-    # 50 ** 0.72 ids of two bytes, their counts, and three bytes a token.
-    tokens = made["training"]["steps"] * made["training"]["tokens_per_step"]
-    assert "53 bytes a token" in note and f"{(50**0.72 * 3 + 3) * tokens / 1e9:.2f} GB in answers" in note, note
-    assert made["flops"] == beside["flops"], "its forward is not counted"
-    assert not any("of weights" in note or "whose weights take" in note for note in made["notes"])
-
-
 def test_rows_longer_than_the_models_positions_are_noted() -> None:
     made = preset("2.7b", "data.row_length=4096")
     assert any("4096" in note and "2048" in note for note in made["notes"]), made["notes"]
-
-
-def test_adapters_alone_are_trained_which_all_figures_know() -> None:
-    """On paper: 8 x (inputs + outputs) of seven layers in 26 blocks; 4 FLOPs for what is frozen, 6 for adapters."""
-    full, made = (preset("5.5b", "train.micro_batch=1", f"train.method={method}") for method in ("full", "lora"))
-    adapters = 26 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
-    assert made["parameters"] == {**full["parameters"], "trained": adapters, "adapters": adapters}
-    products = 5524115456 - 32000 * 4096
-    assert made["flops"]["per_token"] == 4 * products + 6 * adapters + 12 * 26 * 4096 * 2048
-    for stage, (row, whole) in enumerate(zip(made["memory"], full["memory"], strict=True)):
-        assert row["optimizer"] == (8 if stage == 0 else 12) * adapters // (1 if stage == 0 else 8)
-        assert row["gradients"] < whole["gradients"] / 100 and row["loss"] < whole["loss"]
-    assert made["memory"][1]["weights"] == 2 * (5524115456 + adapters)
-    text = plan_text(made)
-    assert f"trained      {adapters:,} of adapters (LoRA)" in text and "palm: 4 N" in text
-
-
-def test_an_adapter_for_a_layer_that_the_model_lacks_is_refused_before_anything_begins() -> None:
-    with pytest.raises(RegrowError, match=r"train\.lora\.targets: c_attn is no linear layer of LlamaForCausalLM"):
-        preset("5.5b", "train.method=lora", "train.lora.targets=[c_attn]")

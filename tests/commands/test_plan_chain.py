@@ -33,6 +33,17 @@ def test_the_links_of_a_published_size() -> None:
     assert made["first"]["blocks"] == {"dense": 32, "removed": 10, "pruned": 22, "uniform": True}
 
 
+@pytest.mark.parametrize("asked", ["train.method=lora", "train.objective=distill"])
+def test_adapters_and_a_teacher_are_counted_in_every_link(asked: str) -> None:
+    """The last link's model is what one cut leaves; the teacher of both is the first dense model, also of the second,
+    which begins with another."""
+    made, whole, plain = chain("2.7b", "chain.parts=2", asked), preset("2.7b", asked), preset("2.7b")
+    tokens = [link["steps"] * whole["training"]["tokens_per_step"] for link in made["links"]]
+    per_token = [link["flops"] / count for link, count in zip(made["links"], tokens, strict=True)]
+    assert per_token == [made["first"]["flops"]["per_token"], whole["flops"]["per_token"]]
+    assert per_token[1] != plain["flops"]["per_token"]
+
+
 def test_large_cuts_are_said_with_who_advises_against_them() -> None:
     source = "github.com/NVIDIA/Model-Optimizer, examples/pruning/README.md"
     notes = [note for note in preset("2.7b")["notes"] if source in note]

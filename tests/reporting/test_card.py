@@ -219,9 +219,9 @@ def test_a_text_that_was_left_out_is_said(made_up):
     assert "Perplexity on c4 was not measured: data set allenai/c4 cannot be had." in body
 
 
-def test_the_card_names_adapters_where_they_were_trained_and_else_says_nothing_of_them(made_up):
+def test_the_card_names_a_section_s_keys_by_their_dotted_names(made_up):
     lora = {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": ["q_proj", "up_proj"]}
-    _, text = card_of(made_up, recipe={"method": "lora", "lora": lora, "max_hours": None})
-    assert "| method | lora |" in text and "| lora.rank | 8 |" in text and "max_hours" not in text, text
-    _, text = card_of(made_up, recipe={"method": "full", "lora": lora})
-    assert "| method | full |" in text and "lora" not in text.lower(), text
+    distill = {"teacher": "dense", "samples": None}
+    _, text = card_of(made_up, recipe={"method": "lora", "lora": lora, "distill": distill, "max_hours": None})
+    assert "| method | lora |" in text and "| lora.rank | 8 |" in text and "| distill.teacher | dense |" in text, text
+    assert "max_hours" not in text and "samples |" not in text, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.reporting import Records, render_card
-from pipeline.reporting.chain import chain_rows, in_all, tokens_in_all
+from pipeline.reporting.chain import chain_rows, flops_in_all, in_all, tokens_in_all
 from tests.reporting.reading import render
 
 #: Link 1 removed 2 and 6 of 8 blocks; link 2 the blocks 2 and 4 of the 6 that were left: 3 and 5 of the first model.
@@ -32,6 +32,13 @@ def test_a_run_alone_is_told_as_it_is():
     assert in_all(alone, {}) == alone
     assert chain_rows(alone, {"tokens": 1000, "before": []}) == [] == chain_rows(alone, {})
     assert tokens_in_all({"tokens": 1000}) == 1000 and tokens_in_all({}) is None
+
+
+def test_flops_are_those_of_all_runs_or_not_known():
+    assert flops_in_all({"flops": 5e12}) == 5e12 and flops_in_all({}) is None
+    assert flops_in_all(TRAIN | {"flops": 5e12, "flops_before": 2e13}) == 2.5e13
+    assert flops_in_all(TRAIN | {"flops": 5e12, "flops_before": None}) is None
+    assert flops_in_all(TRAIN | {"flops": 5e12}) is None, "a record of before"
 
 
 def test_each_run_has_a_row():
@@ -71,6 +78,22 @@ def test_the_page_tells_the_chain(chained, tmp_path):
     assert 'aria-label="8 blocks; removed: 2, 3, 5, 6"' in html
 
 
+@pytest.mark.parametrize("before", [2e13, None])
+def test_flops_stand_beside_the_tokens_that_they_are_of(chained, tmp_path, before):
+    chained["cost"]["train"] = TRAIN | {"flops": 5e12, "flops_before": before}
+    keys = ("name", "prune", "results", "cost", "provenance")
+    text = render_card(Records(**{key: chained[key] for key in keys})).replace("\u202f", " ")
+    _, page = render(chained, tmp_path)
+    if before is None:
+        assert "- Training compute: 5.0e12 FLOPs\n" in text and "compute and time are of the last run" in text
+        assert "3.05 k tokens in all. What follows is of this run alone." in page.words
+    else:
+        assert "- Training compute: 2.5e13 FLOPs in the whole chain\n" in text and "chain; time is of the last" in text
+        assert "3.05 k tokens in all, trained on with 2.5e13 FLOPs. What follows" in page.words
+    assert "Training of the last run" in page.words
+
+
 def test_a_run_alone_has_no_chain_on_its_page(worded, tmp_path):
     _, page = render(worded, tmp_path)
+    assert "of the last run" not in page.words
     assert "How the blocks went" not in page.words and "the dense model. Protected" in page.words

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.chain import chain_links
+from pipeline.commands.plan_chain import plan_chain
 from pipeline.config import STAGES, load_config
 from pipeline.files import hash_file, read_json
+from pipeline.reporting import notation
 from pipeline.run import Run
 from pipeline.stages.chain import shapes
 from tests.command import Regrow
@@ -100,6 +102,15 @@ def test_blocks_are_composed_and_the_dense_row_is_the_first_model(chained, tiny_
     (before,) = link(chained, 2).record("train")["result"]["before"]
     assert (before["run"], before["tokens"], before["blocks"]) == ("tiny-1", 4096, 6)
     assert "in 8 steps, of 8.19\u202fk in the whole chain" in card
+
+
+def test_the_plan_the_card_and_the_page_count_what_the_links_recorded(chained):
+    recorded = [link(chained, number).record("train")["result"]["flops"] for number in (1, 2)]
+    planned = plan_chain(load_config(chained / "chain.yaml"))
+    assert [one["flops"] for one in planned["links"]] == recorded
+    in_all, folder = notation.flops(sum(recorded)), link(chained, 2).stage("report")
+    assert f"Training compute: {in_all} FLOPs in the whole chain" in (folder / "README.md").read_text()
+    assert f"in all, trained on with {in_all} FLOPs." in (folder / "index.html").read_text()
 
 
 def test_only_the_last_link_evaluates_and_each_is_an_ordinary_run(chained, here):
