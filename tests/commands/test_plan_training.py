@@ -61,7 +61,7 @@ def test_healing_is_planned_with_its_text_and_the_host_s_memory() -> None:
     weights = 2 * (6738415616 + 2690748416)
     for part in (
         "both models read 65,536 tokens",
-        f"each of 8 processes takes {weights / 1e9:.2f} GB for their weights",
+        f"each process takes {weights / 1e9:.2f} GB for their weights",
         f"{states / 1e6:.2f} MB for their states",
     ):
         assert part in note, note
