@@ -21,7 +21,7 @@ MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
     "tests": 150,
-    "tests/commands": 25,
+    "tests/commands": 30,
     "tests/config": 15,
     "tests/data": 100,
     "tests/evaluation": 90,

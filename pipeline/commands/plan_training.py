@@ -93,6 +93,5 @@ def healing_lines(config: Config, width: int, parameters: int, processes: int) -
     weights = parameters * getattr(torch, config.model.dtype).itemsize
     return [
         f"train.heal {config.train.heal}: before the first step both models read {tokens:,} tokens; of the host's "
-        f"memory each of {processes} processes takes {of_bytes(weights)} for their weights and {of_bytes(states)} for "
-        "their states"
+        f"memory each process takes {of_bytes(weights)} for their weights and {of_bytes(states)} for their states"
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.chain import chain_links
+from pipeline.commands.plan import plan
 from pipeline.commands.plan_chain import plan_chain
 from pipeline.config import STAGES, load_config
 from pipeline.files import hash_file, read_json
@@ -106,8 +107,9 @@ def test_blocks_are_composed_and_the_dense_row_is_the_first_model(chained, tiny_
 
 def test_the_plan_the_card_and_the_page_count_what_the_links_recorded(chained):
     recorded = [link(chained, number).record("train")["result"]["flops"] for number in (1, 2)]
-    planned = plan_chain(load_config(chained / "chain.yaml"))
-    assert [one["flops"] for one in planned["links"]] == recorded
+    config = load_config(chained / "chain.yaml")
+    assert [one["flops"] for one in plan_chain(config)["links"]] == recorded
+    assert plan(chain_links(config)[1])["flops"]["total"] == recorded[1], "of the last link alone"
     in_all, folder = notation.flops(sum(recorded)), link(chained, 2).stage("report")
     assert f"Training compute: {in_all} FLOPs in the whole chain" in (folder / "README.md").read_text()
     assert f"in all, trained on with {in_all} FLOPs." in (folder / "index.html").read_text()
