@@ -28,7 +28,7 @@ BUDGETS = {
     "tests/importance": 90,
     "tests/model": 80,
     "tests/reporting": 15,
-    "tests/stages": 400,
+    "tests/stages": 410,
     "tests/training": 420,
 }
 SPENT = "cpu_seconds"

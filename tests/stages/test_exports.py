@@ -103,6 +103,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_computed(trained, r
     assert not (run / "evaluate").exists()
 
 
+@pytest.mark.slow
 def test_another_protocol_has_a_line_of_its_own_and_the_stage_leaves_all_lines_alone(
     copy_until, lengthen, regrow, tmp_path
 ):

@@ -12,13 +12,14 @@ from pipeline.world import ALONE
 from tests.training.teaching import new_teacher
 from tests.training.test_engine import assert_equal_to_the_plain_loop
 
-TAUGHT = [*(f"taught-{stage}" for stage in range(4)), "taught_split-1", "taught_split-3"]
+TAUGHT = ["taught-0", "taught-1", "taught-3", "taught_split-3"]
+BETWEEN = ["taught-2", "taught_split-1"]
 
 
-@pytest.mark.parametrize("case", TAUGHT)
+@pytest.mark.parametrize("case", [*TAUGHT, *(pytest.param(case, marks=pytest.mark.slow) for case in BETWEEN)])
 def test_training_beside_a_teacher_equals_the_plain_loop(measured, case):
     """Half of the loss is the divergence, at a temperature, and states are met; the teacher is whole or split."""
-    found = measured(2)[f"{case}-fp32"]
+    found = measured(2, slow=case in BETWEEN)[f"{case}-fp32"]
     assert_equal_to_the_plain_loop(found, case)
     assert all(step["divergence"] > 0.1 and step["disagreement"] > 0.1 for step in found["steps"]), "shows nothing"
 
