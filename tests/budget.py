@@ -20,16 +20,16 @@ import pytest
 MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
-    "tests": 150,
-    "tests/commands": 30,
-    "tests/config": 15,
-    "tests/data": 100,
-    "tests/evaluation": 90,
-    "tests/importance": 90,
-    "tests/model": 80,
+    "tests": 175,
+    "tests/commands": 22,
+    "tests/config": 12,
+    "tests/data": 85,
+    "tests/evaluation": 118,
+    "tests/importance": 65,
+    "tests/model": 75,
     "tests/reporting": 15,
-    "tests/stages": 410,
-    "tests/training": 420,
+    "tests/stages": 470,
+    "tests/training": 380,
 }
 SPENT = "cpu_seconds"
 
