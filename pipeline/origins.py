@@ -4,7 +4,7 @@ as ``model.dense`` does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.config import Config
@@ -59,13 +59,7 @@ def check_dense(config: Config, encoder: Encoder | None, elsewhere: bool = False
     ``encoder``.
     """
     dense = config.model.dense
-    if dense is None:
-        return []
-    if elsewhere and not Path(dense).expanduser().exists():
-        return [f"model.dense: {dense} is not on this machine"]
-    if encoder is not None:
-        require_same_tokens(encoder, dense_folder(config), "model.dense", config.model.trust_remote_code)
-    return []
+    return [] if dense is None else check_named(config, "model.dense", dense, dense_folder, encoder, elsewhere)
 
 
 def checked_origin(config: Config, run: Run, encoder: Encoder) -> Origin:
@@ -93,10 +87,28 @@ def check_origin(config: Config, encoder: Encoder | None, elsewhere: bool = Fals
     init = config.train.init
     if init in WORDS:
         return []
-    if elsewhere and not Path(init).expanduser().exists():
-        return [f"train.init: {init} is not on this machine"]
+    return check_named(config, "train.init", init, lambda _: model_folder(init, "train.init"), encoder, elsewhere)
+
+
+def check_named(
+    config: Config,
+    key: str,
+    named: str,
+    find: Callable[[Config], Path],
+    encoder: Encoder | None,
+    elsewhere: bool,
+) -> list[str]:
+    """Whether the model that ``key`` names, whose folder ``find`` gives, is one for the text's tokens. Returns a line
+    if it is not here.
+
+    RegrowError as ``find`` raises it (``elsewhere``: unless the model may be on another machine), and where its tokens
+    are not those of ``encoder``.
+    """
+    if elsewhere and not Path(named).expanduser().exists():
+        return [f"{key}: {named} is not on this machine"]
+    folder = find(config)
     if encoder is not None:
-        require_same_tokens(encoder, model_folder(init, "train.init"), "train.init", config.model.trust_remote_code)
+        require_same_tokens(encoder, folder, key, config.model.trust_remote_code)
     return []
 
 

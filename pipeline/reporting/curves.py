@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, log_scale, title
+from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, log_scale, reference_line, title
 
 
 def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: float | None = None) -> list[Figure]:
@@ -41,17 +41,8 @@ def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: flo
         for way in [*controls, *group]:
             _draw_way(axes, way, axes.get_ylim()[1])
         if dense:
-            axes.axhline(dense, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)), gid="dense-reference")
-            axes.annotate(
-                f"dense {notation.significant(dense)}",
-                (1, dense),
-                (-2, 3),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color=COLOURS["muted"],
-            )
+            text = f"dense {notation.significant(dense)}"
+            reference_line(axes, text, dense, "dense-reference", COLOURS["ink"], 8)
         axes.set_xticks(counts)
         axes.set_xlim(min(counts) - 0.6, max(counts) + 0.6)
         axes.set_xlabel("blocks removed")

@@ -55,6 +55,21 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=9, color=COLOURS["ink"], pad=8)
 
 
+def reference_line(axes: Axes, text: str, value: float, gid: str, colour: str, fontsize: float) -> None:
+    """A dashed line across the axes at `value`, with `text` above its right end."""
+    axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)), gid=gid)
+    axes.annotate(
+        text,
+        (1, value),
+        (-2, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        color=COLOURS["muted"],
+        fontsize=fontsize,
+    )
+
+
 def log_scale(axes: Axes, bottom: float, top: float) -> None:
     """A logarithmic axis with round, written-out ticks, the more of them the shorter the range."""
     subs = (1, 1.5, 2, 3, 4, 5, 7) if top / bottom < 12 else (1, 2, 5) if top / bottom < 1e4 else (1,)

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, reference_line, title
 from pipeline.reporting.series import Series, perplexity_series, task_series
 
 _MOST_POINTS = 800  # longer loss curves are averaged in groups, to keep the page small
@@ -142,17 +142,8 @@ def _draw_perplexities(
     else:
         axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
     for name, value in lines.items():
-        axes.axhline(value, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)), gid=f"reference-{name}")
-        axes.annotate(
-            f"{name} {notation.significant(value)}",
-            (1, value),
-            (-2, 3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            color=COLOURS["muted"],
-            fontsize=8.5,
-        )
+        text = f"{name} {notation.significant(value)}"
+        reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5)
     x, y, _ = series[0].points[-1]
     axes.annotate(
         notation.significant(y),

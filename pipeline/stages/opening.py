@@ -19,7 +19,7 @@ from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_tok
 from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
 from pipeline.stages.during import tasks_during
-from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
+from pipeline.stages.teaching import find_teacher, open_teaching, own_teacher_flops, teacher_bytes
 from pipeline.training.adapters import describe_adapters
 from pipeline.training.answers import AnswerStore
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
@@ -67,7 +67,7 @@ def open_session(
     adapters = None if origin.lora is None else count_saved(model)
     flops = model_flops_per_token(model, data.row_length, adapters)
     if answers is None:
-        flops += teacher_flops(config, find_teacher(config))
+        flops += own_teacher_flops(config)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))

@@ -15,7 +15,7 @@ from pipeline.memory import available_memory
 from pipeline.model.costs import model_flops_per_token
 from pipeline.model.describe import describe_folder
 from pipeline.model.load import load_model, model_files
-from pipeline.origins import WORDS, check_dense, dense_folder, model_folder, require_same_tokens
+from pipeline.origins import WORDS, check_dense, check_named, dense_folder, model_folder, require_same_tokens
 from pipeline.run import Run
 from pipeline.training.answers import AnswerStore
 from pipeline.training.recalled import Recalled
@@ -64,12 +64,9 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
             f"train.distill.hidden {asked.hidden:g}: only the dense model is known to have the blocks that are left; "
             f"set {KEY}: dense, or hidden: 0"
         )
-    if elsewhere and not Path(asked.teacher).expanduser().exists():
-        return [f"{KEY}: {asked.teacher} is not on this machine"]
-    folder = find_teacher(config)
-    if encoder is not None and folder is not None:
-        require_same_tokens(encoder, folder, KEY, config.model.trust_remote_code)
-    return []
+    return check_named(
+        config, KEY, asked.teacher, lambda _: model_folder(asked.teacher, KEY, ("dense",)), encoder, elsewhere
+    )
 
 
 def require_known_tokens(config: Config, encoder: Encoder) -> None:
@@ -88,6 +85,11 @@ def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: 
     model = describe_folder(folder, config.model.trust_remote_code)
     whole = model.num_parameters() * getattr(torch, config.model.dtype).itemsize
     return -(-whole // processes) if sharded else whole
+
+
+def own_teacher_flops(config: Config) -> float:
+    """``teacher_flops`` of the teacher that the config names."""
+    return teacher_flops(config, find_teacher(config))
 
 
 def teacher_flops(config: Config, folder: Path | None) -> float:

@@ -31,9 +31,8 @@ from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.teaching import (
     check_teacher,
-    find_teacher,
+    own_teacher_flops,
     require_known_tokens,
-    teacher_flops,
     teacher_hashes,
 )
 from pipeline.training.answers import AnswerStore
@@ -98,7 +97,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "flops": flops * session.position.tokens,
         "flops_per_token": flops,
         # Of a teacher that was asked ahead training takes none.
-        "teacher_flops_per_token": teacher_flops(config, find_teacher(config)) if answers is None else 0.0,
+        "teacher_flops_per_token": own_teacher_flops(config) if answers is None else 0.0,
         # What asking about all rows took, in this run or another.
         **({} if answers is None else asked_ahead(config, answers)),
         "seconds": sum(line["seconds"] for line in lines),
@@ -113,7 +112,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
 def asked_ahead(config: Config, answers: AnswerStore) -> dict[str, Any]:
     """Of a teacher that was asked ahead: where its answers are, and the FLOPs that all of them took."""
     tokens = config.steps * config.tokens_per_step
-    return {"answers": str(answers.folder), "answer_flops": tokens * teacher_flops(config, find_teacher(config))}
+    return {"answers": str(answers.folder), "answer_flops": tokens * own_teacher_flops(config)}
 
 
 def require_recipe(config: Config) -> None:

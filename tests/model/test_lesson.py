@@ -12,8 +12,7 @@ from pipeline.model import head as room
 from pipeline.model.head import Head, losses_at
 from pipeline.model.lesson import PLAIN, Lesson, divergences
 from pipeline.model.loss import NO_TARGET
-
-TOKENS, WIDTH = 48, 24
+from tests.model.objectives import TOKENS, WIDTH, assert_those_of_whole_logits
 
 
 def plain(logits: torch.Tensor, taught: torch.Tensor, targets: torch.Tensor, share: float, temperature: float):
@@ -37,29 +36,12 @@ def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch, chunk, vocabulary, taught_vocabulary, scale, cap, share, temperature
 ):
     monkeypatch.setattr(room, "CHUNK", (room.PLAIN + PLAIN) * vocabulary * chunk)
-    torch.manual_seed(vocabulary)
-    linear, states = nn.Linear(WIDTH, vocabulary), torch.randn(1, TOKENS, WIDTH, requires_grad=True)
-    taught, head = 2 * torch.randn(TOKENS, taught_vocabulary), Head(linear, scale, cap)
-    targets = torch.randint(0, vocabulary, (1, TOKENS))
-    targets[0, 3:9] = NO_TARGET
-    loss, divergence, objective = plain(head.logits(linear(states))[0], taught, targets[0], share, temperature)
-    (objective / 7).backward()
-    wanted = [tensor.grad.clone() for tensor in (states, linear.weight, linear.bias)]
-    states.grad = None
-    linear.zero_grad()
+    torch.manual_seed(taught_vocabulary)
+    taught = 2 * torch.randn(TOKENS, taught_vocabulary)
     lesson = Lesson(lambda start, stop: taught[start:stop], share, temperature)
-    with losses_at(head, targets, 1 / 7, lesson) as taken:
-        linear(states)
-    taken.objective.backward()
-    for name, found, value in (
-        ("loss", taken.total, loss),
-        ("divergence", taken.divergence, divergence),
-        ("objective", taken.objective, objective / 7),
-    ):
-        assert float(found) == pytest.approx(float(value), rel=1e-5), name
-    for tensor, gradient in zip((states, linear.weight, linear.bias), wanted, strict=True):
-        error = float((tensor.grad - gradient).norm() / gradient.norm())
-        assert error < 1e-5, f"a gradient of shape {tuple(gradient.shape)} is off by {error:.1e} of its norm"
+    assert_those_of_whole_logits(
+        lesson, lambda logits, targets: plain(logits, taught, targets, share, temperature), vocabulary, scale, cap
+    )
 
 
 def test_a_student_that_says_what_its_teacher_says_has_nothing_to_learn():

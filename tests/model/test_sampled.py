@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.model import head as room
-from pipeline.model.head import Head, losses_at
+from pipeline.model.head import Head
 from pipeline.model.lesson import Lesson, with_lesson
 from pipeline.model.loss import NO_TARGET
 from pipeline.model.sampled import PLAIN, Sampled, divergences_by_samples, draw, padded, with_samples
+from tests.model.objectives import TOKENS, assert_those_of_whole_logits
 
-TOKENS, WIDTH, SAMPLES = 48, 24, 12
+SAMPLES = 12
 
 
 def drawn(logits: torch.Tensor, temperature: float, seed: int = 0, samples: int = SAMPLES) -> Sampled:
@@ -51,31 +52,13 @@ def test_values_and_gradients_are_those_of_whole_logits(
     monkeypatch, chunk, vocabulary, both, scale, cap, share, temperature
 ):
     monkeypatch.setattr(room, "CHUNK", (room.PLAIN + PLAIN) * vocabulary * chunk)
-    torch.manual_seed(vocabulary)
-    linear, states = nn.Linear(WIDTH, vocabulary), torch.randn(1, TOKENS, WIDTH, requires_grad=True)
-    sampled, head = drawn(2 * torch.randn(TOKENS, both), temperature), Head(linear, scale, cap)
-    targets = torch.randint(0, vocabulary, (1, TOKENS))
-    targets[0, 3:9] = NO_TARGET
-    loss, divergence, objective = plain(head.logits(linear(states))[0], sampled, targets[0], share, temperature)
-    (objective / 7).backward()
-    wanted = [tensor.grad.clone() for tensor in (states, linear.weight, linear.bias)]
-    states.grad = None
-    linear.zero_grad()
+    torch.manual_seed(both)
+    sampled = drawn(2 * torch.randn(TOKENS, both), temperature)
     lesson = Lesson(sampled.between, share, temperature, with_samples, PLAIN, divergences_by_samples)
-    with losses_at(head, targets, 1 / 7, lesson) as taken:
-        linear(states)
-    taken.objective.backward()
-    for name, found, value in (
-        ("loss", taken.total, loss),
-        ("divergence", taken.divergence, divergence),
-        ("objective", taken.objective, objective / 7),
-    ):
-        assert float(found) == pytest.approx(float(value), rel=1e-5), name
-    for tensor, gradient in zip((states, linear.weight, linear.bias), wanted, strict=True):
-        error = float((tensor.grad - gradient).norm() / gradient.norm())
-        assert error < 1e-5, f"a gradient of shape {tuple(gradient.shape)} is off by {error:.1e} of its norm"
-    whole = lesson.divergence(head.logits(linear(states))[0], targets[0])
-    assert float(whole) == pytest.approx(float(divergence), rel=1e-5)
+    logits, targets, divergence = assert_those_of_whole_logits(
+        lesson, lambda logits, targets: plain(logits, sampled, targets, share, temperature), vocabulary, scale, cap
+    )
+    assert float(lesson.divergence(logits, targets)) == pytest.approx(float(divergence), rel=1e-5)
 
 
 def test_in_the_mean_it_is_what_the_whole_softmax_gives():

@@ -100,12 +100,14 @@ def test_a_removed_block_that_is_linear_in_the_layers_inputs_comes_back_whole(re
         assert torch.allclose(fitted, planted, atol=1e-3), "the layer is not the removed block's"
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+#: No block of Jamba can be removed, which test_surgery shows.
+CUT = [family for family in (*FAMILIES, *OTHERS) if family != "jamba"]
+
+
+@pytest.mark.parametrize("family", CUT)
 def test_every_family_is_healed_or_refused_with_the_reason(family):
     """The error that is told is that of a whole forward of both models."""
     dense = build(family)
-    if family == "jamba":
-        pytest.skip("no block of it can be removed")
     model, kept = cut(dense, [0, 3])
     if family in REFUSED:
         before = {name: value.clone() for name, value in model.state_dict().items()}
