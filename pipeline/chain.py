@@ -38,7 +38,7 @@ def chain_links(config: Config) -> list[Config]:
         if links:
             before = links[-1]
             own |= {"model.path": str(last_export(before)), "model.revision": None, "model.architecture": None}
-            own |= {"data.after": str(run_folder(before)), **of_first_model(config)}
+            own |= {"data.after": str(before.run_folder), **of_first_model(config)}
         links.append(_changed(config, own))
     return links
 
@@ -98,14 +98,9 @@ def apportion(whole: int, weights: Sequence[float]) -> list[int]:
     return parts
 
 
-def run_folder(config: Config) -> Path:
-    """The folder of a config's run."""
-    return config.run.folder / config.run.name
-
-
 def last_export(config: Config) -> Path:
     """The folder that a run's last export will have."""
-    return run_folder(config) / "train" / "exports" / f"step-{config.steps:08d}"
+    return config.run_folder / "train" / "exports" / f"step-{config.steps:08d}"
 
 
 def stages_of(number: int, links: Sequence[Config]) -> list[str]:

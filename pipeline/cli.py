@@ -107,7 +107,7 @@ def evaluate(
         raise ConfigError("--redo goes with a stage, and an export is judged outside of all; leave out one of the two")
     place = find_place()
     take_place(place)
-    asked = _read(config, overrides)
+    asked = _of_one_run(_read(config, overrides))
     from pipeline.stages.exports import judge_exports
 
     judge_exports(export, asked, place, str(config), overrides or [])
@@ -180,7 +180,7 @@ def _read(path: Path, overrides: list[str] | None) -> Config:
 def _of_one_run(config: Config) -> Config:
     """The config; ConfigError where it describes a chain of runs."""
     if config.chain.parts:
-        name = config.run.folder / config.run.name
+        name = config.run_folder
         raise ConfigError(
             f"chain.parts {config.chain.parts}: this config is a chain of runs; start it with regrow chain, name one "
             f"of them by its own config ({name}-1/config.yaml), or set chain.parts=null to remove all at once"

@@ -79,7 +79,8 @@ def _before(config: Config) -> Path:
 
 def runs_before(config: Config) -> list[dict[str, Any]]:
     """What the runs before this one did, the first of them first: ``run``, ``removed`` (in the numbers of the first
-    dense model), ``blocks`` (left), ``tokens``, ``held_out_perplexity`` (at its end; None where none was measured)."""
+    dense model), ``blocks`` (left), ``tokens``, ``flops``,
+    ``held_out_perplexity`` (at its end; None where none was measured)."""
     if config.data.after is None:
         return []
     run = Run(require_before(config))
@@ -89,19 +90,7 @@ def runs_before(config: Config) -> list[dict[str, Any]]:
         "removed": (prune.get("first") or prune)["removed"],
         "blocks": len(prune["kept"]),
         "tokens": trained["tokens"],
+        "flops": trained["flops"],
         "held_out_perplexity": trained["held_out_perplexity"],
     }
     return [*trained["before"], own]
-
-
-def flops_before(config: Config) -> float | None:
-    """FLOPs that the runs before this one trained with, by their own records; 0.0 where there are none, None where a
-    run's folder is no longer where it was."""
-    after, total = config.data.after, 0.0
-    while after is not None:
-        record = Run(Path(after).expanduser()).record("train")
-        if record is None:
-            return None
-        total += record["result"]["flops"]
-        after = record["fingerprint"]["config"].get("data.after")
-    return total

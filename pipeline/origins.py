@@ -59,7 +59,9 @@ def check_dense(config: Config, encoder: Encoder | None, elsewhere: bool = False
     ``encoder``.
     """
     dense = config.model.dense
-    return [] if dense is None else check_named(config, "model.dense", dense, dense_folder, encoder, elsewhere)
+    if dense is None:
+        return []
+    return check_named(config, "model.dense", dense, lambda: dense_folder(config), encoder, elsewhere)
 
 
 def checked_origin(config: Config, run: Run, encoder: Encoder) -> Origin:
@@ -87,14 +89,14 @@ def check_origin(config: Config, encoder: Encoder | None, elsewhere: bool = Fals
     init = config.train.init
     if init in WORDS:
         return []
-    return check_named(config, "train.init", init, lambda _: model_folder(init, "train.init"), encoder, elsewhere)
+    return check_named(config, "train.init", init, lambda: model_folder(init, "train.init"), encoder, elsewhere)
 
 
 def check_named(
     config: Config,
     key: str,
     named: str,
-    find: Callable[[Config], Path],
+    find: Callable[[], Path],
     encoder: Encoder | None,
     elsewhere: bool,
 ) -> list[str]:
@@ -106,7 +108,7 @@ def check_named(
     """
     if elsewhere and not Path(named).expanduser().exists():
         return [f"{key}: {named} is not on this machine"]
-    folder = find(config)
+    folder = find()
     if encoder is not None:
         require_same_tokens(encoder, folder, key, config.model.trust_remote_code)
     return []

@@ -14,7 +14,7 @@ from pipeline.files import require_writable
 def check_places(config: Config) -> list[str]:
     """RegrowError unless the stages can write, and the ids stand apart from the text; a line for each place whose disk
     is not this machine's."""
-    run, lines = config.run.folder / config.run.name, []
+    run, lines = config.run_folder, []
     if _is_here(run):
         for stage in STAGES:
             require_writable(run / stage, "run.folder")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.chain import apportion, chain_links, last_export, run_folder, stages_of
+from pipeline.chain import apportion, chain_links, last_export, stages_of
 from pipeline.config import STAGES, ConfigError, dump_config, load_config
 
 LEAST = """\
@@ -66,9 +66,9 @@ def test_a_link_begins_with_what_the_one_before_it_left(file):
     assert (first.model, first.data) == (config.model, config.data)
     for link, before in ((second, first), (third, second)):
         assert (
-            link.model.path == str(last_export(before)) == f"{run_folder(before)}/train/exports/step-{before.steps:08d}"
+            link.model.path == str(last_export(before)) == f"{before.run_folder}/train/exports/step-{before.steps:08d}"
         )
-        assert (link.model.revision, link.data.after) == (None, str(run_folder(before)))
+        assert (link.model.revision, link.data.after) == (None, str(before.run_folder))
         # The first dense model, for whatever is compared with it.
         assert (link.model.dense, link.model.dense_revision) == ("some/model", "abc")
     assert stages_of(0, [first, second]) == ["data", "score", "prune", "train"]

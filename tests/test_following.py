@@ -14,7 +14,6 @@ from pipeline.files import read_json
 from pipeline.following import (
     begin_after,
     check_before,
-    flops_before,
     keep_position,
     position_hashes,
     require_before,
@@ -62,17 +61,6 @@ def test_a_run_that_is_not_done_or_kept_no_position_is_refused(after, tiny_confi
     with pytest.raises(RegrowError, match=r"data\.after .*no: not the folder of a run whose stage train is done"):
         check_before(config)
     assert check_before(config, elsewhere=True) == [f"data.after: {tmp_path / 'no'} is not on this machine"]
-
-
-def test_flops_of_the_runs_before_are_added_up_or_not_known(tiny_config, tmp_path):
-    """Of a third run; the first one's record is of a release that knew no other before it."""
-    folders = [tmp_path / name for name in ("first", "second")]
-    for folder, flops, read in zip(folders, (3e12, 4e12), ({}, {"data.after": str(folders[0])}), strict=True):
-        Run(folder).finish("train", {"result": {"flops": flops}, "fingerprint": {"config": read}})
-    third = load_config(tiny_config, [f"data.after={folders[1]}"])
-    assert flops_before(third) == 7e12 and flops_before(load_config(tiny_config)) == 0
-    shutil.rmtree(folders[0])
-    assert flops_before(third) is None
 
 
 def test_training_leaves_the_position_of_its_last_row(reference, tiny_config, tmp_path):

@@ -31,7 +31,7 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
     Raises RegrowError when stage data is not done, when the run has no such step, or when a checkpoint's position is
     of another stream.
     """
-    run = Run(config.run.folder / config.run.name)
+    run = Run(config.run_folder)
     run.require("data", config_path)
     batch, length = config.train.global_batch, config.data.row_length
     if not 1 <= step <= config.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.chain import chain_links, run_folder
+from pipeline.chain import chain_links
 from pipeline.config import STAGES, Config, load_config
 from pipeline.config.reading import yaml_reader
 from pipeline.errors import RegrowError
@@ -36,7 +36,7 @@ def _chain_lines(chain: Run, config: Config) -> list[str]:
     links = chain_links(config)
     lines = [f"chain {chain.name} in {chain.folder}, {len(links)} links", f"  {_worker(chain)}"]
     for link in links:
-        run = Run(run_folder(link))
+        run = Run(link.run_folder)
         begun = (run.folder / "config.yaml").is_file()
         lines += _run_lines(run) if begun else [f"run {run.name} not begun"]
     return lines

@@ -205,6 +205,11 @@ class Config(Section):
     chain: ChainSection = Field(default_factory=ChainSection)
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        return self.run.folder / self.run.name
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all processes."""
         return self.train.global_batch * self.data.row_length

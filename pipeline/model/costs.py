@@ -116,6 +116,11 @@ def model_flops_per_token(model: PreTrainedModel, row_length: int, adapters: int
     return flops_per_token(counted, config.num_hidden_layers, attention_width(config), row_length, frozen)
 
 
+def forward_flops_per_token(model: PreTrainedModel, row_length: int) -> float:
+    """FLOPs of a forward alone for a token: a third of ``model_flops_per_token``."""
+    return model_flops_per_token(model, row_length) / 3
+
+
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 FLOP/s of a GPU by the name that torch gives it; None for a CPU, a MIG slice or an unknown GPU."""
     # Whole words, so that an RTX A4000 is not taken for an A40.

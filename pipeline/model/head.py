@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.model.hooks import input_device, own_forward
 from pipeline.model.lesson import Lesson
-from pipeline.model.loss import NO_TARGET, loss_by_logits
+from pipeline.model.loss import NO_TARGET, ChunkLoss
 
 #: Bytes that a chunk may take. The head's gradient is added to once a chunk, so that small chunks cost.
 CHUNK = 2 << 30
@@ -47,16 +47,8 @@ def with_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses (N,) fp32 of a chunk's product (N, vocabulary), and their sum's gradient by it without the head's scale,
     times ``factor`` (), made in fp32 and rounded once to the product's dtype."""
-    logits = head.logits(product)
-    counted = targets != NO_TARGET
-    wanted = targets.masked_fill(~counted, 0)[:, None]
-    logarithms = F.log_softmax(logits, dim=1)
-    losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
-    gradient = loss_by_logits(logarithms, wanted)
-    gradient *= (counted * factor)[:, None]
-    if head.cap is not None:
-        gradient *= 1 - (logits / head.cap).square()
-    return losses, gradient.to(product.dtype)
+    chunk = ChunkLoss.of(head.logits(product), targets)
+    return chunk.losses, chunk.by_product(chunk.gradient(), head.cap, factor).to(product.dtype)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from pipeline.model.loss import NO_TARGET, loss_by_logits
+from pipeline.model.loss import NO_TARGET, ChunkLoss
 
 if TYPE_CHECKING:
     from pipeline.model.head import Head
@@ -31,10 +31,7 @@ PLAIN, COMPILED = 18, 6
 
 def divergences(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
     """KL(p || q), in nats, (N,) fp32: p of the teacher's logits ``taught`` (N, its vocabulary), q of ``logits``."""
-    common = min(logits.shape[1], taught.shape[1])
-    said = F.log_softmax(logits[:, :common].float() / temperature, dim=1)
-    known = F.log_softmax(taught[:, :common].float() / temperature, dim=1)
-    return (known.exp() * (known - said)).sum(dim=1)
+    return _compared(logits, taught, temperature)[0]
 
 
 def with_lesson(
@@ -49,23 +46,24 @@ def with_lesson(
     """Losses and divergences (N,) fp32 of a chunk's product (N, vocabulary) beside the teacher's logits ``taught``, and
     the gradient of the objective's sum by the product without the head's scale, times ``factor`` (), in the product's
     dtype. ``share`` is w."""
-    logits = head.logits(product)
-    counted = targets != NO_TARGET
-    wanted = targets.masked_fill(~counted, 0)[:, None]
-    logarithms = F.log_softmax(logits, dim=1)
-    losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
-    common = min(logits.shape[1], taught.shape[1])
-    said = F.log_softmax(logits[:, :common] / temperature, dim=1)
-    known = F.log_softmax(taught[:, :common] / temperature, dim=1)
-    meant = known.exp()
-    away = (meant * (known - said)).sum(dim=1).masked_fill(~counted, 0.0)
-    gradient = loss_by_logits(logarithms, wanted) * (1 - share)
+    chunk = ChunkLoss.of(head.logits(product), targets)
+    away, said, meant = _compared(chunk.logits, taught, temperature)
+    gradient = chunk.gradient() * (1 - share)
     # Of D^2 KL by a logit: D (q - p).
-    gradient[:, :common] += (said.exp() - meant) * (share * temperature)
-    gradient *= (counted * factor)[:, None]
-    if head.cap is not None:
-        gradient *= 1 - (logits / head.cap).square()
-    return losses, away, gradient.to(product.dtype)
+    gradient[:, : said.shape[1]] += (said.exp() - meant) * (share * temperature)
+    gradient = chunk.by_product(gradient, head.cap, factor)
+    return chunk.losses, away.masked_fill(~chunk.counted, 0.0), gradient.to(product.dtype)
+
+
+def _compared(
+    logits: torch.Tensor, taught: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(KL(p || q) (N,), log q, p), fp32: both of the ids that both heads have."""
+    common = min(logits.shape[1], taught.shape[1])
+    said = F.log_softmax(logits[:, :common].float() / temperature, dim=1)
+    known = F.log_softmax(taught[:, :common].float() / temperature, dim=1)
+    meant = known.exp()
+    return (meant * (known - said)).sum(dim=1), said, meant
 
 
 @dataclass(frozen=True)

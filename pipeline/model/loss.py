@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +64,38 @@ def loss_by_logits(logarithms: torch.Tensor, wanted: torch.Tensor) -> torch.Tens
     less = gradient.new_full((1,), -1.0).expand(len(wanted))
     gradient.view(-1).scatter_add_(0, rows * gradient.shape[1] + wanted.squeeze(1), less)
     return gradient
+
+
+@dataclass(frozen=True)
+class ChunkLoss:
+    """Losses (N,) fp32 of a chunk's logits (N, vocabulary) fp32 by its targets, and what their gradient is made of."""
+
+    logits: torch.Tensor
+    counted: torch.Tensor
+    wanted: torch.Tensor
+    logarithms: torch.Tensor
+    losses: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, targets: torch.Tensor) -> ChunkLoss:
+        """Of targets (N,) int64, which may be NO_TARGET."""
+        counted = targets != NO_TARGET
+        wanted = targets.masked_fill(~counted, 0)[:, None]
+        logarithms = F.log_softmax(logits, dim=1)
+        losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
+        return cls(logits, counted, wanted, logarithms, losses)
+
+    def gradient(self) -> torch.Tensor:
+        """By the logits, of all positions; the logarithms may be written over."""
+        return loss_by_logits(self.logarithms, self.wanted)
+
+    def by_product(self, gradient: torch.Tensor, cap: float | None, factor: torch.Tensor) -> torch.Tensor:
+        """A gradient by the logits, of the positions that count times ``factor`` (), made one by the product that the
+        logits came from with the cap ``cap``; in place."""
+        gradient *= (self.counted * factor)[:, None]
+        if cap is not None:
+            gradient *= 1 - (self.logits / cap).square()
+        return gradient
 
 
 def next_tokens(input_ids: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:

@@ -16,13 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.model.loss import NO_TARGET, loss_by_logits
+from pipeline.model.loss import ChunkLoss
 
 if TYPE_CHECKING:
     from pipeline.model.head import Head
 
-#: Draws at a position at most: counts are kept in a byte.
-MOST = 255
 #: Bytes beside a chunk's own for each token and entry of the vocabulary: in fp32 the student's log-softmax and softmax
 #: at the temperature. Compiled, nothing of it is written.
 PLAIN, COMPILED = 8, 0
@@ -117,24 +115,17 @@ def with_samples(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As ``lesson.with_lesson``, with what was drawn in the place of the teacher's logits; the divergences are
     estimates."""
-    logits = head.logits(product)
-    counted = targets != NO_TARGET
-    wanted = targets.masked_fill(~counted, 0)[:, None]
-    logarithms = F.log_softmax(logits, dim=1)
-    losses = -logarithms.gather(1, wanted).squeeze(1).masked_fill(~counted, 0.0)
-    said = F.log_softmax(logits[:, : taught.vocabulary] / temperature, dim=1)
-    away = _away(said, taught).masked_fill(~counted, 0.0)
-    gradient = loss_by_logits(logarithms, wanted) * (1 - share)
+    chunk = ChunkLoss.of(head.logits(product), targets)
+    said = F.log_softmax(chunk.logits[:, : taught.vocabulary] / temperature, dim=1)
+    away = _away(said, taught).masked_fill(~chunk.counted, 0.0)
+    gradient = chunk.gradient() * (1 - share)
     # Of D^2 KL by a logit: D (q - p^).
     gradient[:, : taught.vocabulary] += said.exp() * (share * temperature)
     less = _shares(taught) * (-share * temperature)
     # In one axis, as its deterministic kernel wants it.
     begins = torch.arange(len(gradient), device=gradient.device)[:, None] * gradient.shape[1]
     gradient.view(-1).scatter_add_(0, (begins + taught.ids.long()).flatten(), less.flatten())
-    gradient *= (counted * factor)[:, None]
-    if head.cap is not None:
-        gradient *= 1 - (logits / head.cap).square()
-    return losses, away, gradient.to(product.dtype)
+    return chunk.losses, away, chunk.by_product(gradient, head.cap, factor).to(product.dtype)
 
 
 def _shares(taught: Sampled) -> torch.Tensor:

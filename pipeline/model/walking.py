@@ -20,7 +20,7 @@ from pipeline.model.structure import BlockOutput, tensors_in
 
 
 def run_without_head(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
-    """The decoder alone: the dense logits come from the head's one place, like the variants'."""
+    """The decoder alone: the dense logits come from the head's one place, in each walk."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     decoder(input_ids=input_ids, use_cache=False)
 

@@ -36,11 +36,9 @@ def tokens_in_all(train: Mapping[str, Any]) -> int | None:
 
 def flops_in_all(train: Mapping[str, Any]) -> float | None:
     """FLOPs that the runs of a chain trained with together; None where those of a run are not known. ``train`` as for
-    ``tokens_in_all``; its ``flops_before`` are those of the runs before it."""
-    before = train.get("flops_before") if train.get("before") else 0.0
-    if train.get("flops") is None or before is None:
-        return None
-    return train["flops"] + before
+    ``tokens_in_all``."""
+    flops = [run.get("flops") for run in (train, *(train.get("before") or ()))]
+    return None if None in flops else sum(flops)
 
 
 def chain_rows(prune: Mapping[str, Any], train: Mapping[str, Any]) -> list[dict[str, str]]:

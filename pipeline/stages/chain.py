@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.agent import Agent
-from pipeline.chain import chain_links, run_folder, stages_of
+from pipeline.chain import chain_links, stages_of
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError
 from pipeline.files import write_atomic
@@ -58,7 +58,7 @@ def carry_out_chain(config: Config, place: Place, redo: int | None = None) -> No
 
 def _path(link: Config) -> str:
     """Where a link's config stands once it has begun."""
-    return str(run_folder(link) / "config.yaml")
+    return str(link.run_folder / "config.yaml")
 
 
 @contextmanager

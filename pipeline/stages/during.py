@@ -23,18 +23,18 @@ from pipeline.world import World
 KEPT = ("metric", "share", "value", "stderr", "items", "shots", "output", "sha256")
 
 
-def require_during(config: Config, elsewhere: bool = False) -> None:
-    """RegrowError where tasks cannot be asked between steps; ``elsewhere``: on another machine, which may have more."""
+def require_during(config: Config, elsewhere: bool = False) -> list[str]:
+    """Lines on the tasks that are asked between steps. RegrowError where they cannot be; ``elsewhere``: on another
+    machine, which may have more."""
     if not config.evaluate.during.every:
-        return
+        return []
     if config.train.zero_stage == 3:
         raise RegrowError(
             "evaluate.during with train.zero_stage 3: the model stands nowhere whole, and each process answers other "
             "requests; set evaluate.during.every to null and train.export_every to its steps, and judge the exports "
             "while training goes on: regrow evaluate CONFIG --export all; or train under ZeRO 1 or 2"
         )
-    if not elsewhere:
-        require_tasks(asked_during(config))
+    return [] if elsewhere else require_tasks(asked_during(config))
 
 
 def tasks_during(

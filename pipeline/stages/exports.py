@@ -35,7 +35,7 @@ def judge_exports(asked: str, config: Config, place: Place, config_path: str, ov
 
     Raises RegrowError where there is no such export, training or data are of another config, or whatever judging meets.
     """
-    run = Run(config.run.folder / config.run.name)
+    run = Run(config.run_folder)
     if place.launcher == "regrow":
         # The command that started us has looked.
         world = World.join(place)

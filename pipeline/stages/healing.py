@@ -19,7 +19,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import of_bytes, read_json, write_json
 from pipeline.inputs import Inputs
 from pipeline.model.blocks import find_blocks
-from pipeline.model.costs import model_flops_per_token
+from pipeline.model.costs import forward_flops_per_token
 from pipeline.model.load import load_model, save_whole
 from pipeline.model.replacement import EXPERTS
 from pipeline.run import Run
@@ -88,7 +88,7 @@ def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[
         world=world,
         say=say,
     )
-    forwards = sum(model_flops_per_token(one, asked.length) / 3 for one in (dense, model))
+    forwards = sum(forward_flops_per_token(one, asked.length) for one in (dense, model))
     cost = {"tokens": sequences.numel(), "flops": sequences.numel() * forwards}
     world.on_first(lambda: _write(model, found, cost, pruned, run, say))
 

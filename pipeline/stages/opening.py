@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.model.costs import Trained, accumulation, mfu, model_flops_per_tok
 from pipeline.model.describe import as_trained, describe_folder
 from pipeline.run import Run
 from pipeline.stages.during import tasks_during
-from pipeline.stages.teaching import find_teacher, open_teaching, own_teacher_flops, teacher_bytes
+from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
 from pipeline.training.adapters import describe_adapters
 from pipeline.training.answers import AnswerStore
 from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
@@ -44,6 +45,15 @@ def layout_of(config: Config, world: World, fit: Fit) -> Layout:
     return Layout.of(world, fit, train.zero_stage, config.model.dtype, compiled)
 
 
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """FLOPs of a token in ``training``, with the teacher's forward where it is asked then; and those of that forward,
+    whenever it is asked: 0 without a ``teacher``."""
+
+    training: float
+    teacher: float
+
+
 def open_session(
     config: Config,
     run: Run,
@@ -53,21 +63,24 @@ def open_session(
     world: World,
     say: Teller,
     answers: AnswerStore | None = None,
-) -> tuple[Session, float]:
+) -> tuple[Session, FlopsPerToken]:
     """The session at its start, and the FLOPs of a token, once all that it needs is known to be there; ``answers`` are
     those of a teacher that was asked ahead."""
     folder, data, recipe = run.stage("train"), config.data, config.train
     model = origin.load_to_train(recipe.seed, attention=config.model.attention, device=world.device)
     if origin.lora is not None:
         say(describe_adapters(model, origin.lora))
-    described = describe_folder(origin.folder, origin.trust_remote_code)
-    planned = to_fit(config, as_trained(described, config.model.dtype, lora=origin.lora), world.size)
-    beside = planned.needs(Fit(layout.micro_batch, layout.gradient_checkpointing))
+
+    def beside() -> int:
+        described = describe_folder(origin.folder, origin.trust_remote_code)
+        planned = to_fit(config, as_trained(described, config.model.dtype, lora=origin.lora), world.size)
+        return planned.needs(Fit(layout.micro_batch, layout.gradient_checkpointing))
+
     teaching = open_teaching(config, run, world, beside, say, answers)
     adapters = None if origin.lora is None else count_saved(model)
-    flops = model_flops_per_token(model, data.row_length, adapters)
-    if answers is None:
-        flops += own_teacher_flops(config)
+    own = model_flops_per_token(model, data.row_length, adapters)
+    taught = world.on_first(lambda: teacher_flops(config, find_teacher(config)))
+    flops = FlopsPerToken(own + (taught if answers is None else 0.0), taught)
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))
@@ -102,7 +115,7 @@ def open_session(
         origin,
         layout,
         judges=judges,
-        mfu=lambda speed: mfu(speed / world.size, flops, peak),
+        mfu=lambda speed: mfu(speed / world.size, flops.training, peak),
         say=say,
     )
     return session, flops
@@ -168,7 +181,8 @@ def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Telle
     """What the device holds, by the memory plan and then by a forward and a backward with all that training holds."""
     described = describe_folder(origin.folder, origin.trust_remote_code)
     trained = as_trained(described, config.model.dtype, lora=origin.lora)
-    wanted = to_fit(config, trained, world.size, teacher_bytes(config, find_teacher(config), world.size))
+    held = world.on_first(lambda: teacher_bytes(config, find_teacher(config), world.size))
+    wanted = to_fit(config, trained, world.size, held)
     if world.device.type != "cuda":
         return plain_fit(wanted)
     capacity = torch.cuda.get_device_properties(world.device).total_memory
@@ -176,7 +190,7 @@ def _try_fits(config: Config, run: Run, origin: Origin, world: World, say: Telle
     def attempt(fit: Fit) -> None:
         layout = layout_of(config, world, fit)
         model = origin.load_to_train(config.train.seed, attention=config.model.attention, device=world.device)
-        teaching = open_teaching(config, run, world, wanted.needs(fit), say, answers)
+        teaching = open_teaching(config, run, world, lambda: wanted.needs(fit) - held, say, answers)
         engine = _engine(config, model, world, layout, teaching)
         try:
             shape = (fit.micro_batch, config.data.row_length)

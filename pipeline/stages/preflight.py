@@ -24,7 +24,7 @@ def preflight(due: Collection[str], config: Config, place: Place) -> list[str]:
     """
     stages = [load_stage(name) for name in due]
     for name in due:
-        require_writable(config.run.folder / config.run.name / name, "run.folder")
+        require_writable(config.run_folder / name, "run.folder")
     folder = model = encoder = None
     if any(stage.reads_model for stage in stages):
         folder = resolve_model(config.model.path, config.model.revision)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.files import hash_file, read_json, write_atomic
-from pipeline.following import flops_before
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.run import Run
 from pipeline.stages.curve import curve_file
@@ -60,7 +59,7 @@ def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Rec
 
 
 def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the run took, and on what; and the FLOPs of the runs before it."""
+    """What the run took, and on what."""
     trained = stages["train"]["result"]
     return {
         "stages": {stage: {"seconds": record["seconds"]} for stage, record in stages.items()},
@@ -69,7 +68,6 @@ def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "steps": trained["steps"],
             "flops": trained["flops"],
             "flops_formula": flops_formula(config, trained.get("teacher_flops_per_token", 0.0)),
-            "flops_before": flops_before(config),
             "seconds": trained["seconds"],
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,

@@ -121,7 +121,7 @@ def _ask(config: Config, text: Inputs, store: AnswerStore, missing: Sequence[ran
     rows = sum(end - first for first, end in spans)
     needed = rows * data.row_length * bytes_per_token(store.samples, store.vocabulary, asked.temperature)
     world.on_first(lambda: require_space(store.folder, int(needed), "the teacher's answers"))
-    teacher = load_teacher(config, world, 0, say)
+    teacher = load_teacher(config, world, lambda: 0, say)
     say(f"asking the teacher about {rows:,} rows once, for this run and others: about {of_bytes(needed)}")
     asking = Asking(asked.temperature, config.train.seed, data.attention == "within")
     workers, begin = fitting_workers(data.workers, data.lanes, world.size), time.perf_counter()

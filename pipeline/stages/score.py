@@ -186,7 +186,7 @@ def check(ahead: Ahead) -> list[str]:
 def _check_documents(config: Config, width: int) -> None:
     """Whether the corpus that stage data listed has a document for each sequence; some may be too short, which is seen
     when they are drawn."""
-    run = Run(config.run.folder / config.run.name)
+    run = Run(config.run_folder)
     record, text = run.record("data"), Inputs(config, run)
     # A listing of another config, or that has lost its file, is refused as what it is when the stage begins.
     now = {"config": config.read_by("data")}

@@ -52,7 +52,7 @@ def carry_out(stages: list[str], config: Config, place: Place, config_path: str,
 
 def run_of(config: Config) -> Run:
     """The run that a config describes."""
-    return Run(config.run.folder / config.run.name)
+    return Run(config.run_folder)
 
 
 def carry_out_together(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
 from pipeline.files import of_bytes, read_json
 from pipeline.life import Teller
+from pipeline.loading import loading, weight_bytes
 from pipeline.memory import available_memory
-from pipeline.model.costs import model_flops_per_token
+from pipeline.model.costs import forward_flops_per_token
 from pipeline.model.describe import describe_folder
 from pipeline.model.load import load_model, model_files
 from pipeline.origins import WORDS, check_dense, check_named, dense_folder, model_folder, require_same_tokens
@@ -65,7 +67,7 @@ def check_teacher(config: Config, encoder: Encoder | None, elsewhere: bool = Fal
             f"set {KEY}: dense, or hidden: 0"
         )
     return check_named(
-        config, KEY, asked.teacher, lambda _: model_folder(asked.teacher, KEY, ("dense",)), encoder, elsewhere
+        config, KEY, asked.teacher, lambda: model_folder(asked.teacher, KEY, ("dense",)), encoder, elsewhere
     )
 
 
@@ -82,25 +84,19 @@ def teacher_bytes(config: Config, folder: Path | None, processes: int, sharded: 
     sharded = config.train.distill.sharded is True if sharded is None else sharded
     if folder is None or config.train.distill.offloaded or config.train.distill.samples is not None:
         return 0
-    model = describe_folder(folder, config.model.trust_remote_code)
-    whole = model.num_parameters() * getattr(torch, config.model.dtype).itemsize
+    whole = weight_bytes(describe_folder(folder, config.model.trust_remote_code), config.model.dtype)
     return -(-whole // processes) if sharded else whole
 
 
-def own_teacher_flops(config: Config) -> float:
-    """``teacher_flops`` of the teacher that the config names."""
-    return teacher_flops(config, find_teacher(config))
-
-
 def teacher_flops(config: Config, folder: Path | None) -> float:
-    """FLOPs of the teacher's forward for a token: a third of what training on it would take."""
+    """FLOPs of the teacher's forward for a token."""
     if folder is None:
         return 0.0
-    return model_flops_per_token(describe_folder(folder, config.model.trust_remote_code), config.data.row_length) / 3
+    return forward_flops_per_token(describe_folder(folder, config.model.trust_remote_code), config.data.row_length)
 
 
-def is_sharded(config: Config, folder: Path | None, world: World, beside: int) -> bool:
-    """Whether the teacher's weights are split, where training takes ``beside`` bytes of each device."""
+def is_sharded(config: Config, folder: Path | None, world: World, beside: Callable[[], int]) -> bool:
+    """Whether the teacher's weights are split, where training takes ``beside()`` bytes of each device."""
     asked = config.train.distill
     if asked.offloaded or asked.sharded is True:
         return True
@@ -110,19 +106,13 @@ def is_sharded(config: Config, folder: Path | None, world: World, beside: int) -
         room = torch.cuda.get_device_properties(world.device).total_memory
     else:
         room = available_memory() // world.on_this_machine
-    return beside + teacher_bytes(config, folder, world.size, sharded=False) > room
+    return beside() + teacher_bytes(config, folder, world.size, sharded=False) > room
 
 
-def load_teacher(config: Config, world: World, beside: int, say: Teller) -> Teacher:
-    """The teacher that the config names, beside ``beside`` bytes on each device. Every process calls it."""
+def load_teacher(config: Config, world: World, beside: Callable[[], int], say: Teller) -> Teacher:
+    """The teacher that the config names, beside ``beside()`` bytes on each device. Every process calls it."""
     folder = world.on_first(lambda: find_teacher(config))
-    model = load_model(
-        folder,
-        dtype=config.model.dtype,
-        attention=config.model.attention,
-        device=world.device,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    model = load_model(folder, device=world.device, **loading(config, config.model.dtype))
     offloaded = config.train.distill.offloaded
     sharded = world.on_first(lambda: is_sharded(config, folder, world, beside))
     size = of_bytes(model.get_memory_footprint())
@@ -132,12 +122,17 @@ def load_teacher(config: Config, world: World, beside: int, say: Teller) -> Teac
 
 
 def open_teaching(
-    config: Config, run: Run, world: World, beside: int, say: Teller, answers: AnswerStore | None = None
+    config: Config,
+    run: Run,
+    world: World,
+    beside: Callable[[], int],
+    say: Teller,
+    answers: AnswerStore | None = None,
 ) -> Teaching | Recalled | None:
     """What is learnt from the teacher, which is loaded, or from its stored ``answers``; None where none is asked for.
     Every process calls it.
 
-    ``beside``: bytes that training takes of each device.
+    ``beside()``: bytes that training takes of each device.
     """
     train, asked = config.train, config.train.distill
     if train.objective == "lm":

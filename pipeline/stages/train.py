@@ -31,11 +31,9 @@ from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.teaching import (
     check_teacher,
-    own_teacher_flops,
     require_known_tokens,
     teacher_hashes,
 )
-from pipeline.training.answers import AnswerStore
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.metrics import read_lines
@@ -89,17 +87,18 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         return {}
     end = keep_position(run, text.begin, steps * recipe.global_batch, cursors, text.identity)
     lines, held_out = (read_lines(folder / name) for name in ("metrics.jsonl", "held_out.jsonl"))
+    asked = steps * config.tokens_per_step
     return {
         "steps": steps,
         "tokens": session.position.tokens,
         "export": exported.relative_to(run.folder).as_posix(),
         "layout": asdict(layout),
-        "flops": flops * session.position.tokens,
-        "flops_per_token": flops,
+        "flops": flops.training * session.position.tokens,
+        "flops_per_token": flops.training,
         # Of a teacher that was asked ahead training takes none.
-        "teacher_flops_per_token": own_teacher_flops(config) if answers is None else 0.0,
+        "teacher_flops_per_token": flops.teacher if answers is None else 0.0,
         # What asking about all rows took, in this run or another.
-        **({} if answers is None else asked_ahead(config, answers)),
+        **({} if answers is None else {"answers": str(answers.folder), "answer_flops": asked * flops.teacher}),
         "seconds": sum(line["seconds"] for line in lines),
         "processes": world.size,
         "healed": read_healing(config, run),
@@ -107,12 +106,6 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
         "before": runs_before(config),
     }
-
-
-def asked_ahead(config: Config, answers: AnswerStore) -> dict[str, Any]:
-    """Of a teacher that was asked ahead: where its answers are, and the FLOPs that all of them took."""
-    tokens = config.steps * config.tokens_per_step
-    return {"answers": str(answers.folder), "answer_flops": tokens * own_teacher_flops(config)}
 
 
 def require_recipe(config: Config) -> None:
@@ -138,10 +131,10 @@ def check(ahead: Ahead) -> list[str]:
     require_recipe(config)
     if config.train.method == "lora" and ahead.model is not None:
         find_targets(ahead.model, config.train.lora.targets)
-    require_during(config, ahead.elsewhere)
+    asked = require_during(config, ahead.elsewhere)
     check_heal(config, ahead.model)
     lines = [*check_origin(config, ahead.encoder, ahead.elsewhere), *check_before(config, ahead.elsewhere)]
-    return [*lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    return [*asked, *lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pipeline.reporting import Records, render_card
@@ -34,11 +36,16 @@ def test_a_run_alone_is_told_as_it_is():
     assert tokens_in_all({"tokens": 1000}) == 1000 and tokens_in_all({}) is None
 
 
+def behind(flops: float | None) -> dict[str, Any]:
+    """A run of 5e12 FLOPs behind those of TRAIN, of which the first took so many and the others none."""
+    first, *others = TRAIN["before"]
+    return TRAIN | {"flops": 5e12, "before": [first | {"flops": flops}, *(one | {"flops": 0.0} for one in others)]}
+
+
 def test_flops_are_those_of_all_runs_or_not_known():
     assert flops_in_all({"flops": 5e12}) == 5e12 and flops_in_all({}) is None
-    assert flops_in_all(TRAIN | {"flops": 5e12, "flops_before": 2e13}) == 2.5e13
-    assert flops_in_all(TRAIN | {"flops": 5e12, "flops_before": None}) is None
-    assert flops_in_all(TRAIN | {"flops": 5e12}) is None, "a record of before"
+    assert flops_in_all(behind(2e13)) == 2.5e13
+    assert flops_in_all(behind(None)) is None, "a record that knows none"
 
 
 def test_each_run_has_a_row():
@@ -80,7 +87,7 @@ def test_the_page_tells_the_chain(chained, tmp_path):
 
 @pytest.mark.parametrize("before", [2e13, None])
 def test_flops_stand_beside_the_tokens_that_they_are_of(chained, tmp_path, before):
-    chained["cost"]["train"] = TRAIN | {"flops": 5e12, "flops_before": before}
+    chained["cost"]["train"] = behind(before)
     keys = ("name", "prune", "results", "cost", "provenance")
     text = render_card(Records(**{key: chained[key] for key in keys})).replace("\u202f", " ")
     _, page = render(chained, tmp_path)

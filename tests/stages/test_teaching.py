@@ -79,7 +79,7 @@ def test_what_a_teacher_costs(tiny_config, reference):
 def test_when_its_weights_are_split(tiny_config):
     def split(beside: int, *overrides: str) -> bool:
         config = load_config(tiny_config, ["train.objective=distill", *(f"train.{one}" for one in overrides)])
-        return is_sharded(config, find_teacher(config), ALONE, beside)
+        return is_sharded(config, find_teacher(config), ALONE, lambda: beside)
 
     assert not split(0, "zero_stage=3") and split(1 << 50, "zero_stage=3"), "it is not split where it does not fit"
     assert not split(1 << 50, "zero_stage=1") and not split(1 << 50, "zero_stage=3", "distill.sharded=false")
@@ -88,7 +88,7 @@ def test_when_its_weights_are_split(tiny_config):
 
 def test_another_run_teaches(tiny_config, reference):
     config = load_config(tiny_config, ["train.objective=both", f"train.distill.teacher={reference}"])
-    teaching = open_teaching(config, Run(reference), ALONE, 0, lambda line: None)
+    teaching = open_teaching(config, Run(reference), ALONE, lambda: 0, lambda line: None)
     export = load_model(reference / "train" / "exports" / "step-00000024").state_dict()
     assert all(value.equal(export[name]) for name, value in teaching.teacher.model.state_dict().items())
     assert (teaching.share, teaching.kept) == (0.5, tuple(read_json(reference / "prune" / "prune.json")["kept"]))
