@@ -14,7 +14,8 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -58,6 +59,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="arms, or cuts, by name")
     parser.add_argument("--tasks", action="store_true", help="ask each arm's last export the tasks of CONFIG")
     parser.add_argument("--table", action="store_true", help="write the table of what is done, and start nothing")
+    parser.add_argument("--shares", nargs="+", type=float, help="judge the exports at these shares of the steps alone")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at a time: on a GPU several keep it busy")
     asked = parser.parse_args()
     grid = Grid.read(asked.grid)
     # CONFIG need not state a cut.
@@ -65,8 +68,19 @@ def main() -> int:
     names = [name for name in asked.only if name not in {*grid.cuts, *grid.arms}]
     if names:
         parser.error(f"the grid has no {', '.join(names)}; it has {', '.join([*grid.cuts, *grid.arms])}")
-    for cut, arm in chosen(grid, asked.only):
-        if not asked.table and not train_arm(asked.config, grid, cut, arm, folder, asked.tasks):
+    if not asked.table:
+        pairs = list(chosen(grid, asked.only))
+        cuts = {cut for cut, arm in pairs if arm not in grid.chains}
+        # Each thread waits for the commands of an arm; arms of a cut begin with copies of it.
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            made = dict(zip(cuts, pool.map(lambda cut: make_cut(asked.config, grid, cut), cuts), strict=True))
+            wanted = [(cut, arm) for cut, arm in pairs if made.get(cut, True)]
+
+            def carry_out_arm(pair: tuple[str, str]) -> bool:
+                return train_arm(asked.config, grid, *pair, folder, tasks=asked.tasks, shares=asked.shares)
+
+            ended = list(pool.map(carry_out_arm, wanted))
+        if not all([*made.values(), *ended]):
             return 1
     figures = [found for cut in grid.cuts for arm in grid.arms if (found := arm_figures(folder, grid, cut, arm))]
     write_json(folder / "recovery.json", figures)
@@ -82,8 +96,15 @@ def chosen(grid: Grid, only: list[str]) -> Iterator[tuple[str, str]]:
     return ((cut, arm) for cut in cuts for arm in arms)
 
 
-def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path, tasks: bool) -> bool:
-    """Carry out one arm; False where a command failed."""
+def make_cut(config: Path, grid: Grid, cut: str) -> bool:
+    """Score and prune for all arms of a cut; False where it failed."""
+    return regrow("run", config, f"run.name={cut}-cut", *grid.cuts[cut], "--until", "prune")
+
+
+def train_arm(
+    config: Path, grid: Grid, cut: str, arm: str, folder: Path, *, tasks: bool, shares: Sequence[float] | None
+) -> bool:
+    """Carry out one arm, and judge its exports, all or those at ``shares`` of its steps; False where a command failed."""
     words = [*grid.cuts[cut], *grid.arms[arm]]
     if arm in grid.chains:
         if not regrow("chain", config, f"run.name={cut}-{arm}", *words, NO_TASKS):
@@ -93,18 +114,25 @@ def train_arm(config: Path, grid: Grid, cut: str, arm: str, folder: Path, tasks:
         words = [f"evaluate.tasks.names=[{', '.join(asked)}]"]
         config = last_link(folder, cut, arm) / "config.yaml"
     else:
-        if not regrow("run", config, f"run.name={cut}-cut", *grid.cuts[cut], "--until", "prune"):
-            return False
         for stage in COMMON:
             if not (folder / f"{cut}-{arm}" / stage / "stage.json").exists():
                 shutil.copytree(folder / f"{cut}-cut" / stage, folder / f"{cut}-{arm}" / stage, dirs_exist_ok=True)
         words.insert(0, f"run.name={cut}-{arm}")
         if not regrow("train", config, *words):
             return False
-    if not regrow("evaluate", config, *words, NO_TASKS, "--export", "all"):
-        return False
-    last = max(path.name for path in (run_of(folder, grid, cut, arm) / "train" / "exports").iterdir())
-    return not tasks or regrow("evaluate", config, *words, "--export", last)
+    exports = sorted(path.name for path in (run_of(folder, grid, cut, arm) / "train" / "exports").iterdir())
+    judged = exports if shares is None else at_shares(exports, shares)
+    for export in ["all"] if judged == exports else judged:
+        if not regrow("evaluate", config, *words, NO_TASKS, "--export", export):
+            return False
+    return not tasks or regrow("evaluate", config, *words, "--export", exports[-1])
+
+
+def at_shares(exports: list[str], shares: Sequence[float]) -> list[str]:
+    """Of a run's exports, in order, those first reached behind each share of its steps."""
+    steps = {int(name.rpartition("-")[2]): name for name in exports}
+    last = max(steps)
+    return sorted({steps[min(step for step in steps if step >= share * last)] for share in shares})
 
 
 def last_link(folder: Path, cut: str, arm: str) -> Path:

@@ -97,6 +97,7 @@ def test_equals_double_precision_from_logits(model, rows):
     assert (found["rows"], found["length"]) == (7, 24)
     assert found["loss"] == pytest.approx(total / tokens, rel=1e-6), "loss is not the mean over targets, in nats"
     assert found["value"] == pytest.approx(math.exp(total / tokens), rel=1e-5), "perplexity is not exp(mean loss)"
+    assert sum(found["row_losses"]) / len(found["row_losses"]) == pytest.approx(found["loss"], rel=1e-9), "of rows"
 
 
 def test_the_standard_error_is_that_of_drawing_other_rows(model, rows):
@@ -191,6 +192,7 @@ def test_where_the_head_is_known_no_logits_are_made(model, rows):
     made.clear()
     thin = perplexity(model, rows, micro_batch=2, device="cpu", head=head)
     assert set(made) == {1}, "whole logits were made after all"
+    assert thin.pop("row_losses") == pytest.approx(whole.pop("row_losses"), rel=1e-6)
     assert thin == pytest.approx(whole, rel=1e-6)
 
 
