@@ -113,9 +113,9 @@ def perplexity(
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
     Returns ``value`` (the perplexity), ``stderr`` (its standard error over the choice of rows, as if each were drawn
-    by itself; None for one row), ``loss`` (nats per target token), ``tokens`` (targets), ``rows``, ``length`` (tokens in a
-    row, of which length - 1 are targets where rows do not overlap), and ``row_losses`` (nats per target of each row, in
-    row order: what two models' difference on the same rows is told by).
+    by itself; None for one row), ``loss`` (nats per target token), ``tokens`` (targets), ``rows``, ``length`` (tokens
+    in a row, of which length - 1 are targets where rows do not overlap), and ``row_losses`` (nats per target of each
+    row, in row order: what two models' difference on the same rows is told by).
     """
     sums, targets = row_losses(
         model, rows, micro_batch=micro_batch, device=device, head=head, world=world, counted_from=counted_from
