@@ -104,7 +104,7 @@ def make_cut(config: Path, grid: Grid, cut: str) -> bool:
 def train_arm(
     config: Path, grid: Grid, cut: str, arm: str, folder: Path, *, tasks: bool, shares: Sequence[float] | None
 ) -> bool:
-    """Carry out one arm and judge its exports, all or those at ``shares`` of its steps; False where a command failed."""
+    """Carry out an arm and judge its exports, all or those at ``shares`` of its steps; False where a command failed."""
     words = [*grid.cuts[cut], *grid.arms[arm]]
     if arm in grid.chains:
         if not regrow("chain", config, f"run.name={cut}-{arm}", *words, NO_TASKS):
