@@ -160,7 +160,8 @@ def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: s
                 linewidth=1.3,
                 label=arm,
             )
-        log_scale(axes, min(heights) * 0.95, max(heights) * 1.05)
+        if max(heights) > 4 * min(heights):
+            log_scale(axes, min(heights) * 0.95, max(heights) * 1.05)
         axes.set_xlabel("million tokens")
         title(axes, f"{heading}, {kind}: perplexity, mean of {len(texts)} texts")
     handles, labels = panels[0].get_legend_handles_labels()
