@@ -12,6 +12,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.config import Config
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor, check_identity, from_json
@@ -74,9 +76,20 @@ def _pieces(row: Row) -> list[tuple[int, int]]:
     return pieces if row.counted is None else [(begin, end) for begin, end in pieces if row.counted[begin:end].any()]
 
 
-def _documents(row: Row, tokenizer: PreTrainedTokenizerBase, characters: int) -> Iterator[str]:
+def _parts(row: Row) -> Iterator[tuple[int, int, str]]:
+    """What is shown of the row: a document whole, or of an instruction what is no target, and what is one."""
     for begin, end in _pieces(row):
+        if row.counted is None:
+            yield begin, end, ""
+            continue
+        changes = (np.flatnonzero(np.diff(row.counted[begin:end])) + begin + 1).tolist()
+        for start, stop in pairwise([begin, *changes, end]):
+            yield start, stop, "targets: " if row.counted[start] else "no target: "
+
+
+def _documents(row: Row, tokenizer: PreTrainedTokenizerBase, characters: int) -> Iterator[str]:
+    for begin, end, what in _parts(row):
         text = tokenizer.decode(row.input_ids[begin:end])
         cut = f" ... ({len(text) - characters} characters more)" if characters and len(text) > characters else ""
         shown = (text[:characters] if characters else text).replace("\n", "\n    ")
-        yield f"  [{begin}:{end}] {shown}{cut}"
+        yield f"  [{begin}:{end}] {what}{shown}{cut}"

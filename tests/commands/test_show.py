@@ -15,6 +15,7 @@ from pipeline.data.formats.documents import read_documents
 from pipeline.data.shards import read_manifest
 from pipeline.errors import RegrowError
 from pipeline.files import read_json
+from tests.command import Regrow
 
 ROW = re.compile(r"\nrow (\d+), lane (\d+), \d+ documents, sha256 (\w+);")
 
@@ -96,3 +97,24 @@ def test_a_position_in_another_stream_is_refused(copied):
 def test_a_run_without_its_manifest_names_the_command(logged):
     with pytest.raises(RegrowError, match=rf"first run: regrow run {logged} run\.name=none --until data"):
         show(logged, 1, 300, "run.name=none")
+
+
+def test_of_instructions_it_shows_what_is_a_target(tiny_config, tmp_path):
+    """Real prompts and responses: what is masked ends behind "### Response:", the response and EOS are the targets."""
+    records = [
+        {"instruction": "Name a colour.", "input": "", "output": "Blue is one."},
+        {"instruction": "Add.", "input": "2 and 3", "output": "They make 5."},
+    ]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(records[k % 2]) + "\n" for k in range(64)))
+    config = tiny_config.with_name("asked.yaml")
+    source = f"{{path: {tmp_path / 'asked.jsonl'}, format: instruction}}"
+    config.write_text(f"extends: {tiny_config.name}\ndata: {{sources: [{source}], held_out: null, row_length: 128}}\n")
+    command = Regrow("run", config, "--until", "data")
+    assert command.wait() == 0, command.output
+    lines = "\n".join([*show(config, 1, 0), ""])
+    pairs = re.findall(r"\[0:(\d+)\] no target: (.*?)\n  \[(\d+):\d+\] targets: (.*?)\n", lines, flags=re.DOTALL)
+    assert len(pairs) == 8, lines
+    for stop, prompt, start, response in pairs:
+        assert stop == start
+        assert prompt.rstrip().endswith("### Response:"), prompt
+        assert any(response.startswith(one["output"]) for one in records), response
