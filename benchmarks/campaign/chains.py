@@ -1,0 +1,124 @@
+"""Chains: one training that goes on with other numbers of processes and under other ZeRO stages, drawn from a seed.
+
+Each link but the last is ended somewhere, by SIGKILL or by a signal that asks it to stop. Before the next one trains, its
+processes take the newest checkpoint up and write it again: what they hold must be what it held, bit for bit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from shutil import copytree, ignore_patterns, rmtree
+from typing import Any
+
+from campaign.cases import STEPS, Kill
+from campaign.checks import columns, damage, newest
+from campaign.setting import NAME, ROOT, Setting
+from campaign.states import differing_state
+from campaign.watching import Start, left_running
+from pipeline.config import dump_config, load_config
+from pipeline.files import write_atomic
+from pipeline.training.metrics import read_lines
+
+PROCESSES, ZERO_STAGES, LINKS = (1, 2, 4), (0, 1, 2, 3), (3, 4)
+#: Receiver and signal of a link's end.
+WAYS = (("all", "SIGKILL"), ("command", "SIGKILL"), ("rank 0", "SIGTERM"), ("command", "SIGTERM"))
+#: How far a step's loss may be from that of the undisturbed training, in nats.
+LOSS = 1e-3
+#: Seconds for taking a checkpoint up and writing it again.
+LIMIT = 240
+
+
+@dataclass(frozen=True)
+class Link:
+    """So many processes under a ZeRO stage, until the kill; None for the last link, which goes to the end."""
+
+    processes: int
+    zero_stage: int
+    kill: Kill | None
+
+    @property
+    def words(self) -> list[str]:
+        return [f"train.processes={self.processes}", f"train.zero_stage={self.zero_stage}", "data.workers=0"]
+
+
+def draw_chain(seed: int, number: int) -> list[Link]:
+    """The links of the chain of this number, each in another layout than the one before."""
+    random = Random(f"{seed} chain {number}")
+    count = random.choice(LINKS)
+    # Each behind a checkpoint of its own: every third step has one.
+    steps = sorted(random.sample([4, 7, 10], count - 1))
+    layouts: list[tuple[int, int]] = []
+    while len(layouts) < count:
+        drawn = random.choice(PROCESSES), random.choice(ZERO_STAGES)
+        if drawn not in layouts[-1:]:
+            layouts.append(drawn)
+    kills = [Kill("step", at, random.random(), *random.choice(WAYS)) for at in steps]
+    return [Link(*layout, kill) for layout, kill in zip(layouts, [*kills, None], strict=True)]
+
+
+def chain_outcome(number: int, seed: int, setting: Setting, folder: Path) -> dict[str, Any]:
+    """Carry out a chain in ``folder``, which stays where something was wrong."""
+    reference, pace = setting.reference(1)
+    links, met, wrong = draw_chain(seed, number), [], []
+    run = setting.begin(folder)
+    for before, link in zip([None, *links], links, strict=False):
+        if before is not None:
+            found = newest(run / "train")
+            wrong += [f"step {found}, {link}: {what}" for what in taken_up(setting, run, link, folder / "again", found)]
+            met.append(found)
+        start = Start(setting.train(folder, *link.words), run)
+        done = start.follow(link.kill, pace)
+        start.end()
+        wrong += [f"left running: {process}" for process in left_running(run)]
+        if done != (link.kill is not None) or (not done and start.status != 0):
+            wrong.append(f"{link} ended with {start.status}: {start.last_words()}")
+            break
+        wrong += [*damage(run / "train"), *other_samples(run, reference)]
+    differences = loss_differences(run, reference)
+    if len(differences) != STEPS:
+        wrong.append(f"metrics.jsonl has {len(differences)} steps of {STEPS}")
+    if max(differences, default=0) > LOSS:
+        wrong.append(f"a loss is {max(differences):.1e} nats from the undisturbed one")
+    if not wrong:
+        rmtree(folder)
+    largest = max(differences, default=None)
+    return {"links": [asdict(link) for link in links], "changes": met, "loss_difference": largest, "wrong": wrong}
+
+
+def taken_up(setting: Setting, run: Path, link: Link, folder: Path, step: int) -> Iterator[str]:
+    """What the processes of a link hold otherwise than the checkpoint of ``step``, once they have taken it up."""
+    if step == 0:
+        return
+    rmtree(folder, ignore_errors=True)
+    again = Path(copytree(run, folder / NAME, ignore=ignore_patterns("exports")))
+    words = [f"run.folder={folder}", *link.words]
+    write_atomic(again / "config.yaml", dump_config(load_config(setting.folder / "config.yaml", words)))
+    script = Path(__file__).with_name("taking_up.py")
+    command = [sys.executable, str(script), str(again / "config.yaml"), str(link.processes)]
+    ended = subprocess.run(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT
+    )
+    if ended.returncode:
+        yield f"it could not be taken up: {ended.stdout}"
+        return
+    name = f"train/checkpoints/step-{step:08d}"
+    yield from differing_state(run / name, again / name)
+    rmtree(folder)
+
+
+def other_samples(run: Path, reference: Path) -> Iterator[str]:
+    """Whether the rows that were trained on are others than those of the undisturbed training, as far as they go."""
+    ours, theirs = (read_lines(each / "train" / "samples.jsonl") for each in (run, reference))
+    if ours != theirs[: len(ours)]:
+        yield "samples.jsonl has other rows, or another order"
+
+
+def loss_differences(run: Path, reference: Path) -> list[float]:
+    """By how much the loss of each step is another."""
+    pairs = zip(columns(run / "train"), columns(reference / "train"), strict=False)
+    return [abs(ours[2] - theirs[2]) for ours, theirs in pairs if ours[0] == theirs[0]]

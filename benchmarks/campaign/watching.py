@@ -1,0 +1,240 @@
+"""A run that is watched from outside, by what it says and what it writes, and killed where it has come to a place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+from time import monotonic, sleep
+
+import psutil
+from commands import kill_tree, start
+
+from campaign.cases import PHASES, STEPS, Kill
+
+ROOT = Path(__file__).parent.parent.parent
+#: In the environment of all that a start begins: the run's folder.
+MARKER = "REGROW_FAULTS_RUN"
+#: Seconds that a command may take; that its processes may outlive it; between looks, before training and in it.
+LIMIT, PATIENCE, LOOK, CLOSE_LOOK = 240, 20, 0.005, 0.0005
+SAID = {
+    re.compile(r"\[train\] started"): "started",
+    re.compile(r"\[train\] step (\d+) of"): "step {}",
+    re.compile(r"\[train\] step (\d+): held-out"): "judged {}",
+}
+
+
+class Start:
+    """One start of a command on a run. ``seen`` holds when what was first seen, in seconds from the start; ``status``
+    is the exit status, None where it did not end in time."""
+
+    def __init__(self, command: list[str], run: Path):
+        self.train, self.seen = run / "train", dict[str, float]()
+        self._exports = set(self.train.glob("exports/step-*"))
+        run.parent.mkdir(parents=True, exist_ok=True)
+        self._said = run.parent / f"output-{len(list(run.parent.glob('output-*.txt'))) + 1}.txt"
+        os.environ[MARKER] = str(run)
+        # Into a file: nobody reads a pipe meanwhile, and a full one would stop the command.
+        with self._said.open("w") as output:
+            self._process, self._begin = start(command, ROOT, output), monotonic()
+        self._reading = self._said.open("rb")
+        self._line, self._family = b"", dict[str, list[psutil.Process]]()
+        self.status: int | None = None
+        self.killed_after: float | None = None
+
+    def text(self) -> str:
+        """All that was printed."""
+        return self._said.read_text(errors="replace")
+
+    def last_words(self) -> str:
+        """The last line that was printed."""
+        return self.text().rstrip().rpartition("\n")[2]
+
+    @property
+    def step(self) -> int:
+        """The last step that was said."""
+        return max((int(name.split()[1]) for name in self.seen if name.startswith("step ")), default=0)
+
+    def follow(self, kill: Kill | None = None, pace: dict[str, float] | None = None) -> bool:
+        """Watch the command until it ends, or the kill is done; whether it was. To be ended (``end``) either way."""
+        due = None
+        while self._process.poll() is None and self._seconds() < LIMIT:
+            self._look()
+            if kill is not None and due is None:
+                due = self._due(kill, pace or {})
+            if kill is not None and due is not None and self._seconds() >= due and self._send(kill):
+                self.killed_after = self._seconds()
+                return True
+            sleep(CLOSE_LOOK if "started" in self.seen else LOOK)
+        return False
+
+    def end(self) -> float:
+        """Wait for the command's end, which is forced where it does not come; the seconds that this took."""
+        begin = monotonic()
+        while self._process.poll() is None and monotonic() - begin < LIMIT:
+            sleep(LOOK)
+        seconds = monotonic() - begin
+        self.status = self._process.poll()
+        self._look()
+        self._reading.close()
+        self.seen.setdefault("ended", self._seconds())
+        kill_tree(self._process)
+        return seconds
+
+    def _seconds(self) -> float:
+        return monotonic() - self._begin
+
+    def _note(self, name: str) -> None:
+        self.seen.setdefault(name, self._seconds())
+
+    def _look(self) -> None:
+        """Note what is new: lines that were printed, folders that are written."""
+        *lines, self._line = (self._line + self._reading.read()).split(b"\n")
+        for line in lines:
+            for pattern, name in SAID.items():
+                if found := pattern.match(line.decode(errors="replace")):
+                    self._note(name.format(*found.groups()))
+                    self._family.clear()
+        step = self.step
+        if step == 0:
+            return
+        # Training may go on while a checkpoint is written.
+        for saving in {step} | {step for step in PHASES["save"] if f"save {step}" in self.seen}:
+            if f"complete {saving}" not in self.seen and files(self._saved(saving)) is not None:
+                self._note(f"save {saving}")
+                if (self._saved(saving) / "COMPLETE").exists():
+                    self._note(f"complete {saving}")
+        if files(self._scratch(step)) is not None:
+            self._note(f"export {step}")
+        elif f"export {step}" in self.seen or self._exported(step):
+            # On a busy machine it may have come and gone between two looks.
+            self._note(f"export {step}")
+            self._note(f"exported {step}")
+
+    def _saved(self, step: int) -> Path:
+        return self.train / "checkpoints" / f"step-{step:08d}"
+
+    def _scratch(self, step: int) -> Path:
+        return self.train / "exports" / f".step-{step:08d}.new"
+
+    def _exported(self, step: int) -> bool:
+        target = self.train / "exports" / f"step-{step:08d}"
+        return target not in self._exports and target.exists()
+
+    def _due(self, kill: Kill, pace: dict[str, float]) -> float | None:
+        """When the kill is due, in seconds from the start; None while its place has not come."""
+        if kill.phase == "start":
+            return kill.part * pace["start"]
+        if kill.phase == "closing":
+            return self._behind(f"exported {STEPS}", kill, pace)
+        if kill.phase == "opening":
+            return self._behind("started", kill, pace)
+        # A signal that saves may have taken the run further than where it was to be met.
+        step = next((min(step, STEPS) for step in PHASES[kill.phase] if kill.step <= step <= self.step + 1), None)
+        if step is None or f"step {step}" not in self.seen:
+            return None
+        if kill.phase in ("step", "evaluation"):
+            return self._behind(f"step {step}", kill, pace)
+        if kill.phase == "writing":
+            return self._behind(f"save {step}", kill, {"writing": pace["save"]})
+        folder = self._scratch(step) if kill.phase == "export" else self._saved(step)
+        last = f"{'exported' if kill.phase == 'export' else 'complete'} {step}"
+        count = pace[f"{kill.phase} files"]
+        # In the last part all files are there: then what was before is taken away, or the folder is moved into place.
+        place = kill.part * (count + 1)
+        there = files(folder)
+        if last not in self.seen and (there is None or there < int(place)):
+            return None
+        return self._seconds() + (place % 1) * pace[kill.phase] / count
+
+    def _behind(self, name: str, kill: Kill, pace: dict[str, float]) -> float | None:
+        seen = self.seen.get(name)
+        return None if seen is None else seen + kill.part * pace[kill.phase]
+
+    def _send(self, kill: Kill) -> bool:
+        """Send the signal; False where its receiver is not there yet."""
+        receivers = self._receivers(kill)
+        for process in receivers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.Signals[kill.signal])
+        return bool(receivers)
+
+    def _receivers(self, kill: Kill) -> list[psutil.Process]:
+        if not self._family.get(kill.receiver):
+            self._family = family(self._process.pid)
+        found = self._family.get(kill.receiver, [])
+        return [found[int(kill.part * 1000) % len(found)]] if found and kill.receiver == "reader" else found
+
+
+def files(folder: Path) -> int | None:
+    """How many files a folder has, None where it is not there."""
+    try:
+        return len(os.listdir(folder))
+    except FileNotFoundError:
+        return None
+
+
+def family(pid: int) -> dict[str, list[psutil.Process]]:
+    """The processes of a command by what they are."""
+    found: dict[str, list[psutil.Process]] = {"all": []}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        command = psutil.Process(pid)
+        found |= {"command": [command], "all": [command, *command.children(recursive=True)]}
+    ranks = set()
+    for process in found["all"][1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = process.name()
+            # A reader is a fork of its rank.
+            if process.ppid() in ranks:
+                found.setdefault("reader", []).append(process)
+            elif name == "regrow-agent":
+                found["agent"] = [process]
+            elif name.startswith("regrow-rank-"):
+                ranks.add(process.pid)
+                found[name.removeprefix("regrow-").replace("-", " ")] = [process]
+    return found
+
+
+def left_running(run: Path) -> list[str]:
+    """What still runs of a run whose command has ended, PATIENCE seconds later: nothing, or it is ended here."""
+    end = monotonic() + PATIENCE
+    while found := [process for process in psutil.process_iter() if _belongs(process, run)]:
+        if monotonic() > end:
+            break
+        sleep(0.02)
+    named = [str(process) for process in found]
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return named
+
+
+def _belongs(process: psutil.Process, run: Path) -> bool:
+    try:
+        return process.pid != os.getpid() and process.environ().get(MARKER) == str(run)
+    except psutil.Error:
+        return False
+
+
+def pace(seen: dict[str, float]) -> dict[str, float]:
+    """Seconds of each phase of a training that was followed to its end."""
+    steps = {int(name.split()[1]) for name in seen if name.startswith("step ")}
+
+    def mean(begin: str, end: str) -> float:
+        spans = [
+            seen[f"{end} {n}"] - seen[f"{begin} {n}"] for n in steps if f"{begin} {n}" in seen and f"{end} {n}" in seen
+        ]
+        return sum(spans) / len(spans)
+
+    return {
+        "start": seen["started"],
+        "opening": seen["step 1"] - seen["started"],
+        "step": seen["step 2"] - seen["step 1"],
+        "evaluation": mean("step", "judged"),
+        "save": mean("save", "complete"),
+        "export": mean("export", "exported"),
+        # The last of it is the end of processes that have done all.
+        "closing": (seen["ended"] - seen[f"exported {STEPS}"]) / 2,
+    }
