@@ -1,7 +1,8 @@
 """Trainings that are killed at any moment, in any way, and started again: do they end as if nothing had happened?
 
     python benchmarks/faults.py --folder DIR [--cases 60] [--seed 0] [--only NUMBER ...]
-    python benchmarks/faults.py --folder DIR --table
+    python benchmarks/faults.py --folder DIR --elastic 6 [--seed 0] [--only NUMBER ...]
+    python benchmarks/faults.py --folder DIR [--elastic 6] --table
 
 Each case is one training of a tiny model by two processes under ZeRO 1, 2 or 3. It is killed where the seed and the
 case's number say (in its start, a step, an evaluation, at a file of a save or an export, ...), by SIGKILL or a signal
@@ -10,8 +11,12 @@ Then the same command goes to the end. What must hold: exports and checkpoints h
 training, so have held_out.jsonl and samples.jsonl, metrics.jsonl has each step once, the complete checkpoints are whole
 after each kill, and nothing is left running.
 
-Each case adds a line of JSON to DIR/results.jsonl (--results); a case that has one is not done again, so that the same
-command goes on behind an interruption. What failed is kept in DIR/cases. Exit status 1 where anything is wrong.
+With --elastic it is chains: one training that goes on with other numbers of processes and under other ZeRO stages,
+ended at each change; samples must stay, and the state that is taken up must be the one that was saved, bit for bit.
+
+Each case or chain adds a line of JSON to DIR/cases.jsonl or DIR/chains.jsonl (--results); what has one is not done
+again, so that the same command goes on behind an interruption. What failed keeps its folder, DIR/case/SEED-NUMBER or
+DIR/chain/SEED-NUMBER. Exit status 1 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -30,10 +35,11 @@ from shutil import rmtree
 from time import monotonic
 from typing import Any
 
-from campaign.cases import Case, Kill, draw_case
+from campaign.cases import Kill, draw_case
+from campaign.chains import chain_outcome
 from campaign.checks import damage, differences, newest, torn
 from campaign.setting import Setting
-from campaign.table import table
+from campaign.table import chain_table, table
 from campaign.watching import Start, left_running
 
 from pipeline.training.metrics import read_lines
@@ -45,47 +51,52 @@ STOPPED = 75
 def main() -> int:
     parser = argparse.ArgumentParser(description="Trainings that are killed and started again.")
     parser.add_argument("--folder", type=Path, required=True, help="where runs are made, and failed ones kept")
-    parser.add_argument("--results", type=Path, help="the file of results; DIR/results.jsonl")
+    parser.add_argument("--results", type=Path, help="the file of results; DIR/cases.jsonl, or DIR/chains.jsonl")
     parser.add_argument("--cases", type=int, default=60, help="the cases from number 0 on")
+    parser.add_argument("--elastic", type=int, help="the chains from number 0 on, in the place of cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", type=int, help="the cases of these numbers alone")
+    parser.add_argument("--only", nargs="+", type=int, help="the cases, or chains, of these numbers alone")
     parser.add_argument("--table", action="store_true", help="print the table of what is done, and start nothing")
     asked = parser.parse_args()
-    results = asked.results or asked.folder / "results.jsonl"
+    kind, count = ("case", asked.cases) if asked.elastic is None else ("chain", asked.elastic)
+    results = asked.results or asked.folder / f"{kind}s.jsonl"
     if not asked.table:
         # Ignored where a shell has started this in the background, and then in all that it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        carry_out(due(results, asked.seed, asked.only or range(asked.cases)), asked.folder, results)
+        carry_out(kind, due(results, asked.seed, asked.only or range(count)), asked.seed, asked.folder, results)
     lines = read_lines(results)
-    print("\n".join(table(lines)))
+    print("\n".join(table(lines) if kind == "case" else chain_table(lines)))
     return int(any(line["wrong"] for line in lines))
 
 
-def due(results: Path, seed: int, numbers: Any) -> list[Case]:
-    """The cases of these numbers that have no line yet."""
+def due(results: Path, seed: int, numbers: Iterable[int]) -> list[int]:
+    """The numbers that have no line yet."""
     done = {(line["seed"], line["number"]) for line in read_lines(results)}
-    return [draw_case(seed, number) for number in numbers if (seed, number) not in done]
+    return [number for number in numbers if (seed, number) not in done]
 
 
-def carry_out(cases: list[Case], folder: Path, results: Path) -> None:
-    """Carry out cases, a line in ``results`` for each."""
-    setting = Setting(folder) if cases else None
+def carry_out(kind: str, numbers: list[int], seed: int, folder: Path, results: Path) -> None:
+    """Carry out the cases, or chains, of these numbers, a line in ``results`` for each."""
+    outcome = {"case": case_outcome, "chain": chain_outcome}[kind]
+    setting = Setting(folder) if numbers else None
     results.parent.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        line = {**asdict(case), **outcome(case, setting, folder.absolute() / "cases" / f"{case.seed}-{case.number}")}
-        print(
-            f"case {case.number}: {line['seconds']:.0f} s, {'; '.join(line['wrong']) or 'as it should be'}", flush=True
-        )
+    for number in numbers:
+        begin, before = monotonic(), cpu_seconds()
+        found = outcome(seed, number, setting, folder.absolute() / kind / f"{seed}-{number}")
+        spent = {"seconds": monotonic() - begin, "cpu_seconds": cpu_seconds() - before}
+        line = {"number": number, "seed": seed, **found, **spent, "code": setting.code, "date": f"{date.today()}"}
+        said = "; ".join(line["wrong"]) or "as it should be"
+        print(f"{kind} {number}: {line['seconds']:.0f} s, {said}", flush=True)
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def outcome(case: Case, setting: Setting, folder: Path) -> dict[str, Any]:
+def case_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dict[str, Any]:
     """Carry out one case in ``folder``, which stays where something was wrong."""
+    case = draw_case(seed, number)
     reference, pace = setting.reference(case.zero_stage)
-    begin, before = monotonic(), cpu_seconds()
     run = setting.begin(folder)
     words = [f"train.zero_stage={case.zero_stage}", f"data.workers={case.workers}"]
     met, wrong = [], []
@@ -107,14 +118,7 @@ def outcome(case: Case, setting: Setting, folder: Path) -> dict[str, Any]:
         wrong += differences(run, reference)
     if not wrong:
         rmtree(folder)
-    return {
-        "met": met,
-        "wrong": wrong,
-        "seconds": monotonic() - begin,
-        "cpu_seconds": cpu_seconds() - before,
-        "code": setting.code,
-        "date": date.today().isoformat(),
-    }
+    return {**asdict(case), "met": met, "wrong": wrong}
 
 
 def where(start: Start) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A number and a seed give one case, whatever was drawn before: a campaign can be 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from random import Random
 
 #: The trained steps, and every how many of them each thing is done; no two fall together before the last step.
@@ -60,17 +61,19 @@ class Case:
 
 
 def draw_case(seed: int, number: int) -> Case:
-    """The case of this number. Stages take turns, and so do phases in an order that changes; the rest is chance."""
-    order = list(PHASES)
+    """The case of this number. Each phase has its turn under each stage, in orders that change; the rest is chance."""
+    order = list(product(PHASES, ZERO_STAGES))
     Random(f"{seed} order {number // len(order)}").shuffle(order)
+    first, zero_stage = order[number % len(order)]
     random = Random(f"{seed} case {number}")
-    kills = [draw_kill(random, order[number % len(order)])]
-    if random.random() < TWICE:
+    kills = [draw_kill(random, first)]
+    # When all is done there is nothing more to kill.
+    if random.random() < TWICE and first != "closing":
         # Behind the first one, or before training goes on: there a resumed run comes by for certain.
         later = [phase for phase, steps in PHASES.items() if max(steps) > kills[0].step or max(steps) == 0]
         kills.append(draw_kill(random, random.choice(later), behind=kills[0].step))
     readers = any(kill.receiver == "reader" for kill in kills) or random.random() < READERS
-    return Case(number, seed, ZERO_STAGES[number % len(ZERO_STAGES)], int(readers), tuple(kills))
+    return Case(number, seed, zero_stage, int(readers), tuple(kills))
 
 
 def draw_kill(random: Random, phase: str, behind: int = -1) -> Kill:

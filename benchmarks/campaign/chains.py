@@ -1,12 +1,11 @@
 """Chains: one training that goes on with other numbers of processes and under other ZeRO stages, drawn from a seed.
 
-Each link but the last is ended somewhere, by SIGKILL or by a signal that asks it to stop. Before the next one trains, its
-processes take the newest checkpoint up and write it again: what they hold must be what it held, bit for bit.
+Each link but the last is ended somewhere, by SIGKILL or by a signal that asks it to stop. Before the next one trains,
+as many processes as it has take the newest checkpoint up and write it again: the two must hold the same, bit for bit.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,13 +14,15 @@ from random import Random
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
 
+from commands import carry_out
+
 from campaign.cases import STEPS, Kill
 from campaign.checks import columns, damage, newest
 from campaign.setting import NAME, ROOT, Setting
 from campaign.states import differing_state
 from campaign.watching import Start, left_running
 from pipeline.config import dump_config, load_config
-from pipeline.files import write_atomic
+from pipeline.files import read_json, write_atomic
 from pipeline.training.metrics import read_lines
 
 PROCESSES, ZERO_STAGES, LINKS = (1, 2, 4), (0, 1, 2, 3), (3, 4)
@@ -61,16 +62,17 @@ def draw_chain(seed: int, number: int) -> list[Link]:
     return [Link(*layout, kill) for layout, kill in zip(layouts, [*kills, None], strict=True)]
 
 
-def chain_outcome(number: int, seed: int, setting: Setting, folder: Path) -> dict[str, Any]:
+def chain_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dict[str, Any]:
     """Carry out a chain in ``folder``, which stays where something was wrong."""
     reference, pace = setting.reference(1)
     links, met, wrong = draw_chain(seed, number), [], []
     run = setting.begin(folder)
     for before, link in zip([None, *links], links, strict=False):
         if before is not None:
-            found = newest(run / "train")
-            wrong += [f"step {found}, {link}: {what}" for what in taken_up(setting, run, link, folder / "again", found)]
-            met.append(found)
+            step = newest(run / "train")
+            differing = taken_up(setting, run, link, folder / "again", step)
+            wrong += [f"step {step} under ZeRO {link.zero_stage} in {link.processes}: {what}" for what in differing]
+            met.append(step)
         start = Start(setting.train(folder, *link.words), run)
         done = start.follow(link.kill, pace)
         start.end()
@@ -78,7 +80,7 @@ def chain_outcome(number: int, seed: int, setting: Setting, folder: Path) -> dic
         if done != (link.kill is not None) or (not done and start.status != 0):
             wrong.append(f"{link} ended with {start.status}: {start.last_words()}")
             break
-        wrong += [*damage(run / "train"), *other_samples(run, reference)]
+        wrong += [*damage(run / "train"), *other_samples(run, reference, to_the_end=link.kill is None)]
     differences = loss_differences(run, reference)
     if len(differences) != STEPS:
         wrong.append(f"metrics.jsonl has {len(differences)} steps of {STEPS}")
@@ -100,21 +102,22 @@ def taken_up(setting: Setting, run: Path, link: Link, folder: Path, step: int) -
     write_atomic(again / "config.yaml", dump_config(load_config(setting.folder / "config.yaml", words)))
     script = Path(__file__).with_name("taking_up.py")
     command = [sys.executable, str(script), str(again / "config.yaml"), str(link.processes)]
-    ended = subprocess.run(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LIMIT
-    )
-    if ended.returncode:
-        yield f"it could not be taken up: {ended.stdout}"
+    ended = carry_out(command, ROOT, LIMIT)
+    if ended.status != 0:
+        yield f"it could not be taken up, exit status {ended.status}: {' / '.join(ended.lines[-3:])}"
         return
     name = f"train/checkpoints/step-{step:08d}"
+    layout = read_json(again / name / "state.json")["layout"]
+    if (layout["processes"], layout["zero_stage"]) != (link.processes, link.zero_stage):
+        yield "it was not written again"
     yield from differing_state(run / name, again / name)
     rmtree(folder)
 
 
-def other_samples(run: Path, reference: Path) -> Iterator[str]:
+def other_samples(run: Path, reference: Path, to_the_end: bool) -> Iterator[str]:
     """Whether the rows that were trained on are others than those of the undisturbed training, as far as they go."""
     ours, theirs = (read_lines(each / "train" / "samples.jsonl") for each in (run, reference))
-    if ours != theirs[: len(ours)]:
+    if ours != (theirs if to_the_end else theirs[: len(ours)]):
         yield "samples.jsonl has other rows, or another order"
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from campaign.cases import STEPS
 from pipeline.files import hash_file, read_json
+from pipeline.training.metrics import read_lines
 
-#: Files of lines that are the same to the byte.
+#: Files whose lines are the same.
 LINES = ("held_out.jsonl", "samples.jsonl")
 #: What is the same in a line of metrics.jsonl; the rest are times.
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
@@ -23,8 +23,8 @@ def differences(run: Path, reference: Path) -> Iterator[str]:
     yield from other_bytes("checkpoints", *kept_by_both(ours / "checkpoints", theirs / "checkpoints"))
     yield from (f"{path.name} is the rest of a save" for path in torn(ours))
     for name in LINES:
-        if (ours / name).read_bytes() != (theirs / name).read_bytes():
-            yield f"{name} has other bytes"
+        if read_lines(ours / name) != read_lines(theirs / name):
+            yield f"{name} has other lines"
     metrics = columns(ours)
     steps = [line[0] for line in metrics]
     if steps != list(range(1, STEPS + 1)):
@@ -67,8 +67,7 @@ def torn(train: Path) -> list[Path]:
 
 def columns(train: Path) -> list[list[Any]]:
     """The lines of metrics.jsonl without their times."""
-    lines = (train / "metrics.jsonl").read_text().splitlines()
-    return [[json.loads(line)[name] for name in COLUMNS] for line in lines]
+    return [[line[name] for name in COLUMNS] for line in read_lines(train / "metrics.jsonl")]
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -55,7 +55,8 @@ def whole_state(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("rank-*.safetensors")):
         with safe_open(path, "pt") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys() if name.startswith("buffer/")}
+            names = [name for name in file.keys() if name.startswith("buffer/")]  # noqa: SIM118 - it is no dict
+            found |= {name: file.get_tensor(name) for name in names}
             for name, (offset, length, updates) in json.loads(file.metadata()["fragments"]).items():
                 found[f"updates/{name}"] = torch.tensor(updates)
                 for kind in KINDS:

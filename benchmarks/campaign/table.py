@@ -1,4 +1,4 @@
-"""The campaign's table: how often which signal to which process met a run where, and how that ended."""
+"""The campaign's tables: how often which signal met which process where, and how that ended; and the chains."""
 
 from __future__ import annotations
 
@@ -40,3 +40,19 @@ def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"{len(lines)} cases, {passed} kills that came too late; {len(wrong)} cases with something wrong"
     for line in wrong:
         yield f"- case {line['number']} of seed {line['seed']}, ZeRO {line['zero_stage']}: {'; '.join(line['wrong'])}"
+
+
+def chain_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A row of Markdown for each chain: its layouts, the kill that ended each, and the step it was gone on from."""
+    yield "| Chain | Processes and ZeRO stages | Largest difference of a loss | Samples and state |"
+    yield "| --- | --- | ---: | --- |"
+    for line in lines:
+        words = ""
+        for number, link in enumerate(line["links"]):
+            words += f"{link['processes']} x ZeRO {link['zero_stage']}"
+            if number < len(line["changes"]):
+                kill = link["kill"]
+                words += f", {kill['signal']} to {kill['receiver']}, on from step {line['changes'][number]}: "
+        largest = "" if line["loss_difference"] is None else f"{line['loss_difference']:.1e} nats"
+        said = "; ".join(line["wrong"]) or "exact"
+        yield f"| {line['seed']}-{line['number']} | {words} | {largest} | {said} |"
