@@ -117,6 +117,7 @@ WRONG: dict[str, Callable[[Path, str], object]] = {
     "metrics.jsonl has other losses": lambda train, step: (train / "metrics.jsonl").write_text(
         (train / "metrics.jsonl").read_text().replace("2.5", "2.25", 1)
     ),
+    "REQUEUE asks": lambda train, step: (train / "REQUEUE").touch(),
     "the stage has no record": lambda train, step: (train / "stage.json").unlink(),
 }
 

@@ -31,6 +31,8 @@ def differences(run: Path, reference: Path) -> Iterator[str]:
         yield f"metrics.jsonl has the steps {steps}"
     elif metrics != columns(theirs):
         yield "metrics.jsonl has other losses, norms or rates"
+    if (ours / "REQUEUE").exists():
+        yield "REQUEUE asks for another start, and training has ended"
     if not (ours / "stage.json").exists():
         yield "the stage has no record"
 

@@ -42,7 +42,6 @@ class Start:
         self._reading = self._said.open("rb")
         self._line, self._family = b"", dict[str, list[psutil.Process]]()
         self.status: int | None = None
-        self.killed_after: float | None = None
 
     def text(self) -> str:
         """All that was printed."""
@@ -59,13 +58,9 @@ class Start:
 
     def follow(self, kill: Kill | None = None, pace: dict[str, float] | None = None) -> bool:
         """Watch the command until it ends, or the kill is done; whether it was. To be ended (``end``) either way."""
-        due = None
         while self._process.poll() is None and self._seconds() < LIMIT:
             self._look()
-            if kill is not None and due is None:
-                due = self._due(kill, pace or {})
-            if kill is not None and due is not None and self._seconds() >= due and self._send(kill):
-                self.killed_after = self._seconds()
+            if kill is not None and self._is_due(kill, pace or {}) and self._send(kill):
                 return True
             sleep(CLOSE_LOOK if "started" in self.seen else LOOK)
         return False
@@ -123,35 +118,41 @@ class Start:
         target = self.train / "exports" / f"step-{step:08d}"
         return target not in self._exports and target.exists()
 
-    def _due(self, kill: Kill, pace: dict[str, float]) -> float | None:
-        """When the kill is due, in seconds from the start; None while its place has not come."""
+    def _is_due(self, kill: Kill, pace: dict[str, float]) -> bool:
+        """Whether the command has come to where it is to be killed."""
         if kill.phase == "start":
-            return kill.part * pace["start"]
-        if kill.phase == "closing":
-            return self._behind(f"exported {STEPS}", kill, pace)
+            return self._seconds() >= kill.part * pace["start"] or "started" in self.seen
         if kill.phase == "opening":
-            return self._behind("started", kill, pace)
+            return self._is_behind("started", kill.part * pace["opening"]) or self.step > 0
+        if kill.phase == "closing":
+            return self._is_behind(f"exported {STEPS}", kill.part * pace["closing"])
         # A signal that saves may have taken the run further than where it was to be met.
-        step = next((min(step, STEPS) for step in PHASES[kill.phase] if kill.step <= step <= self.step + 1), None)
-        if step is None or f"step {step}" not in self.seen:
-            return None
-        if kill.phase in ("step", "evaluation"):
-            return self._behind(f"step {step}", kill, pace)
+        met = (min(step, STEPS) for step in PHASES[kill.phase] if step >= kill.step)
+        step = next((step for step in met if f"step {step}" in self.seen), None)
+        if step is None:
+            return False
+        if kill.phase == "step":
+            return self._is_behind(f"step {step}", kill.part * pace["step"]) or self.step > step
+        if kill.phase == "evaluation":
+            return self._is_behind(f"step {step}", kill.part * pace["evaluation"]) or f"judged {step}" in self.seen
         if kill.phase == "writing":
-            return self._behind(f"save {step}", kill, {"writing": pace["save"]})
-        folder = self._scratch(step) if kill.phase == "export" else self._saved(step)
-        last = f"{'exported' if kill.phase == 'export' else 'complete'} {step}"
+            return self._is_behind(f"save {step}", kill.part * pace["save"]) or f"complete {step}" in self.seen
+        return self._has_written(step, kill, pace)
+
+    def _has_written(self, step: int, kill: Kill, pace: dict[str, float]) -> bool:
+        """Whether as many files of a save or an export are there as the kill's part says."""
+        exporting = kill.phase == "export"
+        there = files(self._scratch(step) if exporting else self._saved(step))
         count = pace[f"{kill.phase} files"]
         # In the last part all files are there: then what was before is taken away, or the folder is moved into place.
         place = kill.part * (count + 1)
-        there = files(folder)
-        if last not in self.seen and (there is None or there < int(place)):
-            return None
-        return self._seconds() + (place % 1) * pace[kill.phase] / count
+        done = f"{'exported' if exporting else 'complete'} {step}" in self.seen
+        if done or (there is not None and there >= int(place)):
+            self._note("written")
+        return self._is_behind("written", place % 1 * pace[kill.phase] / count)
 
-    def _behind(self, name: str, kill: Kill, pace: dict[str, float]) -> float | None:
-        seen = self.seen.get(name)
-        return None if seen is None else seen + kill.part * pace[kill.phase]
+    def _is_behind(self, name: str, seconds: float) -> bool:
+        return name in self.seen and self._seconds() >= self.seen[name] + seconds
 
     def _send(self, kill: Kill) -> bool:
         """Send the signal; False where its receiver is not there yet."""
