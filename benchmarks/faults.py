@@ -109,7 +109,6 @@ def case_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dict
         if not done:
             break
     last = Start(setting.train(folder, *words), run)
-    last.follow()
     last.end()
     wrong += [f"left running: {process}" for process in left_running(run)]
     if last.status != 0:

@@ -74,7 +74,7 @@ def chain_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dic
             wrong += [f"step {step} under ZeRO {link.zero_stage} in {link.processes}: {what}" for what in differing]
             met.append(step)
         start = Start(setting.train(folder, *link.words), run)
-        done = start.follow(link.kill, pace)
+        done = link.kill is not None and start.follow(link.kill, pace)
         start.end()
         wrong += [f"left running: {process}" for process in left_running(run)]
         if done != (link.kill is not None) or (not done and start.status != 0):
