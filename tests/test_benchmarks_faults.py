@@ -56,8 +56,7 @@ def test_layouts_of_a_chain_change_and_its_ends_come_behind_checkpoints(campaign
     for number in range(40):
         links = campaign.chains.draw_chain(0, number)
         assert links == campaign.chains.draw_chain(0, number) and len(links) in (3, 4)
-        layouts = [(link.processes, link.zero_stage) for link in links]
-        assert all(before != behind for before, behind in pairwise(layouts)), layouts
+        assert all(before.processes != behind.processes for before, behind in pairwise(links)), links
         steps = [link.kill.step for link in links[:-1]]
         assert steps == sorted(set(steps)) and min(steps) > campaign.cases.CHECKPOINT and links[-1].kill is None
 
@@ -177,11 +176,12 @@ def run_campaign(folder: Path, *arguments: object) -> str:
     """What benchmarks/faults.py prints."""
     command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), "--folder", str(folder), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+@pytest.mark.timeout(1800)
 def test_four_kills_leave_no_trace(tmp_path):
     said = run_campaign(tmp_path, "--only", *TWICE)
     lines = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]

@@ -20,7 +20,7 @@ from campaign.cases import STEPS, Kill
 from campaign.checks import columns, damage, newest
 from campaign.setting import NAME, ROOT, Setting
 from campaign.states import differing_state
-from campaign.watching import Start, left_running
+from campaign.watching import LIMIT, Start, left_running
 from pipeline.config import dump_config, load_config
 from pipeline.files import read_json, write_atomic
 from pipeline.training.metrics import read_lines
@@ -30,8 +30,6 @@ PROCESSES, ZERO_STAGES, LINKS = (1, 2, 4), (0, 1, 2, 3), (3, 4)
 WAYS = (("all", "SIGKILL"), ("command", "SIGKILL"), ("rank 0", "SIGTERM"), ("command", "SIGTERM"))
 #: How far a step's loss may be from that of the undisturbed training, in nats.
 LOSS = 1e-3
-#: Seconds for taking a checkpoint up and writing it again.
-LIMIT = 240
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,15 @@ class Link:
 
 
 def draw_chain(seed: int, number: int) -> list[Link]:
-    """The links of the chain of this number, each in another layout than the one before."""
+    """The links of the chain of this number, each with another number of processes than the one before."""
     random = Random(f"{seed} chain {number}")
     count = random.choice(LINKS)
     # Each behind a checkpoint of its own: every third step has one.
     steps = sorted(random.sample([4, 7, 10], count - 1))
-    layouts: list[tuple[int, int]] = []
-    while len(layouts) < count:
-        drawn = random.choice(PROCESSES), random.choice(ZERO_STAGES)
-        if drawn not in layouts[-1:]:
-            layouts.append(drawn)
+    processes = [random.choice(PROCESSES)]
+    while len(processes) < count:
+        processes.append(random.choice([other for other in PROCESSES if other != processes[-1]]))
+    layouts = [(number, random.choice(ZERO_STAGES)) for number in processes]
     kills = [Kill("step", at, random.random(), *random.choice(WAYS)) for at in steps]
     return [Link(*layout, kill) for layout, kill in zip(layouts, [*kills, None], strict=True)]
 

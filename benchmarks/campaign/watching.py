@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 #: In the environment of all that a start begins: the run's folder.
 MARKER = "REGROW_FAULTS_RUN"
 #: Seconds that a command may take; that its processes may outlive it; between looks, from far and from near.
-LIMIT, PATIENCE, LOOK, CLOSE_LOOK = 240, 20, 0.005, 0.0005
+LIMIT, PATIENCE, LOOK, CLOSE_LOOK = 600, 20, 0.005, 0.0005
 SAID = {
     re.compile(r"\[train\] started"): "started",
     re.compile(r"\[train\] step (\d+) of"): "step {}",
