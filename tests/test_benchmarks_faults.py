@@ -57,8 +57,13 @@ def test_layouts_of_a_chain_change_and_its_ends_come_behind_checkpoints(campaign
         links = campaign.chains.draw_chain(0, number)
         assert links == campaign.chains.draw_chain(0, number) and len(links) in (3, 4)
         assert all(before.processes != behind.processes for before, behind in pairwise(links)), links
-        steps = [link.kill.step for link in links[:-1]]
-        assert steps == sorted(set(steps)) and min(steps) > campaign.cases.CHECKPOINT and links[-1].kill is None
+        ends = [link.kills[-1].step for link in links[:-1]]
+        assert ends == sorted(set(ends)) and min(ends) > campaign.cases.CHECKPOINT, ends
+        assert [link.last for link in links] == [False] * len(ends) + [True]
+        early = [
+            kill.phase for place, link in enumerate(links) for kill in link.kills[: -1 if place < len(ends) else 1]
+        ]
+        assert set(early) <= {"opening"} and len(links[0].kills) == 1, early
 
 
 def test_what_has_a_line_is_not_done_again(campaign, tmp_path):
@@ -170,6 +175,26 @@ def test_a_state_is_the_same_in_every_layout_and_one_bit_of_it_is_seen(campaign,
     path.write_bytes(content)
     (found,) = campaign.states.differing_state(one, two)
     assert found.endswith(" has other values"), found
+
+
+def test_tables_tell_kills_by_stage_and_end_and_chains_by_link(campaign):
+    kill = {"receiver": "agent", "signal": "SIGTERM", "phase": "save"}
+    line = {"seed": 0, "number": 4, "zero_stage": 3, "wrong": []}
+    good = {**line, "kills": [kill, kill], "met": [{"ended": "saved", "torn": []}, {"ended": "passed", "torn": []}]}
+    bad = {**good, "kills": [kill], "met": [{"ended": "at once", "torn": ["step-00000003"]}], "wrong": ["too bad"]}
+    rows = list(campaign.table.table([good, bad]))
+    # Kills; ZeRO 1, 2, 3; at once, saved, went on; cut short; wrong.
+    assert "| agent | SIGTERM | save | 2 | 0 | 0 | 2 | 1 | 1 | 0 | 1 | 1 |" in rows, rows
+    assert "2 cases, 1 kills that came too late; 1 cases with something wrong" in rows, rows
+    assert rows[-1] == "- case 4 of seed 0, ZeRO 3: too bad"
+    links = [
+        {"processes": 2, "zero_stage": 1, "kills": [kill]},
+        {"processes": 4, "zero_stage": 0, "kills": []},
+    ]
+    chain = {**line, "links": links, "changes": [6], "loss_difference": 2e-4}
+    *_, row = campaign.table.chain_table([chain])
+    words = "2 x ZeRO 1 (SIGTERM to agent in its save); from step 6 4 x ZeRO 0 (no kill)"
+    assert row == f"| 0-4 | {words} | 2.0e-04 nats | exact |"
 
 
 def run_campaign(folder: Path, *arguments: object) -> str:

@@ -28,17 +28,21 @@ from pipeline.training.metrics import read_lines
 PROCESSES, ZERO_STAGES, LINKS = (1, 2, 4), (0, 1, 2, 3), (3, 4)
 #: Receiver and signal of a link's end.
 WAYS = (("all", "SIGKILL"), ("command", "SIGKILL"), ("rank 0", "SIGTERM"), ("command", "SIGTERM"))
+#: Share of the links that are killed while they take the checkpoint up, and started again.
+EARLY = 0.4
 #: How far a step's loss may be from that of the undisturbed training, in nats.
 LOSS = 1e-3
 
 
 @dataclass(frozen=True)
 class Link:
-    """So many processes under a ZeRO stage, until the kill; None for the last link, which goes to the end."""
+    """So many processes under a ZeRO stage, and the kills that they meet in turn; behind the ``last`` one's they go to
+    the end."""
 
     processes: int
     zero_stage: int
-    kill: Kill | None
+    kills: tuple[Kill, ...]
+    last: bool
 
     @property
     def words(self) -> list[str]:
@@ -50,34 +54,38 @@ def draw_chain(seed: int, number: int) -> list[Link]:
     random = Random(f"{seed} chain {number}")
     count = random.choice(LINKS)
     # Each behind a checkpoint of its own: every third step has one.
-    steps = sorted(random.sample([4, 7, 10], count - 1))
-    processes = [random.choice(PROCESSES)]
-    while len(processes) < count:
-        processes.append(random.choice([other for other in PROCESSES if other != processes[-1]]))
-    layouts = [(number, random.choice(ZERO_STAGES)) for number in processes]
-    kills = [Kill("step", at, random.random(), *random.choice(WAYS)) for at in steps]
-    return [Link(*layout, kill) for layout, kill in zip(layouts, [*kills, None], strict=True)]
+    ends = [*sorted(random.sample([4, 7, 10], count - 1)), None]
+    links: list[Link] = []
+    for end in ends:
+        processes = random.choice([other for other in PROCESSES if not links or other != links[-1].processes])
+        kills = []
+        if links and random.random() < EARLY:
+            kills.append(Kill("opening", 0, random.random(), "all", "SIGKILL"))
+        if end is not None:
+            kills.append(Kill("step", end, random.random(), *random.choice(WAYS)))
+        links.append(Link(processes, random.choice(ZERO_STAGES), tuple(kills), last=end is None))
+    return links
 
 
 def chain_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dict[str, Any]:
     """Carry out a chain in ``folder``, which stays where something was wrong."""
     reference, pace = setting.reference(1)
-    links, met, wrong = draw_chain(seed, number), [], []
+    links, changes, wrong = draw_chain(seed, number), [], []
     run = setting.begin(folder)
-    for before, link in zip([None, *links], links, strict=False):
-        if before is not None:
+    for place, link in enumerate(links):
+        if place > 0:
             step = newest(run / "train")
             differing = taken_up(setting, run, link, folder / "again", step)
             wrong += [f"step {step} under ZeRO {link.zero_stage} in {link.processes}: {what}" for what in differing]
-            met.append(step)
-        start = Start(setting.train(folder, *link.words), run)
-        done = link.kill is not None and start.follow(link.kill, pace)
-        start.end()
-        wrong += [f"left running: {process}" for process in left_running(run)]
-        if done != (link.kill is not None) or (not done and start.status != 0):
-            wrong.append(f"{link} ended with {start.status}: {start.last_words()}")
-            break
-        wrong += [*damage(run / "train"), *other_samples(run, reference, to_the_end=link.kill is None)]
+            changes.append(step)
+        for kill in (*link.kills, None) if link.last else link.kills:
+            start = Start(setting.train(folder, *link.words), run)
+            done = kill is not None and start.follow(kill, pace)
+            start.end()
+            wrong += [f"left running: {process}" for process in left_running(run)]
+            if not done and (kill is not None or start.status != 0):
+                wrong.append(f"{link} ended with {start.status}, kill {kill}: {start.last_words()}")
+            wrong += [*damage(run / "train"), *other_samples(run, reference, to_the_end=kill is None)]
     differences = loss_differences(run, reference)
     if len(differences) != STEPS:
         wrong.append(f"metrics.jsonl has {len(differences)} steps of {STEPS}")
@@ -86,7 +94,7 @@ def chain_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dic
     if not wrong:
         rmtree(folder)
     largest = max(differences, default=None)
-    return {"links": [asdict(link) for link in links], "changes": met, "loss_difference": largest, "wrong": wrong}
+    return {"links": [asdict(link) for link in links], "changes": changes, "loss_difference": largest, "wrong": wrong}
 
 
 def taken_up(setting: Setting, run: Path, link: Link, folder: Path, step: int) -> Iterator[str]:

@@ -43,16 +43,15 @@ def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def chain_table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A row of Markdown for each chain: its layouts, the kill that ended each, and the step it was gone on from."""
+    """A row of Markdown for each chain: its layouts, what each was gone on from, and its kills."""
     yield "| Chain | Processes and ZeRO stages | Largest difference of a loss | Samples and state |"
     yield "| --- | --- | ---: | --- |"
     for line in lines:
-        words = ""
-        for number, link in enumerate(line["links"]):
-            words += f"{link['processes']} x ZeRO {link['zero_stage']}"
-            if number < len(line["changes"]):
-                kill = link["kill"]
-                words += f", {kill['signal']} to {kill['receiver']}, on from step {line['changes'][number]}: "
+        words = []
+        for step, link in zip([None, *line["changes"]], line["links"], strict=False):
+            begun = "" if step is None else f"from step {step} "
+            kills = [f"{kill['signal']} to {kill['receiver']} in its {kill['phase']}" for kill in link["kills"]]
+            words.append(f"{begun}{link['processes']} x ZeRO {link['zero_stage']} ({', '.join(kills) or 'no kill'})")
         largest = "" if line["loss_difference"] is None else f"{line['loss_difference']:.1e} nats"
         said = "; ".join(line["wrong"]) or "exact"
-        yield f"| {line['seed']}-{line['number']} | {words} | {largest} | {said} |"
+        yield f"| {line['seed']}-{line['number']} | {'; '.join(words)} | {largest} | {said} |"
