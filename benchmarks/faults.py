@@ -36,7 +36,6 @@ from time import monotonic
 from typing import Any
 
 from campaign.cases import Kill, draw_case
-from campaign.chains import chain_outcome
 from campaign.checks import damage, differences, newest, torn
 from campaign.setting import Setting
 from campaign.table import chain_table, table
@@ -77,7 +76,10 @@ def due(results: Path, seed: int, numbers: Iterable[int]) -> list[int]:
 
 def carry_out(kind: str, numbers: list[int], seed: int, folder: Path, results: Path) -> None:
     """Carry out the cases, or chains, of these numbers, a line in ``results`` for each."""
-    outcome = {"case": case_outcome, "chain": chain_outcome}[kind]
+    outcome = case_outcome
+    if kind == "chain":
+        # It needs torch, which cases do without.
+        from campaign.chains import chain_outcome as outcome
     setting = Setting(folder) if numbers else None
     results.parent.mkdir(parents=True, exist_ok=True)
     for number in numbers:

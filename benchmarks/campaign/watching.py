@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 #: In the environment of all that a start begins: the run's folder.
 MARKER = "REGROW_FAULTS_RUN"
 #: Seconds that a command may take; that its processes may outlive it; between looks, from far and from near.
-LIMIT, PATIENCE, LOOK, CLOSE_LOOK = 600, 20, 0.005, 0.0005
+LIMIT, PATIENCE, LOOK, CLOSE_LOOK = 600, 20, 0.005, 0.001
 SAID = {
     re.compile(r"\[train\] started"): "started",
     re.compile(r"\[train\] step (\d+) of"): "step {}",
@@ -62,7 +62,7 @@ class Start:
             self._look()
             if kill is not None and self._is_due(kill, pace or {}) and self._send(kill):
                 return True
-            # Looking closely takes a tenth of a core.
+            # Looking closely takes a twentieth of a core.
             close = "started" in self.seen and (kill is None or kill.step <= self.step + 1)
             sleep(CLOSE_LOOK if close else LOOK)
         return False
