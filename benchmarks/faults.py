@@ -123,9 +123,15 @@ def case_outcome(seed: int, number: int, setting: Setting, folder: Path) -> dict
 
 
 def where(start: Start) -> dict[str, Any]:
-    """Where a killed run was: the last step that it said, what it was writing, and whether it had ended."""
+    """Where a killed run was: the last step that it said, what it was writing, and whether it had ended; and whether it
+    printed a traceback."""
     writing = [*torn(start.train), *start.train.glob("exports/.step-*")]
-    return {"step": start.step, "torn": [path.name for path in writing], "done": (start.train / "stage.json").exists()}
+    return {
+        "step": start.step,
+        "torn": [path.name for path in writing],
+        "done": (start.train / "stage.json").exists(),
+        "traceback": "Traceback" in start.text(),
+    }
 
 
 def how(start: Start, done: bool) -> str:

@@ -179,12 +179,13 @@ def test_a_state_is_the_same_in_every_layout_and_one_bit_of_it_is_seen(campaign,
 
 def test_tables_tell_kills_by_stage_and_end_and_chains_by_link(campaign):
     kill = {"receiver": "agent", "signal": "SIGTERM", "phase": "save"}
+    met = {"ended": "at once", "torn": [], "traceback": True}
     line = {"seed": 0, "number": 4, "zero_stage": 3, "wrong": []}
-    good = {**line, "kills": [kill, kill], "met": [{"ended": "saved", "torn": []}, {"ended": "passed", "torn": []}]}
-    bad = {**good, "kills": [kill], "met": [{"ended": "at once", "torn": ["step-00000003"]}], "wrong": ["too bad"]}
+    good = {**line, "kills": [kill, kill], "met": [{**met, "ended": "saved"}, {**met, "ended": "passed"}]}
+    bad = {**good, "kills": [kill], "met": [{**met, "torn": ["step-00000003"]}], "wrong": ["too bad"]}
     rows = list(campaign.table.table([good, bad]))
-    # Kills; ZeRO 1, 2, 3; at once, saved, went on; cut short; wrong.
-    assert "| agent | SIGTERM | save | 2 | 0 | 0 | 2 | 1 | 1 | 0 | 1 | 1 |" in rows, rows
+    # Kills; ZeRO 1, 2, 3; at once, saved, went on; cut short; traceback; wrong.
+    assert "| agent | SIGTERM | save | 2 | 0 | 0 | 2 | 1 | 1 | 0 | 1 | 2 | 1 |" in rows, rows
     assert "2 cases, 1 kills that came too late; 1 cases with something wrong" in rows, rows
     assert rows[-1] == "- case 4 of seed 0, ZeRO 3: too bad"
     links = [

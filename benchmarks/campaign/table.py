@@ -26,8 +26,9 @@ def table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:
                 counts[(*row, f"ZeRO {line['zero_stage']}")] += 1
                 counts[(*row, met["ended"])] += 1
                 counts[(*row, "cut short")] += bool(met["torn"])
+                counts[(*row, "traceback")] += met["traceback"]
                 counts[(*row, "wrong")] += bool(line["wrong"])
-    heads = [*(f"ZeRO {stage}" for stage in ZERO_STAGES), *ENDS, "cut short", "wrong"]
+    heads = [*(f"ZeRO {stage}" for stage in ZERO_STAGES), *ENDS, "cut short", "traceback", "wrong"]
     yield f"| Receiver | Signal | Where | Kills | {' | '.join(heads)} |"
     yield f"| --- | --- | --- |{' ---: |' * (len(heads) + 1)}"
     rows = [(to, by, at) for to in RECEIVERS for by in ("SIGKILL", *SIGNALS) for at in PHASES]
