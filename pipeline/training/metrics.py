@@ -84,11 +84,13 @@ def cut_after(path: Path, step: int) -> int:
 def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
     """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on."""
     record = asdict(step)
-    for name in ("auxiliary_loss", "divergence", "disagreement"):
+    reason = record.pop("skipped")
+    for name in ("auxiliary_loss", "divergence", "disagreement", "slowest"):
         if record[name] is None:
             del record[name]
-    seconds = {name: record.pop(name) for name in ("seconds", "data_wait")}
-    return {**record, "mfu": mfu, **seconds}
+    last = {name: record.pop(name) for name in ("seconds", "data_wait", "slowest") if name in record}
+    skipped = {} if reason is None else {"skipped": True, "reason": reason}
+    return {**record, "mfu": mfu, **last, **skipped}
 
 
 def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
@@ -96,9 +98,12 @@ def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
     router = "" if step.auxiliary_loss is None else f"router's auxiliary loss {step.auxiliary_loss:.4f}, "
     teacher = "" if step.divergence is None else f"divergence from the teacher {step.divergence:.4f}, "
     left = timedelta(seconds=round((steps - step.step) * pace(recent)[1]))
+    speed = f"{step.tokens_per_second:,.0f} tokens/s, {left} left"
+    if step.skipped is not None:
+        return f"step {step.step} of {steps}: skipped, for {step.skipped} (see bad_steps.jsonl), {speed}"
     return (
         f"step {step.step} of {steps}: loss {step.loss:.4f}, {teacher}{router}gradient norm {step.grad_norm:.2f}, rate "
-        f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {left} left"
+        f"{step.learning_rate:.2e}, {speed}"
     )
 
 
