@@ -100,6 +100,13 @@ class TrainSection(Section):
     spike_window: Whole = key(
         100, "Losses that a loss is compared with; until there are so many none is a spike.", free=True, ge=2
     )
+    hang_seconds: Real = key(
+        600,
+        "A process that shows no progress for so many seconds within a step, but the first, leaves its stacks in "
+        "train/stacks/ and ends.",
+        free=True,
+        gt=0,
+    )
     checkpoint_every: Whole = key(250, "Steps between checkpoints.", free=True, ge=1)
     keep_checkpoints: Whole = key(2, "Complete checkpoints that are kept.", free=True, ge=1)
     export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)

@@ -25,6 +25,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
 from pipeline.training.loop import Position, Step, train_steps
 from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
+from pipeline.training.watchdog import Watchdog
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
 LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl", "bad_steps.jsonl")
@@ -96,10 +97,22 @@ class Session:
             self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
 
     def steps(
-        self, count: int, rate: Callable[[int], float], bad_steps: BadSteps, log_samples: bool = False
+        self,
+        count: int,
+        rate: Callable[[int], float],
+        bad_steps: BadSteps,
+        watchdog: Watchdog,
+        *,
+        log_samples: bool = False,
     ) -> Iterator[Step]:
         """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then. ``bad_steps``, as
-        it is before the first step of a run, decides which are skipped."""
+        it is before the first step of a run, decides which are skipped; ``watchdog`` is told what is at work."""
+
+        def at(what: str) -> None:
+            watchdog.beat(what)
+            self.say.at(what)
+
+        self.world.be_patient()
         self.position.bad_steps = self._recalled(bad_steps)
         stream = self.rows.behind(self.position)
         taken = train_steps(
@@ -110,9 +123,10 @@ class Session:
             rate=rate,
             within_documents=self.rows.within_documents,
             on_rows=partial(self._log_rows, stream, log_samples),
-            at=self.say.at,
+            at=at,
         )
-        for step in taken:
+        for step in self._noted(taken):
+            watchdog.between_steps(f"what is done behind step {step.step}")
             if self.world.rank == 0:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
                 self._lines["metrics.jsonl"].append(self._recent[-1])
@@ -187,6 +201,14 @@ class Session:
         self.engine.close()
         for lines in self._lines.values():
             lines.close()
+
+    def _noted(self, taken: Iterator[Step]) -> Iterator[Step]:
+        """The same steps; an error says in which of them it was met."""
+        try:
+            yield from taken
+        except RuntimeError as error:
+            error.add_note(f"in step {self.position.step + 1}")
+            raise
 
     def _log_rows(self, stream: RowStream, all_steps: bool, step: int, rows: list[Row], skipped: str | None) -> None:
         """What a step took, row by row in their order: of ``all_steps`` into samples.jsonl, of a step that was skipped,
