@@ -158,8 +158,7 @@ def take_place(place: Place) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # NCCL's flight recorder: the last so many collectives of each process, which the watchdog leaves at a hang.
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):
-        os.environ.setdefault(name, "2000")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 
 def _require_meeting_point(environment: Mapping[str, str]) -> None:

@@ -175,7 +175,7 @@ def stale(what: str, differences: list[str], stage: str | None = None) -> Regrow
 
 def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None = None) -> None:
     """Do this process's share of a stage; the first process writes the stage's record at the end."""
-    begin = time.time()
+    begin = time.monotonic()
 
     def say(line: str) -> None:
         if world.rank == 0:
@@ -185,8 +185,8 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     with told(stage, run, world.rank), telling(say) as say:
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
-            _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
-            say(f"done in {time.time() - begin:.1f} s")
+            _finish(stage, config, run, world, fingerprint, result, time.monotonic() - begin)
+            say(f"done in {time.monotonic() - begin:.1f} s")
         world.barrier()
 
 

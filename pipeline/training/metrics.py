@@ -45,7 +45,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class LineFile:
-    """A file of JSON lines that stays open from its first line on: each is there, whole, when it has been added."""
+    """A file of JSON lines that stays open from its first line on: each is there, whole, when it has been added.
+
+    OSError, naming the file, where a line cannot be written, or would be to a file that is no longer in its place.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,10 +58,23 @@ class LineFile:
         """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
         if self._file is None:
             self._file = FileIO(self.path, "a")
+        elif not self._in_place(self._file):
+            raise OSError(errno.ENOENT, "moved or deleted while it was written to", str(self.path))
         line = json_line(record).encode()
-        if self._file.write(line) != len(line):
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        if written != len(line):
             # A full disk takes what fits; the torn line is dropped by the next start.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _in_place(self, file: FileIO) -> bool:
+        """Whether the path still leads to the open file: else training would go on for hours, to nobody's use."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Nothing more is added."""
