@@ -23,7 +23,7 @@ from typing import IO
 from pipeline.launch import AGENT, TOLD, report_to_launcher
 
 #: Seconds for what is not a step behind the first.
-LONG = 4 * 3600.0
+LONG = 2 * 3600.0
 #: Seconds behind the limit after which the process is ended without Python.
 STARVED = 60
 #: At most so many seconds between looks.
