@@ -49,11 +49,11 @@ class OwnTime:
         inner = engine.engine
         summing = type(inner).allreduce_gradients
 
-        def timed(*arguments: Any, **named: Any) -> Any:
+        def sum_gradients(*arguments: Any, **named: Any) -> Any:
             with self.waiting():
                 return summing(inner, *arguments, **named)
 
-        inner.allreduce_gradients = timed
+        inner.allreduce_gradients = sum_gradients
 
     def begin(self) -> None:
         """Count from here."""
