@@ -5,8 +5,6 @@ Nothing here imports torch: help, status and config errors answer at once.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
 import sys
@@ -19,7 +17,7 @@ import typer
 
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.errors import RegrowError
-from pipeline.launch import END, TOLD, Place, PlaceError, find_place, take_place
+from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -234,19 +232,9 @@ def main() -> Any:
             return _leave(TOLD, place)
         rank = f" (rank {place.rank})" if place.rank else ""
         print(f"regrow{rank}: {error}", file=sys.stderr, flush=True)
-        # Under our own launch nobody reads the report, and torch logs that it has nowhere to copy it.
         if place.launcher == "other":
-            _report(str(error))
+            report_to_launcher(str(error))
         return _leave(TOLD if place.launcher == "regrow" else 1, place)
-
-
-def _report(message: str) -> None:
-    """Leave the message where torchrun looks for it: its own report of the failure ends with it then."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        reason = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-        with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
 def _leave(status: int, place: Place) -> int:

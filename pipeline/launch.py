@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import RegrowError
 
@@ -155,6 +157,8 @@ def take_place(place: Place) -> None:
     # Read by cuBLAS at its start; deterministic training needs it, and it costs nothing otherwise.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # NCCL's flight recorder: the last so many collectives of each process, which the watchdog leaves at a hang.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 
 def _require_meeting_point(environment: Mapping[str, str]) -> None:
@@ -198,6 +202,18 @@ def require_own_gpus(taken: Sequence[tuple[str, str] | None]) -> None:
                 "start one process for each GPU, and let CUDA_VISIBLE_DEVICES list all of them, or for each its own"
             )
         ranks[gpu] = rank
+
+
+def report_to_launcher(message: str) -> None:
+    """Leave the message where torchrun looks for it: its own report of the failure ends with it then.
+
+    Under our own launch nobody reads it, and torch logs that it has nowhere to copy it.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and AGENT not in os.environ:
+        reason = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
 def name_accelerator() -> None:

@@ -176,7 +176,7 @@ class Run:
 
 
 #: Progress, checkpoints and logs: they serve a resume and are no part of a stage's result.
-_PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl"}
+_PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl", "stacks"}
 #: Of a stage's folder what speaks of another stage's results, and grows without the stage: what was judged of the
 #: exports of training. It is no part of the stage's result, and stays where the stage alone is done again.
 _OF_ANOTHER = {"evaluate": ("train", ("curve", "curve.jsonl", "curve.discarded.jsonl"))}

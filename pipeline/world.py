@@ -13,12 +13,23 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import RegrowError, first_line
 from pipeline.launch import END, TOLD, Place, choose_gpu, cores, name_accelerator, require_own_gpus
 from pipeline.life import signs_of_life
+from pipeline.links import bound_silence
 
 if TYPE_CHECKING:
     import torch
 
 #: How long a rank may wait while rank 0 alone does a stage's work.
 PATIENCE = timedelta(days=1)
+#: How gloo, NCCL and the kernel say that a process at the other end, or the link to it, is gone.
+GONE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection timed out",
+    "no route to host",
+    "network is unreachable",
+    "broken pipe",
+    "remote process exited or there was a network error",
+)
 
 
 class World:
@@ -65,6 +76,7 @@ class World:
             with _meeting(place):
                 torch.distributed.init_process_group(backend, rank=place.rank, world_size=place.world)
             control = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+            bound_silence()
         world = cls(place.rank, place.world, on_this_machine=place.local_world, device=device, control=control)
         require_own_gpus(world.gather(_named(device)))
         torch.set_num_threads(world.threads)
@@ -134,12 +146,30 @@ class World:
             torch.distributed.all_reduce(tensor, group=group)
         return tensor
 
+    def be_patient(self) -> None:
+        """Have no process group, also of those that a library has made, end what waits in it before PATIENCE is over:
+        training has a watchdog, which knows what it waits for. And bound the silence of all links."""
+        if self.control is None:
+            return
+        from torch.distributed import distributed_c10d as c10d
+
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(PATIENCE, group)
+        bound_silence()
+
     def close(self) -> None:
         """Leave the process group."""
         if self.control is not None:
             import torch
 
             torch.distributed.destroy_process_group()
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """How an error of a call to the other processes says that one of them, or the link to it, is gone; None where it
+    says something else."""
+    told = str(error).lower()
+    return next((words for words in GONE if words in told), None) if isinstance(error, RuntimeError) else None
 
 
 @contextlib.contextmanager

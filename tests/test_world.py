@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipeline.errors import RegrowError
 from pipeline.launch import TOLD, Place
-from pipeline.world import ALONE, World
+from pipeline.world import ALONE, PATIENCE, World, lost_peer
 from tests import ROOT
 
 
@@ -36,6 +37,9 @@ def one_process(folder: Path, rank: int, size: int, device: str) -> None:
         "on_device": world.sum(fine.to(world.device, torch.float32)).tolist(),
         "half": world.sum(torch.full((2,), 0.5, dtype=torch.bfloat16, device=world.device)).tolist(),
     }
+    library_s = torch.distributed.new_group(list(range(size)))
+    world.be_patient()
+    found["patience"] = [patience(group, world.device) for group in (torch.distributed.group.WORLD, library_s)]
     world.barrier()
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
 
@@ -47,6 +51,11 @@ def one_process(folder: Path, rank: int, size: int, device: str) -> None:
     except RegrowError as error:
         (folder / "said").write_text(f"{rank}: {error}")
     world.close()
+
+
+def patience(group: Any, device: torch.device) -> float:
+    """Seconds that a call to a group may wait."""
+    return group._get_backend(device).options._timeout.total_seconds()
 
 
 def together(folder: Path, size: int, device: str = "cpu") -> list[dict]:
@@ -82,6 +91,7 @@ def check(found: list[dict], device: str) -> None:
             "whole": [size * entry + sum(range(size)) for entry in range(3)],
             "on_device": [float(size), float(sum(range(size)))],
             "half": [size / 2] * 2,
+            "patience": [PATIENCE.total_seconds()] * 2,
         }, f"rank {rank} of {size} was told otherwise"
 
 
@@ -98,6 +108,24 @@ def test_a_process_alone_gets_back_what_it_gave():
 
     with pytest.raises(RegrowError, match="said once"):
         ALONE.on_first(refuse)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("[pair.cc:547] Connection closed by peer [10.0.0.2]:4242"), "connection closed by peer"),
+        (
+            RuntimeError("[pair.cc:537] Read error [10.0.0.2]:33463: Connection timed out. This is"),
+            "connection timed out",
+        ),
+        (RuntimeError("[pair.cc:537] Read error [10.0.0.2]:33463: No route to host"), "no route to host"),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), None),
+        (OSError("Connection reset by peer"), None),
+    ],
+)
+def test_an_error_says_whether_a_process_is_gone(error, words):
+    """A server of shards that resets a connection is no process of ours."""
+    assert lost_peer(error) == words
 
 
 def test_three_processes_tell_each_other(tmp_path):

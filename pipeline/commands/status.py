@@ -90,8 +90,9 @@ def _progress(run: Run, stage: str) -> str:
     if not lines:
         return f"step 0 of {steps}"
     last, (speed, seconds) = lines[-1], pace(lines)
+    loss = "skipped" if last.get("skipped") else f"loss {last['loss']:.4f}"
     saved = sorted(path.parent.name for path in (run.stage("train") / "checkpoints").glob("*/COMPLETE"))
     return (
-        f"step {last['step']} of {steps}, loss {last['loss']:.4f}, {speed:,.0f} tokens/s, "
+        f"step {last['step']} of {steps}, {loss}, {speed:,.0f} tokens/s, "
         f"{(steps - last['step']) * seconds / 3600:.2f} h left, newest checkpoint {saved[-1] if saved else 'none'}"
     )

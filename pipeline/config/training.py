@@ -83,6 +83,30 @@ class TrainSection(Section):
     log_samples: bool = key(
         False, "Write the sha256 of every row that a step trained on to train/samples.jsonl.", free=True
     )
+    bad_steps: Whole = key(
+        0,
+        "Steps whose loss or gradient norm is not finite, or whose loss is a spike, are skipped, until so many in a "
+        "row end training; 0: the first one does. train/bad_steps.jsonl has their rows.",
+        free=True,
+        ge=0,
+    )
+    spike: Real | None = key(
+        None,
+        "A loss is a spike where it lies above the median of the last spike_window finite ones by more than so many "
+        "times their median absolute deviation; null: none is.",
+        free=True,
+        gt=0,
+    )
+    spike_window: Whole = key(
+        100, "Losses that a loss is compared with; until there are so many none is a spike.", free=True, ge=2
+    )
+    hang_seconds: Real = key(
+        600,
+        "A process that shows no progress for so many seconds within a step, but the first, leaves its stacks in "
+        "train/stacks/ and ends.",
+        free=True,
+        gt=0,
+    )
     checkpoint_every: Whole = key(250, "Steps between checkpoints.", free=True, ge=1)
     keep_checkpoints: Whole = key(2, "Complete checkpoints that are kept.", free=True, ge=1)
     export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)

@@ -134,7 +134,7 @@ def _begin(exam: Exam, export: Path, run: Run, held: ExitStack, say: Teller) -> 
 
 def _judge(exam: Exam, sitting: Sitting, config: Config, run: Run, world: World, say: Teller) -> None:
     """Judge an export on every process; the first one adds its line."""
-    begin = time.time()
+    begin = time.monotonic()
     found = exam.judge(sitting, say)
     line: dict[str, Any] = {
         "step": sitting.step,
@@ -145,7 +145,7 @@ def _judge(exam: Exam, sitting: Sitting, config: Config, run: Run, world: World,
         "protocol": exam.protocol,
         **found,
         "processes": world.size,
-        "seconds": time.time() - begin,
+        "seconds": time.monotonic() - begin,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

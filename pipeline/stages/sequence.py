@@ -26,7 +26,7 @@ from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.hardware import hardware
 from pipeline.stages.stage import load_stage
 from pipeline.stages.warming import warm_agent
-from pipeline.world import World
+from pipeline.world import World, lost_peer
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
 
@@ -175,7 +175,7 @@ def stale(what: str, differences: list[str], stage: str | None = None) -> Regrow
 
 def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None = None) -> None:
     """Do this process's share of a stage; the first process writes the stage's record at the end."""
-    begin = time.time()
+    begin = time.monotonic()
 
     def say(line: str) -> None:
         if world.rank == 0:
@@ -185,8 +185,8 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
     with told(stage, run, world.rank), telling(say) as say:
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
-            _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
-            say(f"done in {time.time() - begin:.1f} s")
+            _finish(stage, config, run, world, fingerprint, result, time.monotonic() - begin)
+            say(f"done in {time.monotonic() - begin:.1f} s")
         world.barrier()
 
 
@@ -247,10 +247,12 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
             "micro_batch (for tasks evaluate.tasks.batch), or for training raise train.zero_stage or set "
             "train.gradient_checkpointing"
         )
-    if isinstance(error, RuntimeError) and ("closed by peer" in str(error) or "reset by peer" in str(error)):
-        # Another process is gone. Its launcher saw that, or will, says so, and ends this one meanwhile.
+    gone = lost_peer(error)
+    if gone is not None:
+        # Its launcher saw that, or will, says so, and ends this one meanwhile.
         time.sleep(5)
-        return RegrowError(f"stage {stage}: rank {rank} lost another rank, whose message says why")
+        when = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        return RegrowError(f"stage {stage}: rank {rank} lost another rank{when} ({gone}), whose message says why")
     if isinstance(error, OSError):
         # The kernel's own name a file; a library's say in words what it missed.
         named = error.strerror and error.filename

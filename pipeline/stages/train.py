@@ -34,9 +34,11 @@ from pipeline.stages.teaching import (
     require_known_tokens,
     teacher_hashes,
 )
+from pipeline.training.bad_steps import BadSteps
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.metrics import read_lines
+from pipeline.training.watchdog import Watchdog
 from pipeline.world import World
 
 
@@ -47,7 +49,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
     world.on_first(lambda: require_known_tokens(config, text.encoder))
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
-    with deterministic(wanted):
+    with deterministic(wanted), Watchdog(folder, world.rank, recipe.hang_seconds) as watchdog:
         origin = begin_with(config, run, origin, world, say)
         answers = open_answers(config, run, text, origin, world, say)
         fit = find_fit(config, run, origin, world, say, answers)
@@ -66,10 +68,11 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         elif text.begin.row:
             say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
         during = config.evaluate.during.every
+        bad_steps = BadSteps(recipe.bad_steps, recipe.spike, recipe.spike_window)
         if session.position.step == 0:
             session.evaluate()
             session.ask_tasks()
-        for step in session.steps(steps, partial(rate_at, config), recipe.log_samples):
+        for step in session.steps(steps, partial(rate_at, config), bad_steps, watchdog, log_samples=recipe.log_samples):
             last = step.step == steps
             # Evaluation and export come first: a resume at the checkpoint would not make them again.
             if last or step.step % recipe.evaluate_every == 0:

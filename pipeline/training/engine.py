@@ -30,6 +30,7 @@ from pipeline.model.costs import Checkpointing
 from pipeline.model.head import Taken, find_head, losses_at
 from pipeline.model.loss import next_tokens, router_coefficient, token_losses
 from pipeline.model.sampled import Sampled
+from pipeline.training.dropping import drop_gradients, plain_norm, spoil_gradients
 from pipeline.training.frozen import count_saved, left_out
 from pipeline.training.library import load_deepspeed
 from pipeline.training.optimisation import Optimisation, decay_groups
@@ -230,18 +231,20 @@ class Engine:
         """The context in which the model computes as it trains: autocast for ZeRO 0 in bf16, else nothing."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.autocast)
 
-    def step(self) -> None:
+    def step(self, *, update: bool = True) -> None:
         """After each micro-batch: at the end of the accumulation DeepSpeed clips and updates the weights.
 
-        Where the global gradient norm is not finite then, no update is made: weights and moments stay as they are.
-        ZeRO 1 to 3 leave it out by themselves (in bf16 and fp32 alike); ZeRO 0 would not.
+        Where the global gradient norm is not finite then, or no ``update`` is wanted, none is made: weights and moments
+        stay as they are, and all gradients of the accumulation are dropped, on every process, each of which says so.
         """
+        if not update and self.zero_stage > 0:
+            spoil_gradients(self.optimizer)
         if self.zero_stage == 0 and self.engine.is_gradient_accumulation_boundary():
-            trained, norm = self._plain_norm()
+            trained, norm = plain_norm(self.model)
             self._norm = float(norm)
-            if not math.isfinite(self._norm):
-                return
-            if self._clip:
+            if not (update and math.isfinite(self._norm)):
+                drop_gradients(trained)
+            elif self._clip:
                 nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
         self.engine.step()
 
@@ -250,15 +253,6 @@ class Engine:
         if self.zero_stage == 0:
             return self._norm
         return float(self.engine.get_global_grad_norm())
-
-    def _plain_norm(self) -> tuple[list[nn.Parameter], torch.Tensor]:
-        """What plain AdamW (ZeRO 0) trains, and the norm of its gradients, scalar: DeepSpeed would not tell it."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            # An expert that no token of the batch was sent to: AdamW would pass it over, but under ZeRO it does not.
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return trained, nn.utils.get_total_norm([parameter.grad for parameter in trained])
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's weights, or where adapters are trained those alone, on rank 0's CPU (None

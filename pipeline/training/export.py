@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -57,7 +58,8 @@ class Origin:
 def write_export(engine: Engine, origin: Origin, target: Path) -> Path:
     """Write the engine's weights to ``target``, with what else lies in the origin's folder; every process calls it.
 
-    They are written beside and moved into place. Raises RegrowError where there is no room.
+    They are written beside and moved into place. Raises RegrowError where there is no room, and OSError where they
+    cannot be written.
     """
     weights = engine.weights()
     if weights is not None:
@@ -73,7 +75,11 @@ def write_export(engine: Engine, origin: Origin, target: Path) -> Path:
         else:
             save_adapters(scratch / ADAPTER, model, weights, origin.lora)
             merge_adapters(model, weights, origin.lora)
-        model.save_pretrained(scratch)
+        try:
+            model.save_pretrained(scratch)
+        except SafetensorError as error:
+            # Its writer says in words of its own that a disk is full or a quota is met.
+            raise OSError(f"{scratch}: cannot be written ({error})") from error
         copy_companions(origin.folder, scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)

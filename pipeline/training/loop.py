@@ -8,23 +8,22 @@ decided by the step number alone, so that a resumed run does the same as an unin
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.errors import RegrowError
-from pipeline.model.loss import document_targets
-from pipeline.model.sampled import Sampled
+from pipeline.training.bad_steps import BadSteps
+from pipeline.training.batches import MicroBatch, ReadAhead, note_micro_batch
 from pipeline.training.engine import Engine
 from pipeline.training.garbage import collected_between_steps
+from pipeline.training.own_time import OwnTime, Slowest
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Step:
     their shares, None where there is no teacher, or its states are not met. ``seconds`` run from the
     end of the step before, or from the loop's begin, to the end of this one: with them ``tokens_per_second`` counts
     what was done between the steps too (evaluations, checkpoints, exports). ``data_wait`` is the part of them that the
-    rows were waited for.
+    rows were waited for. ``slowest`` is None where a process is alone. ``skipped`` says why the update was not made; a
+    skipped step has no gradient norm (NaN).
     """
 
     step: int
@@ -50,63 +50,19 @@ class Step:
     tokens_per_second: float
     seconds: float
     data_wait: float
+    slowest: Slowest | None = None
+    skipped: str | None = None
 
 
 @dataclass
 class Position:
-    """Where a run stands: updates done, tokens seen, and each own lane's cursor behind the rows consumed."""
+    """Where a run stands: updates done or skipped, tokens seen, each own lane's cursor behind the rows consumed, and
+    what decides on bad steps."""
 
     step: int = 0
     tokens: int = 0
     cursors: dict[int, LaneCursor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A row that was trained on: its number, its lane, and the first 16 hex digits of its ids' sha256 (int64)."""
-
-    index: int
-    lane: int
-    sha256: str
-
-    @classmethod
-    def of(cls, row: Row) -> Sample:
-        """The sample that a row is."""
-        return cls(row.index, row.lane, hashlib.sha256(row.input_ids.tobytes()).hexdigest()[:16])
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together: their ids (rows, T) int64, in page-locked memory where a GPU fetches
-    them while it computes; where documents begin in each, None where a row is one text; which tokens but the first of a
-    row are targets (rows, T - 1) bool, None where all are; and what is ``known`` of a teacher's answer on them, None
-    where it is still to be asked, or there is none."""
-
-    rows: list[Row]
-    ids: torch.Tensor
-    documents: list[np.ndarray] | None
-    counted: torch.Tensor | None
-    known: Sampled | None = None
-
-    @classmethod
-    def of(
-        cls, rows: list[Row], device: torch.device, within_documents: bool, known: Sampled | None = None
-    ) -> MicroBatch:
-        """The micro-batch of rows of one length."""
-        ids = torch.from_numpy(np.stack([row.input_ids for row in rows]))
-        documents = [row.cu_seqlens for row in rows] if within_documents else None
-        counted = None if documents is None else document_targets(documents, ids.shape[1])
-        if rows[0].counted is not None:
-            stated = torch.from_numpy(np.stack([row.counted[1:] for row in rows]))
-            counted = stated if counted is None else counted & stated
-        if device.type == "cuda":
-            ids, known = ids.pin_memory(), None if known is None else known.pinned()
-        return cls(rows, ids, documents, counted, known)
-
-    @property
-    def targets(self) -> int:
-        """Target tokens: all but the first of each row, or of each document in it, and but prompts and padding."""
-        return self.ids[:, 1:].numel() if self.counted is None else int(self.counted.sum())
+    bad_steps: BadSteps = field(default_factory=BadSteps)
 
 
 def train_steps(
@@ -117,97 +73,56 @@ def train_steps(
     steps: int,
     rate: Callable[[int], float],
     within_documents: bool = False,
-    on_samples: Callable[[int, list[Sample]], None] | None = None,
+    on_rows: Callable[[int, list[Row], str | None], None] = lambda step, rows, skipped: None,
     at: Callable[[str], None] = lambda what: None,
 ) -> Iterator[Step]:
     """Train from ``position`` to ``steps``, yielding after each update; ``position`` is kept up to date.
 
     ``rows`` gives this process's rows in order; ``rate`` the learning rate of a step from 0 on. ``within_documents``:
-    each document of a row is read alone. ``on_samples`` is told after each update, on every process, the step's number
-    and this process's rows in the order in which they were taken. ``at`` is told, before each micro-batch is read
-    and computed, which of a step is at work.
+    each document of a row is read alone. ``on_rows`` is told after each update, on every process, the step's number,
+    this process's rows in the order in which they were taken, and why the update was not made, None where it was.
+    ``at`` is told, before each micro-batch is read and computed, which of a step is at work.
 
-    Raises RegrowError, on every process, on a global batch without a single target token, and on a loss or a gradient
-    norm that is not finite: before weights, moments, ``position`` or anything that is written have moved.
+    A bad step leaves weights and moments as they are. Its rows are spent all the same: the order of rows hangs on
+    them, and the rates on its number.
+
+    Raises RegrowError, on every process, on a global batch without a single target token, and on the bad step that
+    ``position`` does not go on behind: before weights, moments, ``position`` or anything that is written have moved.
     """
-    reading, ended = ReadAhead(engine, rows, within_documents, at), time.perf_counter()
+    reading, own, ended = ReadAhead(engine, rows, within_documents, at), OwnTime(engine), time.perf_counter()
     with collected_between_steps() as collect:
         while position.step < steps:
+            own.begin()
             batch = reading.take(position.step)
-            targets, tokens = _count(engine, batch, position.step)
+            with own.waiting():
+                targets, tokens = _count(engine, batch, position.step)
             learning_rate = rate(position.step)
             engine.set_learning_rate(learning_rate)
             ahead = partial(reading.ahead, position.step + 1) if position.step + 1 < steps else None
-            note = partial(_note, at, engine, position.step, "computing")
-            losses = _update(engine, batch, targets, position.step, note, ahead)
-            norm = engine.gradient_norm()
-            _require_finite("gradient norm", norm, position.step, batch)
+            note = partial(note_micro_batch, at, engine, position.step, "computing")
+            update = _update(engine, batch, targets, position, note, own, ahead)
 
             position.step += 1
             position.tokens += tokens
-            position.cursors.update({row.lane: row.cursor for micro in batch for row in micro.rows})
-            if on_samples is not None:
-                on_samples(position.step, [Sample.of(row) for micro in batch for row in micro.rows])
+            position.bad_steps.note(update.losses["loss"], update.skipped is not None)
+            taken = [row for micro in batch for row in micro.rows]
+            position.cursors.update({row.lane: row.cursor for row in taken})
+            on_rows(position.step, taken, update.skipped)
             collect(position.step)
             # Here the device has done all that was asked of it: the norm was waited for.
             before, ended = ended, time.perf_counter()
             yield Step(
                 step=position.step,
                 tokens=position.tokens,
-                **_known(engine, losses),
-                grad_norm=norm,
+                **_known(engine, update.losses),
+                grad_norm=update.norm,
                 learning_rate=learning_rate,
                 tokens_per_second=tokens / (ended - before),
                 seconds=ended - before,
                 data_wait=reading.waited(),
+                slowest=update.slowest,
+                skipped=update.skipped,
             )
-
-
-class ReadAhead:
-    """This process's part of each global batch, in order; that of the next step while the device is still at work.
-
-    What goes wrong in reading ahead is raised where its step begins: the step before it is done by then.
-    """
-
-    def __init__(self, engine: Engine, rows: Iterator[Row], within_documents: bool, at: Callable[[str], None]):
-        self._engine, self._rows, self._within, self._at = engine, rows, within_documents, at
-        self._ahead: list[MicroBatch] | Exception | None = None
-        self._seconds = 0.0
-
-    def take(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of the update behind ``step``."""
-        found, self._ahead = self._ahead, None
-        if isinstance(found, Exception):
-            raise found
-        return self._read(step) if found is None else found
-
-    def ahead(self, step: int) -> None:
-        """Read now what ``take(step)`` is to give."""
-        try:
-            self._ahead = self._read(step)
-        except Exception as error:
-            self._ahead = error
-
-    def waited(self) -> float:
-        """Seconds of reading since this was last asked."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    def _read(self, step: int) -> list[MicroBatch]:
-        begin, taken = time.perf_counter(), []
-        for number in range(1, self._engine.accumulation + 1):
-            _note(self._at, self._engine, step, "reading", number)
-            rows = [next(self._rows) for _ in range(self._engine.micro_batch)]
-            teaching = self._engine.teaching
-            known = None if teaching is None else teaching.known(rows)
-            taken.append(MicroBatch.of(rows, self._engine.world.device, self._within, known))
-        self._seconds += time.perf_counter() - begin
-        return taken
-
-
-def _note(at: Callable[[str], None], engine: Engine, step: int, doing: str, number: int) -> None:
-    """Notes, by its number, which micro-batch of the update behind ``step`` is at work."""
-    at(f"step {step + 1}: {doing} micro-batch {number} of {engine.accumulation}")
 
 
 def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int]:
@@ -229,37 +144,63 @@ def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int
     return targets, tokens
 
 
+@dataclass(frozen=True)
+class Update:
+    """What became of a global batch: its losses by their names, over all processes, the gradient norm, the slowest
+    process, and why the update was not made, None where it was."""
+
+    losses: dict[str, float]
+    norm: float
+    slowest: Slowest | None
+    skipped: str | None
+
+
 def _update(
     engine: Engine,
     batch: list[MicroBatch],
     targets: int,
-    step: int,
+    position: Position,
     note: Callable[[int], None],
+    own: OwnTime,
     meanwhile: Callable[[], None] | None,
-) -> dict[str, float]:
-    """Gradients of the global batch and, where its loss is finite, one update. Returns a step's losses by their names,
-    over all processes. ``meanwhile`` is called when all gradients are under way, and before they are waited for."""
-    world = engine.world
+) -> Update:
+    """Gradients of the global batch and, where neither loss nor norm is bad, one update. ``meanwhile`` is called when
+    all gradients are under way, and before they are waited for."""
     # Summed on the device: one wait for them in a step, not one in each micro-batch.
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-    losses: dict[str, float] = {}
+    sums = torch.zeros(4, dtype=torch.float64, device=engine.world.device)
     for number, micro in enumerate(batch, start=1):
+        if number > 1:
+            engine.step()
         note(number)
-        ids = micro.ids.to(world.device, non_blocking=True)
+        ids = micro.ids.to(engine.world.device, non_blocking=True)
         sums += engine.backward(ids, targets, micro.documents, micro.counted, micro.known).double()
-        if number == len(batch):
-            if meanwhile is not None:
-                meanwhile()
-            loss, auxiliary, divergence, disagreement = world.sum(sums.cpu()).tolist()
-            losses = {
-                "loss": loss / targets,
-                "auxiliary_loss": auxiliary / (engine.accumulation * world.size),
-                "divergence": divergence / targets,
-                "disagreement": disagreement / targets,
-            }
-            _require_finite("loss", sum(losses.values()), step, batch)
-        engine.step()
-    return losses
+    if meanwhile is not None:
+        meanwhile()
+    losses, slowest = _summed(engine, sums.cpu(), targets, own)
+    skipped = position.bad_steps.fault(losses)
+    if skipped is not None:
+        _require_patience(skipped, position, batch)
+    engine.step(update=skipped is None)
+    norm = engine.gradient_norm() if skipped is None else math.nan
+    if skipped is None and not math.isfinite(norm):
+        skipped, norm = "the gradient norm is not finite", math.nan
+        _require_patience(skipped, position, batch)
+    return Update(losses, norm, slowest, skipped)
+
+
+def _summed(engine: Engine, sums: torch.Tensor, targets: int, own: OwnTime) -> tuple[dict[str, float], Slowest | None]:
+    """A step's losses by their names and its slowest process, by what this one has summed: (4,) fp64 on the CPU."""
+    world = engine.world
+    seconds = torch.zeros(world.size, dtype=torch.float64)
+    seconds[world.rank] = own.seconds()
+    loss, auxiliary, divergence, disagreement, *all_seconds = world.sum(torch.cat([sums, seconds])).tolist()
+    losses = {
+        "loss": loss / targets,
+        "auxiliary_loss": auxiliary / (engine.accumulation * world.size),
+        "divergence": divergence / targets,
+        "disagreement": disagreement / targets,
+    }
+    return losses, Slowest.of(all_seconds) if world.size > 1 else None
 
 
 def _known(engine: Engine, losses: dict[str, float]) -> dict[str, float | None]:
@@ -274,15 +215,16 @@ def _known(engine: Engine, losses: dict[str, float]) -> dict[str, float | None]:
     return {name: value if trained_on[name] else None for name, value in losses.items()}
 
 
-def _require_finite(what: str, value: float, step: int, batch: list[MicroBatch]) -> None:
-    """RegrowError where a sum over all processes, hence on all of them, is not finite in the step behind ``step``.
-
-    Whether it was NaN or infinite is not said: ZeRO 1 to 3 report the norm of either as infinite.
-    """
-    if not math.isfinite(value):
-        first, last = batch[0].rows[0].index, batch[-1].rows[-1].index
-        raise RegrowError(
-            f"training step {step + 1}: the {what} is not finite; the update was not made, and the weights are as step "
-            f"{step} left them. Look at rows {first} to {last} of this process. The same command goes on from the last "
-            "checkpoint; where it ends here again, train anew with a lower train.learning_rate and --redo train"
-        )
+def _require_patience(fault: str, position: Position, batch: list[MicroBatch]) -> None:
+    """RegrowError where a ``fault``, which all processes have found in the step behind ``position``, ends training."""
+    bad_steps, step = position.bad_steps, position.step
+    if not bad_steps.last_straw:
+        return
+    first, last = batch[0].rows[0].index, batch[-1].rows[-1].index
+    many = f" This is bad step {bad_steps.limit} in a row (train.bad_steps)." if bad_steps.limit > 1 else ""
+    remedy = "" if bad_steps.limit > 1 else "set train.bad_steps to skip such steps, or "
+    raise RegrowError(
+        f"training step {step + 1}: {fault}; the update was not made, and the weights are as step {step} left "
+        f"them.{many} Look at rows {first} to {last} of this process. The same command goes on from the last "
+        f"checkpoint; where it ends here again, {remedy}train anew with a lower train.learning_rate and --redo train"
+    )

@@ -45,7 +45,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class LineFile:
-    """A file of JSON lines that stays open from its first line on: each is there, whole, when it has been added."""
+    """A file of JSON lines that stays open from its first line on: each is there, whole, when it has been added.
+
+    OSError, naming the file, where a line cannot be written, or would be to a file that is no longer in its place.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -55,10 +58,23 @@ class LineFile:
         """Add one line in one write. A value that is not finite becomes null: JSON has no other word for it."""
         if self._file is None:
             self._file = FileIO(self.path, "a")
+        elif not self._in_place(self._file):
+            raise OSError(errno.ENOENT, "moved or deleted while it was written to", str(self.path))
         line = json_line(record).encode()
-        if self._file.write(line) != len(line):
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+        if written != len(line):
             # A full disk takes what fits; the torn line is dropped by the next start.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+
+    def _in_place(self, file: FileIO) -> bool:
+        """Whether the path still leads to the open file: else training would go on for hours, to nobody's use."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Nothing more is added."""
@@ -84,11 +100,13 @@ def cut_after(path: Path, step: int) -> int:
 def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
     """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on."""
     record = asdict(step)
-    for name in ("auxiliary_loss", "divergence", "disagreement"):
+    reason = record.pop("skipped")
+    for name in ("auxiliary_loss", "divergence", "disagreement", "slowest"):
         if record[name] is None:
             del record[name]
-    seconds = {name: record.pop(name) for name in ("seconds", "data_wait")}
-    return {**record, "mfu": mfu, **seconds}
+    last = {name: record.pop(name) for name in ("seconds", "data_wait", "slowest") if name in record}
+    skipped = {} if reason is None else {"skipped": True, "reason": reason}
+    return {**record, "mfu": mfu, **last, **skipped}
 
 
 def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
@@ -96,9 +114,12 @@ def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:
     router = "" if step.auxiliary_loss is None else f"router's auxiliary loss {step.auxiliary_loss:.4f}, "
     teacher = "" if step.divergence is None else f"divergence from the teacher {step.divergence:.4f}, "
     left = timedelta(seconds=round((steps - step.step) * pace(recent)[1]))
+    speed = f"{step.tokens_per_second:,.0f} tokens/s, {left} left"
+    if step.skipped is not None:
+        return f"step {step.step} of {steps}: skipped, for {step.skipped} (see bad_steps.jsonl), {speed}"
     return (
         f"step {step.step} of {steps}: loss {step.loss:.4f}, {teacher}{router}gradient norm {step.grad_norm:.2f}, rate "
-        f"{step.learning_rate:.2e}, {step.tokens_per_second:,.0f} tokens/s, {left} left"
+        f"{step.learning_rate:.2e}, {speed}"
     )
 
 

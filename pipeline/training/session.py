@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.stream.loader import RowStream, load_rows
+from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
 from pipeline.life import Teller
+from pipeline.training.bad_steps import BadSteps
+from pipeline.training.batches import Sample
 from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
-from pipeline.training.loop import Position, Sample, Step, train_steps
+from pipeline.training.loop import Position, Step, train_steps
 from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
+from pipeline.training.watchdog import Watchdog
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
-LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl", "bad_steps.jsonl")
 
 
 @dataclass(frozen=True)
@@ -91,19 +96,37 @@ class Session:
                 self.say(f"{cut[0]} steps behind the checkpoint are done again")
             self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
 
-    def steps(self, count: int, rate: Callable[[int], float], log_samples: bool = False) -> Iterator[Step]:
-        """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then."""
+    def steps(
+        self,
+        count: int,
+        rate: Callable[[int], float],
+        bad_steps: BadSteps,
+        watchdog: Watchdog,
+        *,
+        log_samples: bool = False,
+    ) -> Iterator[Step]:
+        """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then. ``bad_steps``, as
+        it is before the first step of a run, decides which are skipped; ``watchdog`` is told what is at work."""
+
+        def at(what: str) -> None:
+            watchdog.beat(what)
+            self.say.at(what)
+
+        self.world.be_patient()
+        self.position.bad_steps = self._recalled(bad_steps)
+        stream = self.rows.behind(self.position)
         taken = train_steps(
             self.engine,
-            load_rows(self.rows.behind(self.position), self.rows.workers, die_with_parent),
+            load_rows(stream, self.rows.workers, die_with_parent),
             self.position,
             steps=count,
             rate=rate,
             within_documents=self.rows.within_documents,
-            on_samples=self._log_samples if log_samples else None,
-            at=self.say.at,
+            on_rows=partial(self._log_rows, stream, log_samples),
+            at=at,
         )
-        for step in taken:
+        for step in self._noted(taken):
+            watchdog.between_steps(f"what is done behind step {step.step}")
             if self.world.rank == 0:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
                 self._lines["metrics.jsonl"].append(self._recent[-1])
@@ -179,8 +202,40 @@ class Session:
         for lines in self._lines.values():
             lines.close()
 
-    def _log_samples(self, step: int, samples: list[Sample]) -> None:
-        """What a step was trained on, row by row in their order, into samples.jsonl."""
-        rows = sorted((sample for share in self.world.gather(samples) for sample in share), key=lambda row: row.index)
+    def _noted(self, taken: Iterator[Step]) -> Iterator[Step]:
+        """The same steps; an error says in which of them it was met."""
+        try:
+            yield from taken
+        except RuntimeError as error:
+            error.add_note(f"in step {self.position.step + 1}")
+            raise
+
+    def _log_rows(self, stream: RowStream, all_steps: bool, step: int, rows: list[Row], skipped: str | None) -> None:
+        """What a step took, row by row in their order: of ``all_steps`` into samples.jsonl, of a step that was skipped,
+        with the places where its rows' documents are found, into bad_steps.jsonl."""
+        if all_steps:
+            samples = self._in_order([(row.index, list(astuple(Sample.of(row)))) for row in rows])
+            self._log("samples.jsonl", {"step": step, "rows": samples})
+        if skipped is not None:
+            found = [(row.index, {**asdict(Sample.of(row)), **asdict(stream.end_of(row))}) for row in rows]
+            self._log("bad_steps.jsonl", {"step": step, "reason": skipped, "rows": self._in_order(found)})
+
+    def _in_order(self, entries: list[tuple[int, Any]]) -> list[Any]:
+        """The entries of all processes, each (a row's number, what is said of it), by these numbers."""
+        together = (entry for share in self.world.gather(entries) for entry in share)
+        return [said for _, said in sorted(together, key=lambda entry: entry[0])]
+
+    def _log(self, name: str, line: dict[str, Any]) -> None:
         if self.world.rank == 0:
-            self._lines["samples.jsonl"].append({"step": step, "rows": [list(astuple(row)) for row in rows]})
+            self._lines[name].append(line)
+
+    def _recalled(self, bad_steps: BadSteps) -> BadSteps:
+        """The same as behind the steps of metrics.jsonl, on every process."""
+        lines = None
+        if self.world.rank == 0:
+            lines = [
+                {"loss": line["loss"], "skipped": line.get("skipped", False)}
+                for line in read_lines(self.folder / "metrics.jsonl")
+            ]
+        bad_steps.recall(self.world.broadcast(lines))
+        return bad_steps

@@ -44,9 +44,11 @@ def test_what_the_stage_writes(reference):
             "mfu",
             "seconds",
             "data_wait",
+            "slowest",
         }
         for line in metrics
     )
+    assert all(line["slowest"]["rank"] in (0, 1) and line["slowest"]["seconds"] > 0 for line in metrics)
     assert metrics[-1]["learning_rate"] == pytest.approx(1e-4), "the last step does not have the final rate"
     log = (reference / "log.txt").read_text()
     for step in (1, 10, 24):

@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model.loss import next_token_losses
-from pipeline.training.loop import Position, Sample, train_steps
+from pipeline.training.batches import Sample
+from pipeline.training.loop import Position, train_steps
 from pipeline.training.optimisation import decay_groups
 from tests.training.kit import (
     BATCH,
@@ -108,7 +109,10 @@ def within(case: Case) -> dict[str, Any]:
     """The same with every document alone, and the samples that each process told of."""
     told: list[tuple[int, list[Sample]]] = []
     found = parity(
-        case, documents_alone, within_documents=True, on_samples=lambda step, samples: told.append((step, samples))
+        case,
+        documents_alone,
+        within_documents=True,
+        on_rows=lambda step, rows, skipped: told.append((step, [Sample.of(row) for row in rows])),
     )
     samples = case.world.gather([(step, [asdict(sample) for sample in samples]) for step, samples in told])
     if case.world.rank != 0:

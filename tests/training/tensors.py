@@ -42,6 +42,12 @@ def moments(engine: Engine) -> Tensors:
     return {f"{key} {at}": state[key].clone() for at, state in states for key in ("exp_avg", "exp_avg_sq")}
 
 
+def counts(engine: Engine) -> Tensors:
+    """AdamW's own count of steps, of what this process keeps of it."""
+    inner = engine.optimizer if engine.zero_stage == 0 else engine.optimizer.optimizer
+    return {f"step {at}": torch.as_tensor(state["step"]).clone() for at, state in enumerate(inner.state.values())}
+
+
 def flat(tensors: Tensors) -> torch.Tensor:
     return torch.cat([value.double().flatten() for value in tensors.values()])
 

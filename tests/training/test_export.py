@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field
 
 import pytest
@@ -68,6 +69,22 @@ def test_buffers_keep_their_bits():
     after = model.state_dict()
     assert all(after[name].equal(buffers[name]) for name in kept), "a buffer was rounded"
     assert all(after[name].equal(rounded[name]) for name in after if name not in kept)
+
+
+def test_an_export_that_meets_a_full_disk_says_so_and_the_one_before_it_stays(origin, moved, tmp_path):
+    """A limit on the size of files is met as a full disk or a quota is: in the middle of writing."""
+    target = write_export(Trained(moved), origin, tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written|File too large"):
+            write_export(Trained({name: value + 1 for name, value in moved.items()}), origin, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before, "the export before it has changed"
+    write_export(Trained(moved), origin, target)
+    assert [path.name for path in target.parent.iterdir()] == ["export"], "what the failed one left is still there"
 
 
 def test_a_second_export_takes_the_place_of_the_first_and_of_what_a_kill_left(origin, moved, tmp_path):

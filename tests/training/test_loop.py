@@ -57,6 +57,15 @@ def test_a_step_that_is_not_finite_stops_every_process_and_moves_nothing(measure
     assert_nothing_moved_since_step_1(found)
 
 
+def test_a_bad_step_too_many_stops_every_process(measured):
+    """Two in a row are one too many: step 2 is skipped, step 3 ends training."""
+    found = measured(2)["worn_out-3-bf16"]
+    for message in found["messages"]:
+        assert message.startswith("training step 3: the gradient norm is not finite; the update was not made"), message
+        assert "This is bad step 2 in a row (train.bad_steps)." in message
+    assert (found["step"], found["moved"]) == (2, [])
+
+
 def assert_nothing_moved_since_step_1(found: dict[str, Any]) -> None:
     """Neither weights, fp32 masters and moments of any process, nor its position."""
     assert found["trained"] > 1e-5, "step 1 moved nothing, so that the comparison shows nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 
 import pytest
 
@@ -95,3 +96,59 @@ def test_the_pace_is_that_of_the_last_twenty_steps():
 def test_a_value_that_is_not_finite_is_null_however_deep_it_lies(tmp_path):
     LineFile(tmp_path / "tasks.jsonl").append({"step": 7, "tasks": {"sums": {"value": math.nan, "items": 3}}})
     assert read_lines(tmp_path / "tasks.jsonl") == [{"step": 7, "tasks": {"sums": {"value": None, "items": 3}}}]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs root, to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_next_start_goes_on(small_disk):
+    path = small_disk / "metrics.jsonl"
+    lines, written = LineFile(path), 0
+    with pytest.raises(OSError, match="No space left on device") as error:
+        for written in range(2000):
+            lines.append({"step": written + 1, "loss": 1.0, "reason": "x" * 50})
+    assert error.value.filename == str(path)
+    assert 100 < written < 2000
+    assert steps(path) == list(range(1, written + 1)), "a line that was written is lost, or one stands torn"
+    path.with_name("metrics.discarded.jsonl").unlink(missing_ok=True)
+    subprocess.run(["mount", "-o", "remount,size=256k", str(small_disk)], check=True)
+    assert cut_after(path, 50) == written - 50
+    LineFile(path).append({"step": 51, "loss": 1.0})
+    assert steps(path) == list(range(1, 52))
+
+
+def test_a_disk_that_is_read_only_by_now_is_named(small_disk):
+    """What was open stays so; what is opened then is refused."""
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="Read-only file system") as error:
+        LineFile(small_disk / "held_out.jsonl").append({"step": 1})
+    assert str(error.value.filename) == str(small_disk / "held_out.jsonl")
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved", "its folder moved", "another in its place"])
+def test_a_file_that_is_gone_is_not_written_to(tmp_path, gone):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    path = folder / "metrics.jsonl"
+    lines = LineFile(path)
+    lines.append({"step": 1})
+    if gone == "deleted":
+        path.unlink()
+    elif gone == "its folder moved":
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        path.rename(tmp_path / "elsewhere")
+    if gone == "another in its place":
+        path.touch()
+    with pytest.raises(OSError, match="moved or deleted while it was written to") as error:
+        lines.append({"step": 2})
+    assert error.value.filename == str(path)

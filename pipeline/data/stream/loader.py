@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -40,6 +41,18 @@ def fitting_workers(wanted: int, lanes: int, processes: int) -> int:
             f"data.lanes {lanes} does not divide by {processes} processes; lanes are fixed for a run's life"
         )
     return next(number for number in range(wanted, -1, -1) if number == 0 or lanes % (processes * number) == 0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row ends: the source (its number in the config), the shard, the document in it and the epoch; and how
+    many ``documents`` it holds."""
+
+    source: int
+    shard: str
+    document: int
+    epoch: int
+    documents: int
 
 
 class RowStream(IterableDataset):
@@ -115,11 +128,17 @@ class RowStream(IterableDataset):
 
     def place_of(self, row: Row) -> str:
         """Where a row of this stream ends, for people: the shard, the document in it, and the epoch."""
+        end = self.end_of(row)
+        return f"{end.shard}, document {end.document}, epoch {end.epoch}"
+
+    def end_of(self, row: Row) -> Place:
+        """Where a row of this stream ends, and how many documents it holds, the first and the last of them in part."""
         seed = self.reading.seed
         source = draw_source(seed, row.lane, row.index // self.lanes, self.mixture.edges)
         dealt, cursor = self.mixture.sources[source], row.cursor.cursors[source]
         part = shuffle(dealt.parts[row.lane :: self.lanes], seed, row.lane, cursor.epoch, *dealt.names)[cursor.part]
-        return f"{dealt.shards[part.shard].name}, document {cursor.document}, epoch {cursor.epoch}"
+        held = len(row.cu_seqlens) - 1
+        return Place(source, dealt.shards[part.shard].name, cursor.document, cursor.epoch, held)
 
 
 def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], None]) -> Iterator[Row]:
