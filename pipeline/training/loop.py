@@ -23,6 +23,7 @@ from pipeline.data.stream.position import LaneCursor
 from pipeline.errors import RegrowError
 from pipeline.model.loss import document_targets
 from pipeline.model.sampled import Sampled
+from pipeline.stopping import why_asked
 from pipeline.training.engine import Engine
 from pipeline.training.garbage import collected_between_steps
 
@@ -54,11 +55,13 @@ class Step:
 
 @dataclass
 class Position:
-    """Where a run stands: updates done, tokens seen, and each own lane's cursor behind the rows consumed."""
+    """Where a run stands: updates done, tokens seen, and each own lane's cursor behind the rows consumed; and how many
+    processes had been asked to stop when the last update was made, the same on all of them."""
 
     step: int = 0
     tokens: int = 0
     cursors: dict[int, LaneCursor] = field(default_factory=dict)
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,13 @@ def train_steps(
             engine.set_learning_rate(learning_rate)
             ahead = partial(reading.ahead, position.step + 1) if position.step + 1 < steps else None
             note = partial(_note, at, engine, position.step, "computing")
-            losses = _update(engine, batch, targets, position.step, note, ahead)
+            losses, asked = _update(engine, batch, targets, position.step, note, ahead)
             norm = engine.gradient_norm()
             _require_finite("gradient norm", norm, position.step, batch)
 
             position.step += 1
             position.tokens += tokens
+            position.asked = asked
             position.cursors.update({row.lane: row.cursor for micro in batch for row in micro.rows})
             if on_samples is not None:
                 on_samples(position.step, [Sample.of(row) for micro in batch for row in micro.rows])
@@ -236,13 +240,15 @@ def _update(
     step: int,
     note: Callable[[int], None],
     meanwhile: Callable[[], None] | None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], int]:
     """Gradients of the global batch and, where its loss is finite, one update. Returns a step's losses by their names,
-    over all processes. ``meanwhile`` is called when all gradients are under way, and before they are waited for."""
+    over all processes, and how many of these were asked to stop. ``meanwhile`` is called when all gradients are under
+    way, and before they are waited for."""
     world = engine.world
     # Summed on the device: one wait for them in a step, not one in each micro-batch.
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
     losses: dict[str, float] = {}
+    asked = 0
     for number, micro in enumerate(batch, start=1):
         note(number)
         ids = micro.ids.to(world.device, non_blocking=True)
@@ -250,7 +256,10 @@ def _update(
         if number == len(batch):
             if meanwhile is not None:
                 meanwhile()
-            loss, auxiliary, divergence, disagreement = world.sum(sums.cpu()).tolist()
+            # One more number in a sum that is made anyway: all processes learn of a request in the same step.
+            own = torch.tensor([why_asked() is not None], dtype=sums.dtype)
+            loss, auxiliary, divergence, disagreement, count = world.sum(torch.cat([sums.cpu(), own])).tolist()
+            asked = int(count)
             losses = {
                 "loss": loss / targets,
                 "auxiliary_loss": auxiliary / (engine.accumulation * world.size),
@@ -259,7 +268,7 @@ def _update(
             }
             _require_finite("loss", sum(losses.values()), step, batch)
         engine.step()
-    return losses
+    return losses, asked
 
 
 def _known(engine: Engine, losses: dict[str, float]) -> dict[str, float | None]:
