@@ -185,8 +185,8 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
         if world.rank == 0:
             say_line(run, stage, line)
 
-    say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
     with requests_noted(stage, config, run, world), told(stage, run, world.rank), telling(say) as say:
+        say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.time() - begin)
