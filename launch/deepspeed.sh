@@ -23,12 +23,35 @@ fi
 count=()
 if [[ -n ${GPUS:-} ]]; then count=(--num_gpus "$GPUS"); fi
 
-# The launcher does not pass a signal on to what it started. As a job of its own, all of it gets the signal and
-# ends; the next start goes on at the newest checkpoint.
+# DeepSpeed's launcher kills the ranks 30 s after a signal, and on several nodes none reaches them. So a signal to this
+# shell becomes a file in the run folder, which the first rank looks for: training saves at its next step and ends, with
+# status 75. A second signal, 3 s or more after the first, ends all at once.
 set -m
 deepspeed ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" --no_local_rank --module pipeline train "$@" &
-trap 'kill -TERM -- -$!' TERM INT HUP QUIT USR1 USR2
+job=$!
+set +m
+asked='' since=0 folder=''
+stop() {
+    if [[ -z $asked ]]; then
+        asked=SIG$1 since=$SECONDS
+    elif ((SECONDS - since >= 3)); then
+        kill -TERM -- "-$job" 2>/dev/null || true
+    fi
+}
+for name in TERM INT HUP QUIT USR1 USR2; do
+    # shellcheck disable=SC2064
+    trap "stop $name" "$name"
+done
+while kill -0 -- "-$job" 2>/dev/null; do
+    if [[ -n $asked ]]; then
+        [[ -n $folder ]] || folder=$(python -c 'import sys; from pathlib import Path; from pipeline.config import load_config
+print(load_config(Path(sys.argv[1]), sys.argv[2:]).run_folder / "train")' "$@")
+        # Again and again: a start that has just begun takes away what an earlier one left.
+        mkdir -p "$folder" && printf '%s\n' "$asked" >"$folder/STOP"
+    fi
+    sleep 0.5
+done
 status=0
-wait $! || status=$?
-while kill -0 -- -$! 2>/dev/null; do sleep 0.2; done
+wait "$job" || status=$?
+[[ -z $folder ]] || rm -f "$folder/STOP"
 exit "$status"

@@ -18,7 +18,10 @@ fi
 # What torchrun would choose, and warn of; regrow sets its own.
 export OMP_NUM_THREADS=1
 
+# torchrun hands TERM, INT and HUP on, and kills the ranks so many seconds later (before torch 2.12 always 30): training
+# saves at its next step, leaves train/REQUEUE and ends. torchrun itself then ends with 1, whatever its ranks say.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
+
 # --standalone takes a free port: two jobs on one node do not meet. They meet their own ranks at 127.0.0.1: the node's
-# name need not resolve. On TERM the ranks end at once; the same command goes on at the newest checkpoint
-# (train.checkpoint_every says how much is lost at most).
+# name need not resolve.
 exec torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node "${GPUS:-gpu}" -m pipeline train "$@"

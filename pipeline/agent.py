@@ -24,13 +24,16 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from pipeline.launch import AGENT, END, TOLD, cores, die_with_parent, name_accelerator, name_process
+from pipeline.stopping import NOTED, STOPPABLE, STOPPED, handing_on
 
 #: Seconds that an agent has for ending its ranks before it is ended itself.
 GRACE = 8
 #: Seconds between looks at whether a process has ended.
 LOOK = 0.01
+#: Asks an agent to end at once, where others are handed on.
+AT_ONCE = signal.SIGUSR2
 #: Signals that ask a process to end.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (*NOTED, AT_ONCE)
 #: Has torch count GPUs by NVML. CUDA itself, once asked, works in no fork.
 COUNT_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
@@ -46,6 +49,7 @@ class Agent:
         self._modules, self._more = tuple(modules), ()
         self._forks = "torch" not in sys.modules
         self._pid: int | None = None
+        self._asked: str | None = None
         import_all(self._modules)
 
     def warm(self, more: Sequence[str] = ()) -> None:
@@ -55,31 +59,42 @@ class Agent:
             self._start(forks=True)
 
     def launch(self, arguments: Sequence[str], processes: int) -> int:
-        """Run ``python -m pipeline ARGUMENTS`` in so many processes; returns 0, TOLD or, when it was said which rank
-        failed and how, another status.
+        """Run ``python -m pipeline ARGUMENTS`` in so many processes; returns 0, TOLD, STOPPED or, when it was said
+        which rank failed and how, another status.
 
-        A Ctrl-C reaches the command alone; the agent and its ranks are ended then, before it goes on.
+        A Ctrl-C reaches the command alone; the agent and its ranks are ended then, before it goes on. A stage that can
+        be stopped is asked to, through the agent: its end is waited for, and a second Ctrl-C ends all.
         """
         if self._pid is None:
             self._start(forks=False)
-        answer = ""
-        try:
-            # An agent that was killed reads nothing.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self._channel.write(json.dumps([processes, *arguments]) + "\n")
-                self._channel.flush()
-                answer = self._channel.readline()
-        finally:
-            if not answer:
-                self.end()
+        pid, answer = self._pid, ""
+        stops = arguments[0] in STOPPABLE
+        with handing_on(lambda: [pid]) if stops else contextlib.nullcontext([]) as handed:
+            try:
+                # An agent that was killed reads nothing.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._channel.write(json.dumps([processes, *arguments]) + "\n")
+                    self._channel.flush()
+                    answer = self._channel.readline()
+            finally:
+                if not answer:
+                    self.end()
+        if handed:
+            self._asked = signal.Signals(handed[0]).name
         return int(answer or 1)
+
+    def require_unasked(self) -> None:
+        """SystemExit with status STOPPED where a stage was asked to stop, and had been done by then: none follows."""
+        if self._asked is not None:
+            print(f"regrow: stopped by {self._asked} behind a stage that is done; the same command goes on", flush=True)
+            raise SystemExit(STOPPED)
 
     def end(self) -> None:
         """End the agent, and with it its ranks; it is gone afterwards."""
         if self._pid is None:
             return
         pid, self._pid = self._pid, None
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, AT_ONCE)
         if not _ended(pid, time.monotonic() + GRACE):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -181,7 +196,9 @@ def _serve(pipe: socket.socket, modules: Sequence[str]) -> None:
     os.environ[AGENT] = str(os.getpid())
     import_all(modules)
     # Until here, without ranks, a signal ends it by itself.
-    signal.signal(signal.SIGTERM, _stop)
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     with pipe, pipe.makefile("rw") as channel:
         for line in channel:
             processes, *arguments = json.loads(line)
@@ -190,34 +207,53 @@ def _serve(pipe: socket.socket, modules: Sequence[str]) -> None:
 
 
 def _carry_out(arguments: list[str], processes: int, pipe: socket.socket) -> int:
-    """Fork the ranks and watch them: the status is that of the first that fails, and no other outlives it."""
+    """Fork the ranks and watch them: the status is that of the first that fails, and no other outlives it.
+
+    Ranks of a stage that can be stopped are handed what signal comes here; their end is waited for.
+    """
     place = _environment(processes)
     ranks: dict[int, int] = {}
+    stops = arguments[0] in STOPPABLE
+    # Ranks that note a SIGTERM are not ended by it.
+    endings = (signal.SIGKILL,) if stops else (signal.SIGTERM, signal.SIGKILL)
     try:
-        for rank in range(processes):
-            agent, pid = os.getpid(), _fork()
-            if pid == 0:
-                with _leaving():
-                    die_with_parent(agent)
-                    os.close(pipe.detach())
-                    _be_rank(rank, place, arguments)
-            ranks[pid] = rank
-        while ranks:
-            pid, status = os.waitpid(-1, 0)
-            rank, code = ranks.pop(pid), os.waitstatus_to_exitcode(status)
-            if code == TOLD:
-                return TOLD
-            if code:
-                how = f"signal {-code}" if code < 0 else f"exit status {code}"
-                print(f"regrow: rank {rank} of {processes} (pid {pid}) ended with {how}", file=sys.stderr, flush=True)
-                return 1
-        return 0
+        with handing_on(lambda: ranks) if stops else contextlib.nullcontext([]) as handed:
+            for rank in range(processes):
+                agent, pid = os.getpid(), _fork()
+                if pid == 0:
+                    with _leaving():
+                        die_with_parent(agent)
+                        os.close(pipe.detach())
+                        _be_rank(rank, place, arguments)
+                ranks[pid] = rank
+            return _watch(ranks, processes, handed)
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in endings:
             for pid in ranks:
                 os.kill(pid, number)
             end = time.monotonic() + END
             ranks = {pid: rank for pid, rank in ranks.items() if not _ended(pid, end)}
+
+
+def _watch(ranks: dict[int, int], processes: int, handed: list[int]) -> int:
+    """Wait for ranks, which are taken out as they end: until all are done or have stopped, or one has failed."""
+    outcome = 0
+    while ranks:
+        pid, status = os.waitpid(-1, 0)
+        rank, code = ranks.pop(pid), os.waitstatus_to_exitcode(status)
+        if code == TOLD:
+            return TOLD
+        if code == STOPPED:
+            outcome = STOPPED
+        elif -code in handed:
+            name = signal.Signals(-code).name
+            print(f"regrow: stopped by {name} before it had begun; the same command goes on", flush=True)
+            return STOPPED
+        elif code:
+            how = f"signal {-code}" if code < 0 else f"exit status {code}"
+            print(f"regrow: rank {rank} of {processes} (pid {pid}) ended with {how}", file=sys.stderr, flush=True)
+            return 1
+    return outcome
 
 
 def _environment(processes: int) -> dict[str, str]:

@@ -175,8 +175,9 @@ class Run:
         return RegrowError(f"run {self.name} is in use by {holder}; a run has one command at a time")
 
 
-#: Progress, checkpoints and logs: they serve a resume and are no part of a stage's result.
-_PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl", "stacks"}
+#: Progress, checkpoints, logs, and how a start of training ended: they serve a resume and are no part of a stage's
+#: result.
+_PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl", "stacks", "DONE", "REQUEUE", "STOP"}
 #: Of a stage's folder what speaks of another stage's results, and grows without the stage: what was judged of the
 #: exports of training. It is no part of the stage's result, and stays where the stage alone is done again.
 _OF_ANOTHER = {"evaluate": ("train", ("curve", "curve.jsonl", "curve.discarded.jsonl"))}

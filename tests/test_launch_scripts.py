@@ -9,7 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,33 +80,67 @@ def test_launchers_start_the_ranks(launcher: str, tmp_path: Path) -> None:
 IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
+@pytest.fixture
+def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """``deepspeed_script(program)``: the script with a shell program in the launcher's place: what it gets of signals
+    is the script's doing, and is real."""
+    started = []
+
+    def start(program: str) -> subprocess.Popen[str]:
+        launcher = tmp_path / "deepspeed"
+        launcher.write_text(f"#!/bin/sh\n{program}\n")
+        launcher.chmod(0o755)
+        # A copy of the script: beside the real one may stand a .venv, whose launcher it would take.
+        copy = tmp_path / "launch" / "deepspeed.sh"
+        copy.parent.mkdir()
+        shutil.copy(LAUNCH / "deepspeed.sh", copy)
+        path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        started.append(
+            subprocess.Popen(
+                [BASH, str(copy), str(tiny_config)],
+                env=dict(os.environ) | {"PATH": path, "PYTHONPATH": str(ROOT), "GPUS": "2"},
+                text=True,
+                stdout=subprocess.PIPE,
+                # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its
+                # start.
+                preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in IGNORED],
+            )
+        )
+        return started[-1]
+
+    yield start
+    for script in started:
+        script.kill()
+        script.communicate()
+
+
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
-def test_deepspeed_script_ends_what_it_started_on_every_signal(name: str, tmp_path: Path) -> None:
-    """A program in the launcher's place, with a child: what it gets of signals is the shell's doing, and is real."""
-    launcher = tmp_path / "deepspeed"
-    launcher.write_text("#!/bin/sh\nsleep 60 &\necho started $$ $!\nwait\n")
-    launcher.chmod(0o755)
-    # A copy of the script: beside the real one may stand a .venv, whose launcher it would take.
-    copy = tmp_path / "launch" / "deepspeed.sh"
-    copy.parent.mkdir()
-    shutil.copy(LAUNCH / "deepspeed.sh", copy)
-    environment = dict(os.environ) | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GPUS": "2"}
-    script = subprocess.Popen(
-        [BASH, str(copy), "config.yaml"],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its start.
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in IGNORED],
-    )
-    started = [int(word) for word in script.stdout.readline().split()[1:]]
+def test_deepspeed_script_asks_training_to_stop_on_every_signal(name: str, deepspeed_script: Any, tmp_path: Path):
+    """By the file that the first rank looks for, which it takes away; the status is the ranks'."""
+    stop = tmp_path / "runs" / "tiny" / "train" / "STOP"
+    script = deepspeed_script(f"echo started; while ! [ -s {stop} ]; do sleep 0.1; done; cat {stop}; exit 75")
+    assert script.stdout.readline() == "started\n"
     script.send_signal(getattr(signal, f"SIG{name}"))
-    script.communicate(timeout=20)
+    output, _ = script.communicate(timeout=60)
+    assert (output, script.returncode) == (f"SIG{name}\n", 75)
+    assert not stop.exists(), "the next start finds the file"
+
+
+def test_deepspeed_script_ends_what_it_started_on_a_second_signal(deepspeed_script: Any):
+    script = deepspeed_script("sleep 120 &\necho started $$ $!\nwait")
+    started = [int(word) for word in script.stdout.readline().split()[1:]]
+    script.send_signal(signal.SIGTERM)
+    # Some more at once are the same request.
+    script.send_signal(signal.SIGTERM)
+    time.sleep(4.5)
+    assert script.poll() is None, "the first signal ended it"
+    script.send_signal(signal.SIGTERM)
+    script.communicate(timeout=60)
     left = [pid for pid in started if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    assert not left, f"the script ended on SIG{name}, and what it started went on"
-    assert script.returncode > 128, f"exit status {script.returncode} after SIG{name}"
+    assert not left, "the script ended on a second SIGTERM, and what it started went on"
+    assert script.returncode > 128, f"exit status {script.returncode}"
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])

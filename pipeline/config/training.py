@@ -112,6 +112,12 @@ class TrainSection(Section):
     export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)
     evaluate_every: Whole = key(250, "Steps between held-out evaluations in the loop.", free=True, ge=1)
     evaluate_rows: Whole = key(64, "Held-out rows that the loop evaluates.", free=True, ge=1)
+    max_hours: Real | None = key(
+        None,
+        "Hours of one start after which training saves and stops, to be started again; null: no end.",
+        free=True,
+        gt=0,
+    )
     processes: Processes = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
 
     heal: Literal["none", "local"] = key(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -47,6 +47,7 @@ def row_losses(
     head: Head | None = None,
     world: World = ALONE,
     counted_from: torch.Tensor | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, in nats summed over its targets, and the number of its targets.
 
@@ -60,6 +61,7 @@ def row_losses(
     Forward k takes rows k x micro_batch onwards, always micro_batch of them: the last row is repeated where too few
     are left. The processes of ``world`` take forwards in turn; where their number does not divide, the processes left
     over repeat the last forward and drop it, because under ZeRO-3 a forward is a collective and all must run as many.
+    ``between`` is called before each, on every process alike: what it raises gives all of it up.
 
     Promise: a forward holds the same rows whatever ``world`` is, so with the same micro_batch, threads, device and
     versions the bytes are the same on any number of processes. Another micro_batch changes rounding only.
@@ -75,6 +77,7 @@ def row_losses(
     sums = torch.zeros(count, dtype=torch.float64, device=device)
     with evaluating(model):
         for turn in range(math.ceil(forwards / world.size)):
+            between()
             forward = turn * world.size + world.rank
             mine = forward < forwards
             start = min(forward, forwards - 1) * micro_batch
@@ -109,6 +112,7 @@ def perplexity(
     head: Head | None = None,
     world: World = ALONE,
     counted_from: torch.Tensor | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float | int | None]:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
@@ -118,7 +122,14 @@ def perplexity(
     row, in row order: what two models' difference on the same rows is told by).
     """
     sums, targets = row_losses(
-        model, rows, micro_batch=micro_batch, device=device, head=head, world=world, counted_from=counted_from
+        model,
+        rows,
+        micro_batch=micro_batch,
+        device=device,
+        head=head,
+        world=world,
+        counted_from=counted_from,
+        between=between,
     )
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens

@@ -39,7 +39,7 @@ def require_during(config: Config, elsewhere: bool = False) -> list[str]:
 
 def tasks_during(
     config: Config, run: Run, origin: Origin, world: World, say: Teller
-) -> Callable[[Engine, int], dict[str, Any]] | None:
+) -> Callable[[Engine, int, Callable[[], None]], dict[str, Any]] | None:
     """What asks the tasks of evaluate.during at a step; None where none are wanted. Every process calls it."""
     if not config.evaluate.during.every:
         return None
@@ -48,12 +48,12 @@ def tasks_during(
     tasks = Tasks(asked_during(config), batch, folder / "tasks", kept, world)
     tokenizer = load_tokenizer(origin.folder, origin.trust_remote_code)
 
-    def ask(engine: Engine, step: int) -> dict[str, Any]:
+    def ask(engine: Engine, step: int, between: Callable[[], None]) -> dict[str, Any]:
         # A killed run comes here again with other weights, if it goes on in another layout.
         world.on_first(lambda: shutil.rmtree(kept, ignore_errors=True))
         # Every length of a batch would be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            entries = tasks.judge(f"step-{step:08d}", engine.model, tokenizer, say.at).entries
+            entries = tasks.judge(f"step-{step:08d}", engine.model, tokenizer, say.at, between).entries
         return {task: {name: entry[name] for name in KEPT} for task, entry in entries.items()}
 
     return ask

@@ -38,13 +38,21 @@ def healing_hashes(config: Config, run: Run) -> dict[str, str]:
     return {} if config.train.heal == "none" else score.inputs(config, run)
 
 
-def begin_with(config: Config, run: Run, pruned: Origin, world: World, say: Callable[[str], None]) -> Origin:
-    """What training begins with: ``pruned`` as it is, or healed. Every process asks; the first time, all heal."""
+def begin_with(
+    config: Config,
+    run: Run,
+    pruned: Origin,
+    world: World,
+    say: Callable[[str], None],
+    between: Callable[[], None] = lambda: None,
+) -> Origin:
+    """What training begins with: ``pruned`` as it is, or healed. Every process asks; the first time, all heal.
+    ``between`` is called behind each border, on every process: what it raises stops the healing there."""
     if config.train.heal == "none":
         return pruned
     origin = replace(pruned, folder=run.stage("train") / "healed")
     if not world.on_first(origin.folder.is_dir):
-        _heal(config, run, pruned, world, say)
+        _heal(config, run, pruned, world, say, between)
         gc.collect()
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -70,7 +78,14 @@ def check_heal(config: Config, model: PreTrainedModel | None) -> None:
         )
 
 
-def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[[str], None]) -> None:
+def _heal(
+    config: Config,
+    run: Run,
+    pruned: Origin,
+    world: World,
+    say: Callable[[str], None],
+    between: Callable[[], None],
+) -> None:
     asked, text, folder = config.train.healing, Inputs(config, run), run.stage("train")
     sequences = world.on_first(text.for_healing)
     dense = load_model(text.model, dtype=pruned.dtype, trust_remote_code=pruned.trust_remote_code)
@@ -78,6 +93,12 @@ def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[
     own = -(-sequences.numel() // world.size)
     states = 2 * own * 4 * model.config.get_text_config().hidden_size
     say(f"healing on {sequences.numel():,} tokens; their states take {of_bytes(states)} of each process's memory")
+
+    def told(line: str) -> None:
+        # Every process says each border, once it is kept.
+        say(line)
+        between()
+
     found = heal(
         dense,
         model,
@@ -86,7 +107,7 @@ def _heal(config: Config, run: Run, pruned: Origin, world: World, say: Callable[
         ridge=asked.ridge,
         progress=Progress(folder / "progress"),
         world=world,
-        say=say,
+        say=told,
     )
     forwards = sum(forward_flops_per_token(one, asked.length) for one in (dense, model))
     cost = {"tokens": sequences.numel(), "flops": sequences.numel() * forwards}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +98,7 @@ def open_session(
     for line in told_of(engine.model, engine.unreached, engine.narrowed, engine.router_coefficient, engine.head):
         say(line)
 
-    def judge(engine: Engine) -> dict[str, Any]:
+    def judge(engine: Engine, between: Callable[[], None]) -> dict[str, Any]:
         return perplexity(
             engine.engine,
             held_out,
@@ -105,6 +106,7 @@ def open_session(
             device=world.device,
             head=engine.head,
             world=world,
+            between=between,
         )
 
     judges = Judges(None if held_out is None else judge, tasks_during(config, run, origin, world, say))

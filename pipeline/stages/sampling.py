@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -17,7 +17,6 @@ from pipeline.data.stream.loader import fitting_workers, load_rows
 from pipeline.errors import RegrowError
 from pipeline.files import hash_json, of_bytes, require_space, take_lock, write_json
 from pipeline.inputs import Inputs
-from pipeline.launch import die_with_parent
 from pipeline.life import Teller
 from pipeline.model.describe import describe_folder
 from pipeline.run import Run
@@ -25,6 +24,7 @@ from pipeline.stages.teaching import find_teacher, load_teacher, teacher_hashes
 from pipeline.training.answers import FORMAT, AnswerStore, bytes_per_token
 from pipeline.training.asking import Asking, ask
 from pipeline.training.export import Origin
+from pipeline.training.session import begin_reader
 from pipeline.world import World
 
 
@@ -76,10 +76,17 @@ def _find_store(config: Config, run: Run, text: Inputs, origin: Origin) -> Answe
 
 
 def open_answers(
-    config: Config, run: Run, text: Inputs, origin: Origin, world: World, say: Teller
+    config: Config,
+    run: Run,
+    text: Inputs,
+    origin: Origin,
+    world: World,
+    say: Teller,
+    between: Callable[[], None] = lambda: None,
 ) -> AnswerStore | None:
     """The answers on all rows of the run; the teacher is loaded, and asked, only where some are missing. None where
-    none are wanted. Every process calls it.
+    none are wanted. Every process calls it. ``between`` is called before each row, on every process as often: what it
+    raises ends the asking there.
 
     RegrowError where there is no space for them, where another command is asking into the same folder, and where a
     file there is damaged.
@@ -89,10 +96,15 @@ def open_answers(
     store = world.on_first(lambda: _find_store(config, run, text, origin))
     rows = config.steps * config.train.global_batch
     if world.on_first(lambda: bool(store.missing(rows))):
+
+        def look(what: str) -> None:
+            say.at(what)
+            between()
+
         with _alone(store, world):
             # Another command may have ended in between.
             missing = world.on_first(lambda: store.missing(rows))
-            _ask(config, text, store, missing, world, say)
+            _ask(config, text, store, missing, world, Teller(say.say, look))
     say(f"the teacher's answers on {rows:,} rows: {store.folder}")
     return store
 
@@ -129,7 +141,7 @@ def _ask(config: Config, text: Inputs, store: AnswerStore, missing: Sequence[ran
         cursors = world.on_first(partial(store.cursors, blocks.start))
         stream = text.stream(start=first, cursors=cursors, rank=world.rank, processes=world.size)
         own = len(range(first + world.rank, end, world.size))
-        with contextlib.closing(load_rows(stream, workers, die_with_parent)) as taken:
+        with contextlib.closing(load_rows(stream, workers, begin_reader)) as taken:
             ask(teacher, islice(taken, own), store, asking, world.device, say.at)
     world.barrier()
     teacher.close()

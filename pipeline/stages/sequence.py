@@ -25,7 +25,9 @@ from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
 from pipeline.stages.hardware import hardware
 from pipeline.stages.stage import load_stage
+from pipeline.stages.stops import requests_noted, stop_before_next
 from pipeline.stages.warming import warm_agent
+from pipeline.stopping import STOPPED
 from pipeline.world import World, lost_peer
 
 VERSIONS = ("regrow", "torch", "transformers", "deepspeed", "datasets", "accelerate", "tokenizers", "safetensors")
@@ -77,6 +79,7 @@ def carry_out_alone(
     run = run_of(config)
     with _held(stages, config, run, place, redo, agent) as at_work:
         for stage in stages:
+            at_work.require_unasked()
             _alone(stage, config, run, config_path, at_work)
 
 
@@ -91,8 +94,8 @@ def _alone(stage: str, config: Config, run: Run, config_path: str, agent: Agent)
     raise_if_interrupted()
     run.log(f"{stage}: starting {processes} process{'es' * (processes > 1)}")
     status = agent.launch([stage, str(run.folder / "config.yaml")], processes)
-    if status == TOLD:
-        raise SystemExit(1)
+    if status in (TOLD, STOPPED):
+        raise SystemExit(1 if status == TOLD else status)
     if status != 0 or run.record(stage) is None:
         raise RegrowError(
             f"stage {stage} did not finish (its message stands above, and in {run.folder / 'log.txt'}); "
@@ -107,6 +110,7 @@ def _all_together(stages: list[str], config: Config, run: Run, world: World, pla
             continue
         if load_stage(stage).launched(config):
             _take_part(stage, config, run, world, fingerprint)
+            stop_before_next(stage, stages, world)
             world.barrier()
         else:
             world.on_first(partial(_by_itself, stage, config, run, place, fingerprint))
@@ -181,8 +185,8 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
         if world.rank == 0:
             say_line(run, stage, line)
 
-    say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
-    with told(stage, run, world.rank), telling(say) as say:
+    with requests_noted(stage, config, run, world), told(stage, run, world.rank), telling(say) as say:
+        say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
             _finish(stage, config, run, world, fingerprint, result, time.monotonic() - begin)

@@ -5,6 +5,7 @@ Killed anywhere and started again, it goes on at the newest complete checkpoint 
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -38,20 +39,30 @@ from pipeline.training.bad_steps import BadSteps
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.determinism import deterministic
 from pipeline.training.metrics import read_lines
+from pipeline.training.session import Session
+from pipeline.training.stopping import Stop, Stopped, stopping
 from pipeline.training.watchdog import Watchdog
 from pipeline.world import World
 
 
 def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
-    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, position.json, checkpoints/, exports/."""
+    """Train to the token budget; write train/metrics.jsonl, held_out.jsonl, position.json, checkpoints/, exports/.
+
+    Asked to stop, it does so between two steps, as ``stopping`` says.
+    """
+    with stopping(run.stage("train"), world, say) as stop:
+        return _train(config, run, world, say, stop)
+
+
+def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> dict[str, Any]:
     folder, recipe, steps = run.stage("train"), config.train, config.steps
     text = Inputs(config, run, run.stage("prune") / "model")
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
     world.on_first(lambda: require_known_tokens(config, text.encoder))
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
     with deterministic(wanted), Watchdog(folder, world.rank, recipe.hang_seconds) as watchdog:
-        origin = begin_with(config, run, origin, world, say)
-        answers = open_answers(config, run, text, origin, world, say)
+        origin = begin_with(config, run, origin, world, say, stop.look)
+        answers = open_answers(config, run, text, origin, world, say, stop.look)
         fit = find_fit(config, run, origin, world, say, answers)
         layout = layout_of(config, world, fit)
         # Found and checked by one process for all: a damaged file, or another layout, ends the stage here.
@@ -67,22 +78,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             say(f"resuming at step {session.position.step} of {steps}")
         elif text.begin.row:
             say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
-        during = config.evaluate.during.every
-        bad_steps = BadSteps(recipe.bad_steps, recipe.spike, recipe.spike_window)
-        if session.position.step == 0:
-            session.evaluate()
-            session.ask_tasks()
-        for step in session.steps(steps, partial(rate_at, config), bad_steps, watchdog, log_samples=recipe.log_samples):
-            last = step.step == steps
-            # Evaluation and export come first: a resume at the checkpoint would not make them again.
-            if last or step.step % recipe.evaluate_every == 0:
-                session.evaluate()
-            if during and (last or step.step % during == 0):
-                session.ask_tasks()
-            if not last and recipe.export_every and step.step % recipe.export_every == 0:
-                session.export()
-            if last or step.step % recipe.checkpoint_every == 0:
-                session.checkpoint(recipe.keep_checkpoints)
+        _go_on(config, session, stop, watchdog)
         exported = session.export()
         cursors = session.cursors()
         session.close()
@@ -109,6 +105,51 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
         "before": runs_before(config),
     }
+
+
+def _go_on(config: Config, session: Session, stop: Stop, watchdog: Watchdog) -> None:
+    """From where the session stands to the last step. Stopped, behind one checkpoint, where it was asked to stop."""
+    recipe = config.train
+    bad_steps = BadSteps(recipe.bad_steps, recipe.spike, recipe.spike_window)
+    rate = partial(rate_at, config)
+    try:
+        stop.look()
+        # Before the first step; and what was given up when the run stopped at a step.
+        _judge(config, session, stop)
+        for step in session.steps(config.steps, rate, bad_steps, watchdog, log_samples=recipe.log_samples):
+            if session.position.asked:
+                raise Stopped
+            # Evaluation and export come first: a resume at the checkpoint would not make them again.
+            judged = _judge(config, session, stop)
+            due = step.step == config.steps or step.step % recipe.checkpoint_every == 0
+            if due:
+                session.checkpoint(recipe.keep_checkpoints)
+            if judged or due:
+                # Who was asked meanwhile does not wait for another step.
+                stop.look()
+    except Stopped:
+        if session.position.step > session.saved:
+            begin = time.monotonic()
+            session.checkpoint(recipe.keep_checkpoints)
+            stop.saved = round(time.monotonic() - begin, 3)
+        raise
+
+
+def _judge(config: Config, session: Session, stop: Stop) -> bool:
+    """What is due where the session stands, but for the checkpoint: of that what is not done yet. Whether anything was
+    due."""
+    recipe, during, step = config.train, config.evaluate.during.every, session.position.step
+    last = step == config.steps
+    evaluate = last or step % recipe.evaluate_every == 0
+    ask = bool(during) and (last or step % during == 0)
+    export = bool(recipe.export_every) and 0 < step < config.steps and step % recipe.export_every == 0
+    if evaluate:
+        session.evaluate(stop.look)
+    if ask:
+        session.ask_tasks(stop.look)
+    if export and not session.exported:
+        session.export()
+    return evaluate or ask or export
 
 
 def require_recipe(config: Config) -> None:

@@ -19,6 +19,7 @@ import torch
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import LaneCursor
 from pipeline.errors import RegrowError
+from pipeline.stopping import why_asked
 from pipeline.training.bad_steps import BadSteps
 from pipeline.training.batches import MicroBatch, ReadAhead, note_micro_batch
 from pipeline.training.engine import Engine
@@ -56,13 +57,14 @@ class Step:
 
 @dataclass
 class Position:
-    """Where a run stands: updates done or skipped, tokens seen, each own lane's cursor behind the rows consumed, and
-    what decides on bad steps."""
+    """Where a run stands: updates done or skipped, tokens seen, each own lane's cursor behind the rows consumed, what
+    decides on bad steps, and how many processes had been asked to stop at the last update, the same on all of them."""
 
     step: int = 0
     tokens: int = 0
     cursors: dict[int, LaneCursor] = field(default_factory=dict)
     bad_steps: BadSteps = field(default_factory=BadSteps)
+    asked: int = 0
 
 
 def train_steps(
@@ -104,6 +106,7 @@ def train_steps(
 
             position.step += 1
             position.tokens += tokens
+            position.asked = update.asked
             position.bad_steps.note(update.losses["loss"], update.skipped is not None)
             taken = [row for micro in batch for row in micro.rows]
             position.cursors.update({row.lane: row.cursor for row in taken})
@@ -147,12 +150,13 @@ def _count(engine: Engine, batch: list[MicroBatch], step: int) -> tuple[int, int
 @dataclass(frozen=True)
 class Update:
     """What became of a global batch: its losses by their names, over all processes, the gradient norm, the slowest
-    process, and why the update was not made, None where it was."""
+    process, why the update was not made, None where it was, and how many processes were asked to stop."""
 
     losses: dict[str, float]
     norm: float
     slowest: Slowest | None
     skipped: str | None
+    asked: int
 
 
 def _update(
@@ -176,7 +180,7 @@ def _update(
         sums += engine.backward(ids, targets, micro.documents, micro.counted, micro.known).double()
     if meanwhile is not None:
         meanwhile()
-    losses, slowest = _summed(engine, sums.cpu(), targets, own)
+    losses, slowest, asked = _summed(engine, sums.cpu(), targets, own)
     skipped = position.bad_steps.fault(losses)
     if skipped is not None:
         _require_patience(skipped, position, batch)
@@ -185,22 +189,27 @@ def _update(
     if skipped is None and not math.isfinite(norm):
         skipped, norm = "the gradient norm is not finite", math.nan
         _require_patience(skipped, position, batch)
-    return Update(losses, norm, slowest, skipped)
+    return Update(losses, norm, slowest, skipped, asked)
 
 
-def _summed(engine: Engine, sums: torch.Tensor, targets: int, own: OwnTime) -> tuple[dict[str, float], Slowest | None]:
-    """A step's losses by their names and its slowest process, by what this one has summed: (4,) fp64 on the CPU."""
+def _summed(
+    engine: Engine, sums: torch.Tensor, targets: int, own: OwnTime
+) -> tuple[dict[str, float], Slowest | None, int]:
+    """A step's losses by their names, its slowest process, and how many were asked to stop; by what this one has summed:
+    (4,) fp64 on the CPU. One sum, which is made anyway: all processes learn of a request in the same step."""
     world = engine.world
     seconds = torch.zeros(world.size, dtype=torch.float64)
     seconds[world.rank] = own.seconds()
-    loss, auxiliary, divergence, disagreement, *all_seconds = world.sum(torch.cat([sums, seconds])).tolist()
+    request = torch.tensor([why_asked() is not None], dtype=torch.float64)
+    summed = world.sum(torch.cat([sums, request, seconds])).tolist()
+    loss, auxiliary, divergence, disagreement, asked, *all_seconds = summed
     losses = {
         "loss": loss / targets,
         "auxiliary_loss": auxiliary / (engine.accumulation * world.size),
         "divergence": divergence / targets,
         "disagreement": disagreement / targets,
     }
-    return losses, Slowest.of(all_seconds) if world.size > 1 else None
+    return losses, Slowest.of(all_seconds) if world.size > 1 else None, int(asked)
 
 
 def _known(engine: Engine, losses: dict[str, float]) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
 from pipeline.life import Teller
+from pipeline.stopping import hand_on_to_rank
 from pipeline.training.bad_steps import BadSteps
 from pipeline.training.batches import Sample
 from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
@@ -34,10 +35,11 @@ LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl", "bad
 @dataclass(frozen=True)
 class Judges:
     """How the engine's model is judged between steps, on every process; None: it is not. ``held_out`` gives perplexity
-    and loss of held-out rows, ``tasks`` what a task of each name says, at a step."""
+    and loss of held-out rows, ``tasks`` what a task of each name says, at a step. Both call the function that they are
+    handed, on every process as often, between their forwards: what it raises gives the judgement up."""
 
-    held_out: Callable[[Engine], dict[str, Any]] | None = None
-    tasks: Callable[[Engine, int], dict[str, Any]] | None = None
+    held_out: Callable[[Engine, Callable[[], None]], dict[str, Any]] | None = None
+    tasks: Callable[[Engine, int, Callable[[], None]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Rows:
     behind: Callable[[Position], RowStream]
     workers: int
     within_documents: bool
+
+
+def begin_reader() -> None:
+    """In a reader process, first of all: it ends with its rank, and a signal to it is one to its rank."""
+    die_with_parent()
+    hand_on_to_rank()
 
 
 class Session:
@@ -75,6 +83,8 @@ class Session:
         self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
         self.judges, self.mfu, self.say = judges, mfu, say
         self.world, self.position = engine.world, Position()
+        #: The step of the newest checkpoint; 0 where there is none, and none is needed to begin again.
+        self.saved = 0
         # What only counts on the first process, which writes the lines.
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._left_out: set[str] = set()
@@ -90,6 +100,7 @@ class Session:
             lanes = from_json(state["lanes"])
             own = {lane: cursor for lane, cursor in lanes.items() if lane % self.world.size == self.world.rank}
             self.position = Position(state["step"], state["tokens"], own)
+            self.saved = self.position.step
         if self.world.rank == 0:
             cut = [cut_after(self.folder / name, self.position.step) for name in LINES]
             if cut[0]:
@@ -117,7 +128,7 @@ class Session:
         stream = self.rows.behind(self.position)
         taken = train_steps(
             self.engine,
-            load_rows(stream, self.rows.workers, die_with_parent),
+            load_rows(stream, self.rows.workers, begin_reader),
             self.position,
             steps=count,
             rate=rate,
@@ -135,12 +146,12 @@ class Session:
                     self.say(line)
             yield step
 
-    def evaluate(self) -> None:
+    def evaluate(self, between: Callable[[], None] = lambda: None) -> None:
         """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""
         if self.judges.held_out is None or self._judged("held_out.jsonl"):
             return
         with self.engine.precision():
-            result = self.judges.held_out(self.engine)
+            result = self.judges.held_out(self.engine, between)
         if self.world.rank == 0:
             line = {
                 "step": self.position.step,
@@ -153,12 +164,12 @@ class Session:
             self._lines["held_out.jsonl"].append(line)
             self.say(f"step {self.position.step}: held-out perplexity {result['value']:.2f}")
 
-    def ask_tasks(self) -> None:
+    def ask_tasks(self, between: Callable[[], None] = lambda: None) -> None:
         """Ask the weights as they are, into tasks.jsonl, unless that was done before at this step."""
         if self.judges.tasks is None or self._judged("tasks.jsonl"):
             return
         with self.engine.precision():
-            found = self.judges.tasks(self.engine, self.position.step)
+            found = self.judges.tasks(self.engine, self.position.step, between)
         if self.world.rank == 0:
             line = {"step": self.position.step, "tokens": self.position.tokens, "tasks": found}
             self._lines["tasks.jsonl"].append(line)
@@ -184,9 +195,11 @@ class Session:
             "identity": asdict(self.rows.identity),
             "lanes": to_json(cursors),
         }
-        return save_checkpoint(
+        written = save_checkpoint(
             self.folder / "checkpoints", self.engine, self.world, step=self.position.step, state=state, keep=keep
         )
+        self.saved = self.position.step
+        return written
 
     def cursors(self) -> dict[int, LaneCursor]:
         """Where every lane that was read stands, of all processes; each calls it."""
@@ -194,7 +207,16 @@ class Session:
 
     def export(self) -> Path:
         """Write the weights as they are as a plain Hugging Face folder, and return it."""
-        return write_export(self.engine, self.origin, folder_of(self.folder / "exports", self.position.step))
+        return write_export(self.engine, self.origin, self._export)
+
+    @property
+    def exported(self) -> bool:
+        """Whether the export of this step is there, on every process; each asks."""
+        return self.world.on_first(self._export.is_dir)
+
+    @property
+    def _export(self) -> Path:
+        return folder_of(self.folder / "exports", self.position.step)
 
     def close(self) -> None:
         """Give up the engine, and the files that are open."""

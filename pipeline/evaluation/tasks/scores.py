@@ -55,9 +55,16 @@ class Tasks:
             task.set_fewshot_seed(seed=SHOTS_SEED)
 
     def judge(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, at: Callable[[str], None]
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        at: Callable[[str], None],
+        between: Callable[[], None] = lambda: None,
     ) -> Judged:
-        """Ask all of a model, which stands in memory whole; ``name`` is its answers' folder. The same everywhere."""
+        """Ask all of a model, which stands in memory whole; ``name`` is its answers' folder. The same everywhere.
+
+        ``between`` is called before each batch, on every process as often: what it raises gives all of it up."""
         from lm_eval.evaluator import evaluate
 
         from pipeline.evaluation.tasks.shared import SharedModel
@@ -73,6 +80,7 @@ class Tasks:
                 world=self._world,
                 answers=answers,
                 at=lambda what: at(f"{name}: tasks, {what}"),
+                between=between,
             )
             found = evaluate(asked, self._tasks, limit=self._limit, log_samples=True, bootstrap_iters=draws)
         judged = Judged()

@@ -28,7 +28,8 @@ Tokenized = tuple[tuple[str, str], list[int], list[int]]
 
 class SharedModel(HFLM):
     """A Hugging Face model that answers lm-eval's requests on every process of ``world`` at once: each must be asked
-    the same, computes its share of the batches, and gets all answers. ``at`` is told which batch is at work."""
+    the same, computes its share of the batches, and gets all answers. ``at`` is told which batch is at work;
+    ``between`` is called before each, on every process as often."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class SharedModel(HFLM):
         world: World,
         answers: Answers,
         at: Callable[[str], None],
+        between: Callable[[], None] = lambda: None,
     ):
         kind = model.device.type
         # lm-eval switches autocast off, unless it is told of it.
@@ -49,6 +51,7 @@ class SharedModel(HFLM):
         # What decides the last digits: answers that were given otherwise are not taken for these.
         self._given_by = [computed_by(world.device), str(computed or model.dtype), harness()]
         self._batch, self._shared_by, self._answers, self._at = batch, world, answers, at
+        self._between = between
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As lm-eval does, without its bar."""
@@ -99,8 +102,13 @@ class SharedModel(HFLM):
         known = [set(part) for part in self._shared_by.gather([key for key in keys if self._answers.get(key)])]
         due = [number for number, key in enumerate(keys) if not all(key in part for part in known)]
         mine: dict[int, list[Any]] = {}
-        for turn, number in list(enumerate(due, start=1))[self._shared_by.rank :: self._shared_by.size]:
-            self._at(f"batch {turn} of {len(due)}")
+        for first in range(0, len(due), self._shared_by.size):
+            self._between()
+            turn = first + self._shared_by.rank
+            if turn >= len(due):
+                break
+            number = due[turn]
+            self._at(f"batch {turn + 1} of {len(due)}")
             found = self._answers.get(keys[number])
             if found is None:
                 found = compute(batches[number])
