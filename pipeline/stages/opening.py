@@ -30,6 +30,7 @@ from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kep
 from pipeline.training.frozen import count_saved
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.recalled import Recalled
+from pipeline.training.saving import Checkpoints, Kept
 from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.teacher import Teaching
@@ -113,7 +114,14 @@ def open_session(
         rows,
         folder,
         origin,
-        layout,
+        Checkpoints(
+            folder / "checkpoints",
+            engine,
+            layout,
+            kept=Kept(recipe.keep_checkpoints, recipe.keep_every),
+            background=recipe.save == "background",
+            say=say,
+        ),
         judges=judges,
         mfu=lambda speed: mfu(speed / world.size, flops.training, peak),
         say=say,
@@ -242,7 +250,7 @@ def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel
     that its lanes read at a time: before the first hour is paid for."""
     folder, data = run.stage("train"), config.data
     clear_torn(folder / "checkpoints")
-    needed = checkpoint_bytes(count_saved(model), config.train.zero_stage, model.dtype)
+    needed = checkpoint_bytes(count_saved(model))
     needed += model.num_parameters() * model.dtype.itemsize
     require_space(folder, needed, "a checkpoint and the export")
     own = -(-data.lanes * world.on_this_machine // world.size)

@@ -52,17 +52,19 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
         answers = open_answers(config, run, text, origin, world, say)
         fit = find_fit(config, run, origin, world, say, answers)
         layout = layout_of(config, world, fit)
-        # Found and checked by one process for all: a damaged file, or another layout, ends the stage here.
-        found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
+        # Read by all processes in shares: a damaged file ends the stage here.
+        found = newest_checkpoint(folder / "checkpoints", layout, world)
         if found:
             check_identity(found[1]["identity"], text.identity)
         world.on_first(lambda: keep_found(config, run, world, fit))
         session, flops = open_session(config, run, text, origin, layout, world, say, answers)
         # Each process draws its own: dropout is not to take the same places in the rows of all.
         torch.manual_seed(recipe.seed + world.rank)
-        session.resume(found)
+        session.resume(found, recipe.seed)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
+            if change := layout.change(found[1]["layout"]):
+                say(change)
         elif text.begin.row:
             say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
         during = config.evaluate.during.every
@@ -79,7 +81,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             if not last and recipe.export_every and step.step % recipe.export_every == 0:
                 session.export()
             if last or step.step % recipe.checkpoint_every == 0:
-                session.checkpoint(recipe.keep_checkpoints)
+                session.checkpoint()
         exported = session.export()
         cursors = session.cursors()
         session.close()
@@ -146,7 +148,7 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 STAGE = Stage(
     "train",
     upstream=("data", "prune"),
-    format=5,
+    format=6,
     work=work,
     inputs=inputs,
     launched=lambda config: True,

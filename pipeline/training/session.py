@@ -16,11 +16,13 @@ from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
 from pipeline.life import Teller
-from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import folder_of
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
 from pipeline.training.loop import Position, Sample, Step, train_steps
 from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
+from pipeline.training.restoring import load_checkpoint
+from pipeline.training.saving import Checkpoints
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
 LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl")
@@ -50,7 +52,8 @@ class Rows:
 class Session:
     """A training run as one process sees it. Every process makes one, and calls the same methods in the same order.
 
-    ``folder`` takes checkpoints/, exports/ and the line files; ``origin`` is the model that training began with.
+    ``folder`` takes exports/ and the line files, ``checkpoints`` what is needed to go on; ``origin`` is the model that
+    training began with.
     ``judges`` measure the engine's model between steps. ``mfu`` gives the utilisation at a number of tokens a second of
     all processes.
     """
@@ -61,13 +64,13 @@ class Session:
         rows: Rows,
         folder: Path,
         origin: Origin,
-        layout: Layout,
+        checkpoints: Checkpoints,
         *,
         judges: Judges,
         mfu: Callable[[float], float | None],
         say: Teller,
     ):
-        self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
+        self.engine, self.rows, self.folder, self.origin, self.checkpoints = engine, rows, folder, origin, checkpoints
         self.judges, self.mfu, self.say = judges, mfu, say
         self.world, self.position = engine.world, Position()
         # What only counts on the first process, which writes the lines.
@@ -75,11 +78,12 @@ class Session:
         self._left_out: set[str] = set()
         self._lines = {name: LineFile(folder / name) for name in LINES}
 
-    def resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
-        """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off."""
+    def resume(self, found: tuple[Path, dict[str, Any]] | None, seed: int) -> None:
+        """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off. ``seed``
+        is that of random numbers on other processes than it was written by."""
         if found is not None:
             checkpoint, state = found
-            load_checkpoint(checkpoint, self.engine, self.world)
+            load_checkpoint(checkpoint, self.engine, self.world, seed)
             # Its own lanes alone: the cursors of others would be kept as they are now, and the next checkpoint would
             # mix them with what the others have moved on to.
             lanes = from_json(state["lanes"])
@@ -92,7 +96,9 @@ class Session:
             self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
 
     def steps(self, count: int, rate: Callable[[int], float], log_samples: bool = False) -> Iterator[Step]:
-        """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then."""
+        """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then.
+
+        Raises RegrowError on every process where the checkpoint under way could not be written."""
         taken = train_steps(
             self.engine,
             load_rows(self.rows.behind(self.position), self.rows.workers, die_with_parent),
@@ -110,6 +116,7 @@ class Session:
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
                     self.say(line)
+            self.checkpoints.look()
             yield step
 
     def evaluate(self) -> None:
@@ -147,8 +154,9 @@ class Session:
         lines = read_lines(self.folder / name) if self.world.rank == 0 else []
         return self.world.broadcast(any(line["step"] == self.position.step for line in lines))
 
-    def checkpoint(self, keep: int) -> Path:
-        """Write all that is needed to go on from here; the ``keep`` newest checkpoints stay."""
+    def checkpoint(self) -> Path:
+        """Write all that is needed to go on from here; it is complete when ``await_checkpoint`` returns, or the next
+        one begins."""
         cursors = self.cursors()
         for line in skipped_parts(cursors, self.rows.names):
             if line not in self._left_out:
@@ -157,13 +165,14 @@ class Session:
         state = {
             "step": self.position.step,
             "tokens": self.position.tokens,
-            "layout": asdict(self.layout),
             "identity": asdict(self.rows.identity),
             "lanes": to_json(cursors),
         }
-        return save_checkpoint(
-            self.folder / "checkpoints", self.engine, self.world, step=self.position.step, state=state, keep=keep
-        )
+        return self.checkpoints.save(self.position.step, state)
+
+    def await_checkpoint(self) -> None:
+        """Wait until the checkpoint under way is complete, if there is one."""
+        self.checkpoints.wait()
 
     def cursors(self) -> dict[int, LaneCursor]:
         """Where every lane that was read stands, of all processes; each calls it."""
@@ -174,7 +183,9 @@ class Session:
         return write_export(self.engine, self.origin, folder_of(self.folder / "exports", self.position.step))
 
     def close(self) -> None:
-        """Give up the engine, and the files that are open."""
+        """Give up the engine, and the files that are open, once the last checkpoint is complete."""
+        self.await_checkpoint()
+        self.checkpoints.close()
         self.engine.close()
         for lines in self._lines.values():
             lines.close()

@@ -48,13 +48,21 @@ CASES = {
         *(f"lora_resume-{stage}-bf16" for stage in (0, 3)),
         "lora_recomputed-1-fp32",
         *(f"lora_export-{case}" for case in ("1-fp32", "0-bf16", "3-bf16")),
+        *(f"written-{stage}-bf16" for stage in range(4)),
+        "written_lora-1-bf16",
+        "beside-1-bf16",
     ],
-    1: [f"parity-{stage}-fp32" for stage in range(4)],
-    4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
+    1: [*(f"parity-{stage}-fp32" for stage in range(4)), *(f"taken_up-{stage}-bf16" for stage in (0, 1))],
+    4: [
+        *(f"parity-{stage}-fp32" for stage in (1, 2, 3)),
+        "written-1-bf16",
+        *(f"taken_up-{stage}-bf16" for stage in (2, 3)),
+    ],
 }
 #: Of two processes, those that compile for half a minute, and stages between others.
 SLOW = [
     *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
+    *(f"taken_up-{stage}-bf16" for stage in range(4)),
     *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
 ]
 #: How often the program is started anew behind a case that ended it.
@@ -109,6 +117,9 @@ def measured(once: Any) -> Callable[..., Measured]:
     @cache
     def results(processes: int, slow: bool = False) -> Measured:
         cases = SLOW if slow else CASES[processes]
+        # Checkpoints of others are taken up: of two processes, then of four.
+        for before in {(2, False): (), (4, False): (2,)}.get((processes, slow), (2, 4)):
+            results(before)
         return Measured(
             once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
         )
