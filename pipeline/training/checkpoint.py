@@ -8,6 +8,7 @@ without it is the rest of a save that was cut off and counts for nothing.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -86,6 +87,25 @@ def clear_torn(root: Path) -> None:
 def checkpoint_bytes(parameters: int) -> int:
     """Size of a checkpoint: fp32 masters of what is trained, and AdamW's two moments."""
     return 12 * parameters
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which complete checkpoints stay: the ``newest`` so many, and all at a multiple of ``every`` steps."""
+
+    newest: int = 2
+    every: int | None = None
+
+    def gone(self, complete: list[Path]) -> list[Path]:
+        """Those of the ``complete`` ones, oldest first, that go."""
+        old = complete[: -self.newest]
+        return [folder for folder in old if not (self.every and int(folder.name[-8:]) % self.every == 0)]
+
+    def at_once(self, steps: int, every: int) -> int:
+        """How many stand at most in a run of ``steps`` with one at each multiple of ``every`` and at the end: those
+        that stay, and the one that is being written."""
+        always = 0 if self.every is None else steps // math.lcm(every, self.every)
+        return min(-(-steps // every), self.newest + 1 + always)
 
 
 def newest_checkpoint(root: Path, layout: Layout, world: World = ALONE) -> tuple[Path, dict[str, Any]] | None:

@@ -26,6 +26,7 @@ from pipeline.files import of_bytes, read_json, require_space, write_json
 from pipeline.memory import available_memory
 from pipeline.training.checkpoint import (
     FORMAT,
+    Kept,
     Layout,
     checkpoint_bytes,
     clear_torn,
@@ -43,21 +44,9 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 PATIENCE, PAUSE = 3600.0, 0.05
 #: Seconds that a process waits to see a folder that the first one made: a network's file system tells it late.
 SEEN = 30.0
+TWO = Kept()
 #: Free memory that a copy must leave, as a share of the copy.
 MARGIN = 0.25
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Which complete checkpoints stay: the ``newest`` so many, and all at a multiple of ``every`` steps."""
-
-    newest: int = 2
-    every: int | None = None
-
-    def gone(self, complete: list[Path]) -> list[Path]:
-        """Those of the ``complete`` ones, oldest first, that go."""
-        old = complete[: -self.newest]
-        return [folder for folder in old if not (self.every and int(folder.name[-8:]) % self.every == 0)]
 
 
 @dataclass
@@ -84,7 +73,7 @@ class Checkpoints:
         engine: Engine,
         layout: Layout,
         *,
-        kept: Kept = Kept(),
+        kept: Kept = TWO,
         background: bool = True,
         say: Any = print,
     ):
@@ -94,6 +83,11 @@ class Checkpoints:
         self._staged: Staged | None = None
         self._writing: Writing | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether this process, or the first one's COMPLETE, is still being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Begin the checkpoint of ``step``, once the one before is complete; ``state`` goes into state.json.

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoint import complete_checkpoints, folder_of
-from pipeline.training.saving import Kept
+from pipeline.training.checkpoint import Kept, complete_checkpoints, folder_of
 
 
 @pytest.fixture
@@ -45,6 +44,13 @@ def test_the_newest_stay_and_those_at_multiples():
     assert gone(2, None) == [10, 20, 30, 40]
     assert gone(1, 20) == [10, 30, 50]
     assert gone(9, None) == []
+
+
+def test_room_is_asked_for_all_that_stand_at_once():
+    assert Kept(2).at_once(steps=100, every=10) == 3
+    assert Kept(2).at_once(steps=15, every=10) == 2, "the run writes no more"
+    assert Kept(2, every=30).at_once(steps=100, every=20) == 4, "step 60 stays beside two and the one to come"
+    assert Kept(9).at_once(steps=1000, every=1) == 10
 
 
 def test_only_complete_ones_are_counted(tmp_path):
