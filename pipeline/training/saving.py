@@ -42,6 +42,8 @@ from pipeline.training.writing import Staged, header, size_of, values, write
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 #: Seconds that the first process's thread waits for the notes of the others behind its own; and between two looks.
 PATIENCE, PAUSE = 3600.0, 0.05
+#: Seconds that a process that ends by an error gives its writing.
+LEAVE = 120.0
 #: Seconds that a process waits to see a folder that the first one made: a network's file system tells it late.
 SEEN = 30.0
 TWO = Kept()
@@ -137,6 +139,12 @@ class Checkpoints:
         """Wait until the checkpoint under way is complete; every process calls it. Raises as ``look`` does."""
         self.look(wait=True)
 
+    def leave(self) -> None:
+        """On the way out, behind an error that the others may not have met: give what is being written time to be
+        complete, without a word to them."""
+        if self._thread is not None:
+            self._thread.join(LEAVE)
+
     def close(self) -> None:
         """Give the host memory back; nothing may be under way."""
         if self._staged is not None:
@@ -148,7 +156,7 @@ class Checkpoints:
         problem = None
         if self._world.rank == 0:
             try:
-                shutil.rmtree(folder, ignore_errors=True)
+                (folder / "COMPLETE").unlink(missing_ok=True)
                 clear_torn(self.root)
                 require_space(self.root, checkpoint_bytes(self._engine.parameters), f"checkpoint {folder.name}")
                 folder.mkdir(parents=True)

@@ -109,7 +109,7 @@ class Session:
             on_samples=self._log_samples if log_samples else None,
             at=self.say.at,
         )
-        for step in taken:
+        for step in self._finishing(taken):
             if self.world.rank == 0:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
                 self._lines["metrics.jsonl"].append(self._recent[-1])
@@ -118,6 +118,14 @@ class Session:
                     self.say(line)
             self.checkpoints.look()
             yield step
+
+    def _finishing(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps; where one fails, the checkpoint that is being written beside it is ended: it is as good as any."""
+        try:
+            yield from steps
+        except Exception:
+            self.checkpoints.leave()
+            raise
 
     def evaluate(self) -> None:
         """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-#: A chain of starts: (processes, micro-batch, ZeRO stage, step of the checkpoint that it goes on from).
-FAST = [(4, 1, 3, 3)]
-SLOW = [(1, 4, 0, 3), (4, 2, 2, 6)]
+#: Chains of starts: (processes, micro-batch, ZeRO stage, step of the checkpoint that it goes on from).
+TO_FOUR = [(4, 1, 3, 3)]
+TO_ONE_TO_FOUR = [(1, 4, 0, 3), (4, 2, 2, 6)]
 
 
-@pytest.mark.parametrize("chain", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["to-4", "to-1-to-4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", [TO_FOUR, TO_ONE_TO_FOUR], ids=["to-4", "to-1-to-4"])
 def test_another_number_of_processes_goes_on_with_the_same_samples(regrow, logged, copy_until, chain, tmp_path):
     whole, run = logged.parent / "runs" / "tiny" / "train", copy_until("prune", tmp_path)
     config = tmp_path / "elastic.yaml"

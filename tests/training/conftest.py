@@ -52,19 +52,19 @@ CASES = {
         "written_lora-1-bf16",
         "beside-1-bf16",
     ],
-    1: [*(f"parity-{stage}-fp32" for stage in range(4)), *(f"taken_up-{stage}-bf16" for stage in (0, 1))],
-    4: [
-        *(f"parity-{stage}-fp32" for stage in (1, 2, 3)),
-        "written-1-bf16",
-        *(f"taken_up-{stage}-bf16" for stage in (2, 3)),
-    ],
+    1: [*(f"parity-{stage}-fp32" for stage in range(4)), "taken_up-0-bf16"],
+    4: [*(f"parity-{stage}-fp32" for stage in (1, 2, 3)), "taken_up-3-bf16"],
 }
-#: Of two processes, those that compile for half a minute, and stages between others.
-SLOW = [
-    *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
-    *(f"taken_up-{stage}-bf16" for stage in range(4)),
-    *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
-]
+#: Those that compile for half a minute, and stages between others.
+SLOW = {
+    2: [
+        *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
+        *(f"taken_up-{stage}-bf16" for stage in range(4)),
+        *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
+    ],
+    1: ["taken_up-1-bf16"],
+    4: ["written-1-bf16", "taken_up-2-bf16"],
+}
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 
@@ -116,10 +116,12 @@ def measured(once: Any) -> Callable[..., Measured]:
 
     @cache
     def results(processes: int, slow: bool = False) -> Measured:
-        cases = SLOW if slow else CASES[processes]
-        # Checkpoints of others are taken up: of two processes, then of four.
-        for before in {(2, False): (), (4, False): (2,)}.get((processes, slow), (2, 4)):
-            results(before)
+        cases = SLOW[processes] if slow else CASES[processes]
+        # Checkpoints of others are taken up: of two processes and, where it is slow, of four.
+        if slow or processes != 2:
+            results(2)
+        if slow and processes != 4:
+            results(4, True)
         return Measured(
             once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
         )

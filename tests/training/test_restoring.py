@@ -13,10 +13,12 @@ from pipeline.errors import RegrowError
 from pipeline.training.fragments import Fragment
 from pipeline.training.restoring import _read_fragments
 
-#: (processes that took them up, slow, stages): checkpoints of all stages on two processes, of ZeRO 1 on four, of LoRA.
+#: (processes that took them up, slow, stage): checkpoints of all stages and LoRA on two processes, of ZeRO 1 on four.
 TAKEN_UP = [
-    *(pytest.param(4, False, stage, id=f"to-4-zero-{stage}") for stage in (2, 3)),
-    *(pytest.param(1, False, stage, id=f"to-1-zero-{stage}") for stage in (0, 1)),
+    pytest.param(4, False, 3, id="to-4-zero-3"),
+    pytest.param(1, False, 0, id="to-1-zero-0"),
+    pytest.param(4, True, 2, id="to-4-zero-2", marks=pytest.mark.slow),
+    pytest.param(1, True, 1, id="to-1-zero-1", marks=pytest.mark.slow),
     *(pytest.param(2, True, stage, id=f"to-2-zero-{stage}", marks=pytest.mark.slow) for stage in range(4)),
 ]
 
@@ -24,7 +26,8 @@ TAKEN_UP = [
 @pytest.mark.parametrize(("processes", "slow", "stage"), TAKEN_UP)
 def test_in_another_layout_every_value_is_the_one_that_was_written(measured, processes, slow, stage):
     found = measured(processes, slow)[f"taken_up-{stage}-bf16"]
-    assert found.keys() == {*(f"all-2-{written}" for written in range(4)), "lora-2-1", "all-4-1"}
+    written = {*(f"all-2-{one}" for one in range(4)), "lora-2-1"} | ({"all-4-1"} if slow else set())
+    assert found.keys() >= written, found.keys()
     for source, entry in found.items():
         assert entry["names"] == [], f"{source}: parameters that stand on one side only"
         assert entry["differing"] == [], f"{source}: masters, moments or counts are others"
