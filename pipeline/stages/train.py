@@ -82,6 +82,8 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
                 session.export()
             if last or step.step % recipe.checkpoint_every == 0:
                 session.checkpoint()
+        # What the export may meet is not to cost the last checkpoint.
+        session.await_checkpoint()
         exported = session.export()
         cursors = session.cursors()
         session.close()

@@ -46,6 +46,7 @@ PATIENCE, PAUSE = 3600.0, 0.05
 LEAVE = 120.0
 #: Seconds that a process waits to see a folder that the first one made: a network's file system tells it late.
 SEEN = 30.0
+#: The two newest ones stay, unless it is asked for otherwise.
 TWO = Kept()
 #: Free memory that a copy must leave, as a share of the copy.
 MARGIN = 0.25
