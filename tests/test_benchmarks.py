@@ -104,6 +104,16 @@ def test_training_compares_equal_work(tiny_model: Path, demo: Path, workers: int
     assert 0 < figures["data_wait"] < seconds["ours"], f"reading text takes time, within the step: {figures}"
 
 
+@pytest.mark.slow
+def test_saving_measures_waits_of_both_ways(tmp_path: Path) -> None:
+    small = ("--blocks", 2, "--width", 72, "--row-length", 16, "--repeats", 2, "--steps", 1)
+    figures, _ = run_benchmark("saving", "--folder", tmp_path / "checkpoints", *small)
+    assert figures["bytes"] == 12 * figures["parameters"] > 4e7, figures
+    assert math.isclose(figures["share"], figures["background"] / figures["blocking"]), figures
+    assert 0 < figures["background"] < figures["blocking"], figures
+    assert not (tmp_path / "checkpoints").exists(), "checkpoints were left behind"
+
+
 @pytest.mark.parametrize("options", [(), ("--zero-stage", 3, "--gradient-checkpointing", "selective")])
 def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None:
     figures, before = run_benchmark(

@@ -76,10 +76,11 @@ evaluate:
 """
 
 
-#: More work, so that a run lasts long enough to be met at a place that was chosen. 24 steps.
+#: More work, so that a run lasts long enough to be met at a place that was chosen. 24 steps. Training waits for its
+#: checkpoints: where it is killed a step later, they are complete.
 LONGER = """extends: tiny.yaml
 score: {sequences: 24}
-train: {tokens: 12288, checkpoint_every: 10, evaluate_every: 8}
+train: {tokens: 12288, checkpoint_every: 10, evaluate_every: 8, save: blocking}
 """
 
 

@@ -109,6 +109,14 @@ class TrainSection(Section):
     )
     checkpoint_every: Whole = key(250, "Steps between checkpoints.", free=True, ge=1)
     keep_checkpoints: Whole = key(2, "Complete checkpoints that are kept.", free=True, ge=1)
+    keep_every: Whole | None = key(
+        None, "Checkpoints at multiples of so many steps are never taken away; null: none are.", free=True, ge=1
+    )
+    save: Literal["background", "blocking"] = key(
+        "background",
+        "Checkpoints are written while training goes on, from a copy in host memory, or training waits.",
+        free=True,
+    )
     export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)
     evaluate_every: Whole = key(250, "Steps between held-out evaluations in the loop.", free=True, ge=1)
     evaluate_rows: Whole = key(64, "Held-out rows that the loop evaluates.", free=True, ge=1)

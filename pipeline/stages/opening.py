@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from pipeline.config import Config
 from pipeline.data.remote.space import require_cache_space
 from pipeline.data.stream.loader import fitting_workers
+from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity
 from pipeline.files import require_space
 from pipeline.inputs import Inputs
@@ -24,13 +26,14 @@ from pipeline.stages.during import tasks_during
 from pipeline.stages.teaching import find_teacher, open_teaching, teacher_bytes, teacher_flops
 from pipeline.training.adapters import describe_adapters
 from pipeline.training.answers import AnswerStore
-from pipeline.training.checkpoint import Layout, checkpoint_bytes, clear_torn
+from pipeline.training.checkpoint import Kept, Layout, checkpoint_bytes, clear_torn, complete_checkpoints
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit, ToFit, first_that_fits, keep_fit, kept_fit, plain_fit
 from pipeline.training.frozen import count_saved
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.recalled import Recalled
+from pipeline.training.saving import Checkpoints
 from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.teacher import Teaching
@@ -85,7 +88,8 @@ def open_session(
     peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     if data.attention == "within":
         world.on_first(lambda: require_document_attention(model))
-    world.on_first(lambda: _require_room(config, run, text, model, world))
+    world.on_first(lambda: clear_torn(folder / "checkpoints"))
+    on_all(world, lambda: _require_room(config, run, text, model, world))
     held_out = world.on_first(lambda: text.held_out_rows(data.row_length, "document", recipe.evaluate_rows))
     rows = Rows(
         text.identity,
@@ -115,7 +119,14 @@ def open_session(
         rows,
         folder,
         origin,
-        layout,
+        Checkpoints(
+            folder / "checkpoints",
+            engine,
+            layout,
+            kept=_kept(config),
+            background=recipe.save == "background",
+            say=say,
+        ),
         judges=judges,
         mfu=lambda speed: mfu(speed / world.size, flops.training, peak),
         say=say,
@@ -240,15 +251,41 @@ def rate_at(config: Config, step: int) -> float:
 
 
 def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel, world: World) -> None:
-    """RegrowError where there is no room for a checkpoint and the last export, or on this machine for the remote shards
-    that its lanes read at a time: before the first hour is paid for."""
-    folder, data = run.stage("train"), config.data
-    clear_torn(folder / "checkpoints")
-    needed = checkpoint_bytes(count_saved(model), config.train.zero_stage, model.dtype)
-    needed += model.num_parameters() * model.dtype.itemsize
-    require_space(folder, needed, "a checkpoint and the export")
+    """RegrowError where this machine sees no room for all checkpoints and exports that will stand at once, beside those
+    that are there, or for the remote shards that its lanes read at a time: before the first hour is paid for."""
+    folder, data, recipe = run.stage("train"), config.data, config.train
+    written, exported = len(complete_checkpoints(folder / "checkpoints")), len(list(folder.glob("exports/step-*")))
+    checkpoints = max(1, _kept(config).at_once(config.steps, recipe.checkpoint_every) - written)
+    exports = max(1, (1 if recipe.export_every is None else -(-config.steps // recipe.export_every)) - exported)
+    needed = (
+        checkpoints * checkpoint_bytes(count_saved(model)) + exports * model.num_parameters() * model.dtype.itemsize
+    )
+    what = f"{checkpoints} more checkpoints and {exports} exports (train.keep_checkpoints, keep_every, export_every)"
+    require_space(folder, needed, what)
     own = -(-data.lanes * world.on_this_machine // world.size)
     require_cache_space(data.cache, text.corpus, own, data.cache_size)
+
+
+def _kept(config: Config) -> Kept:
+    return Kept(config.train.keep_checkpoints, config.train.keep_every)
+
+
+def on_all(world: World, require: Callable[[], object]) -> None:
+    """``require()`` on every process, for what may differ by machine. What it raises on any of them is raised by the
+    first one, with the machine's name, and the others end."""
+    problem = None
+    try:
+        require()
+    except RegrowError as error:
+        problem = (socket.gethostname(), str(error))
+    problems = [found for found in world.gather(problem) if found]
+
+    def settle() -> None:
+        if problems:
+            host, said = problems[0]
+            raise RegrowError(said if host == socket.gethostname() else f"on {host}: {said}")
+
+    world.on_first(settle)
 
 
 def _workers(config: Config, world: World, say: Teller) -> int:

@@ -65,20 +65,24 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         answers = open_answers(config, run, text, origin, world, say, stop.look)
         fit = find_fit(config, run, origin, world, say, answers)
         layout = layout_of(config, world, fit)
-        # Found and checked by one process for all: a damaged file, or another layout, ends the stage here.
-        found = world.on_first(lambda: newest_checkpoint(folder / "checkpoints", layout))
+        # Read by all processes in shares: a damaged file ends the stage here.
+        found = newest_checkpoint(folder / "checkpoints", layout, world)
         if found:
             check_identity(found[1]["identity"], text.identity)
         world.on_first(lambda: keep_found(config, run, world, fit))
         session, flops = open_session(config, run, text, origin, layout, world, say, answers)
         # Each process draws its own: dropout is not to take the same places in the rows of all.
         torch.manual_seed(recipe.seed + world.rank)
-        session.resume(found)
+        session.resume(found, recipe.seed)
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
+            if change := layout.change(found[1]["layout"]):
+                say(change)
         elif text.begin.row:
             say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
         _go_on(config, session, stop, watchdog)
+        # What the export may meet is not to cost the last checkpoint.
+        session.await_checkpoint()
         exported = session.export()
         cursors = session.cursors()
         session.close()
@@ -123,15 +127,16 @@ def _go_on(config: Config, session: Session, stop: Stop, watchdog: Watchdog) -> 
             judged = _judge(config, session, stop)
             due = step.step == config.steps or step.step % recipe.checkpoint_every == 0
             if due:
-                session.checkpoint(recipe.keep_checkpoints)
+                session.checkpoint()
             if judged or due:
                 # Who was asked meanwhile does not wait for another step.
                 stop.look()
     except Stopped:
-        if session.position.step > session.saved:
-            begin = time.monotonic()
-            session.checkpoint(recipe.keep_checkpoints)
-            stop.saved = round(time.monotonic() - begin, 3)
+        begin, due = time.monotonic(), session.position.step > session.saved
+        if due:
+            session.checkpoint()
+        session.await_checkpoint()
+        stop.saved = round(time.monotonic() - begin, 3) if due else None
         raise
 
 
@@ -190,7 +195,7 @@ def inputs(config: Config, run: Run) -> dict[str, str]:
 STAGE = Stage(
     "train",
     upstream=("data", "prune"),
-    format=5,
+    format=6,
     work=work,
     inputs=inputs,
     launched=lambda config: True,

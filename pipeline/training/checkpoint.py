@@ -1,33 +1,34 @@
 """Checkpoints: everything that a run needs to go on as if nothing had happened, complete or not there at all.
 
-A checkpoint is a folder with DeepSpeed's files, each rank's random state, and ``state.json`` (step, tokens, the
-lanes' cursors, the layout). ``COMPLETE`` is written last, behind a barrier, with size and sha256 of every file; a
-folder without it is the rest of a save that was cut off and counts for nothing.
+A checkpoint is a folder: ``rank-RRRRR.safetensors`` of each process (its pieces of masters and moments, its random
+state; the first one has the model's buffers too) and ``state.json`` (step, tokens, the lanes' cursors, AdamW's
+settings, the layout). ``COMPLETE`` is written last, once all are there, with size and sha256 of every file; a folder
+without it is the rest of a save that was cut off and counts for nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.errors import RegrowError
-from pipeline.files import hash_file, read_json, require_space, write_json
-from pipeline.training.engine import Engine
+from pipeline.files import hash_file, read_json
 from pipeline.training.fitting import Fit
-from pipeline.world import World
+from pipeline.world import ALONE, World
+
+#: Of state.json: checkpoints before had DeepSpeed's files, and none.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is laid out on processes and devices. All of it must agree for a resume: with any other the bytes could
-    not be the same. ``threads`` is None on a GPU: sums there do not depend on it, and nodes differ in cores."""
+    """How a run is laid out on processes and devices. With the same one a resume ends in the same bytes; with another
+    in the same samples and their order. ``threads`` is None on a GPU: sums there do not depend on it, and nodes differ
+    in cores."""
 
     processes: int
     micro_batch: int
@@ -52,10 +53,24 @@ class Layout:
             compiled=compiled,
         )
 
+    def change(self, written: Mapping[str, Any]) -> str | None:
+        """A line on going on from a checkpoint that was ``written`` in another layout; None where it was in this."""
+        differing = _differing(self, written)
+        if not differing:
+            return None
+        return (
+            f"going on in another layout ({'; '.join(differing)}): samples and their order stay, last digits may differ"
+        )
+
 
 def folder_of(root: Path, step: int) -> Path:
     """The folder of step ``step`` under ``root``: step-00000100."""
     return root / f"step-{step:08d}"
+
+
+def file_of(rank: int) -> str:
+    """The name of a process's file in a checkpoint: rank-00003.safetensors."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
@@ -69,155 +84,87 @@ def clear_torn(root: Path) -> None:
         shutil.rmtree(torn, ignore_errors=True)
 
 
-def checkpoint_bytes(parameters: int, zero_stage: int, dtype: torch.dtype) -> int:
-    """Size of a checkpoint: the weights that are trained, and fp32 master weights with AdamW's two moments."""
-    if zero_stage == 0:
-        return 12 * parameters
-    return (torch.finfo(dtype).bits // 8 + 12) * parameters
+def checkpoint_bytes(parameters: int) -> int:
+    """Size of a checkpoint: fp32 masters of what is trained, and AdamW's two moments."""
+    return 12 * parameters
 
 
-def save_checkpoint(
-    root: Path, engine: Engine, world: World, *, step: int, state: Mapping[str, Any], keep: int
-) -> Path:
-    """Write the checkpoint of ``step``; every process calls it. Keeps the ``keep`` newest complete ones.
+@dataclass(frozen=True)
+class Kept:
+    """Which complete checkpoints stay: the ``newest`` so many, and all at a multiple of ``every`` steps."""
 
-    ``state`` goes into state.json. Raises RegrowError when a process could not write (a full disk), on that process
-    at least: the others may be left waiting for it. Earlier checkpoints stay.
+    newest: int = 2
+    every: int | None = None
+
+    def gone(self, complete: list[Path]) -> list[Path]:
+        """Those of the ``complete`` ones, oldest first, that go."""
+        old = complete[: -self.newest]
+        return [folder for folder in old if not (self.every and int(folder.name[-8:]) % self.every == 0)]
+
+    def at_once(self, steps: int, every: int) -> int:
+        """How many stand at most in a run of ``steps`` with one at each multiple of ``every`` and at the end: those
+        that stay, and the one that is being written."""
+        always = 0 if self.every is None else steps // math.lcm(every, self.every)
+        return min(-(-steps // every), self.newest + 1 + always)
+
+
+def newest_checkpoint(root: Path, layout: Layout, world: World = ALONE) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its state, verified; None when there is none. Every process calls it, and
+    reads its share of the files.
+
+    Raises RegrowError when it is damaged (naming the file, and the checkpoint before it to fall back on), or cannot be
+    gone on from: it is of an earlier format, or of another dtype. The first process raises it, the others end.
     """
-    folder = folder_of(root, step)
-    problem = None
-    if world.rank == 0:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            clear_torn(root)
-            needed = checkpoint_bytes(engine.parameters, engine.zero_stage, engine.dtype)
-            require_space(root, needed, f"checkpoint {step}")
-            folder.mkdir(parents=True)
-        except (RegrowError, OSError) as error:
-            problem = str(error)
-    _agree(world, problem, folder)
-    try:
-        # What stands frozen beside adapters is in the folder that training began with.
-        engine.engine.save_checkpoint(
-            str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=engine.frozen
-        )
-    except (OSError, RuntimeError) as error:
-        if not _is_writing(error):
-            raise
-        # The others may wait in a barrier inside DeepSpeed, where no message reaches them: this process says it and
-        # ends, and the launcher ends them. The folder stays until the next start: the others may be writing in it.
-        raise _unwritten(folder, f"rank {world.rank}: {_reason(error)}") from error
-    try:
-        torch.save(_random_state(), folder / f"random-{world.rank:05d}.pt")
-        if world.rank == 0:
-            write_json(folder / "state.json", dict(state))
-    except (OSError, RuntimeError, RegrowError) as error:
-        problem = f"rank {world.rank}: {_reason(error)}"
-    _agree(world, problem, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    own = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        for path in files[world.rank :: world.size]
-    }
-    listed = {name: entry for share in world.gather(own) for name, entry in share.items()}
-    if world.rank == 0:
-        write_json(folder / "COMPLETE", {"step": step, "files": dict(sorted(listed.items()))})
-        for old in complete_checkpoints(root)[:-keep]:
-            # The marker goes first: a kill in between leaves an incomplete folder, not a torn checkpoint.
-            (old / "COMPLETE").unlink()
-            shutil.rmtree(old)
-    world.barrier()
-    return folder
+    found = world.on_first(lambda: _newest(root))
+    if found is None:
+        return None
+    folder, files, before = found
+    own = [name for name, entry in files[world.rank :: world.size] if _is_damaged(folder / name, entry)]
+    damaged = sorted(name for share in world.gather(own) for name in share)
+
+    def judged() -> dict[str, Any]:
+        if damaged:
+            raise RegrowError(
+                f"checkpoint {folder}: {damaged[0]} is damaged or missing; nothing was changed. To go on from "
+                f"{before}, move {folder.name} out of {root}"
+            )
+        state = read_json(folder / "state.json")
+        _require_format(folder, state)
+        differing = [line for line in _differing(layout, state["layout"]) if line.startswith("dtype ")]
+        if differing:
+            raise RegrowError(
+                f"checkpoint {folder}: {differing[0]}; the model would compute otherwise than the run began. Take "
+                "the dtype that it began with, or begin again with --redo train"
+            )
+        return state
+
+    return folder, world.on_first(judged)
 
 
-def newest_checkpoint(root: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its state, verified; None when there is none.
-
-    Raises RegrowError when it is damaged (naming the file, and the checkpoint before it to fall back on) or was
-    written in another layout (naming both values).
-    """
+def _newest(root: Path) -> tuple[Path, list[tuple[str, dict[str, Any]]], str] | None:
+    """The newest checkpoint, its files with what is known of them, and what to fall back on."""
     found = complete_checkpoints(root)
     if not found:
         return None
-    folder = found[-1]
-    for name, entry in read_json(folder / "COMPLETE")["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]:
-            before = f"the one before it, {found[-2].name}" if len(found) > 1 else "the pruned model, step 0"
-            raise RegrowError(
-                f"checkpoint {folder}: {name} is damaged or missing; nothing was changed. To go on from {before}, "
-                f"move {folder.name} out of {root}"
-            )
-    state = read_json(folder / "state.json")
-    differing = [
-        f"{name} was {state['layout'].get(name)}, is {value}"
-        for name, value in asdict(layout).items()
-        if state["layout"].get(name) != value
-    ]
-    if differing:
+    before = f"the one before it, {found[-2].name}" if len(found) > 1 else "the pruned model, step 0"
+    return found[-1], sorted(read_json(found[-1] / "COMPLETE")["files"].items()), before
+
+
+def _is_damaged(path: Path, entry: Mapping[str, Any]) -> bool:
+    return not path.is_file() or path.stat().st_size != entry["bytes"] or hash_file(path) != entry["sha256"]
+
+
+def _require_format(folder: Path, state: Mapping[str, Any]) -> None:
+    if state.get("format") != FORMAT:
         raise RegrowError(
-            f"checkpoint {folder}: written in another layout ({'; '.join(differing)}). A run resumes in its own "
-            "layout only: start it as before, or begin again with --redo train"
+            f"checkpoint {folder}: of an earlier version of regrow, with DeepSpeed's files, which this one does not "
+            "read. End the run with the version that began it, or begin again with --redo train"
         )
-    return folder, state
 
 
-def load_checkpoint(folder: Path, engine: Engine, world: World) -> None:
-    """Put the engine (weights, moments, counters) and the random state back as they were; every process calls it."""
-    # DeepSpeed would unpickle whatever stands in the files.
-    engine.engine.checkpoint_engine.load = _load_weights_only
-    # Its bf16 optimizer prints a line of its own for every group, whatever the log level.
-    with contextlib.redirect_stdout(io.StringIO()):
-        loaded, _ = engine.engine.load_checkpoint(
-            str(folder.parent), tag=folder.name, load_module_strict=not engine.frozen
-        )
-    if loaded is None:
-        raise RegrowError(f"checkpoint {folder}: DeepSpeed found nothing to load in it")
-    random = torch.load(folder / f"random-{world.rank:05d}.pt", weights_only=True)
-    torch.set_rng_state(random["cpu"])
-    if world.device.type == "cuda":
-        torch.cuda.set_rng_state(random["device"], world.device)
-
-
-def _load_weights_only(path: str, map_location: Any = None) -> Any:
-    """A file of DeepSpeed's checkpoint: tensors, plain values, and the three classes that it keeps beside them."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _random_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["device"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _agree(world: World, problem: str | None, folder: Path) -> None:
-    """Raise on every process when one has a problem, and take the unfinished folder away."""
-    problems = [entry for entry in world.gather(problem) if entry]
-    if problems:
-        if world.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise _unwritten(folder, problems[0])
-
-
-def _is_writing(error: Exception) -> bool:
-    """Whether this is a file that could not be written, as torch's writer in C++ says it; not a lost connection."""
-    return isinstance(error, OSError) or "inline_container" in str(error)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RuntimeError) and _is_writing(error):
-        return f"the disk is full, or a quota or a limit on the size of files was met; torch says: {error}"
-    return str(error)
-
-
-def _unwritten(folder: Path, problem: str) -> RegrowError:
-    return RegrowError(
-        f"checkpoint {folder}: could not be written ({problem}); earlier checkpoints stay. Make room, or see to the "
-        "disk, and start the same command again: it goes on from the newest one"
-    )
+def _differing(layout: Layout, written: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {written.get(name)}, is {value}"
+        for name, value in asdict(layout).items()
+        if written.get(name) != value
+    ]

@@ -195,7 +195,7 @@ def _update(
 def _summed(
     engine: Engine, sums: torch.Tensor, targets: int, own: OwnTime
 ) -> tuple[dict[str, float], Slowest | None, int]:
-    """A step's losses by their names, its slowest process, and how many were asked to stop; by what this one has summed:
+    """A step's losses by their names, its slowest process, and how many were asked to stop, by what this one summed:
     (4,) fp64 on the CPU. One sum, which is made anyway: all processes learn of a request in the same step."""
     world = engine.world
     seconds = torch.zeros(world.size, dtype=torch.float64)

@@ -21,11 +21,13 @@ from pipeline.life import Teller
 from pipeline.stopping import hand_on_to_rank
 from pipeline.training.bad_steps import BadSteps
 from pipeline.training.batches import Sample
-from pipeline.training.checkpoint import Layout, folder_of, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import folder_of
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
 from pipeline.training.loop import Position, Step, train_steps
 from pipeline.training.metrics import WINDOW, LineFile, cut_after, read_lines, step_line, step_record
+from pipeline.training.restoring import load_checkpoint
+from pipeline.training.saving import Checkpoints
 from pipeline.training.watchdog import Watchdog
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
@@ -63,7 +65,8 @@ def begin_reader() -> None:
 class Session:
     """A training run as one process sees it. Every process makes one, and calls the same methods in the same order.
 
-    ``folder`` takes checkpoints/, exports/ and the line files; ``origin`` is the model that training began with.
+    ``folder`` takes exports/ and the line files, ``checkpoints`` what is needed to go on; ``origin`` is the model that
+    training began with.
     ``judges`` measure the engine's model between steps. ``mfu`` gives the utilisation at a number of tokens a second of
     all processes.
     """
@@ -74,13 +77,13 @@ class Session:
         rows: Rows,
         folder: Path,
         origin: Origin,
-        layout: Layout,
+        checkpoints: Checkpoints,
         *,
         judges: Judges,
         mfu: Callable[[float], float | None],
         say: Teller,
     ):
-        self.engine, self.rows, self.folder, self.origin, self.layout = engine, rows, folder, origin, layout
+        self.engine, self.rows, self.folder, self.origin, self.checkpoints = engine, rows, folder, origin, checkpoints
         self.judges, self.mfu, self.say = judges, mfu, say
         self.world, self.position = engine.world, Position()
         #: The step of the newest checkpoint; 0 where there is none, and none is needed to begin again.
@@ -90,11 +93,12 @@ class Session:
         self._left_out: set[str] = set()
         self._lines = {name: LineFile(folder / name) for name in LINES}
 
-    def resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
-        """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off."""
+    def resume(self, found: tuple[Path, dict[str, Any]] | None, seed: int) -> None:
+        """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off. ``seed``
+        is that of random numbers on other processes than it was written by."""
         if found is not None:
             checkpoint, state = found
-            load_checkpoint(checkpoint, self.engine, self.world)
+            load_checkpoint(checkpoint, self.engine, self.world, seed)
             # Its own lanes alone: the cursors of others would be kept as they are now, and the next checkpoint would
             # mix them with what the others have moved on to.
             lanes = from_json(state["lanes"])
@@ -117,7 +121,10 @@ class Session:
         log_samples: bool = False,
     ) -> Iterator[Step]:
         """Train to step ``count`` at ``rate``, yielding after each step; its line is written by then. ``bad_steps``, as
-        it is before the first step of a run, decides which are skipped; ``watchdog`` is told what is at work."""
+        it is before the first step of a run, decides which are skipped; ``watchdog`` is told what is at work.
+
+        Raises RegrowError on every process where the checkpoint under way could not be written.
+        """
 
         def at(what: str) -> None:
             watchdog.beat(what)
@@ -136,7 +143,7 @@ class Session:
             on_rows=partial(self._log_rows, stream, log_samples),
             at=at,
         )
-        for step in self._noted(taken):
+        for step in self._finishing(self._noted(taken)):
             watchdog.between_steps(f"what is done behind step {step.step}")
             if self.world.rank == 0:
                 self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
@@ -144,7 +151,16 @@ class Session:
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
                     self.say(line)
+            self.checkpoints.look()
             yield step
+
+    def _finishing(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps; where one fails, the checkpoint that is being written beside it is ended: it is as good as any."""
+        try:
+            yield from steps
+        except Exception:
+            self.checkpoints.leave()
+            raise
 
     def evaluate(self, between: Callable[[], None] = lambda: None) -> None:
         """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""
@@ -181,8 +197,9 @@ class Session:
         lines = read_lines(self.folder / name) if self.world.rank == 0 else []
         return self.world.broadcast(any(line["step"] == self.position.step for line in lines))
 
-    def checkpoint(self, keep: int) -> Path:
-        """Write all that is needed to go on from here; the ``keep`` newest checkpoints stay."""
+    def checkpoint(self) -> Path:
+        """Write all that is needed to go on from here; it is complete when ``await_checkpoint`` returns, or the next
+        one begins."""
         cursors = self.cursors()
         for line in skipped_parts(cursors, self.rows.names):
             if line not in self._left_out:
@@ -191,15 +208,16 @@ class Session:
         state = {
             "step": self.position.step,
             "tokens": self.position.tokens,
-            "layout": asdict(self.layout),
             "identity": asdict(self.rows.identity),
             "lanes": to_json(cursors),
         }
-        written = save_checkpoint(
-            self.folder / "checkpoints", self.engine, self.world, step=self.position.step, state=state, keep=keep
-        )
+        written = self.checkpoints.save(self.position.step, state)
         self.saved = self.position.step
         return written
+
+    def await_checkpoint(self) -> None:
+        """Wait until the checkpoint under way is complete, if there is one."""
+        self.checkpoints.wait()
 
     def cursors(self) -> dict[int, LaneCursor]:
         """Where every lane that was read stands, of all processes; each calls it."""
@@ -219,7 +237,9 @@ class Session:
         return folder_of(self.folder / "exports", self.position.step)
 
     def close(self) -> None:
-        """Give up the engine, and the files that are open."""
+        """Give up the engine, and the files that are open, once the last checkpoint is complete."""
+        self.await_checkpoint()
+        self.checkpoints.close()
         self.engine.close()
         for lines in self._lines.values():
             lines.close()

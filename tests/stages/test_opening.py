@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.config import load_config
+from pipeline.errors import RegrowError
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, keep_found, layout_of, rate_at
+from pipeline.stages.opening import find_fit, keep_found, layout_of, on_all, rate_at
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit
 from pipeline.world import ALONE, World
@@ -76,6 +77,25 @@ def test_blocks_are_compiled_where_it_is_faster_or_asked_for(tiny_config, device
     assert layout.compiled is compiled
     assert (layout.micro_batch, layout.gradient_checkpointing, layout.zero_stage) == (4, "selective", stage)
     assert (layout.threads is None) == (device == "cuda"), "threads decide nothing on a GPU"
+
+
+class Machines(World):
+    """The first of three processes, of which the last one's machine has a problem."""
+
+    def gather(self, value):
+        return [value, None, ("node7", "no space for the copies")]
+
+
+def test_what_one_machine_lacks_is_said_by_the_first_process_with_its_name():
+    with pytest.raises(RegrowError, match=r"^on node7: no space for the copies$"):
+        on_all(Machines(), lambda: None)
+
+    def lacking():
+        raise RegrowError("no space here")
+
+    with pytest.raises(RegrowError, match=r"^no space here$"):
+        on_all(ALONE, lacking)
+    on_all(ALONE, lambda: None)
 
 
 def test_a_warm_up_in_steps_goes_before_its_share(tiny_config):

@@ -100,6 +100,8 @@ def test_what_may_differ_on_a_resume_is_no_part_of_the_fingerprint(lengthen, tmp
         "train.evaluate_every=5",
         "data.workers=2",
         "train.keep_checkpoints=9",
+        "train.keep_every=4",
+        "train.save=blocking",
         "train.zero_stage=3",
     ]
     assert load_config(path, free).read_by("train") == same, "a field that may differ would make the stage stale"

@@ -51,18 +51,29 @@ CASES = {
         *(f"lora_resume-{stage}-bf16" for stage in (0, 3)),
         "lora_recomputed-1-fp32",
         *(f"lora_export-{case}" for case in ("1-fp32", "0-bf16", "3-bf16")),
+        *(f"written-{stage}-bf16" for stage in range(4)),
+        "written_lora-1-bf16",
+        "beside-1-bf16",
     ],
-    1: [f"parity-{stage}-fp32" for stage in range(4)],
-    4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
+    1: [*(f"parity-{stage}-fp32" for stage in range(4)), "taken_up-0-bf16"],
+    4: [*(f"parity-{stage}-fp32" for stage in (1, 2, 3)), "taken_up-3-bf16"],
 }
-#: Of two processes, those that compile for half a minute, stages between others, and more ways to skip a step.
-SLOW = [
-    *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
-    *(f"skipped_spike-{case}" for case in ("0-bf16", "0-fp32", "1-fp32", "2-bf16", "3-fp32")),
-    *(f"skipped_gradient-{case}" for case in ("0-fp32", "1-bf16", "1-fp32", "2-bf16", "2-fp32", "3-bf16", "3-fp32")),
-    *(f"skipped_loss-{stage}-bf16" for stage in range(4)),
-    *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
-]
+#: Those that compile for half a minute, stages between others, and more ways to skip a step.
+SLOW = {
+    2: [
+        *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
+        *(f"taken_up-{stage}-bf16" for stage in range(4)),
+        *(f"skipped_spike-{case}" for case in ("0-bf16", "0-fp32", "1-fp32", "2-bf16", "3-fp32")),
+        *(
+            f"skipped_gradient-{case}"
+            for case in ("0-fp32", "1-bf16", "1-fp32", "2-bf16", "2-fp32", "3-bf16", "3-fp32")
+        ),
+        *(f"skipped_loss-{stage}-bf16" for stage in range(4)),
+        *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
+    ],
+    1: ["taken_up-1-bf16"],
+    4: ["written-1-bf16", "taken_up-2-bf16"],
+}
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 
@@ -114,7 +125,12 @@ def measured(once: Any) -> Callable[..., Measured]:
 
     @cache
     def results(processes: int, slow: bool = False) -> Measured:
-        cases = SLOW if slow else CASES[processes]
+        cases = SLOW[processes] if slow else CASES[processes]
+        # Checkpoints of others are taken up: of two processes and, where it is slow, of four.
+        if slow or processes != 2:
+            results(2)
+        if slow and processes != 4:
+            results(4, True)
         return Measured(
             once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,10 +14,12 @@ from transformers import (
 )
 
 from pipeline.model.loss import next_token_losses
-from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.export import load_trained
 from pipeline.training.optimisation import decay_groups
 from pipeline.training.reach import TOKENS
+from pipeline.training.restoring import load_checkpoint
+from pipeline.training.saving import Checkpoints
 from tests.training.kit import (
     BATCH,
     LENGTH,
@@ -104,10 +105,11 @@ def unreached(case: Case) -> dict[str, Any]:
     engine = new_engine(case, 2, model=with_tower(case.dtype), **changes)
     before = weights(engine)
     train(engine, text(BATCH * STEPS), STEPS)
-    state = {"step": STEPS, "layout": asdict(LAYOUT)}
-    save_checkpoint(root, engine, case.world, step=STEPS, state=state, keep=1)
+    checkpoints = Checkpoints(root, engine, LAYOUT)
+    checkpoints.save(STEPS, {"step": STEPS})
+    checkpoints.wait()
     again = new_engine(case, 2, model=with_tower(case.dtype), **changes)
-    load_checkpoint(newest_checkpoint(root, LAYOUT)[0], again, case.world)
+    load_checkpoint(newest_checkpoint(root, LAYOUT, case.world)[0], again, case.world)
     after, loaded = weights(engine), weights(again)
     if case.world.rank != 0:
         return {}

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.model.lora import Lora
 from pipeline.training.adapters import add_adapters, merge_adapters, save_adapters
-from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Position, train_steps
+from pipeline.training.restoring import load_checkpoint
+from pipeline.training.saving import Checkpoints
 from tests.training.kit import BATCH, PEAK, STEPS, Case, difference, new_engine, new_model, rate, share, text, train
 from tests.training.layout import LAYOUT
 from tests.training.parity import plain_loop
@@ -75,12 +77,13 @@ def lora_resume(case: Case, **options: Any) -> dict[str, Any]:
     first, position = engine_of(case, DROPPING, **options), Position()
     torch.manual_seed(5 + case.world.rank)
     train(first, data, 2, position)
-    state = {"step": position.step, "tokens": position.tokens, "layout": asdict(LAYOUT)}
-    save_checkpoint(root, first, case.world, step=2, state=state, keep=2)
+    checkpoints = Checkpoints(root, first, LAYOUT)
+    checkpoints.save(2, {"step": position.step, "tokens": position.tokens})
+    checkpoints.wait()
 
     torch.manual_seed(99)
     second = engine_of(case, DROPPING, **options)
-    checkpoint, state = newest_checkpoint(root, LAYOUT)
+    checkpoint, state = newest_checkpoint(root, LAYOUT, case.world)
     load_checkpoint(checkpoint, second, case.world)
     position = Position(state["step"], state["tokens"])
     rows = share(data, case.world, 2 * BATCH)

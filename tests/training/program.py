@@ -25,7 +25,7 @@ from tests.training.kit import Case, place  # first of all: it settles this proc
 import torch
 
 from pipeline.world import World
-from tests.training import compiling, device, gradients, lowrank, parity, saving, stops, teaching
+from tests.training import compiling, device, elastic, gradients, lowrank, parity, saving, stops, teaching
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
@@ -46,7 +46,8 @@ CASES: dict[str, Callable[[Case], dict[str, Any]]] = {
             "slowed",
         ),
         teaching: ("taught", "taught_split", "taught_within", "taught_compiled", "recalled", "resume_taught"),
-        saving: ("resume", "resume_with_all", "export", "one_sided"),
+        saving: ("resume", "resume_with_all", "export", "beside", "one_sided"),
+        elastic: ("written", "written_lora", "taken_up"),
         lowrank: ("lora_parity", "lora_resume", "lora_recomputed", "lora_compiled", "lora_export"),
     }.items()
     for function in functions

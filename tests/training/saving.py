@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import resource
+import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.errors import RegrowError
+from pipeline.files import read_json
+from pipeline.training import saving
+from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.loop import Position, train_steps
+from pipeline.training.restoring import load_checkpoint
+from pipeline.training.saving import Checkpoints
 from tests.training.kit import BATCH, STEPS, Case, difference, new_engine, new_model, rate, share, text, train
 from tests.training.layout import LAYOUT
 
@@ -26,12 +34,14 @@ def resume(case: Case, **options: Any) -> dict[str, Any]:
     train(first, data, 2, position)
     torch.manual_seed(5 + case.world.rank)
     cursors = {lane: asdict(cursor) for part in case.world.gather(position.cursors) for lane, cursor in part.items()}
-    state = {"step": position.step, "tokens": position.tokens, "layout": asdict(LAYOUT), "cursors": cursors}
-    save_checkpoint(root, first, case.world, step=2, state=state, keep=2)
+    state = {"step": position.step, "tokens": position.tokens, "cursors": cursors}
+    checkpoints = Checkpoints(root, first, LAYOUT)
+    checkpoints.save(2, state)
     noise = torch.rand(3)
+    checkpoints.wait()
 
     second = new_engine(case, micro_batch, **options)
-    checkpoint, state = newest_checkpoint(root, LAYOUT)
+    checkpoint, state = newest_checkpoint(root, LAYOUT, case.world)
     load_checkpoint(checkpoint, second, case.world)
     same_noise = case.world.gather(torch.equal(noise, torch.rand(3)))
     position = Position(state["step"], state["tokens"])
@@ -88,13 +98,80 @@ def export(case: Case) -> dict[str, Any]:
     }
 
 
+def beside(case: Case) -> dict[str, Any]:
+    """Checkpoints of one state: written while training waits; while it goes on, held up until it has moved; and where
+    one process has no memory for a copy. Then one that rank 1 cannot write."""
+    data, engine, said = text(BATCH * 4), new_engine(case, 2), []
+    root, gate, real = case.folder / f"beside-{case.zero_stage}", threading.Event(), saving.write
+    train(engine, data, 2)
+
+    def complete(name: str) -> dict[str, Any]:
+        file = root / name / "step-00000002" / "COMPLETE"
+        return read_json(file)["files"] if file.exists() else {}
+
+    blocking = Checkpoints(root / "blocking", engine, LAYOUT, background=False)
+    blocking.save(2, {"step": 2})
+    first = complete("blocking")
+
+    def held_up(path: Path, parts: Any) -> dict[str, Any]:
+        gate.wait()
+        return real(path, parts)
+
+    narrow = Checkpoints(root / "narrow", engine, LAYOUT, say=said.append)
+    background = Checkpoints(root / "background", engine, LAYOUT)
+    free = saving.available_memory
+    try:
+        if case.world.rank == 1:
+            saving.available_memory = lambda: 100
+        narrow.save(2, {"step": 2})
+        saving.available_memory, saving.write = free, held_up
+        background.save(2, {"step": 2})
+        train(engine, data, 3, Position(2, 0))
+        background.look()
+        during = complete("background")
+        gate.set()
+        background.wait()
+        saving.write = no_room if case.world.rank == 1 else real
+        background.save(4, {"step": 4})
+        background.wait()
+        problem = None
+    except RegrowError as error:
+        problem = str(error)
+    finally:
+        saving.available_memory, saving.write = free, real
+    problems = case.world.gather(problem)
+    left = sorted(path.name for path in (root / "background").iterdir())
+    background.save(4, {"step": 4})
+    background.wait()
+    found = {
+        "blocking": first,
+        "narrow": complete("narrow"),
+        "during": during,
+        "background": complete("background"),
+        "said": said,
+        "moved": read_json(root / "background" / "step-00000004" / "COMPLETE")["files"] != first,
+        "problems": problems,
+        "left": left,
+    }
+    engine.close()
+    return found
+
+
+def no_room(path: Path, parts: Any) -> dict[str, Any]:
+    """What a full disk says."""
+    path.write_bytes(b"begun")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def one_sided(case: Case) -> dict[str, Any]:
     """A checkpoint that rank 0 alone cannot write; the caller sees how this program ends."""
     engine = new_engine(case, 2)
-    state = {"step": 1, "layout": asdict(LAYOUT)}
-    arguments = {"state": state, "keep": 2}
-    save_checkpoint(case.folder / "one-sided", engine, case.world, step=1, **arguments)
+    train(engine, text(BATCH), 1)
+    checkpoints = Checkpoints(case.folder / "one-sided", engine, LAYOUT)
+    checkpoints.save(1, {"step": 1})
+    checkpoints.wait()
     if case.world.rank == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    save_checkpoint(case.folder / "one-sided", engine, case.world, step=2, **arguments)
+    checkpoints.save(2, {"step": 2})
+    checkpoints.wait()
     return {}

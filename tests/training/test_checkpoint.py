@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.errors import RegrowError
 from pipeline.files import hash_file
@@ -54,7 +53,7 @@ def test_a_checkpoint_lists_all_its_files_with_their_hashes(root):
     present = {path.name for path in folder.iterdir()} - {"COMPLETE"}
     assert listed["step"] == 2
     assert set(listed["files"]) == present, "COMPLETE does not list what is there"
-    assert {"random-00000.pt", "random-00001.pt", "state.json", "mp_rank_00_model_states.pt"} <= present
+    assert present == {"rank-00000.safetensors", "rank-00001.safetensors", "state.json"}
     for name, entry in listed["files"].items():
         path = folder / name
         assert entry == {"bytes": path.stat().st_size, "sha256": hash_file(path)}, f"{name} is listed wrongly"
@@ -76,7 +75,7 @@ def test_no_checkpoint_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_file_is_named_with_the_checkpoint_to_fall_back_on(root, damage):
-    file = folder_of(root, 4) / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    file = folder_of(root, 4) / "rank-00001.safetensors"
     content = bytearray(file.read_bytes())
     if damage == "remove":
         file.unlink()
@@ -99,10 +98,31 @@ def test_the_only_checkpoint_damaged_falls_back_on_the_pruned_model(root):
         newest_checkpoint(root, LAYOUT)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Layout)])
-def test_another_layout_is_refused_by_name(root, name):
-    with pytest.raises(RegrowError, match=f"{name} was {getattr(LAYOUT, name)}, is other"):
-        newest_checkpoint(root, replace(LAYOUT, **{name: "other"}))
+@pytest.mark.parametrize("name", [field.name for field in fields(Layout) if field.name != "dtype"])
+def test_another_layout_is_told_of_by_name(root, name):
+    other = replace(LAYOUT, **{name: "other"})
+    _, state = newest_checkpoint(root, other)
+    said = other.change(state["layout"])
+    assert f"({name} was {getattr(LAYOUT, name)}, is other): samples and their order stay" in said, said
+    assert LAYOUT.change(state["layout"]) is None
+
+
+def test_another_dtype_is_refused_by_name(root):
+    with pytest.raises(RegrowError, match=r"dtype was bfloat16, is float32; .* --redo train"):
+        newest_checkpoint(root, replace(LAYOUT, dtype="float32"))
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_with_the_way_out(root):
+    file = folder_of(root, 4) / "state.json"
+    state = json.loads(file.read_text())
+    del state["format"]
+    file.write_text(json.dumps(state))
+    complete = file.with_name("COMPLETE")
+    listed = json.loads(complete.read_text())
+    listed["files"]["state.json"] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
+    complete.write_text(json.dumps(listed))
+    with pytest.raises(RegrowError, match=r"DeepSpeed's files.*the version that began it, or begin again"):
+        newest_checkpoint(root, LAYOUT)
 
 
 def test_a_checkpoint_that_one_process_cannot_write_ends_all_and_leaves_the_earlier_one(start, tmp_path):
@@ -117,8 +137,8 @@ def test_a_checkpoint_that_one_process_cannot_write_ends_all_and_leaves_the_earl
 
 
 def test_the_predicted_size_is_the_real_one(root, measured):
-    """Weights in bf16 and 12 bytes a parameter for ZeRO 1, as the check for free space has it."""
+    """12 bytes a parameter, as the check for free space has it."""
     files = json.loads((folder_of(root, 2) / "COMPLETE").read_text())["files"]
     parameters = 256 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192 + 2 * 64) + 64
-    predicted, real = checkpoint_bytes(parameters, 1, torch.bfloat16), sum(entry["bytes"] for entry in files.values())
+    predicted, real = checkpoint_bytes(parameters), sum(entry["bytes"] for entry in files.values())
     assert predicted <= real < 1.15 * predicted, f"a checkpoint has {real} bytes, {predicted} were predicted"
