@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.distilling import DistillSection
 from pipeline.config.healing import HealingSection
-from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
+from pipeline.config.keys import AsWritten, Count, Real, Section, Whole, key, number, recomputing
 from pipeline.config.lora import LoraSection
 
 
@@ -88,7 +88,7 @@ class TrainSection(Section):
     export_every: Whole | None = key(None, "Steps between exports; the last step is exported always.", free=True, ge=1)
     evaluate_every: Whole = key(250, "Steps between held-out evaluations in the loop.", free=True, ge=1)
     evaluate_rows: Whole = key(64, "Held-out rows that the loop evaluates.", free=True, ge=1)
-    processes: Processes = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
+    processes: Count = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
 
     heal: Literal["none", "local"] = key(
         "none",

@@ -90,7 +90,7 @@ def open_session(
         text.identity,
         text.shard_names,
         lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, processes=world.size),
-        _workers(config, world, say),
+        _workers(text, world, say),
         within_documents=data.attention == "within",
     )
     engine = _engine(config, model, world, layout, teaching)
@@ -245,13 +245,13 @@ def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel
     needed = checkpoint_bytes(count_saved(model), config.train.zero_stage, model.dtype)
     needed += model.num_parameters() * model.dtype.itemsize
     require_space(folder, needed, "a checkpoint and the export")
-    own = -(-data.lanes * world.on_this_machine // world.size)
+    own = -(-text.lanes * world.on_this_machine // world.size)
     require_cache_space(data.cache, text.corpus, own, data.cache_size)
 
 
-def _workers(config: Config, world: World, say: Teller) -> int:
+def _workers(text: Inputs, world: World, say: Teller) -> int:
     """Reader processes: as many as the config wants, or the next lower number that divides the lanes."""
-    wanted, lanes = config.data.workers, config.data.lanes
+    wanted, lanes = text.config.data.workers, text.lanes
     workers = fitting_workers(wanted, lanes, world.size)
     if workers != wanted:
         say(f"{workers} workers for each process instead of {wanted}: they must divide {lanes} lanes")
