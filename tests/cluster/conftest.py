@@ -1,4 +1,4 @@
-"""The clusters, and a run that nothing disturbed, for the tests on them. Each is skipped where the machine lacks a part."""
+"""The clusters, and a run that nothing disturbed, for the tests on them, which are skipped where a part is missing."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Hosts:
     def __init__(self, folder: Path, names: Sequence[str], cores: Mapping[str, int] | None = None):
         self.folder, self.names, self._cores = folder, tuple(names), dict(cores or {})
         self.addresses = {name: f"10.77.0.{10 + number}" for number, name in enumerate(("lan", *names))}
-        self._started: list[subprocess.Popen[str]] = []
+        self.started: list[subprocess.Popen[str]] = []
         self._file = folder / "hosts"
         lines = [f"{address} {name}" for name, address in self.addresses.items()]
         self._file.write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
@@ -56,7 +56,7 @@ class Hosts:
             # Ended meanwhile, or by another's end.
             if psutil.pid_exists(pid):
                 os.kill(pid, signal.SIGKILL)
-        for process in self._started:
+        for process in self.started:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
@@ -90,7 +90,7 @@ class Hosts:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._started.append(process)
+        self.started.append(process)
         return process
 
     def run(self, host: str, *command: object, environment: Mapping[str, str] | None = None, seconds: int = 60) -> str:
