@@ -32,6 +32,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 GresTypes=gpu
 JobRequeue=1
+MinJobAge=3600
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout={lost}
