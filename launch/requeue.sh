@@ -75,7 +75,8 @@ may_requeue() { # BEFORE
     if [[ $now == "$1" ]]; then idle=$((${idle:-0} + 1)); else idle=0; fi
     mkdir -p "$run"
     printf '%s starts in a row without progress: %s\n' "$idle" "$now" >"$run/requeued"
-    ((idle < IDLE_STARTS)) && return
+    # In a trap a bare return would have the status of what the signal met.
+    ((idle < IDLE_STARTS)) && return 0
     say "not started again: $idle starts in a row got no further than $now." \
         "Give the job more time (--time), or have it save more often (train.checkpoint_every); then submit it again"
     rm -f "$run/requeued"

@@ -123,4 +123,4 @@ def test_a_save_that_is_killed_is_said_and_the_job_goes_on(slurm, submit, tmp_pa
     path = f"{tmp_path / 'bin'}:{ENVIRONMENT['PATH']}"
     number = submit(*ONE_NODE, "--time=1", f"--export=ALL,PATH={path}")
     requeued(slurm, number, 1, 300)
-    assert "it had not saved by then: LEAD=600" in (tmp_path / "log").read_text()
+    assert "it had not saved, 300 s after the job was told: LEAD=600" in (tmp_path / "log").read_text()
