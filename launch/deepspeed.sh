@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of this node under DeepSpeed's launcher.
+# Trains on the GPUs of this node, or of several, under DeepSpeed's launcher.
 #
 #   bash launch/deepspeed.sh CONFIG [section.key=value ...]
+#   HOSTFILE=hosts bash launch/deepspeed.sh CONFIG ...       lines "NAME slots=8"; by pdsh and ssh without a password
 #
 # Needs the earlier stages in the run folder; `regrow run CONFIG` does them all. Run the same command again after an
 # interruption: it resumes at the last checkpoint. GPUS=4 before the command takes so many of the GPUs and not all, or,
@@ -10,7 +11,18 @@ set -euo pipefail
 venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv"
 [[ ! -f $venv/setup.done ]] || PATH="$venv/bin:$PATH"
 
-if ! nvidia-smi -L >/dev/null 2>&1; then
+several=()
+if [[ -n ${HOSTFILE:-} ]]; then
+    # Without the file the launcher would take this node alone; of one with a single line it would start here.
+    if [[ ! -f $HOSTFILE ]]; then
+        echo "deepspeed.sh: HOSTFILE=$HOSTFILE: no such file" >&2
+        exit 1
+    elif ! command -v pdsh >/dev/null; then
+        echo "deepspeed.sh: several nodes are reached by pdsh, which is not here" >&2
+        exit 1
+    fi
+    several=(--hostfile "$HOSTFILE" --force_multi)
+elif ! nvidia-smi -L >/dev/null 2>&1; then
     if [[ -z ${GPUS:-} ]]; then
         echo "deepspeed.sh: no GPU here; say how many CPU processes: GPUS=2 bash launch/deepspeed.sh CONFIG" >&2
         exit 1
@@ -27,9 +39,14 @@ if [[ -n ${GPUS:-} ]]; then count=(--num_gpus "$GPUS"); fi
 # shell becomes a file in the run folder, which the first rank looks for: training saves at its next step and ends, with
 # status 75. A second signal, 3 s or more after the first, ends all at once.
 set -m
-deepspeed ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" --no_local_rank --module pipeline train "$@" &
+deepspeed ${several[@]+"${several[@]}"} ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" \
+    --no_local_rank --module pipeline train "$@" &
 job=$!
 set +m
+# Killed, the launcher leaves the connections to other nodes, whose ranks end with them. This outlives it and this shell.
+if ((${#several[@]})); then
+    (setsid bash -c 'while kill -0 "$1"; do sleep 1; done; kill -TERM -- "-$1"' _ "$job" </dev/null >/dev/null 2>&1 &)
+fi
 asked='' since=0 folder=''
 stop() {
     if [[ -z $asked ]]; then

@@ -41,6 +41,11 @@ def begin_after(config: Config, identity: Identity) -> Begin:
     return Begin(position["row"], from_json(position["lanes"]))
 
 
+def lanes_before(config: Config) -> int:
+    """The lanes of the run that ``data.after`` names, which are this one's too: its rows go on with theirs."""
+    return int(read_json(require_before(config) / "train" / POSITION)["identity"]["lanes"])
+
+
 def position_hashes(config: Config, run: Run) -> dict[str, str]:
     """sha256 of the position that this run's rows begin at, by its name."""
     return {} if config.data.after is None else {"after": run.hash_of(require_before(config) / "train" / POSITION)}

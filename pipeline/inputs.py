@@ -131,6 +131,12 @@ class Inputs:
         return [[shard.name for shard in self.corpus if shard.source == source] for source in range(count)]
 
     @property
+    def lanes(self) -> int:
+        """Lanes of the training rows: as the config states them, or as stage data chose."""
+        stated = self.config.data.lanes
+        return self.manifest["lanes"] if stated == "auto" else stated
+
+    @property
     def _weights(self) -> tuple[float, ...]:
         return tuple(source.weight for source in self.config.data.sources)
 
@@ -138,7 +144,7 @@ class Inputs:
     def identity(self) -> Identity:
         """What fixes the training rows: a checkpoint of another identity holds a position in another stream."""
         return Identity(
-            lanes=self.config.data.lanes,
+            lanes=self.lanes,
             row_length=self.config.data.row_length,
             seed=self.config.data.seed,
             weights=self._weights,
@@ -178,7 +184,7 @@ class Inputs:
         return RowStream(
             self.corpus,
             reading,
-            lanes=data.lanes,
+            lanes=self.lanes,
             weights=self._weights,
             rank=rank,
             processes=processes,

@@ -26,6 +26,8 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 AGENT = "REGROW_AGENT"
 #: Exit status of a rank when what was wrong has been said: nobody need say more.
 TOLD = 3
+#: In the command line of deepspeed's launcher on a node.
+DEEPSPEED = "deepspeed.launcher.launch"
 #: Seconds for a launcher to end the others when one process has ended.
 END = 5
 
@@ -114,20 +116,26 @@ def name_process(name: str) -> None:
 
 
 def _die_with_runner() -> None:
-    """Under deepspeed's launcher end with its runner too, the ``deepspeed`` command that stands above it.
+    """Under deepspeed's launcher end with what stands above it too: the ``deepspeed`` command or, on another node, the
+    server of its ssh connection, which ends with that connection.
 
-    The launcher does not notice when the runner is killed; it does notice, and ends itself, when a rank has ended.
+    The launcher does not notice when these are gone; it does notice, and ends itself, when a rank has ended.
     """
     import psutil
 
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
-        runner = parent.parent()
-        if runner is None or "deepspeed.launcher.launch" not in " ".join(parent.cmdline()):
+        if DEEPSPEED not in " ".join(parent.cmdline()):
+            return
+        above = parent.parents()[:1]
+        # A shell that the connection's command line was given to.
+        if above and DEEPSPEED in " ".join(above[0].cmdline()):
+            above = parent.parents()[:2]
+        if not above:
             return
 
         def watch() -> None:
-            while runner.is_running() and runner.status() != psutil.STATUS_ZOMBIE:
+            while all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in above):
                 time.sleep(1)
             os._exit(1)
 

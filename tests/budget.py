@@ -21,6 +21,8 @@ MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
     "tests": 175,
+    # Marked cluster: none runs by default.
+    "tests/cluster": 0,
     "tests/commands": 22,
     "tests/config": 12,
     "tests/data": 85,

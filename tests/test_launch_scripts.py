@@ -157,10 +157,20 @@ def test_scripts_without_a_gpu_ask_for_a_number(launcher: str, tmp_path: Path) -
     assert result.returncode == 1 and "no GPU here; say how many CPU processes: GPUS=2" in result.stderr, result.stderr
 
 
-def test_kubernetes_job() -> None:
+def test_a_hostfile_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Without it the launcher would take this node alone."""
+    environment = bare_machine(tmp_path / "bin", "env") | {"HOSTFILE": "hosts"}
+    result = subprocess.run(
+        [BASH, str(LAUNCH / "deepspeed.sh"), "config.yaml"], env=environment, text=True, capture_output=True, timeout=60
+    )
+    assert result.returncode == 1 and "HOSTFILE=hosts: no such file" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "kubernetes-many.yaml"])
+def test_kubernetes_job(name: str) -> None:
     from pipeline.config import load_config
 
-    job = YAML(typ="safe").load((LAUNCH / "kubernetes.yaml").read_text())
+    *_, job = YAML(typ="safe").load_all((LAUNCH / name).read_text())
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     assert job["spec"]["backoffLimit"] > 0, "without retries the job does not resume"
     pod = job["spec"]["template"]["spec"]
@@ -173,16 +183,37 @@ def test_kubernetes_job() -> None:
     assert arguments.module and arguments.training_script == "pipeline"
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert int(arguments.nproc_per_node) == gpus, "as many processes as GPUs"
-    # 30 seconds are torchrun's own patience with ranks that do not end.
-    assert pod["terminationGracePeriodSeconds"] > 30, "the pod is killed before torchrun has ended its ranks"
+    grace = pod["terminationGracePeriodSeconds"]
+    assert grace >= 300 and 240 <= arguments.shutdown_timeout < grace, "a save is killed before the pod is"
+    assert pod["shareProcessNamespace"], "torchrun is process 1, which ignores a signal before it has a handler"
+    assert arguments.local_addr, "a pod's own name need not resolve"
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
 
     command, config, *overrides = arguments.training_script_args
     subprocess.run([sys.executable, "-m", "pipeline", command, "--help"], cwd=ROOT, check=True, capture_output=True)
-    folder = load_config(ROOT / config, overrides).run.folder
+    loaded = load_config(ROOT / config, overrides)
+    folder = loaded.run.folder
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert "persistentVolumeClaim" in mounts[str(folder)], f"the run folder {folder} does not outlive its pod"
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert "emptyDir" in mounts[str(loaded.data.cache)], "shards are not on the node's own disk"
+
+
+def test_kubernetes_pods_of_several_nodes_meet_at_the_first() -> None:
+    service, job = YAML(typ="safe").load_all((LAUNCH / "kubernetes-many.yaml").read_text())
+    name, spec, template = job["metadata"]["name"], job["spec"], job["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    arguments = torchrun_arguments(container["args"])
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == int(arguments.nnodes)
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"]
+    assert service["spec"]["selector"] == template["metadata"]["labels"]
+    assert template["spec"]["subdomain"] == service["metadata"]["name"]
+    port = service["spec"]["ports"][0]["port"]
+    assert arguments.rdzv_endpoint == f"{name}-0.{service['metadata']['name']}:{port}"
+    assert re.fullmatch(r"[a-z0-9-]+", name), "a pod's host name has no dots"
+    assert arguments.local_addr == "$(POD_ADDRESS)" and "POD_ADDRESS" in {each["name"] for each in container["env"]}
 
 
 def test_sbatch_script() -> None:
@@ -201,13 +232,13 @@ def test_sbatch_script() -> None:
 
     text = "\n".join(lines).replace("\\\n", " ")
     (call,) = [line for line in text.splitlines() if line.startswith("srun ")]
-    given = {"$SLURM_NNODES": "2", "${SLURM_GPUS_ON_NODE:-8}": "4"}
+    words = {"$SLURM_NNODES": "2", "$SLURM_GPUS_ON_NODE": "4", "$lead": "300"}
+    given = words | {word.replace("$", "${", 1) + ":?no GPUs: --gpus-per-node}": value for word, value in words.items()}
     words = [given.get(word, word) for word in shlex.split(call.removesuffix("&"))]
     arguments = torchrun_arguments(words[words.index("torchrun") + 1 :])
     assert arguments.module and arguments.training_script == "pipeline"
-    assert arguments.training_script_args == ["run", "$@"]
+    assert arguments.training_script_args[:2] == ["run", "$@"]
     assert arguments.rdzv_backend == "c10d" and arguments.nnodes == "2"
     assert arguments.nproc_per_node == "4", "not as many processes as the node gives GPUs"
-    warning = int(options["signal"].partition("@")[2])
-    # 30 seconds are torchrun's own patience with ranks that do not end.
-    assert warning > 30, "Slurm ends the job before the batch script could requeue it"
+    assert arguments.shutdown_timeout == 300 and "SIGUSR1" in arguments.signals_to_handle.split(",")
+    assert options["signal"] == "B:USR1@300" and "lead=${LEAD:-300}" in text, "the script takes it for another time"

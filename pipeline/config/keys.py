@@ -82,7 +82,8 @@ Folder = Annotated[Path, AfterValidator(_at_home)]
 PathOrName = Annotated[str, AfterValidator(lambda path: str(_at_home(Path(path))) if path.startswith("~") else path)]
 #: A path that is kept as it was written, since a stage is compared by it; expanded where it is used.
 AsWritten = AfterValidator(lambda path: _at_home(Path(path)) and path)
-Processes = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
+#: A number of processes, or of lanes, or auto: the code finds one.
+Count = Union[Literal["auto"], Annotated[Whole, Field(ge=1)]]  # noqa: UP007 (pydantic names the branches)
 
 
 class Section(BaseModel):

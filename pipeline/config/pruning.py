@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.keys import Processes, Real, Section, Whole, key
+from pipeline.config.keys import Count, Real, Section, Whole, key
 from pipeline.criteria import CONTROLS, CRITERIA
 
 #: The ways of saying how much to prune; exactly one of them holds.
@@ -80,7 +80,7 @@ class ScoreSection(Section):
     micro_batch: Whole = key(
         1, "Sequences in one forward of the sweep; another number rounds otherwise.", stages="score prune", ge=1
     )
-    processes: Processes = key("auto", "Processes that share the sequences; auto: one for each GPU.", free=True)
+    processes: Count = key("auto", "Processes that share the sequences; auto: one for each GPU.", free=True)
 
     @model_validator(mode="after")
     def _fits(self) -> ScoreSection:
@@ -141,7 +141,7 @@ class PruneSection(Section):
         source="ReplaceMe",
     )
     compare: CompareSection = Field(default_factory=CompareSection)
-    processes: Processes = key(
+    processes: Count = key(
         "auto", "Processes that share the sequences where pruning runs the model; auto: one for each GPU.", free=True
     )
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.distilling import DistillSection
 from pipeline.config.healing import HealingSection
-from pipeline.config.keys import AsWritten, Processes, Real, Section, Whole, key, number, recomputing
+from pipeline.config.keys import AsWritten, Count, Real, Section, Whole, key, number, recomputing
 from pipeline.config.lora import LoraSection
 
 
@@ -126,7 +126,7 @@ class TrainSection(Section):
         free=True,
         gt=0,
     )
-    processes: Processes = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
+    processes: Count = key("auto", "Processes; auto: one for each GPU, else one.", free=True)
 
     heal: Literal["none", "local"] = key(
         "none",

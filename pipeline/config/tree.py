@@ -12,9 +12,9 @@ from pipeline.config.chain import ChainSection
 from pipeline.config.cost import CostSection
 from pipeline.config.keys import (
     AsWritten,
+    Count,
     Folder,
     PathOrName,
-    Processes,
     Section,
     Whole,
     fields,
@@ -97,8 +97,11 @@ class DataSection(Section):
     row_length: Whole = key(
         2048, "Tokens in a training row.", stages="train evaluate", source="ours: Vicuna-v1.3's context", ge=8
     )
-    lanes: Whole = key(
-        384, "Logical streams that fix the sample order for the life of a run.", stages="data train", ge=1
+    lanes: Count = key(
+        384,
+        "Logical streams that fix the sample order for the life of a run. auto: 1,536 where every source has so many "
+        "shards or documents, else fewer; stage data chooses, and keeps the number in its manifest.",
+        stages="data train",
     )
     workers: Whole = key(4, "Reader processes for each training process; 0 reads in the process.", free=True, ge=0)
     seed: Whole = key(0, "Seed of the order of the corpus.", stages="train", ge=0)
@@ -133,7 +136,7 @@ class DataSection(Section):
         "Folder where stage data keeps the corpus tokenised ahead; null tokenises text as it trains.",
         stages="data",
     )
-    tokenise_processes: Processes = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
+    tokenise_processes: Count = key("auto", "Processes that tokenise ahead; auto: one for each core.", free=True)
     cache: Folder = key(Path(".cache/shards"), "Folder for shards fetched from the hub or a URL.", free=True)
     cache_size: Whole | None = key(
         None,
@@ -175,7 +178,7 @@ class EvaluateSection(Section):
     generation: GenerationSection = Field(default_factory=GenerationSection)
     cost: CostSection = Field(default_factory=CostSection)
     micro_batch: Whole = key(8, "Rows in one forward.", free=True, ge=1)
-    processes: Processes = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
+    processes: Count = key("auto", "Processes that share the rows; auto: one for each GPU.", free=True)
 
 
 class ReportSection(Section):

@@ -34,6 +34,7 @@ from pipeline.inputs import HELD_OUT_HASHES, Inputs, held_out_asked, read_encodi
 from pipeline.launch import cores, die_with_parent
 from pipeline.places import check_ids
 from pipeline.run import Run
+from pipeline.stages.dealing import lanes_for
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.world import World
 
@@ -91,11 +92,15 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if config.data.tokenised is not None:
         corpus, damaged = _tokenise(config, text, found, say)
     manifest = build_manifest(corpus, found.held_out, [*found.skipped, *damaged])
-    dealt = deal(corpus, config.data.lanes, config.data.seed)
+    lanes = lanes_for(config, corpus)
+    dealt = deal(corpus, lanes, config.data.seed)
     surveys = _survey(text, corpus, found.sources)
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {"lanes": lanes})
+    if config.data.lanes == "auto":
+        say(f"data.lanes auto: {lanes:,}")
     return _tell(config, corpus, found.sources, surveys, say) | {
         "shards": len(corpus),
+        "lanes": lanes,
         "parts": sum(len(source.parts) for source in dealt),
         "bytes": sum(shard.bytes for shard in corpus),
         "held_out_shards": len(found.held_out),
@@ -135,7 +140,7 @@ def _refuse(config: Config, text: Inputs, found: Found) -> None:
             require_same_ids(Path(shard.place) / shard.path, shard.name, about)
     if config.data.tokenised is None or all(shard.documents is not None for shard in found.corpus):
         # Before the hours begin; of unknown lengths tokenising tells.
-        deal(found.corpus, config.data.lanes, config.data.seed)
+        deal(found.corpus, lanes_for(config, found.corpus), config.data.seed)
     refuse_overlap(twin for listing in found.sources for twin in listing.twins)
 
 

@@ -95,7 +95,7 @@ def open_session(
         text.identity,
         text.shard_names,
         lambda behind: text.stream(step=behind.step, cursors=behind.cursors, rank=world.rank, processes=world.size),
-        _workers(config, world, say),
+        _workers(text, world, say),
         within_documents=data.attention == "within",
     )
     engine = _engine(config, model, world, layout, teaching)
@@ -262,7 +262,7 @@ def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel
     )
     what = f"{checkpoints} more checkpoints and {exports} exports (train.keep_checkpoints, keep_every, export_every)"
     require_space(folder, needed, what)
-    own = -(-data.lanes * world.on_this_machine // world.size)
+    own = -(-text.lanes * world.on_this_machine // world.size)
     require_cache_space(data.cache, text.corpus, own, data.cache_size)
 
 
@@ -288,9 +288,9 @@ def on_all(world: World, require: Callable[[], object]) -> None:
     world.on_first(settle)
 
 
-def _workers(config: Config, world: World, say: Teller) -> int:
+def _workers(text: Inputs, world: World, say: Teller) -> int:
     """Reader processes: as many as the config wants, or the next lower number that divides the lanes."""
-    wanted, lanes = config.data.workers, config.data.lanes
+    wanted, lanes = text.config.data.workers, text.lanes
     workers = fitting_workers(wanted, lanes, world.size)
     if workers != wanted:
         say(f"{workers} workers for each process instead of {wanted}: they must divide {lanes} lanes")

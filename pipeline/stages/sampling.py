@@ -68,7 +68,7 @@ def _find_store(config: Config, run: Run, text: Inputs, origin: Origin) -> Answe
         write_json(folder / "identity.json", identity)
     return AnswerStore(
         folder,
-        lanes=config.data.lanes,
+        lanes=text.lanes,
         row_length=config.data.row_length,
         samples=asked.samples,
         vocabulary=identity["vocabulary"],
@@ -136,7 +136,7 @@ def _ask(config: Config, text: Inputs, store: AnswerStore, missing: Sequence[ran
     teacher = load_teacher(config, world, lambda: 0, say)
     say(f"asking the teacher about {rows:,} rows once, for this run and others: about {of_bytes(needed)}")
     asking = Asking(asked.temperature, config.train.seed, data.attention == "within")
-    workers, begin = fitting_workers(data.workers, data.lanes, world.size), time.perf_counter()
+    workers, begin = fitting_workers(data.workers, text.lanes, world.size), time.perf_counter()
     for blocks, (first, end) in zip(missing, spans, strict=True):
         cursors = world.on_first(partial(store.cursors, blocks.start))
         stream = text.stream(start=first, cursors=cursors, rank=world.rank, processes=world.size)

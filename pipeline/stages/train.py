@@ -19,12 +19,12 @@ from pipeline.data.stream.position import check_identity
 from pipeline.errors import RegrowError
 from pipeline.following import check_before, keep_position, position_hashes, runs_before
 from pipeline.inputs import Inputs
-from pipeline.launch import count_processes
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
 from pipeline.model.lora import find_targets
 from pipeline.origins import check_origin, checked_origin, origin_hashes
 from pipeline.run import Run
+from pipeline.stages.dealing import known_lanes, lanes_ahead, training_processes
 from pipeline.stages.during import require_during
 from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read_healing
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
@@ -172,18 +172,21 @@ def check(ahead: Ahead) -> list[str]:
     """Whether the batch and the lanes divide among the processes, where training begins, and whether a step is larger
     than the budget."""
     config = ahead.config
-    processes = ahead.place.world if ahead.place.launcher else count_processes(config.train.processes)
+    processes = training_processes(config, ahead.place)
     # Where it is to be found, one row is the least.
     rows = 1 if config.train.micro_batch == "auto" else config.train.micro_batch
     accumulation(config.train.global_batch, rows, processes)
-    fitting_workers(config.data.workers, config.data.lanes, processes)
+    lanes = known_lanes(config)
+    if lanes is not None:
+        fitting_workers(0, lanes, processes)
     require_recipe(config)
     if config.train.method == "lora" and ahead.model is not None:
         find_targets(ahead.model, config.train.lora.targets)
     asked = require_during(config, ahead.elsewhere)
     check_heal(config, ahead.model)
     lines = [*check_origin(config, ahead.encoder, ahead.elsewhere), *check_before(config, ahead.elsewhere)]
-    return [*asked, *lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    dealt = lanes_ahead(config, processes) if ahead.elsewhere else []
+    return [*dealt, *asked, *lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:

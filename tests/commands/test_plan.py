@@ -95,8 +95,9 @@ def test_a_budget_is_said_to_be_open() -> None:
 
 def test_tight_memory_is_said() -> None:
     assert any("zero_stage 1" in note for note in preset("5.5b", "train.micro_batch=2")["notes"])
-    assert not [note for note in preset("1.5b", "train.micro_batch=2")["notes"] if " blocks " not in note]
-    (found,) = preset("5.5b")["notes"]
+    (lanes,) = [note for note in preset("1.5b", "train.micro_batch=2")["notes"] if " blocks " not in note]
+    assert lanes.startswith("data.lanes auto: 1,536 where every source has so many"), lanes
+    lanes, found = preset("5.5b")["notes"]
     assert found.startswith("train.micro_batch auto: what is planned to fit on NVIDIA H100"), found
     with pytest.raises(RegrowError, match=r"zero_stage 1 on 1 GPUs not one row is planned to fit into 80\.00 GB"):
         preset("5.5b", "train.processes=1")

@@ -6,6 +6,7 @@ A part is a file, a row group of a parquet file or, in a corpus with fewer of th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,6 +14,9 @@ from itertools import accumulate, pairwise
 from pipeline.data.instructions import Form
 from pipeline.data.shards import Shard
 from pipeline.errors import RegrowError
+
+#: Lanes that serve 20 numbers of processes up to 1,536; where a corpus allows no more, fewer are taken.
+LANES = 1536
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def split_into_parts(shards: Sequence[Shard], lanes: int) -> list[Part]:
 
     Raises RegrowError with the largest possible number of lanes when the source is too small for ``lanes``.
     """
-    whole = [part for number, shard in enumerate(shards) for part in _whole_parts(number, shard)]
+    whole = _all_parts(shards)
     if len(whole) >= lanes:
         return [part for part, _ in whole]
     counts = [count for _, count in whole]
@@ -53,6 +57,49 @@ def split_into_parts(shards: Sequence[Shard], lanes: int) -> list[Part]:
         for (part, count), cut in zip(whole, pieces, strict=True)
         for i in range(cut)
     ]
+
+
+def most_lanes(shards: Sequence[Shard]) -> int:
+    """The most lanes that one source's shards can be dealt to: as many as they have parts, or documents where those of
+    all are counted."""
+    counts = [count for _, count in _all_parts(shards)]
+    return max(len(counts), 0 if None in counts else sum(counts))
+
+
+def choose_lanes(shards: Sequence[Shard], processes: int) -> int:
+    """Lanes for a corpus where nobody states them: ``LANES``, or fewer where a source is too small for so many.
+
+    Raises RegrowError where a source has not enough for ``processes``.
+    """
+    most, number = min((most_lanes(held), number) for number, held in enumerate(_by_source(shards)))
+    lanes = fitting_lanes(most, processes)
+    if lanes is None:
+        raise RegrowError(
+            f"data.lanes auto: data source {number} allows at most {most} lanes, and {processes} processes need one "
+            "each; train on fewer, or split its shards"
+        )
+    return lanes
+
+
+def fitting_lanes(most: int, processes: int) -> int | None:
+    """At most ``most`` lanes that divide by ``processes``; None where there are none.
+
+    Of the divisors of ``LANES`` (times what ``processes`` have beyond it) that one which most numbers of processes
+    divide, and of these the largest.
+    """
+    beyond = processes // math.gcd(processes, LANES)
+    able = [lanes for lanes in (beyond * each for each in _divisors(LANES)) if lanes % processes == 0]
+    fitting = [lanes for lanes in able if lanes <= min(most, max(LANES, processes))]
+    return max(fitting, key=lambda lanes: (len(_divisors(lanes)), lanes), default=None)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def _all_parts(shards: Sequence[Shard]) -> list[tuple[Part, int | None]]:
+    """The parts of one source's shards, none of them cut, and how many documents each has."""
+    return [part for number, shard in enumerate(shards) for part in _whole_parts(number, shard)]
 
 
 def _whole_parts(number: int, shard: Shard) -> list[tuple[Part, int | None]]:
@@ -83,17 +130,23 @@ def deal(shards: Sequence[Shard], lanes: int, seed: int) -> list[Dealt]:
 
     Raises RegrowError where a source has no shard, or is too small for ``lanes``.
     """
-    sources = 1 + max((shard.source for shard in shards), default=0)
+    sources = _by_source(shards)
     dealt = []
-    for number in range(sources):
-        held = [shard for shard in shards if shard.source == number]
-        if not held:
-            raise RegrowError(f"data source {number} has not one shard in the manifest; redo stage data")
+    for number, held in enumerate(sources):
         # A corpus of one source is dealt as if there were no such thing as sources.
-        names = (number,) if sources > 1 else ()
+        names = (number,) if len(sources) > 1 else ()
         parts = split_into_parts(held, lanes)
         dealt.append(Dealt(held, shuffle(parts, seed, "parts", *names), names))
     return dealt
+
+
+def _by_source(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """The shards of each source. RegrowError where one has none."""
+    sources = 1 + max((shard.source for shard in shards), default=0)
+    held = [[shard for shard in shards if shard.source == number] for number in range(sources)]
+    if [] in held:
+        raise RegrowError(f"data source {held.index([])} has not one shard in the manifest; redo stage data")
+    return held
 
 
 def shuffle(parts: Sequence[Part], seed: int, *names: object) -> list[Part]:

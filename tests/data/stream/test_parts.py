@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.shards import Shard
-from pipeline.data.stream.parts import deal, draw, shuffle, split_into_parts
+from pipeline.data.stream.parts import (
+    LANES,
+    choose_lanes,
+    deal,
+    draw,
+    fitting_lanes,
+    most_lanes,
+    shuffle,
+    split_into_parts,
+)
 from pipeline.errors import RegrowError
 
 
@@ -92,3 +101,53 @@ def test_pieces_of_a_cut_part_are_alike():
     sizes = [part.stop - part.first for part in parts if part.shard == 0]
     assert len(parts) >= 12 and max(sizes) - min(sizes) <= 1, f"12 lanes and pieces of {sizes} documents"
     assert [part.shard for part in parts if part.shard] == [1, 2], "a small file was cut, and a large one could be"
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=6), st.booleans())
+def test_the_most_lanes_of_a_source_are_as_many_as_can_be_dealt(groups, counted):
+    """Of unknown length is here whatever has no row groups, unless all are ``counted``."""
+    shards = [
+        listed(sum(group) if counted or len(group) > 1 else None, tuple(group) if len(group) > 1 else None)
+        for group in groups
+    ]
+    most = most_lanes(shards)
+    if most:
+        assert len(split_into_parts(shards, most)) >= most
+    with pytest.raises(RegrowError, match=f"set at most|has {most} documents"):
+        split_into_parts(shards, most + 1)
+
+
+@pytest.mark.parametrize(
+    ("most", "processes", "lanes"),
+    [
+        (59_166, 1, 1536),
+        (59_166, 512, 1536),
+        (1536, 8, 1536),
+        (1535, 8, 768),
+        (700, 1, 384),  # 512 serve 10 numbers of processes, 384 serve 16
+        (700, 512, 512),
+        (9000, 5, 960),  # 5 x 192
+        (9000, 10, 960),
+        (9000, 1000, 1000),
+        (9000, 2048, 2048),
+        (5, 1, 4),
+        (5, 3, 3),
+        (1, 1, 1),
+        (7, 8, None),
+        (0, 1, None),
+    ],
+)
+def test_lanes_are_the_most_that_many_numbers_of_processes_divide(most, processes, lanes):
+    assert fitting_lanes(most, processes) == lanes
+    assert lanes is None or lanes % processes == 0
+
+
+def test_the_smallest_source_decides_on_the_lanes_and_is_named_where_it_is_too_small():
+    many = [listed(2) for _ in range(LANES)]
+    assert choose_lanes(many, 4) == LANES
+    small = [listed(100, source=1), listed(None, source=1)]
+    assert choose_lanes([*many, *small], 2) == 2, "of unknown length: two shards, two lanes"
+    with pytest.raises(RegrowError, match="data source 1 allows at most 2 lanes, and 4 processes need one each"):
+        choose_lanes([*many, *small], 4)
+    with pytest.raises(RegrowError, match="data source 1 has not one shard"):
+        choose_lanes([listed(9), listed(9, source=2)], 1)
