@@ -1,7 +1,7 @@
 """The report of one run as a single HTML file that opens anywhere: no script, no font, no address outside it.
 
 This module turns the run's records into what the template shows, in words and rounded numbers; the template
-`page.html.j2` only lays it out. Whatever was not measured is named as such and never ends the report.
+`page.html.j2` and those that it includes only lay it out. Whatever was not measured is named as such and never ends the report.
 """
 
 import functools
