@@ -81,14 +81,15 @@ def cut_after(path: Path, step: int) -> int:
     return len(gone)
 
 
-def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
-    """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on."""
+def step_record(step: Step, mfu: float | None, memory: int | None = None) -> dict[str, Any]:
+    """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on, ``memory``
+    (bytes) only where it is known."""
     record = asdict(step)
     for name in ("auxiliary_loss", "divergence", "disagreement"):
         if record[name] is None:
             del record[name]
     seconds = {name: record.pop(name) for name in ("seconds", "data_wait")}
-    return {**record, "mfu": mfu, **seconds}
+    return {**record, "mfu": mfu, **({} if memory is None else {"memory": memory}), **seconds}
 
 
 def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:

@@ -12,6 +12,8 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
 from pipeline.launch import die_with_parent
@@ -105,7 +107,8 @@ class Session:
         )
         for step in taken:
             if self.world.rank == 0:
-                self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
+                used = self.mfu(step.tokens_per_second)
+                self._recent.append(step_record(step, used, take_peak_memory(self.world.device)))
                 self._lines["metrics.jsonl"].append(self._recent[-1])
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
@@ -184,3 +187,12 @@ class Session:
         rows = sorted((sample for share in self.world.gather(samples) for sample in share), key=lambda row: row.index)
         if self.world.rank == 0:
             self._lines["samples.jsonl"].append({"step": step, "rows": [list(astuple(row)) for row in rows]})
+
+
+def take_peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were allocated on this process's GPU since this was last asked; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
