@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import RegrowError
-from pipeline.files import read_json
+from pipeline.files import hash_json, read_json
 from pipeline.model.architecture import AGAIN
 
 #: How a file begins that Git LFS has not fetched.
@@ -48,6 +48,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"{', ...' if parts[1:] else ''}; fetch the model again, whole"
         )
     raise RegrowError(f"{folder}: no weights (model.safetensors, or its parts and their index)")
+
+
+def weights_hash(folder: Path, hash_of: Callable[[Path], str]) -> str:
+    """sha256 of the hashes of the folder's files of weights by name: what tells one model's weights from another's."""
+    return hash_json({path.name: hash_of(path) for path in weight_files(folder)})
 
 
 def require_whole(folder: Path) -> list[Path]:

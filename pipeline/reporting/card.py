@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,43 @@ from pipeline.reporting import notation
 from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.model_rows import MODELS, left_out_words, perplexity_rows, protocol_words, recovered
+from pipeline.reporting.identity import text_lines, weight_lines
+from pipeline.reporting.making import LOADER, date_words, load_lines, public_command
+from pipeline.reporting.model_rows import (
+    MODELS,
+    interval_words,
+    left_out_words,
+    perplexity_rows,
+    protocol_words,
+    recovered,
+    sample_rows,
+)
+from pipeline.reporting.names import hub_dataset, is_hub_name, public_name
 from pipeline.reporting.records import Record, Records
 from pipeline.reporting.running import running_lines
 from pipeline.reporting.tasks import task_rows, verdict
 
 
-def render_card(
-    records: Records,
-    *,
-    recipe: Record | None = None,
-    loader: str = "AutoModelForCausalLM",
-    custom_code: Sequence[str] = (),
-) -> str:
+def render_card(records: Records, *, recipe: Record | None = None) -> str:
     """Return the text of the model card.
 
     `recipe` is the configuration's `train` section as a plain dict, without what the run did not use, shown key by key
-    without those that are None.
-    `loader` is the class of transformers that loads the folder, `custom_code` names the files of code that the model
-    needs. What is missing is said to be so; front-matter fields that are unknown are left out, as the Hub wants it.
+    without those that are None. What is missing is said to be so; front-matter fields that are unknown are left out,
+    as the Hub wants it.
     """
-    template = _environment().get_template("card.md.j2")
-    return template.render(
-        **_shown(records),
-        recipe=_recipe_rows(recipe or {}),
-        loader=loader,
-        trust=", trust_remote_code=True" if custom_code else "",
-        custom_code=custom_code,
+    made = records.whole_made
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            **_shown(records),
+            recipe=_recipe_rows(recipe or {}),
+            loader=made["loader"] or LOADER,
+            load=load_lines(".", made),
+            custom_code=made["custom_code"] or (),
+            command=public_command(made["command"]),
+            date=date_words(made["date"]),
+        )
     )
 
 
@@ -69,7 +79,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "name": records.name,
         "base_model": public_name(base),
         "base_on_hub": is_hub_name(base),
-        "datasets": [path for path in (_hub_dataset(source["path"]) for source in sources) if path],
+        "datasets": [path for path in (hub_dataset(source["path"]) for source in sources) if path],
         "languages": [languages] if isinstance(languages, str) else list(languages or ()),
         "license": provenance["license"],
         "metrics": [{"row": row, "value": float(f"{row['values']['regrown']:.4g}")} for row in regrown],
@@ -80,6 +90,11 @@ def _shown(records: Records) -> dict[str, Any]:
         "flops": flops_in_all(cost.get("train") or {}),
         "models": models,
         "rows": rows,
+        "intervals": interval_words(rows),
+        "weights": weight_lines(models),
+        "texts": text_lines(models),
+        "samples": sample_rows(models),
+        "hardware": cost.get("hardware") or {},
         "left_out": left_out_words(records.results),
         "task_rows": tasks,
         "task_words": verdict(tasks),
@@ -150,26 +165,6 @@ def choice_words(
             f"{control['text']} perplexity of {notation.perplexity(control['value'])}{chosen}."
         )
     return " ".join(words)
-
-
-def is_hub_name(path: str | None) -> bool:
-    """Whether this reads as `owner/name` on the Hub; a folder that exists here is a folder."""
-    return path is not None and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).exists()
-
-
-def public_name(path: str | None) -> str | None:
-    """A name fit for a public card: a Hub name stays, a path on someone's machine keeps its last part only."""
-    if path is None or is_hub_name(path):
-        return path
-    return re.sub(r"^\w+://", "", path).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-
-
-def _hub_dataset(path: str) -> str | None:
-    """The Hub id of a data source, or None where it is a local path or an address elsewhere."""
-    hub = re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", path)
-    if hub:
-        return hub.group(1).split("@")[0]
-    return path if is_hub_name(path) else None
 
 
 def _cell(value: object) -> str:

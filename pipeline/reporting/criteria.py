@@ -222,6 +222,10 @@ def _stability_words(found: Mapping[str, Any], blocks: int) -> list[str]:
         words.append("The hardest pair does not differ on average: no number of sequences is known to settle it.")
     else:
         words.append(f"About {_round(needed)} sequences would settle the hardest pair, by order of magnitude.")
+    words.append(
+        "What follows: of each such pair either choice is as good, as far as perplexity without training tells. "
+        "More sequences (score.sequences) settle which block goes; they do not promise a better model."
+    )
     return words
 
 

@@ -55,16 +55,19 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=9, color=COLOURS["ink"], pad=8)
 
 
-def reference_line(axes: Axes, text: str, value: float, gid: str, colour: str, fontsize: float) -> None:
-    """A dashed line across the axes at `value`, with `text` above its right end."""
+def reference_line(
+    axes: Axes, text: str, value: float, gid: str, colour: str, fontsize: float, above: bool = True
+) -> None:
+    """A dashed line across the axes at `value`, with `text` above its right end, or below it."""
     axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)), gid=gid)
     axes.annotate(
         text,
         (1, value),
-        (-2, 3),
+        (-2, 3 if above else -3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         ha="right",
+        va="bottom" if above else "top",
         color=COLOURS["muted"],
         fontsize=fontsize,
     )

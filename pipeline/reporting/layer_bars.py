@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from pipeline.errors import RegrowError
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
+from pipeline.reporting.intervals import paired_ratio
 
 _HATCH = {"kept": None, "removed": "/////", "protected": "---"}  # dots would cost 250 kB of SVG each
 _LOG_SPREAD = 20  # largest over smallest score above which bars go on a log scale
@@ -36,8 +38,7 @@ def block_importance(
     if entry is None:
         known = ", ".join(sorted(scores["criteria"])) or "none"
         raise RegrowError(f"scores.json has no criterion {criterion!r}; score it, or draw one of: {known}")
-    is_ppl = criterion == "ppl"
-    label = "perplexity without the block" if is_ppl else f"{criterion}: {_direction(entry)}"
+    label = None if criterion == "ppl" else f"{criterion}: {_direction(entry)}"
     return draw_layer_bars(entry, removed=removed, protected=protected, label=label, narrow=narrow)
 
 
@@ -54,38 +55,42 @@ def draw_layer_bars(
 
     ``entry`` is one criterion's of ``score_blocks`` or scores.json; ``removed`` and ``protected`` are block indices
     of the dense model; ``label`` stands at the axis of scores. Where the entry has ``interval``, a whisker spans the
-    95% bootstrap interval of each score; where it has ``dense``, as ``ppl`` does, a dashed line marks the perplexity
-    with every block in place. The axis is logarithmic where all scores are positive and the largest exceeds 20 times
-    the smallest. A score that is not finite reaches the top and is marked so. Raises RegrowError if an index is not a
-    block.
+    95% interval of each score. Where it has ``dense``, as ``ppl`` does, bars and whiskers are what the score
+    adds to that, the perplexity with every block in place, and the axis ends above the blocks that may go: a protected
+    block that is beyond it is cut off there, with its value above. Otherwise the axis is logarithmic where all scores
+    are positive and the largest exceeds 20 times the smallest. A score that is not finite reaches the top and is marked
+    so. Raises RegrowError if an index is not a block.
     """
     values = [float(value) if finite(value) else math.nan for value in entry["scores"]]
     states = _states(len(values), removed, protected)
     dense = entry.get("dense") if finite(entry.get("dense")) else None
     figure, (axes,) = canvas(1, 1, (NARROW, 3.3) if narrow else (WIDE, 3.8))
-    spans = _spans(entry, values)
-    bottom = _scale(axes, values, [end for span in spans.values() for end in span], dense)
+    if dense is not None:
+        spans, values = _added_spans(entry, values, dense), [value - dense for value in values]
+        bottom = _scale_to_free(axes, values, spans, states)
+    else:
+        spans = _spans(entry, values)
+        bottom = _scale(axes, values, [end for span in spans.values() for end in span])
+    top = axes.get_ylim()[1]
     for block, (value, state) in enumerate(zip(values, states, strict=True)):
-        height = value if math.isfinite(value) else axes.get_ylim()[1]
-        (bar,) = axes.bar(block, height - bottom, bottom=bottom, width=0.78, **_look(state))
+        (bar,) = axes.bar(block, min(value, top) - bottom if finite(value) else top - bottom, bottom=bottom, width=0.78)
+        bar.update(_look(state))
         bar.set_gid(f"block-{block}-{state}")
         bar.set_hatch_linewidth(0.8)
-        if not math.isfinite(value):
-            axes.annotate("not finite", (block, height), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    _name_what_is_cut(axes, values)
     keys: list[Any] = []
     for state in STATES:
         if state in states:
             keys.append(Patch(label=f"{state} ({states.count(state)})", **_look(state)))
             keys[-1].set_hatch_linewidth(0.8)
+    spans = {block: span for block, span in spans.items() if span[1] <= top}
     if spans:
         _draw_spans(axes, spans, 1.3)
         keys.append(Line2D([], [], color=COLOURS["ink"], linewidth=1.3, label="95% interval"))
     if dense is not None:
-        line = axes.axhline(dense, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 3)))
-        line.set_gid("dense-reference")
-        line.set_label(f"no block removed: {notation.significant(dense)}")
-        keys.append(line)
-    axes.set_ylabel(label or ("perplexity without the block" if dense is not None else f"score: {_direction(entry)}"))
+        axes.axhline(0, color=COLOURS["muted"], linewidth=0.8, gid="dense-reference")
+        label = label or "perplexity that its absence adds"
+    axes.set_ylabel(label or f"score: {_direction(entry)}")
     axes.set_xlabel("block of the dense model")
     axes.set_xlim(-0.8, len(values) - 0.2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7 if narrow else 16, integer=True, steps=[1, 2, 5, 10]))
@@ -93,6 +98,56 @@ def draw_layer_bars(
         panel_title(axes, title)
     legend(figure, keys, 2 if narrow else 5)
     return figure
+
+
+def _added_spans(entry: Mapping[str, Any], values: Sequence[float], dense: float) -> dict[int, tuple[float, float]]:
+    """The 95% interval of what each block's absence adds to the perplexity, on the same sequences; where the losses of
+    each were not recorded, that of the score less ``dense``."""
+    alone, without = entry.get("dense_sequence_losses"), entry.get("sequence_losses")
+    if not alone or not without:
+        return {block: (low - dense, high - dense) for block, (low, high) in _spans(entry, values).items()}
+    spans = {}
+    for block, losses in enumerate(without):
+        ratio = paired_ratio(losses, alone)
+        if ratio is not None and math.isfinite(values[block]):
+            spans[block] = (dense * (ratio[0] - 1), dense * (ratio[1] - 1))
+    return spans
+
+
+def _scale_to_free(
+    axes: Axes, values: Sequence[float], spans: Mapping[int, tuple[float, float]], states: Sequence[str]
+) -> float:
+    """Set the axis so that every block that is not protected is inside with its whisker, but for one that is far above
+    its like; return where the bars stand. Where every block is protected, all are inside."""
+    known = [block for block, value in enumerate(values) if math.isfinite(value)]
+    free = [block for block in known if states[block] != "protected"] or known
+    usual = _LOG_SPREAD * abs(median([values[block] for block in free])) if free else 0.0
+    inside = [block for block in free if values[block] <= usual] or free
+    ends = [values[block] for block in inside] + [end for block in inside for end in spans.get(block, ())]
+    axes.set_ylim(min([*ends, 0.0]) * 1.1, max([*ends, 0.0]) * 1.08 or 1.0)
+    return 0.0
+
+
+def _name_what_is_cut(axes: Axes, values: Sequence[float]) -> None:
+    """Above each bar that ends at the top for want of room its value, or that it is not finite."""
+    top = axes.get_ylim()[1]
+    for block, value in enumerate(values):
+        if not math.isfinite(value) or value > top:
+            text = notation.perplexity(value)
+            text = f"\u2191 {text}" if math.isfinite(value) else text
+            # Upright: neighbours are often cut both.
+            axes.annotate(
+                text,
+                (block, top),
+                (0, -3),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                rotation=90,
+                fontsize=7,
+                color=COLOURS["ink"],
+                bbox={"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            )
 
 
 def small_bars(entry: Mapping[str, Any], *, removed: Sequence[int] = (), protected: Sequence[int] = ()) -> Figure:
@@ -104,7 +159,7 @@ def small_bars(entry: Mapping[str, Any], *, removed: Sequence[int] = (), protect
     states = _states(len(values), removed, protected)
     spans = _spans(entry, values)
     figure, (axes,) = canvas(1, 1, (3.4, 1.35))
-    bottom = _scale(axes, values, [end for span in spans.values() for end in span], None)
+    bottom = _scale(axes, values, [end for span in spans.values() for end in span])
     top = axes.get_ylim()[1]
     for state in STATES:
         corners = [
@@ -159,13 +214,13 @@ def _draw_spans(axes: Axes, spans: Mapping[int, tuple[float, float]], width: flo
     axes.plot(x, y, color=COLOURS["ink"], linewidth=width, solid_capstyle="butt", gid="intervals")
 
 
-def _scale(axes: Axes, values: Sequence[float], ends: Sequence[float], dense: float | None) -> float:
+def _scale(axes: Axes, values: Sequence[float], ends: Sequence[float]) -> float:
     """Set the axis of scores so that every bar and whisker is inside, and return where the bars stand."""
     known = [value for value in values if math.isfinite(value)]
-    everything = [*known, *ends, *([] if dense is None else [dense])]
+    everything = [*known, *ends]
     if known and min(everything) > 0 and max(known) > _LOG_SPREAD * min(known):
         floor, top = min(everything), max(everything)
-        # Bars on a log axis have no natural foot: leave the smallest a visible stub below the dense line.
+        # Bars on a log axis have no natural foot: leave the smallest a visible stub.
         bottom = floor / (top / floor) ** 0.09
         log_scale(axes, bottom, top * (top / floor) ** 0.05)
         return bottom

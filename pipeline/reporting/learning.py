@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
 from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, reference_line, title
+from pipeline.reporting.labels import Label, sides
 from pipeline.reporting.series import Series, perplexity_series, task_series
 
 _MOST_POINTS = 800  # longer loss curves are averaged in groups, to keep the page small
@@ -141,16 +142,18 @@ def _draw_perplexities(
         log_scale(axes, low / room**0.14, high * room**0.14)
     else:
         axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
-    for name, value in lines.items():
-        text = f"{name} {notation.significant(value)}"
-        reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5)
     x, y, _ = series[0].points[-1]
+    last, *above = sides(axes, [Label(y, gap=6), *map(Label, lines.values())])
+    for (name, value), upwards in zip(lines.items(), above, strict=True):
+        text = f"{name} {notation.significant(value)}"
+        reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5, upwards)
     axes.annotate(
         notation.significant(y),
         (x, y),
-        (0, 6),
+        (0, 6 if last else -6),
         textcoords="offset points",
         ha="right" if len(series[0].points) > 1 else "left",
+        va="bottom" if last else "top",
         color=COLOURS["held-out"],
         fontsize=8.5,
         fontweight="bold",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting import notation
+from pipeline.reporting.intervals import perplexity_interval, ratio_interval
+from pipeline.reporting.names import text_name
 
 MODELS = ("dense", "pruned", "regrown")
 #: Forms of a text, in words.
@@ -18,22 +20,29 @@ def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per way of measuring, the held-out set first.
 
     Perplexities compare only on the same text, length, stride and BOS policy: models measured otherwise get a row of
-    their own. A row holds `set`, `length`, `stride`, `bos`, `tokens`, `form` (of the text: raw or tokenised) and
-    `values`, which maps a model to its perplexity.
+    their own. A row holds `set`, `length`, `stride`, `bos`, `tokens`, `form` (of the text: raw or tokenised), `name`
+    (of the text), `values`, which maps a model to its perplexity, and the 95 % `intervals` of these and, as
+    `compared`, of their ratios to dense on the same rows, where they are known.
     """
     rows: dict[tuple, dict[str, Any]] = {}
+    dense = models.get("dense", {}).get("perplexity") or {}
     for model in MODELS:
         for name, entry in (models.get(model, {}).get("perplexity") or {}).items():
             protocol = {"set": name, **{key: entry.get(key) for key in ("length", "stride", "bos", "tokens")}}
             protocol["form"] = (entry.get("text") or {}).get("form")
-            row = rows.setdefault(tuple(protocol.values()), {**protocol, "values": {}})
+            found = {"name": text_name(entry.get("text") or {}), "values": {}, "intervals": {}, "compared": {}}
+            row = rows.setdefault(tuple(protocol.values()), {**protocol, **found})
             row["values"][model] = entry.get("value")
+            row["intervals"][model] = perplexity_interval(entry)
+            row["compared"][model] = ratio_interval(entry, dense.get(name) or {}) if model != "dense" else None
     return sorted(rows.values(), key=lambda row: (row["set"] != "held_out", -len(row["values"])))
 
 
 def protocol_words(row: Mapping[str, Any]) -> str:
-    """How a perplexity was measured: `length 256, BOS policy: document, 20 k tokens`; a stride where rows overlap."""
-    parts = [f"length {row['length']}"] if row["length"] is not None else []
+    """How a perplexity was measured: `wiki, length 256, BOS policy: document, 20 k tokens`; the text's name where it
+    is not the row's, a stride where rows overlap."""
+    parts = [row["name"]] if row["name"] not in (None, row["set"]) else []
+    parts += [f"length {row['length']}"] if row["length"] is not None else []
     overlap = row["stride"] is not None and row["stride"] < row["length"] - (row["bos"] == "every")
     parts += [f"stride {row['stride']}"] if overlap else []
     parts += [f"BOS policy: {row['bos']}"] if row["bos"] is not None else []
@@ -52,6 +61,15 @@ def micro_batch_words(models: Mapping[str, Any]) -> str:
     return f"Each forward had {' or '.join(map(str, rows))} rows of a text; another number rounds otherwise."
 
 
+def interval_words(perplexities: Sequence[Mapping[str, Any]]) -> str:
+    """What the brackets beside perplexities are, in a sentence; empty where there are none."""
+    if not any(one for row in perplexities for one in row["intervals"].values()):
+        return ""
+    ratios = any(one for row in perplexities for one in row["compared"].values())
+    of_ratios = ", in brackets of the ratio, on the same rows" if ratios else ""
+    return f"Ranges below perplexities are 95{notation.SPACE}% intervals over the choice of rows{of_ratios}."
+
+
 def left_out_words(results: Mapping[str, Any] | None) -> str:
     """Which texts no perplexity was measured on, and why, a sentence for each; empty where none was left out. What a
     library said stands in results.json alone: it may name folders of this machine."""
@@ -66,8 +84,8 @@ def measure_rows(
     """Rows of the table that sets the three models side by side.
 
     A row holds `label`, `note`, and `cells`: for each of the three models the number in words, for all but dense
-    how it compares with dense, and the lowest and the highest where several were measured. Speeds of a single run are
-    not compared.
+    how it compares with dense, and the 95 % interval of a perplexity or the lowest and the highest of several speeds.
+    Speeds of a single run are not compared. What was measured of no model has no row, but for held-out perplexity.
     """
     rows = []
 
@@ -77,13 +95,17 @@ def measure_rows(
         values: Mapping[str, Any],
         write: Callable[[float | None], str],
         compare: Callable[[float | None, float | None], str],
+        spreads: Mapping[str, str] | None = None,
+        ratios: Mapping[str, str] | None = None,
     ) -> None:
         reference = values.get("dense")
         cells = []
         for model in MODELS:
-            value = values.get(model)
+            value, spread, ratio = values.get(model), (spreads or {}).get(model, ""), (ratios or {}).get(model, "")
             relative = "" if model == "dense" else compare(value, reference)
-            cells.append({"text": write(value), "relative": relative, "spread": "", "missing": value is None})
+            relative += f" ({ratio})" if relative and ratio else ""
+            missing = value is None
+            cells.append({"text": write(value), "relative": relative, "spread": spread, "missing": missing})
         rows.append({"label": label, "note": note, "cells": cells})
 
     known = {model: models.get(model, {}) for model in MODELS}
@@ -94,20 +116,23 @@ def measure_rows(
     add("Parameters", "", size, notation.parameters, notation.change)
     files = _pick(known, "weight_file_bytes")
     if files:
-        add("Files of weights", "", files, notation.memory, notation.change)
+        add("Files of weights", "", files, notation.file_size, notation.change)
     if not perplexities:
         add("Held-out perplexity", "", {}, notation.significant, notation.ratio)
     for row in perplexities:
         label = "Held-out perplexity" if row["set"] == "held_out" else f"Perplexity on {row['set']}"
-        add(label, protocol_words(row), row["values"], notation.significant, notation.ratio)
+        spans, ratios = (
+            {model: notation.between(one) for model, one in row[kind].items()} for kind in ("intervals", "compared")
+        )
+        add(label, protocol_words(row), row["values"], notation.significant, notation.ratio, spans, ratios)
     for (prompt, new, batch), speeds in _speeds(known).items():
         note = f"{prompt} prompt + {new} new tokens, batch {batch}"
         compared = notation.change if all(s.get("latency_range") for s in speeds.values()) else lambda *_: ""
-        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, compared)
-        for cell, model in zip(rows[-1]["cells"], MODELS, strict=True):
-            between = speeds.get(model, {}).get("latency_range")
-            if between and not cell["missing"]:
-                cell["spread"] = " to ".join(notation.duration(seconds) for seconds in between)
+        ranges = {
+            model: " to ".join(map(notation.duration, between))
+            for model, between in _pick(speeds, "latency_range").items()
+        }
+        add("Latency", note, _pick(speeds, "latency_seconds"), notation.duration, compared, ranges)
         add(
             "Throughput",
             "generated tokens per second",
@@ -115,7 +140,9 @@ def measure_rows(
             lambda v: notation.significant(v, 3),
             compared,
         )
-        add("Peak memory", "while generating", _pick(speeds, "peak_memory_bytes"), notation.memory, notation.change)
+        memory = _pick(speeds, "peak_memory_bytes")
+        if memory:
+            add("Peak memory", "while generating", memory, notation.memory, notation.change)
     return rows
 
 

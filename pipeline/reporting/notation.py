@@ -13,6 +13,7 @@ TIMES = "\u00d7"
 SPACE = "\u202f"  # narrow no-break space between a number and its unit
 
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_FILE_STEPS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"))
 
 
 def _exponent(text: str) -> str:
@@ -104,6 +105,20 @@ def memory(size: int | None) -> str:
     if word:
         return word
     return f"{size / 2**30:.1f}{SPACE}GiB" if size >= 2**30 else f"{size / 2**20:.1f}{SPACE}MiB"
+
+
+def file_size(size: int | None) -> str:
+    """Bytes of files in decimal units, as the Hub and disks count them: `626 kB`, `269 MB`, `13.5 GB`."""
+    word = _word_for(size)
+    if word:
+        return word
+    scale, unit = next(((scale, unit) for scale, unit in _FILE_STEPS if size >= 0.9995 * scale), (1e3, "kB"))
+    return f"{float(f'{size / scale:.3g}'):g}{SPACE}{unit}"
+
+
+def between(interval: tuple[float, float] | None, digits: int = 3) -> str:
+    """An interval as `21.5 to 22.7`; empty where there is none."""
+    return "" if interval is None else " to ".join(significant(end, digits) for end in interval)
 
 
 def change(value: float | None, reference: float | None) -> str:

@@ -1,7 +1,8 @@
 """The report of one run as a single HTML file that opens anywhere: no script, no font, no address outside it.
 
 This module turns the run's records into what the template shows, in words and rounded numbers; the template
-`page.html.j2` only lays it out. Whatever was not measured is named as such and never ends the report.
+`page.html.j2` and those that it includes only lay it out. Whatever was not measured is named as such and never ends
+the report.
 """
 
 import functools
@@ -17,9 +18,12 @@ from pipeline.reporting import comparison as ways
 from pipeline.reporting import criteria, notation
 from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.drawing import for_page
+from pipeline.reporting.identity import text_lines, weight_lines
 from pipeline.reporting.learning import learning_curve
+from pipeline.reporting.making import made_words
 from pipeline.reporting.model_rows import (
     MODELS,
+    interval_words,
     latency_words,
     left_out_words,
     measure_rows,
@@ -30,6 +34,8 @@ from pipeline.reporting.model_rows import (
 )
 from pipeline.reporting.records import Record, Records
 from pipeline.reporting.running import running_drawings, running_table
+from pipeline.reporting.series import references as curve_references
+from pipeline.reporting.steps import step_drawings
 from pipeline.reporting.tasks import WORDS, task_rows, verdict
 
 
@@ -52,10 +58,11 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
     main = perplexities[0] if perplexities else None
     references = main["values"] if main else {}
     importance = criteria.importance_drawings(records.scores, prune, out)
-    curve = _curve_drawings(records, references, out)
+    lines, apart = curve_references(models, records.held_out, records.curve, trained.get("row_length"))
+    curve = _curve_drawings(records, lines, out)
     shown = _criteria(records, importance, out)
-    costs = running_drawings(models, out)
-    drawn = [importance, *shown["maps"], curve, *costs]
+    costs, steps = running_drawings(models, out), step_drawings(records.metrics, out)
+    drawn = [importance, *shown["maps"], curve, steps, *costs]
     healed = bool((cost.get("train") or {}).get("healed"))
     return {
         "name": records.name,
@@ -71,6 +78,9 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "rows": measure_rows(models, whole, perplexities),
         "rows_at_once": micro_batch_words(models),
         "left_out": left_out_words(records.results),
+        "weights": weight_lines(models),
+        "texts": text_lines(models),
+        "intervals": interval_words(perplexities),
         "latency": latency_words(models),
         "task_rows": tasks,
         "task_words": verdict(tasks),
@@ -79,10 +89,15 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "criteria": shown,
         "pictures": [one["file"] for one in drawn if one] + (shown["lines"] or {"files": []})["files"],
         "curve": curve,
+        "steps": steps,
         "running": running_table(models),
         "running_drawings": costs,
         "healed": healed,
-        "curve_differs": not healed and _loop_differs(records.held_out, references.get("pruned")),
+        "references": list(lines),
+        "errors_known": bool(records.curve or records.tasks)
+        or any(line.get("held_out_stderr") for line in records.held_out),
+        "apart": apart,
+        "curve_differs": not healed and _loop_differs(records.held_out, lines.get("pruned")),
         "trained": bool(records.metrics),
         "exports_judged": len({line["step"] for line in records.curve}),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),
@@ -93,6 +108,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "stages": stage_rows(cost),
         "config_yaml": records.config_yaml,
         "provenance": records.whole_provenance,
+        "made": made_words(records.whole_made),
     }
 
 
@@ -156,7 +172,7 @@ def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], s
     return f"{text}; the dense model has {number(dense)}." if dense is not None else f"{text}."
 
 
-def _curve_drawings(records: Records, references: Mapping[str, float | None], out: Path) -> dict | None:
+def _curve_drawings(records: Records, references: Mapping[str, float], out: Path) -> dict | None:
     """The learning curve, or None where no part of it has anything to draw."""
     metrics, held_out = records.metrics, records.held_out
     processes = ((records.cost or {}).get("train") or {}).get("processes")
@@ -164,10 +180,9 @@ def _curve_drawings(records: Records, references: Mapping[str, float | None], ou
     asked = records.tasks or records.curve
     if not asked and not any(value is not None and math.isfinite(value) for value in losses):
         return None
-    lines = {model: references.get(model) for model in ("dense", "pruned")}
 
     def build(narrow: bool) -> Any:
-        return learning_curve(metrics, held_out, lines, narrow, records.tasks, processes, records.curve)
+        return learning_curve(metrics, held_out, references, narrow, records.tasks, processes, records.curve)
 
     return for_page("learning-curve", "Training loss, perplexity and tasks against tokens.", out, build)
 

@@ -23,6 +23,7 @@ PRUNE_KEYS = (
     "linear",
     "first",
 )
+MADE_KEYS = ("command", "date", "export", "loader", "custom_code")
 PROVENANCE_KEYS = ("model", "base_model", "model_note", "data", "data_note", "license", "language")
 
 
@@ -37,7 +38,9 @@ class Records:
     curve.jsonl. ``results``: results.json. ``cost``: stages in seconds, train, hardware, versions. ``provenance``:
     ``model`` (where the dense model was loaded from), ``base_model`` (its name on the Hub, where ``model`` is a local
     folder), ``model_note``, ``data`` (each with ``path`` and ``documents``), ``data_note``, ``language`` and
-    ``license``. ``config_yaml``: the resolved configuration as text.
+    ``license``. ``made``: how the regrown model was made and is loaded: ``command`` (that trained it), ``date`` (when
+    training ended), ``export`` (its folder), ``loader`` (the class of transformers that loads it) and ``custom_code``
+    (names of the files of code that it needs). ``config_yaml``: the resolved configuration as text.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Records:
     results: Record | None = None
     cost: Record | None = None
     provenance: Record | None = None
+    made: Record | None = None
     config_yaml: str = ""
 
     @property
@@ -82,3 +86,8 @@ class Records:
     def whole_provenance(self) -> dict[str, Any]:
         """The same of the provenance."""
         return dict.fromkeys(PROVENANCE_KEYS) | dict(self.provenance or {})
+
+    @property
+    def whole_made(self) -> dict[str, Any]:
+        """The same of how the model was made."""
+        return dict.fromkeys(MADE_KEYS) | dict(self.made or {})

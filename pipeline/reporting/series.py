@@ -62,6 +62,39 @@ def perplexity_series(held_out: Iterable[Line], curve: Sequence[Line]) -> tuple[
     return of_held_out, [one for one in series if one not in of_held_out]
 
 
+def references(
+    models: Mapping[str, Any], held_out: Sequence[Line], curve: Sequence[Line], row_length: int | None
+) -> tuple[dict[str, float], str]:
+    """Perplexities of the dense and the pruned model that belong on the chart of held-out text, and why there are none.
+
+    They belong there where a line of the chart was measured on the same rows: those of training, of ``row_length``
+    tokens, or those of the evaluation, which exports were judged on. None of a record too old to tell is left out.
+    """
+    entries = {
+        model: entry
+        for model in ("dense", "pruned")
+        if (entry := (models.get(model, {}).get("perplexity") or {}).get("held_out"))
+    }
+    in_training = {line["rows"] for line in held_out if line.get("rows") is not None}
+    in_training |= {line["perplexity"][IN_TRAINING]["rows"] for line in curve if IN_TRAINING in line["perplexity"]}
+    judged = [line["perplexity"]["held_out"] for line in curve if "held_out" in line["perplexity"]]
+
+    def belongs(entry: Line) -> bool:
+        as_trained = entry.get("bos", "document") == "document" and row_length in (None, entry.get("length"))
+        rows_known = bool(in_training) and entry.get("rows") is not None
+        alike = as_trained and (entry["rows"] in in_training if rows_known else bool(held_out))
+        return alike or any(_same_rows(entry, one) for one in judged)
+
+    there = {model: entry["value"] for model, entry in entries.items() if belongs(entry)}
+    if there or not entries or not (held_out or curve):
+        return there, ""
+    first, rows = next(iter(entries.values())), " and ".join(map(str, sorted(in_training)))
+    return {}, (
+        f"The dense and the pruned model were measured on other rows ({first['rows']} of {first['length']} tokens) "
+        f"than the curve ({rows} of {row_length}), and are not drawn beside it."
+    )
+
+
 def task_series(tasks: Iterable[Line], curve: Iterable[Line]) -> list[Series]:
     """A line for each task and protocol, in points of a hundred; metrics that are no shares are left out."""
     found = []

@@ -34,7 +34,7 @@ from pipeline.life import Teller
 from pipeline.loading import offloaded
 from pipeline.model.blocks import find_blocks
 from pipeline.model.dispatch import lying, place_words
-from pipeline.model.files import weight_files
+from pipeline.model.files import weight_files, weights_hash
 from pipeline.origins import check_dense, dense_folder, dense_hashes
 from pipeline.run import Run
 from pipeline.stages import score
@@ -80,10 +80,7 @@ def work(config: Config, run: Run, world: World, say: Teller) -> dict[str, Any]:
             items[name] = judged.items
             entry |= {"tasks": judged.entries, "task_mean": mean_of(judged.entries)}
             say(f"{name}: {task_words(judged)}")
-        path = (
-            (config.model.dense or config.model.path) if name == "dense" else folder.relative_to(run.folder).as_posix()
-        )
-        models[name] = {"path": path, **entry}
+        models[name] = {**_named(config, run, name, folder, identities[name]), **entry}
         # Nothing holds the model afterwards.
         del model
         give_back(world.device)
@@ -152,6 +149,16 @@ def _identity(config: Config, run: Run, folder: Path) -> dict[str, Any]:
     found = what_it_is(config, folder, run.hash_of)
     run.keep_hashes()
     return found
+
+
+def _named(config: Config, run: Run, name: str, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Which model it is, and in which dtype it computes."""
+    weights = weights_hash(folder, lambda path: identity["files"][path.name])
+    if name != "dense":
+        return {"path": folder.relative_to(run.folder).as_posix(), "sha256": weights, "dtype": config.model.dtype}
+    model = config.model
+    path, revision = (model.path, model.revision) if model.dense is None else (model.dense, model.dense_revision)
+    return {"path": path, "revision": revision, "sha256": weights, "dtype": model.dtype}
 
 
 def _judge(

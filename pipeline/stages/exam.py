@@ -19,7 +19,7 @@ from pipeline.inputs import Inputs, read_encoder
 from pipeline.judged import check_judged_texts, held_out_text, judged_texts
 from pipeline.life import Teller
 from pipeline.loading import loading, offloaded
-from pipeline.model.files import weight_files
+from pipeline.model.files import weights_hash
 from pipeline.model.load import model_files
 from pipeline.run import Run
 from pipeline.stages.curve import working_folder
@@ -60,7 +60,7 @@ class Sitting:
     @property
     def sha256(self) -> str:
         """One hash for all files of weights."""
-        return hash_json({path.name: self.identity["files"][path.name] for path in weight_files(self.export)})
+        return weights_hash(self.export, lambda path: self.identity["files"][path.name])
 
     @property
     def label(self) -> str:

@@ -17,12 +17,13 @@ from pipeline.config import Config
 from pipeline.criteria import CONTROLS
 from pipeline.cuts import open_removals, read_cut, read_way
 from pipeline.errors import RegrowError
-from pipeline.files import read_json, write_json
+from pipeline.files import hash_json, read_json, write_json
 from pipeline.importance.choosing import Choice, Entries, choose
 from pipeline.importance.comparison import compare_ways
 from pipeline.importance.cut import large_cuts
 from pipeline.importance.perplexities import Maps
 from pipeline.importance.uncertainty import sequence_values, stability
+from pipeline.inputs import Inputs
 from pipeline.loading import offloaded
 from pipeline.model.blocks import blocks_of_first, require_removable
 from pipeline.model.describe import Sizes, describe_folder
@@ -65,7 +66,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     if world.rank > 0:
         return {}
     if chosen.comparison is not None:
-        write_json(folder / "comparison.json", chosen.comparison)
+        write_json(folder / "comparison.json", {**chosen.comparison, **_measured_by(config, run, chosen.comparison)})
 
     removed = chosen.blocks.removed
     proof = prune_folder(
@@ -110,6 +111,18 @@ def _choose(
         asked = prune.compare
         comparison = compare_ways(removals, entries, way, removed, maps, shares=asked.shares, greedy=asked.greedy)
     return _Chosen(choice, maps, linear, comparison)
+
+
+def _measured_by(config: Config, run: Run, comparison: dict[str, Any]) -> dict[str, Any]:
+    """What comparison.json says of the model and the texts that its perplexities were measured with."""
+    known = read_json(run.stage("score") / "scores.json")["calibration"]
+    calibration = {**comparison["calibration"], **{key: known.get(key) for key in ("bos", "sha256")}}
+    held_out = comparison["held_out"]
+    if held_out is not None:
+        of_files = hash_json(Inputs(config, run).manifest["held_out"])
+        held_out = {**held_out, "bos": config.evaluate.perplexity.held_out.bos, "sha256": of_files}
+    model = {**score.scored_model(config, run), "dtype": config.score.dtype}
+    return {"model": model, "calibration": calibration, "held_out": held_out}
 
 
 def _record(config: Config, entries: Entries, total: int, chosen: _Chosen) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     export = run.folder / stages["train"]["result"]["export"]
     folder, records = run.stage("report"), _records(config, run, stages)
     page = render_page(records, folder)
-    card = render_card(records, recipe=recipe_of(config), **_loading(config, export))
+    card = render_card(records, recipe=recipe_of(config))
     write_atomic(folder / "README.md", card)
     write_atomic(export / "README.md", card)
     say(f"page: {page}")
@@ -54,6 +54,7 @@ def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Rec
         results=read_json(run.stage("evaluate") / "results.json"),
         cost=_cost(config, stages),
         provenance=_provenance(config, stages["data"]["result"]),
+        made=_made(config, run.folder, stages["train"]),
         config_yaml=dump_config(config),
     )
 
@@ -71,12 +72,20 @@ def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "seconds": trained["seconds"],
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
+            "row_length": config.data.row_length,
             "held_out_perplexity": trained.get("held_out_perplexity"),
             "before": trained.get("before", []),
         },
         "hardware": stages["train"]["hardware"],
         "versions": stages["train"]["versions"],
     }
+
+
+def _made(config: Config, folder: Path, train: dict[str, Any]) -> dict[str, Any]:
+    """What made the regrown model, and how it is loaded; ``train`` is the record of stage train."""
+    export = folder / train["result"]["export"]
+    made = {"command": train.get("command"), "date": train["finished"], "export": str(export)}
+    return made | _loading(config, export)
 
 
 def _provenance(config: Config, data: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ known, and the other criteria when they are done, so that a killed stage goes on
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from pipeline.inputs import Inputs
 from pipeline.memory import total_memory
 from pipeline.model.blocks import find_blocks
 from pipeline.model.describe import Sizes, describe_folder
+from pipeline.model.files import weights_hash
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
 from pipeline.run import Run, compare_fingerprints
@@ -86,8 +88,11 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
         held_out = _held_out(text, origins)
         write_json(folder / "calibration.json", {"origins": origins, "input_ids": sequences.tolist()})
-        calibration = _calibration(config, held_out)
-        write_json(folder / "scores.json", {"blocks": blocks, "criteria": entries, "calibration": calibration})
+        calibration = _calibration(config, held_out) | {"sha256": hash_ids(sequences)}
+        model = scored_model(config, run)
+        write_json(
+            folder / "scores.json", {"blocks": blocks, "model": model, "criteria": entries, "calibration": calibration}
+        )
         _write_tables(folder, entries)
         for states in (folder / "progress").glob("states-*"):
             shutil.rmtree(states)
@@ -97,6 +102,17 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")
     return {"blocks": blocks, "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+
+
+def scored_model(config: Config, run: Run) -> dict[str, str | None]:
+    """Which model's blocks are scored: its revision, where it is the hub's, and what its weights hash to."""
+    folder = resolve_model(config.model.path, config.model.revision)
+    return {"revision": config.model.revision, "sha256": weights_hash(folder, run.hash_of)}
+
+
+def hash_ids(rows: torch.Tensor) -> str:
+    """sha256 of rows of ids, as int64."""
+    return hashlib.sha256(rows.long().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _calibration(config: Config, held_out: int | None) -> dict[str, Any]:

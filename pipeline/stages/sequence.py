@@ -23,6 +23,7 @@ from pipeline.interrupt import interruptible, raise_if_interrupted
 from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import telling
 from pipeline.run import Run, compare_fingerprints
+from pipeline.stages.command import note_command, noted_command
 from pipeline.stages.hardware import hardware
 from pipeline.stages.stage import load_stage
 from pipeline.stages.stops import requests_noted, stop_before_next
@@ -151,6 +152,7 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
             raise stale(f"stage {stage} was begun with another config", differences, stage)
     run.keep_hashes()
     write_json(started, fingerprint)
+    note_command(stage, run)
     write_atomic(run.folder / "config.yaml", dump_config(config))
     return fingerprint
 
@@ -215,6 +217,7 @@ def _finish(
             "versions": {name: version(name) for name in VERSIONS},
             "hardware": hardware(world),
             "processes": world.size,
+            "command": noted_command(stage, run),
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },

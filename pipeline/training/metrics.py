@@ -97,8 +97,9 @@ def cut_after(path: Path, step: int) -> int:
     return len(gone)
 
 
-def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
-    """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on."""
+def step_record(step: Step, mfu: float | None, memory: int | None = None) -> dict[str, Any]:
+    """A step's line in metrics.jsonl; the router's loss and the teacher's only where they are trained on, ``memory``
+    (bytes) only where it is known."""
     record = asdict(step)
     reason = record.pop("skipped")
     for name in ("auxiliary_loss", "divergence", "disagreement", "slowest"):
@@ -106,7 +107,8 @@ def step_record(step: Step, mfu: float | None) -> dict[str, Any]:
             del record[name]
     last = {name: record.pop(name) for name in ("seconds", "data_wait", "slowest") if name in record}
     skipped = {} if reason is None else {"skipped": True, "reason": reason}
-    return {**record, "mfu": mfu, **last, **skipped}
+    held = {} if memory is None else {"memory": memory}
+    return {**record, "mfu": mfu, **held, **last, **skipped}
 
 
 def step_line(step: Step, steps: int, recent: Iterable[dict[str, Any]]) -> str:

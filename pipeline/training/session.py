@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.data.stream.loader import RowStream, load_rows
 from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import Identity, LaneCursor, from_json, skipped_parts, to_json
@@ -146,7 +148,8 @@ class Session:
         for step in self._finishing(self._noted(taken)):
             watchdog.between_steps(f"what is done behind step {step.step}")
             if self.world.rank == 0:
-                self._recent.append(step_record(step, self.mfu(step.tokens_per_second)))
+                used = self.mfu(step.tokens_per_second)
+                self._recent.append(step_record(step, used, take_peak_memory(self.world.device)))
                 self._lines["metrics.jsonl"].append(self._recent[-1])
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
@@ -281,3 +284,12 @@ class Session:
             ]
         bad_steps.recall(self.world.broadcast(lines))
         return bad_steps
+
+
+def take_peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were allocated on this process's GPU since this was last asked; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -63,6 +63,13 @@ def made_up_inputs() -> dict[str, Any]:
             "language": "en",
             "license": "apache-2.0",
         },
+        "made": {
+            "command": "regrow run configs/made-up.yaml train.tokens=122880",
+            "date": "2026-11-27T14:40:29+0000",
+            "export": "runs/made-up/train/exports/step-00000060",
+            "loader": "AutoModelForCausalLM",
+            "custom_code": [],
+        },
     }
 
 
@@ -112,18 +119,27 @@ def made_up_training(noise: random.Random) -> tuple[list[dict[str, Any]], list[d
 
 def made_up_models() -> dict[str, dict[str, Any]]:
     """What stage evaluate found of each model."""
-    models = {}
-    measured = {"length": 256, "stride": 256, "bos": "document", "tokens": 20_480, "micro_batch": 8}
+    models, noise = {}, random.Random(2)
+    measured = {"length": 256, "stride": 256, "bos": "document", "tokens": 20_480, "micro_batch": 8, "rows": 80}
+    measured["text"] = {"sha256": "c" * 64}
+    # What is hard in a row is hard for all models: so much more or less than its mean loss, in nats.
+    hard = [noise.gauss(0.0, 0.3) for _ in range(80)]
+    hard = [one - sum(hard) / 80 for one in hard]
     for name, blocks, parameters, perplexity, latency in (
         ("dense", 30, 134_515_008, 14.03, 3.91),
         ("pruned", 21, 102_654_144, 68.6, 2.83),
         ("regrown", 21, 102_654_144, 22.1, 2.81),
     ):
+        loss = math.log(perplexity)
+        # The same shift of neighbours in turn: the mean stays.
+        shifts = (0.02, -0.02) if name != "dense" else (0.0, 0.0)
         models[name] = {
             "path": name,
             "parameters": parameters,
             "blocks": blocks,
-            "perplexity": {"held_out": {"value": perplexity, "loss": math.log(perplexity)} | measured},
+            "sha256": str(blocks % 10) * 64,
+            "dtype": "bfloat16",
+            "perplexity": {"held_out": {"value": perplexity, "loss": loss, "stderr": 0.034 * perplexity} | measured},
             "tasks": {},
             "generation": {
                 "prompt_tokens": 12,
@@ -139,6 +155,8 @@ def made_up_models() -> dict[str, dict[str, Any]]:
                 "samples": [{"prompt": prompt, "text": texts[name]} for prompt, texts in PROMPTS.items()],
             },
         }
+        rows = [loss + one + shifts[number % 2] for number, one in enumerate(hard)]
+        models[name]["perplexity"]["held_out"]["row_losses"] = rows
     return models
 
 

@@ -9,7 +9,6 @@ from ruamel.yaml import YAML
 
 from pipeline.evaluation.tasks.definitions import SHORTENED_LLM
 from pipeline.reporting import Records, render_card
-from pipeline.reporting.card import public_name
 from tests.reporting.made_up import made_up_tasks
 
 
@@ -17,9 +16,9 @@ def card_of(inputs, **changes):
     """The card's front matter, parsed, and its text with plain spaces."""
     keys = ("name", "prune", "results", "scores", "cost", "provenance")
     recipe = {"tokens": 122_880, "learning_rate": 3e-4, "schedule": "cosine", "max_hours": None}
-    own = {key: changes.pop(key) for key in ("recipe", "loader", "custom_code") if key in changes}
-    records = Records(**{key: inputs[key] for key in keys} | changes)
-    text = render_card(records, **{"recipe": recipe} | own)
+    made = inputs["made"] | {key: changes.pop(key) for key in ("loader", "custom_code") if key in changes}
+    recipe = changes.pop("recipe", recipe)
+    text = render_card(Records(**{key: inputs[key] for key in keys} | {"made": made} | changes), recipe=recipe)
     assert text.startswith("---\n")
     _, front, body = text.split("---\n", 2)
     return YAML(typ="safe").load(io.StringIO(front)), body.replace("\u202f", " ")
@@ -129,7 +128,15 @@ def test_text_says_what_a_user_must_know(made_up):
         "Protected from removal: 0, 1, 2, 3, 28, 29",
         "Criterion: ppl, on 10 calibration sequences of 128 tokens (BOS policy: document)",
         "Parameters: 134.5 M before, 102.7 M after",
-        "| held-out text (length 256, BOS policy: document, 20.5 k tokens) | 14.03 | 68.60 | 22.10 |",
+        "document, 20.5 k tokens) | 14.03 (13.1 to 15.0) | 68.60 (64.1 to 73.4) | 22.10 (20.7 to 23.6) |",
+        "In brackets: 95 % intervals over the choice of rows.",
+        f"- Weights, regrown: sha256 `{'1' * 64}` (of the hashes of their files), computing in bfloat16",
+        f"- Text, held-out text: sha256 `{'c' * 64}`",
+        "**Marie Curie was**",
+        "- regrown: a French scientist and writer.",
+        "- Date: 27 November 2026, 14:40 (UTC)",
+        "- Command: `regrow run made-up.yaml train.tokens=122880`",
+        "- Hardware: processor made-up processor, cores 2",
         "training took away 71 %",
         "- Tokens: 123 k in 60 steps",
         "7.6e13 FLOPs",
@@ -204,13 +211,6 @@ def test_each_record_may_be_missing(made_up, missing):
         "provenance": "Text: not recorded",
     }
     assert said[missing] in body
-
-
-def test_public_names(tmp_path):
-    assert public_name("owner/model") == "owner/model"
-    assert public_name(str(tmp_path / "dense")) == "dense"
-    assert public_name("s3://bucket/folder/text/") == "text"
-    assert public_name(None) is None
 
 
 def test_a_text_that_was_left_out_is_said(made_up):

@@ -38,9 +38,11 @@ def test_one_bar_per_block_with_its_state(made_up):
     assert sorted(bars) == list(range(30)), "one bar for each of the 30 blocks"
     for state, blocks in (("removed", made_up["prune"]["removed"]), ("protected", made_up["prune"]["protected"])):
         assert [b for b in sorted(bars) if bars[b][0] == state] == blocks, f"{state} blocks are marked"
+    top = importance(made_up).axes[0].get_ylim()[1]
     for block, value in enumerate(made_up["scores"]["criteria"]["ppl"]["scores"]):
         patch = bars[block][1]
-        assert patch.get_y() + patch.get_height() == pytest.approx(value), f"bar {block} ends at its perplexity"
+        end = pytest.approx(min(value - 14.21, top))
+        assert patch.get_y() + patch.get_height() == end, f"bar {block} ends at what its absence adds"
 
 
 def test_states_differ_without_colour(made_up):
@@ -54,26 +56,38 @@ def test_states_differ_without_colour(made_up):
     assert min(b - a for a, b in itertools.pairwise(greys)) > 0.15, f"three greys apart: {looks}"
 
 
-def test_scale_follows_the_spread(made_up):
+def test_protected_blocks_are_cut_off_above_those_that_may_go(made_up):
+    axes = importance(made_up).axes[0]
+    scores, protected = made_up["scores"]["criteria"]["ppl"]["scores"], made_up["prune"]["protected"]
+    free = [value - 14.21 for block, value in enumerate(scores) if block not in protected]
+    assert axes.get_yscale() == "linear" and max(free) < axes.get_ylim()[1] < 1.1 * max(free)
+    cut = {round(text.xy[0]): text.get_text() for text in axes.texts}
+    assert cut[0] == "\u2191 5,106", "a bar that is cut off says how high it is"
+    assert set(cut) <= set(protected)
+
+
+def test_a_free_block_far_above_its_like_is_cut_off_too(made_up):
+    made_up["scores"]["criteria"]["ppl"]["scores"][11] = 900.0
+    axes = importance(made_up).axes[0]
+    assert axes.get_ylim()[1] < 100 and "\u2191 885.8" in [text.get_text() for text in axes.texts]
+
+
+def test_without_dense_the_scale_follows_the_spread(made_up):
     entry = made_up["scores"]["criteria"]["ppl"]
+    del entry["dense"]
     assert importance(made_up).axes[0].get_yscale() == "log", "5120 over 14 is more than twenty times"
+    assert line_of(importance(made_up), "dense-reference") is None
     entry["scores"] = [15.0 + b for b in range(30)]
     axes = importance(made_up).axes[0]
     assert axes.get_yscale() == "linear"
     assert axes.get_ylim()[0] == 0, "bars on a linear axis stand on zero"
 
 
-def test_dense_reference_stands_at_its_value(made_up):
-    assert line_of(importance(made_up), "dense-reference").get_ydata()[0] == 14.21
-    del made_up["scores"]["criteria"]["ppl"]["dense"]
-    assert line_of(importance(made_up), "dense-reference") is None
-
-
 @pytest.mark.parametrize("value", [math.inf, math.nan, None])
 def test_a_score_that_is_not_finite_is_marked(made_up, value):
     made_up["scores"]["criteria"]["ppl"]["scores"][0] = value
     axes = importance(made_up).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["not finite"]
+    assert [text.get_text() for text in axes.texts if text.xy[0] == 0] == ["not finite"]
     assert len(axes.patches) == 30
 
 
@@ -86,6 +100,11 @@ def test_other_criteria_and_wrong_ones(made_up):
         importance(made_up, removed=[30])
 
 
+def spans_of(figure):
+    x, y = (list(values) for values in line_of(figure, "intervals").get_data())
+    return {int(x[i]): (y[i], y[i + 1]) for i in range(0, len(x), 3)}
+
+
 def test_whiskers_span_the_intervals(made_up):
     entry = made_up["scores"]["criteria"]["ppl"]
     assert line_of(importance(made_up), "intervals") is None, "no interval, no whisker"
@@ -93,12 +112,27 @@ def test_whiskers_span_the_intervals(made_up):
     entry["interval"][5] = [None, 7.0]
     entry["scores"][6] = None
     figure = importance(made_up)
-    x, y = (list(values) for values in line_of(figure, "intervals").get_data())
-    spans = {int(x[i]): (y[i], y[i + 1]) for i in range(0, len(x), 3)}
-    assert sorted(spans) == [b for b in range(30) if b not in (5, 6)], "those that can be drawn"
-    assert spans[0] == pytest.approx((5120 * 0.9, 5120 * 1.2))
-    assert figure.axes[0].get_ylim()[1] > 5120 * 1.2, "the longest whisker is inside"
+    spans = spans_of(figure)
+    assert sorted(spans) == [b for b in range(4, 29) if b not in (5, 6)], "those that can be drawn whole"
+    assert spans[8] == pytest.approx((entry["scores"][8] * 0.9 - 14.21, entry["scores"][8] * 1.2 - 14.21))
     assert "95% interval" in [text.get_text() for text in figure.legends[0].get_texts()]
+    del entry["dense"]
+    assert spans_of(importance(made_up))[0] == pytest.approx((5120 * 0.9, 5120 * 1.2))
+
+
+def test_whiskers_are_of_what_is_added_on_the_same_sequences(made_up):
+    """Sequences that are hard with a block and without it widen no whisker."""
+    entry = made_up["scores"]["criteria"]["ppl"]
+    hard = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    entry["dense_sequence_losses"] = [math.log(14.21) + one for one in hard]
+    entry["sequence_losses"] = [[math.log(score) + one for one in hard] for score in entry["scores"]]
+    entry["sequence_losses"][8][0] += 0.1
+    entry["sequence_losses"][8][1] -= 0.1
+    entry["interval"] = [[value * 0.5, value * 2] for value in entry["scores"]]
+    spans = spans_of(importance(made_up))
+    assert spans[7] == pytest.approx((entry["scores"][7] - 14.21,) * 2)
+    low, high = spans[8]
+    assert low < entry["scores"][8] - 14.21 < high
 
 
 def test_bars_from_the_output_of_score_blocks_alone(made_up):

@@ -62,3 +62,10 @@ def test_comparisons_with_the_dense_model():
 def test_block_lists_join_runs_of_three():
     assert notation.block_list([12, 5, 11, 10, 20, 21]) == "5, 10\u201312, 20, 21"
     assert notation.block_list([]) == "none"
+
+
+def test_sizes_of_files_are_decimal_and_small_ones_are_small():
+    sizes = (626_080, 269_030_016, 999_900_000, 13_476_838_400, None)
+    words = [notation.file_size(size).replace(notation.SPACE, " ") for size in sizes]
+    assert words == ["626 kB", "269 MB", "1 GB", "13.5 GB", notation.MISSING]
+    assert notation.between((20.66, 23.6)) == "20.7 to 23.6" and notation.between(None) == ""

@@ -22,10 +22,10 @@ def test_whole_page_is_well_formed_with_its_pictures(whole):
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)), "ids are unique over the whole page"
     ways = len(overlap(inputs["comparison"], ways_of(inputs["comparison"], inputs["prune"]), 30)["rows"])
-    # Two figures for wide and narrow windows; small bars of two criteria, two maps, linear windows, two of lines.
-    assert page.tags.count("svg") == 4 + 2 + 2 + 1 + 2 + ways
+    # Three figures for wide and narrow windows; small bars of two criteria, two maps, linear windows, two of lines.
+    assert page.tags.count("svg") == 6 + 2 + 2 + 1 + 2 + ways
     named = re.search(r"Pictures on their own: ([^<]+)\.", html).group(1).split(", ")
-    assert sorted(named) == sorted(path.name for path in folder.glob("*.png")) and len(named) == 5
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.png")) and len(named) == 6
     for name in named:
         assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
 
@@ -69,6 +69,12 @@ def test_results_stand_on_the_page(whole):
         "Each forward had 8 rows of a text; another number rounds otherwise.",
         "134.5 M",
         "102.7 M",
+        "22.10 20.7 to 23.6 \u00d7 1.58 (1.57 to 1.58)",
+        "Ranges below perplexities are 95 % intervals over the choice of rows, in brackets of the ratio, on the same",
+        "Folder runs/made-up/train/exports/step-00000060 Trained until 27 November 2026, 14:40 (UTC)",
+        "Command regrow run configs/made-up.yaml train.tokens=122880",
+        'model = AutoModelForCausalLM.from_pretrained("runs/made-up/train/exports/step-00000060")',
+        f"regrown {'1' * 64} computing in bfloat16 held-out text {'c' * 64}",
         "\u00d7 1.58",
         "12 prompt + 64 new tokens, batch 1",
         "3.83 s to 4.11 s",
@@ -91,7 +97,8 @@ def test_criteria_stand_on_the_page(whole):
     _, page, _, inputs = whole
     text = page.words.replace("\u202f", " ")
     for expected in (
-        "Whiskers: 95 % bootstrap interval over the sequences.",
+        "Whiskers: 95 % interval over the sequences, of what is added on each.",
+        "What follows: of each such pair either choice is as good",
         "Chosen by ppl, one-shot.",
         "The choice is partly within noise",
         "exactly this set in 41 % of the draws",

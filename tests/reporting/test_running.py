@@ -92,7 +92,7 @@ def test_table_and_curves_stand_on_the_page(worded, models, tmp_path):
         "512, batch 4 out of memory",
         "512, batch 16 not tried",
         "48.9 80 ms 20.0 ms 513.0 MiB",
-        "Files of weights 256.6 MiB 195.8 MiB",
+        "Files of weights 269 MB 205 MB",
         "512 new tokens after each prompt.",
     ):
         assert expected in words, f"missing: {expected}"

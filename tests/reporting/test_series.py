@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.reporting.series import IN_TRAINING, perplexity_series, task_series
+from pipeline.reporting.series import IN_TRAINING, perplexity_series, references, task_series
 from pipeline.stages import exam
 
 
@@ -81,3 +81,18 @@ def test_what_cannot_be_drawn_is_left_out():
     curve = [judged(8, {"wiki": text(math.inf)}, ppl=task(20.0, share=False), piqa=task(math.nan))]
     assert perplexity_series([looped(8, math.nan), {**looped(8, 1.0), "held_out_perplexity": None}], curve) == ([], [])
     assert task_series([], curve) == []
+
+
+def test_references_stand_on_the_chart_where_they_were_measured_on_its_rows():
+    models = {
+        name: {"perplexity": {"held_out": text(value, rows=8)}} for name, value in (("dense", 14.0), ("pruned", 68))
+    }
+    whole = {"dense": 14.0, "pruned": 68}
+    assert references(models, [looped(0, 68.0, rows=8)], [], 64) == (whole, "")
+    assert references(models, [looped(0, 68.0, rows=8)], [], None) == (whole, ""), "an older record"
+    found, why = references(models, [looped(0, 66.0, rows=16)], [], 64)
+    assert found == {} and "other rows (8 of 64 tokens) than the curve (16 of 64)" in why
+    assert references(models, [looped(0, 66.0, rows=8)], [], 128)[0] == {}, "rows of another length"
+    judged_alike = [judged(8, {"held_out": text(40.0, rows=8)})]
+    assert references(models, [looped(0, 66.0, rows=16)], judged_alike, 64) == (whole, "")
+    assert references(models, [], [], 64) == ({}, "") == references({}, [looped(0, 1.0)], [], 64)
