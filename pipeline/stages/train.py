@@ -147,6 +147,7 @@ STAGE = Stage(
     "train",
     upstream=("data", "prune"),
     format=5,
+    readable=2,
     work=work,
     inputs=inputs,
     launched=lambda config: True,
