@@ -3,7 +3,7 @@
     python benchmarks/recovery.py GRID CONFIG [--only NAME ...] [--tasks] [--table]
 
 GRID (benchmarks/recovery.yaml) names cuts and arms, each by the keys that it sets; CONFIG is the rest. Each cut is
-scored and pruned once; each arm is an ordinary run that begins with copies of these stages, is trained, and has its
+scored and pruned once; each arm is an ordinary run that takes these stages (run.from), is trained, and has its
 exports judged on texts; with --tasks the last one is asked the tasks too. What is done is skipped, so that the same
 command goes on behind a kill. The figures go to the run folder's recovery.json and, as a table, to recovery.md.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,6 @@ from pipeline.run import Run
 from pipeline.training.metrics import read_lines
 
 ROOT = Path(__file__).parent.parent
-#: Stages that all arms of a cut have in common.
-COMMON = ("data", "score", "prune")
 NO_TASKS = "evaluate.tasks.names=[]"
 #: Seconds that one command may take.
 LIMIT = 12 * 3600
@@ -71,7 +68,7 @@ def main() -> int:
     if not asked.table:
         pairs = list(chosen(grid, asked.only))
         cuts = {cut for cut, arm in pairs if arm not in grid.chains}
-        # Each thread waits for the commands of an arm; arms of a cut begin with copies of it.
+        # Each thread waits for the commands of an arm; arms of a cut take its stages.
         with ThreadPoolExecutor(asked.jobs) as pool:
             made = dict(zip(cuts, pool.map(lambda cut: make_cut(asked.config, grid, cut), cuts), strict=True))
             wanted = [(cut, arm) for cut, arm in pairs if made.get(cut, True)]
@@ -114,10 +111,7 @@ def train_arm(
         words = [f"evaluate.tasks.names=[{', '.join(asked)}]"]
         config = last_link(folder, cut, arm) / "config.yaml"
     else:
-        for stage in COMMON:
-            if not (folder / f"{cut}-{arm}" / stage / "stage.json").exists():
-                shutil.copytree(folder / f"{cut}-cut" / stage, folder / f"{cut}-{arm}" / stage, dirs_exist_ok=True)
-        words.insert(0, f"run.name={cut}-{arm}")
+        words = [f"run.name={cut}-{arm}", f"run.from={cut}-cut", *words]
         if not regrow("train", config, *words):
             return False
     exports = sorted(path.name for path in (run_of(folder, grid, cut, arm) / "train" / "exports").iterdir())

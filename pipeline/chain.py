@@ -38,6 +38,7 @@ def chain_links(config: Config) -> list[Config]:
         if links:
             before = links[-1]
             own |= {"model.path": str(last_export(before)), "model.revision": None, "model.architecture": None}
+            own["run.from"] = None
             own |= {"data.after": str(before.run_folder), **of_first_model(config)}
         links.append(_changed(config, own))
     return links

@@ -24,6 +24,8 @@ from pipeline.files import hash_file, read_json, require_writable, take_lock, wr
 
 #: Of the inputs that differ so many are named: a corpus has 59,166.
 NAMED = 5
+#: How a difference of formats begins.
+OF_FORMAT = "format of the stage: "
 #: Looks at a lock before it counts as held: ``regrow status`` holds it for a moment.
 LOOKS = 4
 
@@ -73,17 +75,26 @@ class Run:
 
         The time of change tells a file that was put in another's place with its modification time kept.
         """
-        if self._hashes is None:
-            store = self.folder / "hashes.json"
-            self._hashes = read_json(store) if store.exists() else {}
+        known = self._known_hashes()
         status = path.stat()
         stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        if stamp not in self._hashes:
-            self._hashes[stamp] = hash_file(path)
+        if stamp not in known:
+            known[stamp] = hash_file(path)
             # Not after each of 59,166 shards: the whole file is written every time.
             if time.monotonic() - self._hashes_kept > 5:
                 self.keep_hashes()
-        return self._hashes[stamp]
+        return known[stamp]
+
+    def _known_hashes(self) -> dict[str, str]:
+        if self._hashes is None:
+            store = self.folder / "hashes.json"
+            self._hashes = read_json(store) if store.exists() else {}
+        return self._hashes
+
+    def learn_hashes(self, other: Run) -> None:
+        """Know what another run has hashed: the same inputs need not be read again."""
+        known = self._known_hashes()
+        known |= {**other._known_hashes(), **known}
 
     def keep_hashes(self) -> None:
         """Write what ``hash_of`` has learnt."""
@@ -105,6 +116,10 @@ class Run:
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Write the stage's record: from here on the stage is complete."""
         write_json(self.stage(stage) / "stage.json", record)
+
+    def unfinish(self, stage: str) -> None:
+        """Take the stage's record away: it is no longer complete, and its files stay."""
+        (self.stage(stage) / "stage.json").unlink()
 
     def set_aside(self, stages: list[str]) -> list[Path]:
         """Move the folders of ``stages`` to aside/NUMBER/; nothing is deleted. Returns the new places.
@@ -211,11 +226,16 @@ def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         differences.append(f"and {len(inputs) - NAMED:,} more inputs")
     differences += [f"output of an earlier stage, {name} changed" for name, _, _ in _differing(old, new, "upstream")]
     if old.get("format") != new.get("format"):
+        was, now = old.get("format"), new.get("format")
         differences.append(
-            f"format of the stage: was {old.get('format')}, is {new.get('format')}: another version of regrow wrote "
-            "it, which alone can go on with it"
+            f"{OF_FORMAT}was {was}, is {now}: another version of regrow wrote it, and this one cannot read it"
         )
     return differences
+
+
+def is_of_format(difference: str) -> bool:
+    """Whether what differs is the stage's format, which no key changes back."""
+    return difference.startswith(OF_FORMAT)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], part: str) -> list[tuple[str, Any, Any]]:

@@ -218,7 +218,7 @@ def test_differences_are_named_by_key_input_and_upstream():
         "input extra changed",
         "input model/config.json changed",
         "output of an earlier stage, data changed",
-        "format of the stage: was 1, is 2: another version of regrow wrote it, which alone can go on with it",
+        "format of the stage: was 1, is 2: another version of regrow wrote it, and this one cannot read it",
     ]
 
 

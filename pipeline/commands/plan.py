@@ -33,6 +33,7 @@ from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.origins import lora_of
 from pipeline.stages.opening import to_fit
 from pipeline.stages.stage import Ahead, load_stage
+from pipeline.stages.taking import would_take
 from pipeline.stages.teaching import teacher_bytes
 from pipeline.training.fitting import Fit, ToFit
 
@@ -131,6 +132,7 @@ def _asked_of_stages(
     place = Place(world=processes, local_world=processes, launcher="other")
     ahead = Ahead(config, place, frozenset(stages), encoder, model, elsewhere=True)
     lines = {stage: load_stage(stage).check(ahead) for stage in stages}
+    lines["run.from"] = list(would_take(stages, config))
     # Stage data says which sources it cannot look at yet.
     not_checked += lines.pop("data", [])
     return [line for stage in lines.values() for line in stage], not_checked

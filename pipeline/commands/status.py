@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipeline.chain import chain_links
-from pipeline.config import STAGES, Config, load_config
+from pipeline.config import STAGES, Config, load_config, load_written
 from pipeline.config.reading import yaml_reader
 from pipeline.errors import RegrowError
 from pipeline.run import Run
@@ -84,8 +84,7 @@ def _progress(run: Run, stage: str) -> str:
         return _swept(run.stage(stage) / "progress")
     if stage != "train":
         return ""
-    recipe = load_config(run.folder / "config.yaml")
-    steps = recipe.steps
+    steps = load_written(run.folder / "config.yaml").steps
     lines = read_lines(run.stage("train") / "metrics.jsonl")
     if not lines:
         return f"step 0 of {steps}"

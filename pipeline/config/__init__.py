@@ -7,6 +7,7 @@ stages. Nothing here imports torch, so that ``regrow --help`` and a mistyped key
 from pipeline.config.keys import ConfigError, fields
 from pipeline.config.pruning import CUTS, PruneSection
 from pipeline.config.reading import load_config
+from pipeline.config.recorded import completed, load_written
 from pipeline.config.tree import STAGES, Config, Source
 from pipeline.config.writing import dump_config, json_schema, key_page, key_table
 
@@ -17,10 +18,12 @@ __all__ = [
     "ConfigError",
     "PruneSection",
     "Source",
+    "completed",
     "dump_config",
     "fields",
     "json_schema",
     "key_page",
     "key_table",
     "load_config",
+    "load_written",
 ]

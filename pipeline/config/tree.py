@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from pipeline.config.chain import ChainSection
 from pipeline.config.cost import CostSection
@@ -29,11 +29,35 @@ from pipeline.config.training import TrainSection
 STAGES = ("data", "score", "prune", "train", "evaluate", "report")
 
 
-class RunSection(Section):
+class _RunKeys(Section):
     name: str = key(
         ..., "Name of the run: its folder's name.", source="required", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )
     folder: Folder = key(Path("runs"), "Folder that holds the run folders.")
+
+    @property
+    def source(self) -> str | None:
+        """``run.from``."""
+        return getattr(self, "from")
+
+
+#: With ``from``, a word that no class body can have as a name.
+RunSection = create_model(
+    "RunSection",
+    __base__=_RunKeys,
+    __module__=__name__,
+    **{
+        "from": (
+            Annotated[str, AsWritten] | None,
+            key(
+                None,
+                "Another run, by its name in run.folder or by its folder, whose finished stages are taken where they "
+                "fit, as files linked or copied, before this run does its own; null: none.",
+                min_length=1,
+            ),
+        )
+    },
+)
 
 
 class ModelSection(Section):

@@ -23,6 +23,7 @@ from pipeline.launch import Place
 from pipeline.run import Run
 from pipeline.stages.sequence import carry_out_alone, carry_out_together, run_of
 from pipeline.stages.stage import Ahead, load_stage
+from pipeline.stages.standing import is_due
 from pipeline.stages.warming import warm_agent
 from pipeline.world import World
 
@@ -78,9 +79,9 @@ def _held(config: Config, links: Sequence[Config], place: Place, redo: int | Non
     again = runs[redo - 1 :] if redo else []
     due = {
         stage
-        for number, run in enumerate(runs)
+        for number, (link, run) in enumerate(zip(links, runs, strict=True))
         for stage in stages_of(number, links)
-        if run in again or run.record(stage) is None
+        if run in again or is_due(stage, link, run)
     }
     agent = warm_agent([stage for stage in STAGES if stage in due], links[0], place)
     try:

@@ -283,6 +283,7 @@ STAGE = Stage(
     "data",
     upstream=(),
     format=3,
+    readable=2,
     work=work,
     inputs=inputs,
     launched=lambda config: False,

@@ -17,9 +17,10 @@ from pipeline.files import read_json
 from pipeline.interrupt import interruptible
 from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import Teller, telling
-from pipeline.run import Run, compare_fingerprints
+from pipeline.run import Run
 from pipeline.stages.curve import add_line, claim, lines_of_step
-from pipeline.stages.sequence import require_done, say_line, stale, told
+from pipeline.stages.sequence import say_line, told
+from pipeline.stages.standing import config_differences, require_done, stale
 from pipeline.stages.warming import warm_agent
 from pipeline.world import World
 
@@ -93,9 +94,8 @@ def _require_trained(config: Config, run: Run) -> None:
     """RegrowError where training goes on, or was done, with another config: of what, the exports do not say."""
     record = run.record("train")
     begun = record["fingerprint"] if record else read_json(run.stage("train") / "progress" / "started.json")
-    differences = compare_fingerprints({"config": begun["config"]}, {"config": config.read_by("train")})
-    if differences:
-        raise stale("the exports are of a training with another config", differences)
+    if found := config_differences("train", begun, config):
+        raise stale("the exports are of a training with another config", found)
 
 
 def _take_part(asked: str, config: Config, run: Run, world: World) -> None:

@@ -201,6 +201,7 @@ STAGE = Stage(
     "prune",
     upstream=("data", "score"),
     format=3,
+    readable=2,
     work=work,
     inputs=inputs,
     # Several processes share what runs the model; without that, one does all.

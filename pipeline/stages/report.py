@@ -69,7 +69,8 @@ def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "steps": trained["steps"],
             "flops": trained["flops"],
             "flops_formula": flops_formula(config, trained.get("teacher_flops_per_token", 0.0)),
-            "seconds": trained["seconds"],
+            # The name that it had in records of format 2.
+            "seconds": trained["seconds"] if "seconds" in trained else trained["seconds_in_steps"],
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
             "row_length": config.data.row_length,
@@ -161,4 +162,5 @@ STAGE = Stage(
     launched=lambda config: False,
     # It has none that another page could be made from.
     progress_fits_any_config=True,
+    made_anew=True,
 )

@@ -34,8 +34,10 @@ from pipeline.model.describe import Sizes, describe_folder
 from pipeline.model.files import weights_hash
 from pipeline.model.load import load_model, model_files, resolve_model
 from pipeline.model.streaming import StreamedModel
-from pipeline.run import Run, compare_fingerprints
+from pipeline.run import Run
+from pipeline.stages.growing import kept_before, progress_of
 from pipeline.stages.stage import Ahead, Stage
+from pipeline.stages.standing import config_differences
 from pipeline.world import World
 
 
@@ -52,37 +54,10 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     sequences, origins = world.on_first(text.calibration)
     meta = describe_folder(dense, config.model.trust_remote_code)
     blocks, by_block = len(find_blocks(meta)), _by_block(config, meta, world)
-    asked, settings, progress = config.score.criteria, _settings(config, meta), folder / "progress"
-    load = {
-        "dtype": config.score.dtype,
-        "attention": config.model.attention,
-        "device": world.device,
-        "trust_remote_code": config.model.trust_remote_code,
-    }
-    way = "block by block" if by_block else "with the whole model on the device"
-    say(f"scoring {blocks} blocks on {len(sequences)} sequences of {sequences.shape[1]} tokens, {way}")
-    if by_block:
-        entries = score_streamed(
-            StreamedModel(dense, **load),
-            sequences,
-            asked,
-            settings,
-            micro_batch=config.score.micro_batch,
-            world=world,
-            folder=progress,
-            say=say,
-        )
-    else:
-        entries = score_blocks(
-            load_model(dense, **load),
-            sequences.split(config.score.micro_batch),
-            asked,
-            settings,
-            maps=lambda: _text_of_maps(text, meta, world, say),
-            world=world,
-            folder=progress,
-            say=say,
-        )
+    known = world.on_first(lambda: kept_before(run, "score"))
+    asked = config.score.criteria
+    made = _score(text, sequences, meta, [name for name in asked if name not in known], by_block, run, world, say)
+    entries = {name: made.get(name) or known[name] for name in asked}
     if world.rank == 0:
         if len(sequences) == 1:
             say("one calibration sequence: no intervals and no stability; raise score.sequences")
@@ -94,7 +69,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             folder / "scores.json", {"blocks": blocks, "model": model, "criteria": entries, "calibration": calibration}
         )
         _write_tables(folder, entries)
-        for states in (folder / "progress").glob("states-*"):
+        for states in (folder / "progress").rglob("states-*"):
             shutil.rmtree(states)
         known = "an unknown number" if held_out is None else held_out
         say(f"{len(origins)} calibration documents, {known} of them held out too")
@@ -102,6 +77,54 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
             dense_ppl = f"; dense perplexity {entry['dense']:.2f}" if "dense" in entry else ""
             say(f"{name}, least important first: {entry['order']}{dense_ppl}")
     return {"blocks": blocks, "sequences": len(sequences), "loop": "block" if by_block else "batch"}
+
+
+def _score(
+    text: Inputs,
+    sequences: torch.Tensor,
+    meta: nn.Module,
+    asked: list[str],
+    by_block: bool,
+    run: Run,
+    world: World,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Entries of scores.json by the criteria that are ``asked``, which may be none."""
+    config, dense, settings = text.config, text.model, _settings(text.config, meta)
+    if not asked:
+        return {}
+    way = "block by block" if by_block else "with the whole model on the device"
+    by = ", ".join(asked)
+    length = sequences.shape[1]
+    say(f"scoring {len(find_blocks(meta))} blocks by {by} on {len(sequences)} sequences of {length} tokens, {way}")
+    load = {
+        "dtype": config.score.dtype,
+        "attention": config.model.attention,
+        "device": world.device,
+        "trust_remote_code": config.model.trust_remote_code,
+    }
+    progress = progress_of(run, "score", asked)
+    if by_block:
+        return score_streamed(
+            StreamedModel(dense, **load),
+            sequences,
+            asked,
+            settings,
+            micro_batch=config.score.micro_batch,
+            world=world,
+            folder=progress,
+            say=say,
+        )
+    return score_blocks(
+        load_model(dense, **load),
+        sequences.split(config.score.micro_batch),
+        asked,
+        settings,
+        maps=lambda: _text_of_maps(text, meta, world, say),
+        world=world,
+        folder=progress,
+        say=say,
+    )
 
 
 def scored_model(config: Config, run: Run) -> dict[str, str | None]:
@@ -205,8 +228,7 @@ def _check_documents(config: Config, width: int) -> None:
     run = Run(config.run_folder)
     record, text = run.record("data"), Inputs(config, run)
     # A listing of another config, or that has lost its file, is refused as what it is when the stage begins.
-    now = {"config": config.read_by("data")}
-    if record is None or compare_fingerprints({"config": record["fingerprint"]["config"]}, now):
+    if record is None or config_differences("data", record["fingerprint"], config):
         return
     if not (run.stage("data") / "manifest.json").is_file():
         return
@@ -268,9 +290,11 @@ STAGE = Stage(
     "score",
     upstream=("data",),
     format=3,
+    readable=2,
     work=work,
     inputs=inputs,
     launched=lambda config: True,
     check=check,
     reads_model=True,
+    grows_by="score.criteria",
 )

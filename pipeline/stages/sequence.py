@@ -18,15 +18,18 @@ from typing import Any
 from pipeline.agent import Agent
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError, first_line
-from pipeline.files import hash_json, read_json, write_atomic, write_json
+from pipeline.files import read_json, write_atomic, write_json
 from pipeline.interrupt import interruptible, raise_if_interrupted
 from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import telling
-from pipeline.run import Run, compare_fingerprints
+from pipeline.run import Run
 from pipeline.stages.command import note_command, noted_command
+from pipeline.stages.growing import lineage
 from pipeline.stages.hardware import hardware
 from pipeline.stages.stage import load_stage
+from pipeline.stages.standing import begin_again, differences, fingerprint_of, is_due, require_done, stale
 from pipeline.stages.stops import requests_noted, stop_before_next
+from pipeline.stages.taking import take, takeable
 from pipeline.stages.warming import warm_agent
 from pipeline.stopping import STOPPED
 from pipeline.world import World, lost_peer
@@ -133,50 +136,23 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
     # The last one first: the command that it names brings those before it too.
     for earlier in reversed(known.upstream):
         require_done(earlier, config, run, config_path)
-    fingerprint = {
-        "config": config.read_by(stage),
-        "inputs": known.inputs(config, run),
-        "upstream": {earlier: hash_json(run.record(earlier)["outputs"]) for earlier in known.upstream},
-        "format": known.format,
-    }
+    fingerprint = fingerprint_of(known, config, run)
     record, started = run.record(stage), run.stage(stage) / "progress" / "started.json"
     if record is not None:
-        differences = compare_fingerprints(record["fingerprint"], fingerprint)
-        if differences:
-            raise stale(f"stage {stage} is done, but not with this config", differences, stage)
-        say_line(run, stage, "done before, skipped")
-        return None
-    if started.exists() and not known.progress_fits_any_config:
-        differences = compare_fingerprints(read_json(started), fingerprint)
-        if differences:
-            raise stale(f"stage {stage} was begun with another config", differences, stage)
+        found = differences(known, record["fingerprint"], fingerprint, run, known.readable_from)
+        if not found:
+            say_line(run, stage, "done before, skipped")
+            return None
+        begin_again(known, run, record, fingerprint, found, partial(say_line, run, stage))
+    elif started.exists() and not known.progress_fits_any_config:
+        found = differences(known, read_json(started), fingerprint, run, known.format)
+        if found:
+            raise stale(f"stage {stage} was begun with another config", found, stage)
     run.keep_hashes()
     write_json(started, fingerprint)
     note_command(stage, run)
     write_atomic(run.folder / "config.yaml", dump_config(config))
     return fingerprint
-
-
-def require_done(stage: str, config: Config, run: Run, config_path: str) -> None:
-    """Refuse to build on a stage that is missing, was done with another config, or has lost a file."""
-    record = run.require(stage, config_path)
-    done_with = {"config": record["fingerprint"]["config"]}
-    differences = compare_fingerprints(done_with, {"config": config.read_by(stage)})
-    if differences:
-        raise stale(f"stage {stage} is done, but not with this config", differences, stage)
-    for name, entry in record["outputs"].items():
-        path = run.stage(stage) / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise RegrowError(
-                f"{path}: missing or of another size than when stage {stage} wrote it; put it back, or "
-                f"add --redo {stage}"
-            )
-
-
-def stale(what: str, differences: list[str], stage: str | None = None) -> RegrowError:
-    """Says what differs, and what to do; ``stage``: that which may be done again."""
-    listed, again = "\n  ".join(differences), f", or add --redo {stage}" if stage else ""
-    return RegrowError(f"{what}:\n  {listed}\nChange it back, or take another run.name{again}")
 
 
 def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: dict[str, Any] | None = None) -> None:
@@ -219,6 +195,7 @@ def _finish(
             "processes": world.size,
             "command": noted_command(stage, run),
             "seconds": seconds,
+            **lineage(run, stage),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
     )
@@ -279,8 +256,8 @@ def _held(
     # A second start is refused at once: it need not wait for torch.
     run.require_free()
     again = STAGES[STAGES.index(redo) :] if redo else ()
-    due = [stage for stage in stages if stage in again or run.record(stage) is None]
-    notes = []
+    due = [stage for stage in stages if stage in again or is_due(stage, config, run)]
+    notes, wanted = [], takeable(stages, again, config, run)
     own = warm_agent(due, config, place) if agent is None else None
     try:
         if due:
@@ -292,6 +269,7 @@ def _held(
                 say_line(run, redo or "", f"redo: moved aside to {folder}")
             for note in notes:
                 say_line(run, due[0], note)
+            take(wanted, config, run, partial(say_line, run))
             yield agent or own
     finally:
         if own is not None:

@@ -49,7 +49,9 @@ class Stage:
     gives hashes of what else it reads, by name; ``launched`` says whether several processes share the work.
     ``check`` gives lines that people should know, or raises RegrowError, before any stage starts. ``reads_model``:
     whether it reads the dense model's folder. ``progress_fits_any_config``: begun with one config, it may go on with
-    another, because its progress says of every part what it was made from.
+    another, because its progress says of every part what it was made from. ``readable``: the oldest format that later
+    stages can read, 0 where only today's is. ``grows_by``: a key with a list of what is made, each by itself, so that
+    more of it is made beside what there is. ``made_anew``: it is cheap, and made again whenever anything differs.
     """
 
     name: str
@@ -61,6 +63,14 @@ class Stage:
     check: Callable[[Ahead], list[str]] = nothing_to_say
     reads_model: bool = False
     progress_fits_any_config: bool = False
+    readable: int = 0
+    grows_by: str | None = None
+    made_anew: bool = False
+
+    @property
+    def readable_from(self) -> int:
+        """The oldest format of a record that stands."""
+        return self.readable or self.format
 
 
 def load_stage(name: str) -> Stage:

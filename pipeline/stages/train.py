@@ -199,6 +199,7 @@ STAGE = Stage(
     "train",
     upstream=("data", "prune"),
     format=6,
+    readable=2,
     work=work,
     inputs=inputs,
     launched=lambda config: True,

@@ -68,7 +68,6 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
         ("prune.remove=3", "prune", "prune.remove: was 2, is 3"),
         ("train.learning_rate=2e-3", "train", "train.learning_rate: was 0.001, is 0.002"),
         ("evaluate.generation.new_tokens=5", "evaluate", "evaluate.generation.new_tokens: was 4, is 5"),
-        ("report.title=Other", "report", 'report.title: was null, is "Other"'),
     ],
 )
 def test_a_changed_config_of_a_done_stage_is_refused(refused, done, override, stage, difference):
@@ -88,12 +87,14 @@ def test_a_stage_that_was_begun_with_another_config_is_refused(refused, lengthen
     assert "train.warmup: was 0.01, is 0.5" in message
 
 
-def test_redo_moves_aside_and_does_it_again(here, done):
+def test_a_key_of_the_report_makes_the_report_anew_alone(here, done):
     config, run = done
     before = snapshot(run)
-    status, out, message = here("run", config, "report.title=Another title", "--redo", "report")
+    status, out, message = here("run", config, "report.title=Another title")
     assert status == 0, message
-    assert f"[report] redo: moved aside to {run}/aside/001/report" in out
+    assert out.count("done before, skipped") == 5
+    why = 'report.title: was null, is "Another title"'
+    assert f"[report] made anew ({why}); what there was is in {run}/aside/001/report" in out
     assert "Another title" in (run / "report" / "index.html").read_text()
     after = snapshot(run)
     for name, content in before.items():
