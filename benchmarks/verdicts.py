@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 from typing import Any
 
 from matplotlib.lines import Line2D
@@ -139,11 +139,12 @@ def reached(curve: Sequence[tuple[int, float]], goal: float) -> float:
 
 
 def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: str, path: Path) -> None:
-    """Perplexity over tokens, a panel for each kind of text; what ends above four times the best is named alone."""
-    figure, panels = canvas(1, len(kinds), (8.4, 4.2))
+    """Perplexity over tokens, a panel for each kind of text; what ends far from most is named alone."""
+    figure, panels = canvas(1, len(kinds), (8.4, 4.4))
     ends = {arm: mean_loss(found, [*chain.from_iterable(kinds.values())]) for arm, found in arms.items()}
-    shown = [arm for arm in arms if ends[arm] < min(ends.values()) + math.log(4)]
-    above = [arm for arm in arms if arm not in shown]
+    shown = [arm for arm in arms if abs(ends[arm] - median(ends.values())) < math.log(3)]
+    apart = [f"{arm} (ends at {math.exp(ends[arm]):,.0f})" for arm in arms if arm not in shown]
+    unit, word = (1e6, "million") if max(found["tokens"] for found in arms.values()) > 1e6 else (1e3, "thousand")
     for axes, (kind, texts) in zip(panels, kinds.items(), strict=True):
         heights = []
         for number, arm in enumerate(shown):
@@ -151,7 +152,7 @@ def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: s
             values = [math.exp(mean_loss(arms[arm], texts, at)) for at in range(len(points))]
             heights += values
             axes.plot(
-                [one["tokens"] / 1e6 for one in points],
+                [one["tokens"] / unit for one in points],
                 values,
                 color=COLOURS[LINES[number % len(LINES)]],
                 linestyle=("-", (0, (4, 2)), (0, (1, 1.6)))[number // len(LINES)],
@@ -162,12 +163,12 @@ def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: s
             )
         if max(heights) > 4 * min(heights):
             log_scale(axes, min(heights) * 0.95, max(heights) * 1.05)
-        axes.set_xlabel("million tokens")
+        axes.set_xlabel(f"{word} tokens")
         title(axes, f"{heading}, {kind}: perplexity, mean of {len(texts)} texts")
     handles, labels = panels[0].get_legend_handles_labels()
-    if above:
+    if apart:
         handles.append(Line2D([], [], alpha=0))
-        labels.append(f"far above: {', '.join(above)}")
+        labels.append(f"not drawn: {', '.join(apart)}")
     figure.legend(handles, labels, loc="outside lower left", ncols=5, frameon=False, fontsize=8)
     save_png(figure, path)
 
