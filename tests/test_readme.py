@@ -109,7 +109,10 @@ def check_status(arguments: list[str], folder: Path) -> None:
 def check_planned(arguments: list[str]) -> None:
     """The config that a cluster command names loads with its overrides, and plans to a smaller model."""
     config, *rest = [argument for argument in arguments if argument not in {"--until", "prune"}]
-    planned = plan(load_config(config, rest))
+    # What another run has is not here; that another command of the README makes it is checked by its name.
+    taken = [argument.removeprefix("run.from=") for argument in rest if argument.startswith("run.from=")]
+    assert all(any(f"/{name}.yaml" in command for command in COMMANDS) for name in taken), taken
+    planned = plan(load_config(config, [argument for argument in rest if not argument.startswith("run.from=")]))
     assert planned["parameters"]["pruned"] < planned["parameters"]["dense"], f"{config}: nothing would be pruned"
 
 

@@ -128,6 +128,8 @@ def test_a_signal_is_handed_on_once_and_the_second_does_what_it_did_before(monke
     monkeypatch.setattr("pipeline.stopping.AGAIN", 0.5)
     met = []
     before = signal.signal(signal.SIGINT, lambda number, frame: met.append(number))
+    # Where tests run behind nohup it is ignored, and stays so.
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     child = subprocess.Popen(["sleep", "60"])
     try:
         with handing_on(lambda: [child.pid]) as handed:
@@ -140,6 +142,7 @@ def test_a_signal_is_handed_on_once_and_the_second_does_what_it_did_before(monke
             assert met == [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGHUP, hung_up)
         child.kill()
 
 

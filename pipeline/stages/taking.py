@@ -53,7 +53,7 @@ def takeable(stages: Sequence[str], again: Collection[str], config: Config, run:
 
 def _begun(run: Run, stage: str) -> bool:
     folder = run.stage(stage)
-    return folder.exists() and any(folder.iterdir())
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def take(wanted: Sequence[str], config: Config, run: Run, say: Callable[[str, str], None]) -> None:

@@ -181,6 +181,7 @@ def test_a_chain_is_held_and_a_changed_one_is_refused_by_its_link(refused, chain
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_chain_killed_in_either_link_and_between_ends_in_the_same_bytes(regrow, chain_config, chained, tmp_path):
     config = chain_config(tmp_path)
     kills = (

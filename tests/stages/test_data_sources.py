@@ -162,7 +162,7 @@ def test_instruction_data_is_listed_counted_in_epochs_and_shown_without_its_padd
     assert re.search(r"which the budget of 8,448 reads 2\.00 times", printed), printed
     status, printed, message = here("data-show", config, "train.tokens=8448", "--step", "1")
     assert status == 0 and "row 0, lane 0, 1 documents" in printed, message or printed
-    assert "### Response:\n    It is " in printed and "</s></s>" not in printed, printed
+    assert "targets: It is " in printed and "</s></s>" not in printed, printed
 
 
 def test_instruction_data_without_the_fields_is_refused_with_those_that_are_there(refused, config_of, tmp_path):

@@ -169,7 +169,7 @@ def test_the_comparison_measures_every_way(prune_by, tiny_model, calibration):
         expected = perplexity_without(model, calibration.split(1), one["blocks"])
         assert one["perplexity"]["calibration"] == pytest.approx(expected, rel=1e-5)
         assert one["perplexity"]["held_out"] > 1
-    assert comparison["held_out"] == {"rows": 2, "length": 64}
+    assert comparison["held_out"].items() >= {"rows": 2, "length": 64, "bos": "document"}.items()
     assert any(line.startswith("comparison 1 of ") for line in said)
 
 

@@ -15,7 +15,7 @@ from pipeline.training.restoring import _read_fragments
 
 #: (processes that took them up, slow, stage): checkpoints of all stages and LoRA on two processes, of ZeRO 1 on four.
 TAKEN_UP = [
-    pytest.param(4, False, 3, id="to-4-zero-3"),
+    pytest.param(4, True, 3, id="to-4-zero-3", marks=pytest.mark.slow),
     pytest.param(1, False, 0, id="to-1-zero-0"),
     pytest.param(4, True, 2, id="to-4-zero-2", marks=pytest.mark.slow),
     pytest.param(1, True, 1, id="to-1-zero-1", marks=pytest.mark.slow),
