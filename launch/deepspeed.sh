@@ -62,9 +62,9 @@ done
 while kill -0 -- "-$job" 2>/dev/null; do
     if [[ -n $asked ]]; then
         [[ -n $folder ]] || folder=$(python -c 'import sys; from pathlib import Path; from pipeline.config import load_config
-print(load_config(Path(sys.argv[1]), sys.argv[2:]).run_folder / "train")' "$@")
+print(load_config(Path(sys.argv[1]), [word for word in sys.argv[2:] if "=" in word]).run_folder / "train")' "$@" || true)
         # Again and again: a start that has just begun takes away what an earlier one left.
-        mkdir -p "$folder" && printf '%s\n' "$asked" >"$folder/STOP"
+        [[ -z $folder ]] || { mkdir -p "$folder" && printf '%s\n' "$asked" >"$folder/STOP"; } || true
     fi
     sleep 0.5
 done

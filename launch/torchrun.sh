@@ -24,4 +24,6 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 
 # --standalone takes a free port: two jobs on one node do not meet. They meet their own ranks at 127.0.0.1: the node's
 # name need not resolve.
-exec torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node "${GPUS:-gpu}" -m pipeline train "$@"
+# USR1, left alone, would end torchrun itself.
+exec torchrun --standalone --local-addr 127.0.0.1 --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    --nproc-per-node "${GPUS:-gpu}" -m pipeline train "$@"

@@ -81,6 +81,9 @@ class Agent:
                     self.end()
         if handed:
             self._asked = signal.Signals(handed[0]).name
+            if not answer:
+                print(f"regrow: stopped by {self._asked} before it had begun; the same command goes on", flush=True)
+                return STOPPED
         return int(answer or 1)
 
     def require_unasked(self) -> None:
@@ -226,6 +229,8 @@ def _carry_out(arguments: list[str], processes: int, pipe: socket.socket) -> int
                         os.close(pipe.detach())
                         _be_rank(rank, place, arguments)
                 ranks[pid] = rank
+                if handed:  # It came before this rank was known to be there.
+                    os.kill(pid, handed[0])
             return _watch(ranks, processes, handed)
     finally:
         for number in endings:

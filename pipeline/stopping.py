@@ -89,11 +89,12 @@ def noting(look: Callable[[], str | None] = nothing_more, peers: Sequence[int] =
     watching = threading.Thread(
         target=_watch, args=(own, readers, ended, look, _processes(peers)), name="requests to stop", daemon=True
     )
+    # The pipe first: a signal that finds the handler alone would be lost.
+    before_pipe = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, _noted_elsewhere) for number in wanted}
     for number in wanted:
         # What waits in the system goes on waiting.
         signal.siginterrupt(number, False)
-    before_pipe = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     watching.start()
     try:
         yield
@@ -150,12 +151,12 @@ def hand_on_to_rank() -> None:
     """
     if _requests.from_readers is None:
         return
+    signal.set_wakeup_fd(_requests.from_readers.fileno(), warn_on_full_buffer=False)
     for number in NOTED:
         if signal.getsignal(number) != signal.SIG_IGN:
             # torch has put a handler of its own, which ends a reader, behind Python's back.
             signal.signal(number, _noted_elsewhere)
             signal.siginterrupt(number, False)
-    signal.set_wakeup_fd(_requests.from_readers.fileno(), warn_on_full_buffer=False)
 
 
 def _noted_elsewhere(number: int, frame: FrameType | None) -> None:

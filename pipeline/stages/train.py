@@ -138,6 +138,9 @@ def _go_on(config: Config, session: Session, stop: Stop, watchdog: Watchdog) -> 
         session.await_checkpoint()
         stop.saved = round(time.monotonic() - begin, 3) if due else None
         raise
+    except Exception:
+        session.leave()
+        raise
 
 
 def _judge(config: Config, session: Session, stop: Stop) -> bool:

@@ -69,6 +69,11 @@ class LineFile:
             # A full disk takes what fits; the torn line is dropped by the next start.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
+    def sync(self) -> None:
+        """What was added is on the disk when this returns."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def _in_place(self, file: FileIO) -> bool:
         """Whether the path still leads to the open file: else training would go on for hours, to nobody's use."""
         try:

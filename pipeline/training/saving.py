@@ -8,6 +8,7 @@ next step boundary, in a small sum over all processes that is made only while a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -143,8 +144,14 @@ class Checkpoints:
     def leave(self) -> None:
         """On the way out, behind an error that the others may not have met: give what is being written time to be
         complete, without a word to them."""
-        if self._thread is not None:
-            self._thread.join(LEAVE)
+        if self._writing is None or self._thread is None:
+            return
+        end = time.monotonic() + LEAVE
+        self._thread.join(LEAVE)
+        # The first process, too, must come to its COMPLETE: a launcher ends it when this one has ended.
+        complete = self._writing.folder / "COMPLETE"
+        while self._writing.problem is None and not complete.exists() and time.monotonic() < end:
+            time.sleep(PAUSE)
 
     def close(self) -> None:
         """Give the host memory back; nothing may be under way."""
@@ -238,9 +245,11 @@ class Checkpoints:
             _note(writing.folder, rank).unlink()
         write_json(writing.folder / "COMPLETE", {"step": writing.step, "files": dict(sorted(listed.items()))})
         for old in self.kept.gone(complete_checkpoints(self.root)):
-            # The marker goes first: a kill in between leaves an incomplete folder, not a torn checkpoint.
-            (old / "COMPLETE").unlink()
-            shutil.rmtree(old)
+            # What cannot be taken away now is no reason to end a run: the next save tries again.
+            with contextlib.suppress(OSError):
+                # The marker goes first: a kill in between leaves an incomplete folder, not a torn checkpoint.
+                (old / "COMPLETE").unlink(missing_ok=True)
+                shutil.rmtree(old)
 
     def _fail(self, writing: Writing) -> None:
         """Raise what went wrong on any process, once none writes any more."""

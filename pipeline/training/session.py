@@ -6,6 +6,7 @@ is done, the stage says. How a model is judged is handed in: training does not k
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
@@ -112,6 +113,10 @@ class Session:
             if cut[0]:
                 self.say(f"{cut[0]} steps behind the checkpoint are done again")
             self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
+            # Exports of steps that are done again may be made by another layout then.
+            for path in (self.folder / "exports").glob("step-*"):
+                if int(path.name.removeprefix("step-")) > self.position.step:
+                    shutil.rmtree(path)
 
     def steps(
         self,
@@ -145,7 +150,7 @@ class Session:
             on_rows=partial(self._log_rows, stream, log_samples),
             at=at,
         )
-        for step in self._finishing(self._noted(taken)):
+        for step in self._noted(taken):
             watchdog.between_steps(f"what is done behind step {step.step}")
             if self.world.rank == 0:
                 used = self.mfu(step.tokens_per_second)
@@ -156,14 +161,6 @@ class Session:
                     self.say(line)
             self.checkpoints.look()
             yield step
-
-    def _finishing(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps; where one fails, the checkpoint that is being written beside it is ended: it is as good as any."""
-        try:
-            yield from steps
-        except Exception:
-            self.checkpoints.leave()
-            raise
 
     def evaluate(self, between: Callable[[], None] = lambda: None) -> None:
         """Judge the weights as they are, into held_out.jsonl, unless that was done before at this step."""
@@ -214,9 +211,16 @@ class Session:
             "identity": asdict(self.rows.identity),
             "lanes": to_json(cursors),
         }
+        # The lines of its steps are on the disk before it is.
+        for lines in self._lines.values():
+            lines.sync()
         written = self.checkpoints.save(self.position.step, state)
         self.saved = self.position.step
         return written
+
+    def leave(self) -> None:
+        """On the way out, behind an error: the checkpoint that is being written is as good as any, and is ended."""
+        self.checkpoints.leave()
 
     def await_checkpoint(self) -> None:
         """Wait until the checkpoint under way is complete, if there is one."""
