@@ -20,17 +20,17 @@ import pytest
 MINUTES, CORES = 12, 2
 #: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
 BUDGETS = {
-    "tests": 235,
+    "tests": 228,
     "tests/cluster": 0,
-    "tests/commands": 17,
+    "tests/commands": 16,
     "tests/config": 7,
     "tests/data": 82,
-    "tests/evaluation": 122,
+    "tests/evaluation": 118,
     "tests/importance": 58,
-    "tests/model": 64,
-    "tests/reporting": 14,
-    "tests/stages": 420,
-    "tests/training": 420,
+    "tests/model": 60,
+    "tests/reporting": 13,
+    "tests/stages": 425,
+    "tests/training": 432,
 }
 SPENT = "cpu_seconds"
 

@@ -40,6 +40,7 @@ def test_tasks_are_asked_before_training_and_at_their_steps_and_change_no_bit(re
     assert "step 12: sums 0." in command.output and (run / "train/tasks/sums.yaml").exists()
 
 
+@pytest.mark.slow
 def test_under_zero_3_they_are_refused_with_the_way_out(tiny_config):
     with pytest.raises(RegrowError, match=r"whole.*train\.export_every .*--export all.*ZeRO 1 or 2"):
         require_during(load_config(tiny_config, [*ASKED, "train.zero_stage=3"]))

@@ -28,6 +28,7 @@ def held_out(run: Path) -> dict[int, float]:
     return {line["step"]: line["held_out_perplexity"] for line in lines}
 
 
+@pytest.mark.slow
 def test_under_zero_3_on_two_processes_exports_are_judged_while_training_goes_on(
     copy_until, lengthen, regrow, tmp_path
 ):

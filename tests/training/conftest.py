@@ -56,7 +56,6 @@ CASES = {
         "beside-1-bf16",
     ],
     1: [*(f"parity-{stage}-fp32" for stage in range(4)), "taken_up-0-bf16"],
-    4: [f"parity-{stage}-fp32" for stage in (1, 2, 3)],
 }
 #: Those that compile for half a minute, stages between others, and more ways to skip a step.
 SLOW = {
@@ -72,7 +71,7 @@ SLOW = {
         *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
     ],
     1: ["taken_up-1-bf16"],
-    4: ["written-1-bf16", "taken_up-2-bf16", "taken_up-3-bf16"],
+    4: [*(f"parity-{stage}-fp32" for stage in (1, 2, 3)), "written-1-bf16", "taken_up-2-bf16", "taken_up-3-bf16"],
 }
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-FP32 = [(processes, stage) for processes in (1, 2) for stage in range(4)] + [(4, stage) for stage in (1, 2, 3)]
+FP32 = [
+    *((processes, stage) for processes in (1, 2) for stage in range(4)),
+    *(pytest.param(4, stage, marks=pytest.mark.slow) for stage in (1, 2, 3)),
+]
 
 
 @pytest.mark.parametrize(("processes", "stage"), FP32)
 def test_fp32_training_equals_the_plain_loop(measured, processes, stage):
-    found = measured(processes)[f"parity-{stage}-fp32"]
+    found = measured(processes, slow=processes == 4)[f"parity-{stage}-fp32"]
     assert_equal_to_the_plain_loop(found, f"ZeRO {stage}, {processes} processes")
     # Around the clip threshold of 1: both a clipped step and one that is left alone are among them.
     assert max(found["norms"]) > 1 > min(found["norms"]), f"the steps do not show clipping: norms {found['norms']}"

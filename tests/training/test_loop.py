@@ -23,7 +23,7 @@ def test_steps_tokens_and_rates_are_those_of_the_global_batch(measured):
 
 def test_an_untrained_model_has_the_loss_of_a_uniform_guess(measured):
     """The loss is the mean over target tokens: ln 256 for 256 equally likely tokens, whatever the processes."""
-    for processes in (2, 4):
+    for processes in (1, 2):
         first = measured(processes)["parity-1-fp32"]["steps"][0]["loss"]
         assert first == pytest.approx(math.log(256), abs=0.05), f"{processes} processes: the first loss is {first}"
 
