@@ -167,7 +167,7 @@ def test_a_machine_whose_name_does_not_resolve_starts_its_ranks(command, tiny_co
     """As in some containers. The name is changed in a namespace of its own, which takes root's rights. The ranks meet:
     what they refuse is said behind that."""
     if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode:
-        pytest.skip("this process may not make a namespace (unshare --uts)")
+        pytest.skip("may not make a namespace (unshare --uts): test.sh as root on Linux, not in a closed container")
     program = 'hostname no-such-host.invalid && exec "$@"'
     process = command("score", tiny_config, before=("unshare", "--uts", "bash", "-c", program, "_"))
     _, errors = process.communicate(timeout=120)

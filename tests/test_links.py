@@ -64,7 +64,7 @@ def ip(*words: str) -> None:
 def hosts() -> Iterator[list[str]]:
     """Three network namespaces: two hosts at 10.99.0.1 and 10.99.0.2, and the switch between them."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
-        pytest.skip("needs root, ip and nsenter")
+        pytest.skip("needs root, ip and nsenter: test.sh as root on Linux with iproute2 and util-linux")
     names = [f"links-{os.getpid()}-{name}" for name in ("first", "second", "switch")]
     try:
         for name in names:

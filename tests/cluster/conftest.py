@@ -36,7 +36,7 @@ def require(*commands: str) -> None:
     """Skip unless this is root's machine and has the commands."""
     missing = [name for name in commands if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
     if os.geteuid() or missing:
-        pytest.skip(f"needs root and {', '.join(missing or commands)}")
+        pytest.skip(f"needs root and {', '.join(missing or commands)}: test.sh -m cluster on such a machine")
 
 
 @pytest.fixture(scope="session")

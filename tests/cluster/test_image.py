@@ -35,7 +35,7 @@ def base(tmp_path: Path) -> Iterator[str]:
     """An image of a minimal Debian with Python, made from packages."""
     require("buildah", "debootstrap", "tar")
     if shutil.disk_usage(tmp_path).free < 10e9:
-        pytest.skip("needs 10 GB of disk")
+        pytest.skip("needs 10 GB of disk: test.sh -m cluster where they are free")
     root = tmp_path / "root"
     packages = "python3,python3-venv,python3-dev,ca-certificates"
     made = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)]

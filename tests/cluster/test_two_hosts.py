@@ -111,14 +111,19 @@ def test_where_one_agent_is_killed_the_other_host_ends_and_the_same_command_goes
     require_same_bytes(pruned, undisturbed)
 
 
-def test_where_a_link_is_cut_both_hosts_end_and_the_same_command_goes_on(hosts, torchrun, pruned, undisturbed):
-    agents = torchrun()
-    wait_for_step(pruned, 17)
+def cut_off_until_both_end(hosts) -> None:
+    """Cut the second host off, until nothing of the run is left on either."""
     hosts.cut(TWO[1])
     try:
         seconds_until_gone(hosts, TWO, CUT_OFF)
     finally:
         hosts.join(TWO[1])
+
+
+def test_where_a_link_is_cut_both_hosts_end_and_the_same_command_goes_on(hosts, torchrun, pruned, undisturbed):
+    agents = torchrun()
+    wait_for_step(pruned, 17)
+    cut_off_until_both_end(hosts)
     for agent in agents:
         assert agent.wait(120) != 0
     assert [agent.wait(900) for agent in torchrun()] == [0, 0]
@@ -145,8 +150,4 @@ def test_where_deepspeed_is_killed_all_hosts_end_and_the_same_command_goes_on(
 def test_where_a_host_of_deepspeed_s_is_cut_off_both_end(hosts, deepspeed, pruned):
     deepspeed()
     wait_for_step(pruned, 5)
-    hosts.cut(TWO[1])
-    try:
-        seconds_until_gone(hosts, TWO, CUT_OFF)
-    finally:
-        hosts.join(TWO[1])
+    cut_off_until_both_end(hosts)

@@ -105,7 +105,7 @@ def small_disk(tmp_path):
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("needs root, to mount a small file system")
+        pytest.skip("may not mount a small file system: test.sh as root on Linux")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
