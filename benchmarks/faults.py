@@ -41,10 +41,8 @@ from campaign.setting import Setting
 from campaign.table import chain_table, table
 from campaign.watching import Start, left_running
 
+from pipeline.stopping import STOPPED
 from pipeline.training.metrics import read_lines
-
-#: Exit status of a command that was asked to stop, and has saved what is needed to go on.
-STOPPED = 75
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from pipeline.files import read_json
 from pipeline.reporting.drawing import COLOURS, canvas, log_scale, save_png, title
+from pipeline.reporting.series import IN_TRAINING
 
 #: Claims: what is said, the arms that it is said of, and those that they are compared with.
 CLAIMS = (
@@ -34,7 +35,6 @@ CLAIMS = (
     ("two cuts over one", "two-steps", "cpt"),
     ("healing first", "heal-both", "both"),
 )
-IN_TRAINING = "held_out in training"
 LINES = ("family-ppl", "family-angle", "family-length", "family-linear", "family-weights", "ink")
 
 

@@ -192,7 +192,7 @@ class Run:
 
 #: Progress, checkpoints, logs, and how a start of training ended: they serve a resume and are no part of a stage's
 #: result.
-_PASSING = {"stage.json", "progress", "checkpoints", "metrics.discarded.jsonl", "stacks", "DONE", "REQUEUE", "STOP"}
+_PASSING = {"stage.json", "progress", "checkpoints", "stacks", "DONE", "REQUEUE", "STOP"}
 #: Of a stage's folder what speaks of another stage's results, and grows without the stage: what was judged of the
 #: exports of training. It is no part of the stage's result, and stays where the stage alone is done again.
 _OF_ANOTHER = {"evaluate": ("train", ("curve", "curve.jsonl", "curve.discarded.jsonl"))}
@@ -203,7 +203,9 @@ def _passing(relative: Path) -> bool:
         # Definitions of tasks name files of this machine: elsewhere the same result would have another hash.
         return True
     hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-    return hidden or relative.parts[0] in _PASSING
+    # Of steps that a resume did again.
+    discarded = relative.name.endswith(".discarded.jsonl")
+    return hidden or discarded or relative.parts[0] in _PASSING
 
 
 def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -143,6 +143,7 @@ def test_a_stage_s_outputs_are_its_results_alone(tmp_path):
         "progress/started.json",
         "checkpoints/step-1/COMPLETE",
         "metrics.discarded.jsonl",
+        "samples.discarded.jsonl",
         ".scores.json.77.new",
         "model/config.json",
         "scores.json",

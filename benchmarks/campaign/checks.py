@@ -73,13 +73,8 @@ def columns(train: Path) -> list[list[Any]]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder by its path; with the names of DeepSpeed's scripts left out, which lie beside
-    the checkpoints and belong to none."""
-    return {
-        path.relative_to(folder).as_posix(): hash_file(path)
-        for path in folder.rglob("*")
-        if path.is_file() and not (path.parent == folder and path.suffix == ".py")
-    }
+    """sha256 of every file below a folder by its path."""
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def newest(train: Path) -> int:

@@ -141,10 +141,10 @@ class RowStream(IterableDataset):
         return Place(source, dealt.shards[part.shard].name, cursor.document, cursor.epoch, held)
 
 
-def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], None]) -> Iterator[Row]:
+def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Iterator[Row]:
     """The stream's rows through ``workers`` processes (0: in this one); a worker's death is an error here.
 
-    ``die_with_parent`` runs in each worker first, so that none outlives its rank. Raises RegrowError, what a worker
+    ``begin`` runs in each worker first: it sees to it that none outlives its rank. Raises RegrowError, what a worker
     raised or naming the process that was killed.
     """
     if workers == 0:
@@ -157,7 +157,7 @@ def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], Non
         stream,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=partial(_begin, die_with_parent),
+        worker_init_fn=partial(_begin, begin),
         prefetch_factor=8,
         generator=torch.Generator(),
     )
@@ -176,8 +176,8 @@ def load_rows(stream: RowStream, workers: int, die_with_parent: Callable[[], Non
         ) from None
 
 
-def _begin(die_with_parent: Callable[[], None], number: int) -> None:
-    die_with_parent()
+def _begin(begin: Callable[[], None], number: int) -> None:
+    begin()
 
 
 def _allow_open_files(needed: int) -> None:
