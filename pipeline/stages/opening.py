@@ -154,7 +154,7 @@ def find_fit(
 
 
 def keep_found(config: Config, run: Run, world: World, fit: Fit) -> None:
-    """Keep what was found to fit, for later starts; the first process calls it, once it knows what training goes on from."""
+    """Keep what was found to fit, for later starts; the first process calls it, once it knows what it goes on from."""
     if config.train.micro_batch == "auto":
         keep_fit(run.stage("train"), fit, _asked(config, world))
 
