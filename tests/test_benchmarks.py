@@ -72,7 +72,7 @@ def test_scoring_compares_equal_losses(tiny_model: Path, demo: Path) -> None:
     assert any(f"{expected:.2f} for a model of 7B" in line for line in before), f"no prediction printed: {before}"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_training_compares_equal_work(tiny_model: Path, demo: Path, workers: int) -> None:
     figures, _ = run_benchmark(
         "training",
@@ -114,7 +114,9 @@ def test_saving_measures_waits_of_both_ways(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists(), "checkpoints were left behind"
 
 
-@pytest.mark.parametrize("options", [(), ("--zero-stage", 3, "--gradient-checkpointing", "selective")])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("--zero-stage", 3, "--gradient-checkpointing", "selective"), marks=pytest.mark.slow)]
+)
 def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None:
     figures, before = run_benchmark(
         "throughput",

@@ -28,6 +28,7 @@ def write_model(folder: Path, width: int, vocabulary: int) -> tuple[Stored, int]
     return Stored(folder, "bfloat16", "auto", False), model.get_memory_footprint()
 
 
+@pytest.mark.slow
 def test_peaks_grow_with_the_weights_and_with_the_batch_and_do_not_stay(tmp_path):
     (tiny, few), (large, many) = write_model(tmp_path / "tiny", 32, 200), write_model(tmp_path / "large", 512, 40_000)
     assert few < MIB < 80 * MIB < many, "shows nothing: the models do not differ"

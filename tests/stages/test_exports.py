@@ -67,6 +67,7 @@ def test_under_zero_3_on_two_processes_exports_are_judged_while_training_goes_on
         assert line["export"] == f"train/exports/step-{line['step']:08d}"
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_line_is_the_same(copy_until, lengthen, regrow, tmp_path):
     config = lengthen(tmp_path)
     launched, own = (copy_until("train", tmp_path, name) for name in ("launched", "own"))

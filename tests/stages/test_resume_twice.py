@@ -6,7 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_two_successive_resumes_end_in_the_same_bytes(
     regrow, reference: Path, lengthen, same_as_reference, tmp_path: Path
 ) -> None:

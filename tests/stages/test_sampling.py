@@ -40,6 +40,7 @@ def opened(path, run, *overrides: str, say: Teller = quiet) -> AnswerStore | Non
     return open_answers(config, run, text, checked_origin(config, run, text.encoder), ALONE, say)
 
 
+@pytest.mark.slow
 def test_killed_in_the_pass_and_learnt_from(copy_until, lengthen, tmp_path, regrow, monkeypatch):
     """Two processes are killed behind a block and started again; one alone has the same bytes, and another student
     of the same rows finds all there, without the teacher."""

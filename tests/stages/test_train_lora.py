@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipeline.files import hash_file, read_json
@@ -32,6 +33,7 @@ def losses(run: Path) -> list[list[float]]:
     return [[line["step"], line["loss"], line["grad_norm"]] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_adapters_ends_as_the_one_that_was_not(regrow, lengthen, copy_until, reference, tmp_path):
     lengthen(tmp_path)
     whole, killed = (copy_until("prune", tmp_path, name) for name in ("whole", "killed"))

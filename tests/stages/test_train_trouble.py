@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.phases import phase
 
 KEPT = ["step-00000010", "step-00000020"]
@@ -36,6 +38,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_after_every_trouble_the_advice_leads_to_the_same_bytes(
     regrow, lengthen, copy_until, same_as_reference, tmp_path
 ):

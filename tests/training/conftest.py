@@ -13,66 +13,8 @@ from typing import Any
 import pytest
 
 from tests import ROOT
+from tests.training.cases import CASES, SLOW
 
-CASES = {
-    2: [
-        *(f"parity-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
-        *(f"within-{stage}-fp32" for stage in (1, 3)),
-        "masked-1-fp32",
-        *(f"resume-{stage}-bf16" for stage in range(4)),
-        "resume-0-fp32",
-        "resume_with_all-1-bf16",
-        *(f"export-{stage}-bf16" for stage in (1, 2, 3)),
-        "split-1-fp32",
-        *(f"recomputed-{stage}-fp32" for stage in (1, 3)),
-        "signs-1-fp32",
-        "sums-1-bf16",
-        "compiled-2-bf16",
-        "compiled_within-1-fp32",
-        "uncompilable-1-fp32",
-        *(f"precise-{stage}-bf16" for stage in range(4)),
-        *(f"stopped_gradient-{stage}-{dtype}" for dtype in ("fp32", "bf16") for stage in range(4)),
-        *(f"stopped_loss-{stage}-bf16" for stage in range(4)),
-        *(f"no_target-{stage}-fp32" for stage in (0, 1, 3)),
-        *("skipped_spike-1-bf16", "skipped_gradient-0-bf16"),
-        "worn_out-3-bf16",
-        *(f"slowed-{stage}-fp32" for stage in (1, 2)),
-        *(f"unreached-{stage}-bf16" for stage in range(4)),
-        *(f"kept-{stage}-bf16" for stage in range(4)),
-        *(f"passed_over-{stage}-fp32" for stage in (0, 1)),
-        *(f"routed-{stage}-fp32" for stage in (0, 3)),
-        *(f"taught-{stage}-fp32" for stage in (0, 1, 3)),
-        "taught-1-bf16",
-        "taught_split-3-fp32",
-        "taught_within-1-fp32",
-        *(f"recalled-{stage}-fp32" for stage in (1, 3)),
-        *(f"resume_taught-{stage}-bf16" for stage in (0, 3)),
-        *(f"lora_parity-{stage}-fp32" for stage in (0, 1, 3)),
-        *(f"lora_resume-{stage}-bf16" for stage in (0, 3)),
-        "lora_recomputed-1-fp32",
-        *(f"lora_export-{case}" for case in ("1-fp32", "0-bf16", "3-bf16")),
-        *(f"written-{stage}-bf16" for stage in range(4)),
-        "written_lora-1-bf16",
-        "beside-1-bf16",
-    ],
-    1: [*(f"parity-{stage}-fp32" for stage in range(4)), "taken_up-0-bf16"],
-}
-#: Those that compile for half a minute, stages between others, and more ways to skip a step.
-SLOW = {
-    2: [
-        *("compiled-0-bf16", "compiled-3-fp32", "taught_compiled-1-fp32", "lora_compiled-1-bf16"),
-        *(f"taken_up-{stage}-bf16" for stage in range(4)),
-        *(f"skipped_spike-{case}" for case in ("0-bf16", "0-fp32", "1-fp32", "2-bf16", "2-fp32", "3-bf16", "3-fp32")),
-        *(
-            f"skipped_gradient-{case}"
-            for case in ("0-fp32", "1-bf16", "1-fp32", "2-bf16", "2-fp32", "3-bf16", "3-fp32")
-        ),
-        *(f"skipped_loss-{stage}-bf16" for stage in range(4)),
-        *("taught-2-fp32", "taught_split-1-fp32", "lora_parity-2-fp32", "lora_resume-1-bf16", "lora_resume-2-bf16"),
-    ],
-    1: ["taken_up-1-bf16"],
-    4: [*(f"parity-{stage}-fp32" for stage in (1, 2, 3)), "written-1-bf16", "taken_up-2-bf16", "taken_up-3-bf16"],
-}
 #: How often the program is started anew behind a case that ended it.
 STARTS = 4
 
@@ -98,18 +40,20 @@ def _measure(processes: int, folder: Path, cases: list[str]) -> None:
 
 
 class Measured:
-    """What the cases measured, by their names: a test whose case failed says how, and the others have theirs."""
+    """What the cases measured, by their names: a test whose case failed says how, and the others have theirs.
+    ``folder_of`` says where one was measured."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder_of: Callable[[str], Path]):
+        self.folder_of = folder_of
 
     def __getitem__(self, case: str) -> dict[str, Any]:
-        failed = sorted(self.folder.glob(f"{case}.*.failed"))
+        folder = self.folder_of(case)
+        failed = sorted(folder.glob(f"{case}.*.failed"))
         if failed:
             pytest.fail("\n".join(f"{path.name}: {path.read_text()}" for path in failed), pytrace=False)
-        if not (self.folder / f"{case}.json").exists():
+        if not (folder / f"{case}.json").exists():
             pytest.fail(f"{case} was not measured: cases before it ended the program {STARTS} times", pytrace=False)
-        return json.loads((self.folder / f"{case}.json").read_text())
+        return json.loads((folder / f"{case}.json").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -119,19 +63,18 @@ def start() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def measured(once: Any) -> Callable[..., Measured]:
-    """``measured(processes)``: results by case; started once, when first asked for. ``slow``: those of SLOW."""
+def measured(once: Any) -> Callable[[int], Measured]:
+    """``measured(processes)[case]``: what it measured; all that are as slow are started once, when the first of them is
+    asked for."""
 
     @cache
-    def results(processes: int, slow: bool = False) -> Measured:
-        cases = SLOW[processes] if slow else CASES[processes]
+    def folders(processes: int, slow: bool) -> Path:
         # Checkpoints of others are taken up: of two processes and, where it is slow, of four.
         if slow or processes != 2:
-            results(2)
+            folders(2, False)
         if slow and processes != 4:
-            results(4, True)
-        return Measured(
-            once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
-        )
+            folders(4, True)
+        cases = SLOW[processes] if slow else CASES[processes]
+        return once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
 
-    return results
+    return lambda processes: Measured(lambda case: folders(processes, case in SLOW.get(processes, ())))

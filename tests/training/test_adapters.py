@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -18,56 +16,50 @@ from pipeline.training.checkpoint import checkpoint_bytes
 from pipeline.training.export import Origin, write_export
 from pipeline.world import ALONE, World
 from tests.families import build
+from tests.training.cases import each
 from tests.training.test_engine import assert_equal_to_the_plain_loop
 
 LORA = Lora(4, 16.0, 0.05, ("q_proj", "down_proj"))
 
 
-def stages(between: Sequence[int]) -> list[Any]:
-    """All ZeRO stages; those between others when there is time."""
-    return [pytest.param(stage, marks=[pytest.mark.slow] * (stage in between)) for stage in range(4)]
-
-
-@pytest.mark.parametrize("stage", stages([2]))
+@pytest.mark.parametrize("stage", each("lora_parity-{}-fp32", range(4)))
 def test_lora_steps_equal_those_of_peft_and_torch(measured, stage):
-    found = measured(2, slow=stage == 2)[f"lora_parity-{stage}-fp32"]
+    found = measured(2)[f"lora_parity-{stage}-fp32"]
     assert_equal_to_the_plain_loop(found, f"LoRA, ZeRO {stage}")
     assert found["parameters"][0] == found["parameters"][1] == 3 * 8 * (64 * 4 + 64 * 2 + 32 * 2 + 3 * (64 + 192))
 
 
-LATER = [
-    pytest.param(case, marks=pytest.mark.slow)
-    for case in ("lora_resume-1-bf16", "lora_resume-2-bf16", "lora_compiled-1-bf16")
-]
+RESUMED = [*(f"lora_resume-{stage}-bf16" for stage in range(4)), "lora_compiled-1-bf16"]
 
 
-@pytest.mark.parametrize("case", ["lora_resume-0-bf16", "lora_resume-3-bf16", *LATER])
+@pytest.mark.parametrize("case", each("{}", RESUMED))
 def test_a_resume_draws_the_same_dropout_and_ends_in_the_same_bytes(measured, case):
-    found = measured(2, slow="-1-" in case or "-2-" in case)[case]
+    found = measured(2)[case]
     straight, rest = ([[step["loss"], step["grad_norm"]] for step in found[part]] for part in ("whole", "rest"))
     assert rest == straight[2:], f"{case}: losses or norms after a resume are others"
     assert found["equal"], f"{case}: adapters after a resume are others"
     assert found["trained"] == ["lora_A", "lora_B"], "the engine gives other weights than the adapters'"
 
 
-@pytest.mark.parametrize("stage", stages([1, 2]))
+@pytest.mark.parametrize("stage", each("lora_resume-{}-bf16", range(4)))
 def test_a_checkpoint_holds_the_adapters_alone(measured, stage):
-    found = measured(2, slow=stage in (1, 2))[f"lora_resume-{stage}-bf16"]
+    found = measured(2)[f"lora_resume-{stage}-bf16"]
     predicted = checkpoint_bytes(found["parameters"])
     # Names and random states: small beside the 250,000 bytes of the frozen weights.
     assert predicted <= found["bytes"] < predicted + 120_000, f"{found['bytes']} bytes, {predicted} were predicted"
 
 
+@pytest.mark.slow
 def test_recomputing_draws_the_same_dropout_again(measured):
     found = measured(2)["lora_recomputed-1-fp32"]
     assert found["none"] == found["selective"] == found["full"]
     assert found["none"] != found["without dropout"], "dropout changes nothing: nothing is shown"
 
 
-@pytest.mark.parametrize(("case", "near"), [("1-fp32", 1e-5), ("0-bf16", 2e-2), ("3-bf16", 2e-2)])
-def test_merged_weights_give_the_engine_s_logits_and_so_does_peft_with_the_adapters(measured, case, near):
+@pytest.mark.parametrize("case", each("lora_export-{}", ["1-fp32", "0-bf16", "3-bf16"]))
+def test_merged_weights_give_the_engine_s_logits_and_so_does_peft_with_the_adapters(measured, case):
     """To ``near`` of the largest logit: in bf16 the merged weights are rounded once more."""
-    found = measured(2)[f"lora_export-{case}"]
+    found, near = measured(2)[f"lora_export-{case}"], 2e-2 if "bf16" in case else 1e-5
     assert found["trained"] > 10 * near * found["largest"], "training hardly moved the logits: nothing is shown"
     assert max(found["merged"], found["by peft"]) <= near * found["largest"], found
     assert not {"q_proj", "down_proj"} & set(found["kept"]) and {"embed_tokens", "norm"} <= set(found["kept"])

@@ -19,13 +19,14 @@ from pipeline.training.checkpoint import (
     folder_of,
     newest_checkpoint,
 )
+from tests.training.cases import each
 from tests.training.layout import LAYOUT
 
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
 
 
 @pytest.mark.parametrize(
-    "case", [*(f"resume-{stage}-bf16" for stage in range(4)), "resume-0-fp32", "resume_with_all-1-bf16"]
+    "case", each("{}", [*(f"resume-{stage}-bf16" for stage in range(4)), "resume-0-fp32", "resume_with_all-1-bf16"])
 )
 def test_two_steps_a_checkpoint_and_two_more_are_four_steps_bit_for_bit(measured, case):
     found = measured(2)[case]

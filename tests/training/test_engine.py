@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.training.cases import each
+
 FP32 = [
     *((processes, stage) for processes in (1, 2) for stage in range(4)),
     *(pytest.param(4, stage, marks=pytest.mark.slow) for stage in (1, 2, 3)),
@@ -14,7 +16,7 @@ FP32 = [
 
 @pytest.mark.parametrize(("processes", "stage"), FP32)
 def test_fp32_training_equals_the_plain_loop(measured, processes, stage):
-    found = measured(processes, slow=processes == 4)[f"parity-{stage}-fp32"]
+    found = measured(processes)[f"parity-{stage}-fp32"]
     assert_equal_to_the_plain_loop(found, f"ZeRO {stage}, {processes} processes")
     # Around the clip threshold of 1: both a clipped step and one that is left alone are among them.
     assert max(found["norms"]) > 1 > min(found["norms"]), f"the steps do not show clipping: norms {found['norms']}"
@@ -44,7 +46,7 @@ def assert_equal_to_the_plain_loop(found: dict[str, Any], where: str) -> None:
     assert found["moved"] > 1e-3, "the weights hardly moved, so that their equality shows nothing"
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", each("parity-{}-bf16", range(4)))
 def test_bf16_training_stays_near_the_fp32_loop(measured, stage):
     """Losses within 1e-3 and norms within 1e-2 of fp32; the update points the same way (cosine above 0.99)."""
     found = measured(2)[f"parity-{stage}-bf16"]
@@ -64,7 +66,7 @@ def test_micro_batches_of_one_equal_one_micro_batch_of_eight(measured):
     assert found["difference"] <= 1e-5, f"weights depend on the micro-batch: {found['difference']}"
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", each("export-{}-bf16", [1, 2, 3]))
 def test_exported_weights_give_the_engines_logits_bit_for_bit(measured, stage):
     found = measured(2)[f"export-{stage}-bf16"]
     assert found["trained"], "training did not change the logits, so that their equality shows nothing"
@@ -72,7 +74,7 @@ def test_exported_weights_give_the_engines_logits_bit_for_bit(measured, stage):
     assert found["equal"], f"ZeRO {stage}: transformers alone computes other logits from the export than the engine"
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", each("recomputed-{}-fp32", [1, 3]))
 def test_recomputed_activations_change_nothing(measured, stage):
     found = measured(2)[f"recomputed-{stage}-fp32"]
     none, selective, full = (found[what] for what in ("none", "selective", "full"))
@@ -81,9 +83,9 @@ def test_recomputed_activations_change_nothing(measured, stage):
     assert none["norms"] < selective["norms"] == full["norms"], "selective is to compute norms again"
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("stage", each("compiled-{}-bf16", [0, 2]))
 def test_compiled_blocks_train_as_those_that_are_not(measured, stage):
-    found, eager = measured(2, slow=stage == 0)[f"compiled-{stage}-bf16"], measured(2)[f"parity-{stage}-bf16"]
+    found, eager = measured(2)[f"compiled-{stage}-bf16"], measured(2)[f"parity-{stage}-bf16"]
     for name, near in (("loss", 1e-3), ("grad_norm", 1e-2)):
         ours, theirs = ([step[name] for step in one["steps"]] for one in (found, eager))
         assert ours == pytest.approx(theirs, rel=near), f"{name} leaves what it is without compiling"
@@ -102,7 +104,7 @@ def test_compiled_blocks_equal_the_plain_loop_within_documents_too(measured):
 
 @pytest.mark.slow
 def test_under_zero_3_blocks_are_compiled_in_pieces_which_is_said(measured):
-    found = measured(2, slow=True)["compiled-3-fp32"]
+    found = measured(2)["compiled-3-fp32"]
     assert_equal_to_the_plain_loop(found, "compiled, ZeRO 3")
     assert any("compiled in pieces" in line for line in found["compiled"]), found["compiled"]
 

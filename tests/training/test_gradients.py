@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.training.cases import each
 
-@pytest.mark.parametrize("stage", range(4))
+
+@pytest.mark.parametrize("stage", each("precise-{}-bf16", range(4)))
 def test_sums_of_gradients_weights_and_moments_are_kept_in_fp32(measured, stage):
     """Other rows on each process, 4 micro-batches each: errors relative to a reference that keeps more bits."""
     found = measured(2)[f"precise-{stage}-bf16"]
@@ -16,7 +18,7 @@ def test_sums_of_gradients_weights_and_moments_are_kept_in_fp32(measured, stage)
         assert found[place] > 1e-3, f"{place} gives {found[place]:.1e}, and would pass as well: shows nothing"
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", each("unreached-{}-bf16", range(4)))
 def test_what_text_does_not_reach_is_left_as_it_is(measured, stage):
     """Three updates with a decay of 1, in bf16, over 2 processes; and a checkpoint of them."""
     found = measured(2)[f"unreached-{stage}-bf16"]
@@ -26,7 +28,7 @@ def test_what_text_does_not_reach_is_left_as_it_is(measured, stage):
     assert found["lost"] == [], f"ZeRO {stage}: a checkpoint brings back other weights: {found['lost']}"
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", each("kept-{}-bf16", range(4)))
 @pytest.mark.parametrize("family", ["ernie", "deepseek"])
 def test_an_export_keeps_what_has_no_gradient_bit_for_bit(measured, family, stage):
     """A bias in fp32 whose values are no bf16 numbers: a parameter, or a buffer; and the router beside it."""
@@ -48,7 +50,7 @@ def test_an_expert_that_a_batch_passes_over_is_decayed_on_every_stage(measured, 
     assert found["kept"] == pytest.approx([1 - found["rate"]] * 2, abs=1e-6), f"ZeRO {stage}: {found['kept']} is left"
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", each("routed-{}-fp32", [0, 3]))
 def test_the_routers_loss_is_added_as_its_config_asks(measured, stage):
     """With and without recomputed activations, which run the router twice."""
     found = measured(2)[f"routed-{stage}-fp32"]

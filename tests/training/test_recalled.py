@@ -8,10 +8,11 @@ import torch
 from pipeline.errors import RegrowError
 from pipeline.training.recalled import Recalled
 from tests.training.asked import LENGTH, new_store
+from tests.training.cases import each
 from tests.training.test_engine import assert_equal_to_the_plain_loop
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", each("recalled-{}-fp32", [1, 3]))
 def test_training_from_answers_equals_the_plain_loop(measured, stage):
     """Written by two processes, read by two; the plain loop reads them alone, and makes whole shares of them."""
     found = measured(2)[f"recalled-{stage}-fp32"]

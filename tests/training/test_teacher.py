@@ -9,17 +9,17 @@ import torch
 
 from pipeline.training.teacher import Teacher, Teaching
 from pipeline.world import ALONE
+from tests.training.cases import each
 from tests.training.teaching import new_teacher
 from tests.training.test_engine import assert_equal_to_the_plain_loop
 
-TAUGHT = ["taught-0", "taught-1", "taught-3", "taught_split-3"]
-BETWEEN = ["taught-2", "taught_split-1"]
+TAUGHT = [*(f"taught-{stage}" for stage in range(4)), *(f"taught_split-{stage}" for stage in (1, 3))]
 
 
-@pytest.mark.parametrize("case", [*TAUGHT, *(pytest.param(case, marks=pytest.mark.slow) for case in BETWEEN)])
+@pytest.mark.parametrize("case", each("{}-fp32", TAUGHT))
 def test_training_beside_a_teacher_equals_the_plain_loop(measured, case):
     """Half of the loss is the divergence, at a temperature, and states are met; the teacher is whole or split."""
-    found = measured(2, slow=case in BETWEEN)[f"{case}-fp32"]
+    found = measured(2)[f"{case}-fp32"]
     assert_equal_to_the_plain_loop(found, case)
     assert all(step["divergence"] > 0.1 and step["disagreement"] > 0.1 for step in found["steps"]), "shows nothing"
 
@@ -58,12 +58,12 @@ def test_states_behind_the_last_block_are_met_where_both_models_end_in_it():
 
 @pytest.mark.slow
 def test_compiled_it_is_the_same(measured):
-    found = measured(2, slow=True)["taught_compiled-1-fp32"]
+    found = measured(2)["taught_compiled-1-fp32"]
     assert_equal_to_the_plain_loop(found, "compiled beside a teacher")
     assert found["compiled"], "nothing was compiled"
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", each("resume_taught-{}-bf16", [0, 3]))
 def test_resumed_beside_a_teacher_it_ends_in_the_same_bytes(measured, stage):
     found = measured(2)[f"resume_taught-{stage}-bf16"]
     assert found["equal"], f"ZeRO {stage}: a resumed run ends elsewhere"

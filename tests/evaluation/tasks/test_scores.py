@@ -44,6 +44,7 @@ def judged(tiny_model, data, tmp_path_factory):
     return folder, found
 
 
+@pytest.mark.slow
 def test_lm_evals_command_line_says_the_same_to_the_last_digit(judged, tiny_model, tmp_path):
     folder, found = judged
     options = f"pretrained={tiny_model},dtype=float32"
