@@ -19,6 +19,8 @@ from pipeline.run import Run
 
 #: Of stage train: where its rows ended.
 POSITION = "position.json"
+#: Of stage train's result: held-out rows when training ended, as held_out.jsonl has them.
+AT_ITS_END = ("held_out_perplexity", "held_out_stderr", "held_out_rows")
 
 
 def keep_position(run: Run, begin: Begin, rows: int, cursors: Mapping[int, LaneCursor], identity: Identity) -> int:
@@ -84,8 +86,7 @@ def _before(config: Config) -> Path:
 
 def runs_before(config: Config) -> list[dict[str, Any]]:
     """What the runs before this one did, the first of them first: ``run``, ``removed`` (in the numbers of the first
-    dense model), ``blocks`` (left), ``tokens``, ``flops``,
-    ``held_out_perplexity`` (at its end; None where none was measured)."""
+    dense model), ``blocks`` (left), ``tokens``, ``flops``, and those AT_ITS_END (None where none were measured)."""
     if config.data.after is None:
         return []
     run = Run(require_before(config))
@@ -96,6 +97,6 @@ def runs_before(config: Config) -> list[dict[str, Any]]:
         "blocks": len(prune["kept"]),
         "tokens": trained["tokens"],
         "flops": trained["flops"],
-        "held_out_perplexity": trained["held_out_perplexity"],
+        **{key: trained.get(key) for key in AT_ITS_END},
     }
     return [*trained["before"], own]

@@ -15,7 +15,7 @@ from pipeline.errors import RegrowError
 from pipeline.importance.choosing import Entries, Removals, Way
 from pipeline.importance.controls import control_blocks
 from pipeline.importance.cut import Cut
-from pipeline.importance.perplexities import ByText, Maps
+from pipeline.importance.perplexities import ByText, Maps, RowLosses
 from pipeline.importance.selection import choose_blocks, choose_window
 
 #: Criteria whose best window is compared beside their single blocks: those that peers choose windows by.
@@ -33,9 +33,10 @@ class ComparedSet(TypedDict):
 
 
 class MeasuredSet(ComparedSet):
-    """That set with what the model is worth without it."""
+    """That set with what the model is worth without it: by text, and by each of its rows."""
 
     perplexity: ByText
+    row_losses: RowLosses
 
 
 def compare_ways(
@@ -69,7 +70,7 @@ def compare_ways(
     measured = measured_sets(removals, sets)
     measured += _with_maps(removals, measured, planned)
     if maps and not any(one["linear_map"] and one["blocks"] == removed for one in measured):
-        measured.append({**own, "linear_map": True, "perplexity": removals.perplexities(removed, maps)})
+        measured.append(_measured(removals, {**own, "linear_map": True}, maps))
     calibration, held_out = removals.text.sequences, removals.held_out
     return {
         "protected": cut.protected(total),
@@ -79,6 +80,7 @@ def compare_ways(
         "calibration": {"sequences": len(calibration), "length": calibration.shape[1]},
         "held_out": None if held_out is None else {"rows": len(held_out), "length": held_out.shape[1]},
         "dense": removals.perplexities([]),
+        "dense_row_losses": removals.perplexities.row_losses([]),
         "sets": measured,
     }
 
@@ -109,13 +111,20 @@ def measured_sets(removals: Removals, sets: Sequence[ComparedSet]) -> list[Measu
     removals.say(f"comparing {len(sets)} sets of blocks by the perplexity without them")
     measured: list[MeasuredSet] = []
     for count, one in enumerate(sets, start=1):
-        found = removals.perplexities(one["blocks"])
-        measured.append({**one, "perplexity": found})
+        measured.append(_measured(removals, one))
+        found = measured[-1]["perplexity"]
         values = ", ".join(f"{text} {value:.2f}" for text, value in found.items() if value is not None)
         removals.say(
             f"comparison {count} of {len(sets)}: {one['remove']} blocks by {one['by']}, {one['selection']}: {values}"
         )
     return measured
+
+
+def _measured(removals: Removals, one: ComparedSet, maps: Maps | None = None) -> MeasuredSet:
+    """The set with its perplexities, with ``maps`` in its place."""
+    asked = one["blocks"], maps
+    known = removals.perplexities
+    return {**one, "perplexity": known(*asked), "row_losses": known.row_losses(*asked)}
 
 
 def _named(by: str, selection: str, blocks: list[int]) -> ComparedSet:
@@ -140,10 +149,10 @@ def _with_maps(removals: Removals, measured: Sequence[MeasuredSet], planned: int
         if (one["by"], one["selection"], one["remove"]) == ("linear", "contiguous", planned) and one["blocks"][0] > 0
     ]
     return [
-        {
-            **one,
-            "linear_map": True,
-            "perplexity": removals.perplexities(one["blocks"], removals.maps(one["blocks"])[0]),
-        }
+        _measured(
+            removals,
+            {**_named("linear", "contiguous", one["blocks"]), "linear_map": True},
+            removals.maps(one["blocks"])[0],
+        )
         for one in chosen
     ]

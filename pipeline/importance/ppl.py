@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +22,13 @@ from pipeline.world import ALONE, World
 #: Mean losses (nats) nearer than this are said to be ties: the rounding of the blocks' precision, and of token losses,
 #: which are fp32 for blocks in fp64 too.
 TIE = {"bfloat16": 1e-2, "float16": 1e-3, "float32": 1e-5, "float64": 1e-5}
+
+
+class RowLoss(NamedTuple):
+    """The summed ``loss`` (nats) of a row of so many ``targets``."""
+
+    loss: float
+    targets: int
 
 
 def windows_of(total: int, lengths: Iterable[int]) -> list[Window]:
@@ -78,11 +85,23 @@ def perplexity_without(
     Infinite where it is beyond fp64. The batches are those of this process, the perplexity is that of all processes'.
     Raises RegrowError when there is no batch.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    losses = losses_without(model, batches, removed, world)
+    return perplexity_of(math.fsum(one.loss for one in losses) / sum(one.targets for one in losses))
+
+
+def losses_without(
+    model: PreTrainedModel,
+    batches: Iterable[torch.Tensor],
+    removed: Sequence[int],
+    world: World = ALONE,
+) -> list[RowLoss]:
+    """What each row of ``batches`` (ids (B, T) int64) costs the model without the removed blocks: the rows of all
+    processes in the order of their ranks, on every process. Raises RegrowError when there is none."""
+    mine = []
     for batch in batches:
-        losses = removal_losses(model, batch, blocks=[], without=removed)
-        sums += torch.tensor([losses.sum(), batch[:, 1:].numel()])
-    world.sum(sums)
-    if not sums[1]:
+        sums = removal_losses(model, batch, blocks=[], without=removed)[-1]
+        mine += [RowLoss(loss, batch.shape[1] - 1) for loss in sums.tolist()]
+    every = [one for share in world.gather(mine) for one in share]
+    if not every:
         raise RegrowError("no batch: a perplexity needs one sequence at least")
-    return perplexity_of(float(sums[0] / sums[1]))
+    return every

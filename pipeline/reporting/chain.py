@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting import notation
+from pipeline.reporting.intervals import perplexity_interval
 
 
 def in_all(prune: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def flops_in_all(train: Mapping[str, Any]) -> float | None:
 
 def chain_rows(prune: Mapping[str, Any], train: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row in words for each run of a chain: `run`, the blocks that it `removed` of the first dense model, `blocks`
-    left, `tokens`, and the `perplexity` of held-out rows when it ended; empty where no run came before."""
+    left, `tokens`, the `perplexity` of held-out rows when it ended, and its 95 % interval where that is known, as
+    `spread`; empty where no run came before."""
     before: Sequence[Mapping[str, Any]] = train.get("before") or ()
     if not before:
         return []
@@ -53,6 +55,8 @@ def chain_rows(prune: Mapping[str, Any], train: Mapping[str, Any]) -> list[dict[
         "blocks": len(prune["kept"]),
         "tokens": train.get("tokens"),
         "held_out_perplexity": train.get("held_out_perplexity"),
+        "held_out_stderr": train.get("held_out_stderr"),
+        "held_out_rows": train.get("held_out_rows"),
     }
     return [
         {
@@ -61,6 +65,16 @@ def chain_rows(prune: Mapping[str, Any], train: Mapping[str, Any]) -> list[dict[
             "blocks": str(run["blocks"]),
             "tokens": notation.tokens(run["tokens"]),
             "perplexity": notation.significant(run["held_out_perplexity"]),
+            "spread": notation.between(perplexity_interval(_at_its_end(run))),
         }
         for run in (*before, own)
     ]
+
+
+def _at_its_end(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's last held-out perplexity, as results.json says one."""
+    return {
+        "value": run["held_out_perplexity"],
+        "stderr": run.get("held_out_stderr"),
+        "rows": run.get("held_out_rows"),
+    }

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.reporting import notation
 from pipeline.reporting.curves import way_words
 from pipeline.reporting.drawing import finite
+from pipeline.reporting.intervals import Interval, mean_interval, paired_ratio
 
 SELECTIONS = ("one-shot", "greedy", "contiguous", "given", "control")
 TEXTS = {"held_out": "held-out", "calibration": "calibration"}
@@ -83,6 +84,17 @@ def perplexity_of(way: Mapping[str, Any], count: int, text: str) -> float | None
     return value if finite(value) else None
 
 
+def row_losses_of(way: Mapping[str, Any], count: int, text: str) -> list[float] | None:
+    """The losses of the rows behind that perplexity, in nats per target; None where they were not recorded."""
+    return ((way["sets"].get(count) or {}).get("row_losses") or {}).get(text)
+
+
+def ratio_of(way: Mapping[str, Any], other: Mapping[str, Any], count: int, text: str) -> Interval | None:
+    """The 95 % interval of a way's perplexity over another's on the same rows; None where it is not known."""
+    mine, theirs = (row_losses_of(one, count, text) for one in (way, other))
+    return paired_ratio(mine, theirs) if mine and theirs else None
+
+
 def points_of(way: Mapping[str, Any], comparison: Mapping[str, Any], text: str) -> list[tuple[int, float | None]]:
     """The way's points at the shared counts, for the drawing."""
     return [(count, perplexity_of(way, count, text)) for count, _ in counts_of(comparison) if count in way["sets"]]
@@ -100,10 +112,11 @@ def perplexity_table(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, 
             values = [perplexity_of(way, count, text) for way in ways]
             best = min((value for value in values if value is not None), default=None)
             for row, value in zip(rows, values, strict=True):
-                there = count in row["way"]["sets"]
+                there, losses = count in row["way"]["sets"], row_losses_of(row["way"], count, text)
                 row["cells"].append(
                     {
                         "text": notation.perplexity(value) if there else "\u2013",
+                        "spread": notation.between(mean_interval(losses)) if value is not None and losses else "",
                         "best": value is not None and value == best,
                         "missing": value is None,
                         "planned": columns[-1]["planned"],
@@ -121,17 +134,17 @@ def verdict(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, Any]], pr
         return []
     text = texts[0]
     on = f"{TEXTS[text]} perplexity"
-    known = sorted(
-        (perplexity_of(way, count, text), way["words"]) for way in there if perplexity_of(way, count, text) is not None
-    )
+    measured = [(value, way) for way in there if (value := perplexity_of(way, count, text)) is not None]
+    known = sorted(measured, key=lambda one: (one[0], one[1]["words"]))
     if not known:
         return [f"With {count} blocks removed no way of choosing left a finite {on}."]
-    first = [words for value, words in known if value == known[0][0]]
+    first = [way["words"] for value, way in known if value == known[0][0]]
     sentence = f"With {count} blocks removed, the lowest {on} before training is "
-    sentence += f"{notation.perplexity(known[0][0])}, by {_listed(first, '; ')}"
+    sentence += f"{notation.perplexity(known[0][0])}, by {notation.listed(first, '; ')}"
     if len(first) < len(known):
-        value, words = known[len(first)]
-        sentence += f". The next is {notation.perplexity(value)}, by {words}"
+        value, way = known[len(first)]
+        sentence += f". The next is {notation.perplexity(value)}, by {way['words']}"
+        sentence += _apart(ratio_of(way, known[0][1], count, text))
     sentences = [sentence + "."]
     if text == "calibration":
         sentences.append("Held-out text was not measured, and calibration text is what some ways were chosen on.")
@@ -150,20 +163,31 @@ def _beside_the_controls(there: Sequence[Mapping[str, Any]], count: int, text: s
         return f"This run's blocks were chosen by the control {chosen['by']}: {number(value)}."
     sentence = f"This run chose by {chosen['words']}: {number(value)}"
     sentence += " without its linear maps" if chosen["map_left_out"] else ""
-    controls = {way["by"]: perplexity_of(way, count, text) for way in there if way["selection"] == "control"}
+    controls = {way["by"]: way for way in there if way["selection"] == "control"}
     if not controls:
         return f"{sentence}; no control was measured there."
-    places: dict[str, list[str]] = {"below": [], "level with": [], "above": []}
+    places: dict[str, list[str]] = {"below": [], "level with": [], "not told apart from": [], "above": []}
     mine = math.inf if value is None else value
-    for name, measured in controls.items():
+    for name, way in controls.items():
+        measured, ratio = perplexity_of(way, count, text), ratio_of(way, chosen, count, text)
         other = math.inf if measured is None else measured
         place = "below" if mine < other else "above" if mine > other else "level with"
+        if ratio is not None and ratio[0] <= 1 <= ratio[1] and place != "level with":
+            place = "not told apart from"
         places[place].append(f"{name} ({number(measured)})")
-    parts = [f"{place} {_listed(names)}" for place, names in places.items() if names]
+    parts = [f"{place} {notation.listed(names)}" for place, names in places.items() if names]
     whole = "every control: " if len(parts) == 1 and len(controls) > 1 else "the control " if len(controls) == 1 else ""
     if whole:
-        parts = [next(f"{place} {whole}{_listed(names)}" for place, names in places.items() if names)]
+        parts = [next(f"{place} {whole}{notation.listed(names)}" for place, names in places.items() if names)]
     return f"{sentence}, {', and '.join(parts)}."
+
+
+def _apart(ratio: Interval | None) -> str:
+    """Whether a perplexity that is so many times another's is told apart from it; empty where that is not known."""
+    if ratio is None:
+        return ""
+    words = f"{notation.between(ratio)} times that, at 95{notation.SPACE}%"
+    return f": {words}" if ratio[0] > 1 else f", which these rows do not tell apart ({words})"
 
 
 def best_control(comparison: Mapping[str, Any] | None, prune: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -223,72 +247,3 @@ def overlap(comparison: Mapping[str, Any], ways: Sequence[Mapping[str, Any]], bl
         for number, (way, mine) in enumerate(zip(there, sets, strict=True), start=1)
     ]
     return {"count": count, "free": free, "expected": count * count / free if free > 0 else None, "rows": rows}
-
-
-def greedy_table(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Greedy beside one-shot by ppl, for every k: ``rows``, ``texts`` and a ``sentence``; None without greedy.
-
-    Without comparison.json the rounds of prune.json alone are there, with calibration perplexity.
-    """
-    ways = {way["selection"]: way for way in ways_of(comparison, {}) if way["by"] == "ppl" and not way["linear_map"]}
-    greedy, plain = ways.get("greedy"), ways.get("one-shot")
-    if greedy is None or plain is None:
-        rounds = prune.get("greedy") or ()
-        rows = [
-            {
-                "k": k,
-                "block": one["removed"],
-                "planned": False,
-                "cells": [{"text": notation.perplexity(one.get("perplexity")), "best": False}],
-            }
-            for k, one in enumerate(rounds, start=1)
-        ]
-        return {"rows": rows, "texts": ["calibration"], "ways": ["greedy"], "sentence": ""} if rows else None
-    texts, rows, signs = measured_texts(comparison), [], {}
-    before: set[int] = set()
-    for k in sorted(set(greedy["sets"]) & set(plain["sets"])):
-        now = set(greedy["sets"][k]["blocks"])
-        cells = []
-        for text in texts:
-            values = [perplexity_of(way, k, text) for way in (greedy, plain)]
-            lower = min((value for value in values if value is not None), default=None)
-            ties = values[0] == values[1]
-            cells += [
-                {"text": notation.perplexity(v), "best": v is not None and v == lower and not ties} for v in values
-            ]
-            mine, other = (math.inf if value is None else value for value in values)
-            signs.setdefault(text, {})[k] = (mine > other) - (mine < other)
-        rows.append(
-            {
-                "k": k,
-                "block": notation.block_list(list(now - before)),
-                "cells": cells,
-                "planned": k == comparison.get("planned"),
-            }
-        )
-        before = now
-    sentence = _greedy_sentence(signs.get("held_out") or {}, "held_out" in texts, signs.get("calibration") or {})
-    return {"rows": rows, "texts": [TEXTS[t] for t in texts], "ways": ["greedy", "one-shot"], "sentence": sentence}
-
-
-def _greedy_sentence(held_out: Mapping[int, int], measured: bool, calibration: Mapping[int, int]) -> str:
-    """Where greedy is lower, higher or level; held-out text decides."""
-    optimised = "Calibration perplexity is what greedy lowers round by round, so being lower there says little."
-    if not measured:
-        low = notation.block_list([k for k, sign in calibration.items() if sign < 0])
-        return f"Held-out text was not measured. On calibration text greedy is lower at k = {low}. {optimised}"
-    places = {
-        word: [k for k, sign in held_out.items() if sign == wanted]
-        for word, wanted in (("lower", -1), ("higher", 1), ("level", 0))
-    }
-    parts = [
-        f"{word} at k = {notation.block_list(ks)} ({len(ks)} of {len(held_out)})" for word, ks in places.items() if ks
-    ]
-    return f"On held-out text greedy has a perplexity that is {_listed(parts)}. {optimised}"
-
-
-def _listed(parts: Sequence[str], comma: str = ", ") -> str:
-    """`a`, `a and b`, `a, b and c`; parts that hold commas themselves stand between semicolons."""
-    if comma != ", " and len(parts) > 1:
-        return comma.join([*parts[:-1], f"and {parts[-1]}"])
-    return " and ".join(filter(None, [comma.join(parts[:-1]), parts[-1]])) if parts else ""

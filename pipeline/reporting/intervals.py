@@ -40,6 +40,13 @@ def perplexity_interval(entry: Mapping[str, Any]) -> Interval | None:
     return _around(value, student(rows - 1) * error / value)
 
 
+def mean_interval(losses: Sequence[float]) -> Interval | None:
+    """Around the perplexity of rows of as many targets each, from their ``losses`` (nats per target); None for fewer
+    than three rows, and where a loss is not finite."""
+    error = mean_error(losses)
+    return None if error is None else _around(math.exp(fmean(losses)), student(len(losses) - 1) * error)
+
+
 def ratio_interval(entry: Mapping[str, Any], other: Mapping[str, Any]) -> Interval | None:
     """Around a perplexity over ``other``, of another model on the same rows: narrower than either's own, since what is
     hard for one is hard for both. None where the rows are not the same, or the losses of each were not recorded."""

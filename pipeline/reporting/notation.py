@@ -5,6 +5,7 @@ overflowed, is named in words instead of ending the report.
 """
 
 import math
+from collections.abc import Sequence
 
 MISSING = "not measured"
 NOT_FINITE = "not finite"
@@ -148,3 +149,10 @@ def block_list(indices: list[int]) -> str:
             runs.append([index])
     parts = [f"{run[0]}\u2013{run[-1]}" if len(run) > 2 else ", ".join(str(index) for index in run) for run in runs]
     return ", ".join(parts) if parts else "none"
+
+
+def listed(parts: Sequence[str], comma: str = ", ") -> str:
+    """`a`, `a and b`, `a, b and c`; parts that hold commas themselves stand between semicolons."""
+    if comma != ", " and len(parts) > 1:
+        return comma.join([*parts[:-1], f"and {parts[-1]}"])
+    return " and ".join(filter(None, [comma.join(parts[:-1]), parts[-1]])) if parts else ""

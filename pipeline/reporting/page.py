@@ -18,6 +18,7 @@ from pipeline.reporting import comparison as ways
 from pipeline.reporting import criteria, notation
 from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.drawing import for_page
+from pipeline.reporting.greedy import greedy_table
 from pipeline.reporting.identity import text_lines, weight_lines
 from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.making import made_words
@@ -56,7 +57,6 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
     whole, trained = records.prune_in_all, cost.get("train") or {}
     perplexities, tasks = perplexity_rows(models), task_rows(models, records.paired)
     main = perplexities[0] if perplexities else None
-    references = main["values"] if main else {}
     importance = criteria.importance_drawings(records.scores, prune, out)
     lines, apart = curve_references(models, records.held_out, records.curve, trained.get("row_length"))
     curve = _curve_drawings(records, lines, out)
@@ -70,7 +70,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "prune": prune,
         "whole": whole,
         "states": block_states(whole),
-        "headline": headline(whole, references, tokens_in_all(trained)),
+        "headline": headline(whole, main, tokens_in_all(trained)),
         "chain": chain_rows(prune, trained),
         "tokens": tokens_in_all(trained),
         "flops": flops_in_all(trained),
@@ -142,7 +142,7 @@ def _criteria(records: Records, importance: Record | None, out: Path) -> dict[st
         "lines": criteria.perplexity_drawings(comparison, prune, out),
         "table": ways.perplexity_table(comparison, known) if comparison else None,
         "verdict": ways.verdict(comparison, known, prune) if comparison else [],
-        "greedy": ways.greedy_table(comparison or {}, prune),
+        "greedy": greedy_table(comparison or {}, prune),
         "measured_on": ways.measured_on(comparison) if comparison else "",
     }
 
@@ -154,22 +154,26 @@ def block_states(prune: Mapping[str, Any]) -> list[str]:
     return ["removed" if b in removed else "protected" if b in protected else "kept" for b in range(blocks)]
 
 
-def headline(prune: Mapping[str, Any], references: Mapping[str, float | None], seen: int | None) -> str:
-    """The run's result in one sentence or two, saying only what was measured, after ``seen`` tokens of training."""
+def headline(prune: Mapping[str, Any], main: Mapping[str, Any] | None, seen: int | None) -> str:
+    """The run's result in one sentence or two, saying only what was measured, after ``seen`` tokens of training.
+    ``main`` is the row of the perplexities that it tells, with their 95 % intervals where they are known."""
     count, total = len(prune["removed"]), len(prune["removed"]) + len(prune["kept"])
     sizes = prune.get("parameters") or {}
     smaller = notation.change(sizes.get("pruned"), sizes.get("dense")).lstrip(notation.MINUS)
     text = f"{count} of {total} blocks removed" + (f", {smaller} fewer parameters" if smaller else "") + "."
-    pruned, regrown = references.get("pruned"), references.get("regrown")
-    if pruned is None:
+    values, intervals = (main["values"], main["intervals"]) if main else ({}, {})
+    if values.get("pruned") is None:
         return f"{text} Held-out perplexity was not measured."
-    number = notation.significant
-    if regrown is None:
-        return f"{text} Held-out perplexity is {number(pruned)} after pruning; the regrown model was not measured."
+
+    def number(model: str) -> str:
+        spread = notation.between(intervals.get(model))
+        return notation.significant(values[model]) + (f" ({spread})" if spread else "")
+
+    if values.get("regrown") is None:
+        return f"{text} Held-out perplexity is {number('pruned')} after pruning; the regrown model was not measured."
     after = f" after {notation.tokens(seen)} tokens of training" if seen is not None else " after training"
-    text += f" Held-out perplexity went from {number(pruned)} to {number(regrown)}{after}"
-    dense = references.get("dense")
-    return f"{text}; the dense model has {number(dense)}." if dense is not None else f"{text}."
+    text += f" Held-out perplexity went from {number('pruned')} to {number('regrown')}{after}"
+    return f"{text}; the dense model has {number('dense')}." if values.get("dense") is not None else f"{text}."
 
 
 def _curve_drawings(records: Records, references: Mapping[str, float], out: Path) -> dict | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.files import hash_file, read_json, write_atomic
+from pipeline.following import AT_ITS_END
 from pipeline.model.architecture import auto_class, own_code, read_config, tokenizer_code
 from pipeline.run import Run
 from pipeline.stages.curve import curve_file
@@ -74,7 +75,7 @@ def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
             "row_length": config.data.row_length,
-            "held_out_perplexity": trained.get("held_out_perplexity"),
+            **{key: trained.get(key) for key in AT_ITS_END},
             "before": trained.get("before", []),
         },
         "hardware": stages["train"]["hardware"],

@@ -90,6 +90,7 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         return {}
     end = keep_position(run, text.begin, steps * recipe.global_batch, cursors, text.identity)
     lines, held_out = (read_lines(folder / name) for name in ("metrics.jsonl", "held_out.jsonl"))
+    last = held_out[-1] if held_out else {}
     asked = steps * config.tokens_per_step
     return {
         "steps": steps,
@@ -106,7 +107,9 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         "processes": world.size,
         "healed": read_healing(config, run),
         "rows": [text.begin.row, end],
-        "held_out_perplexity": held_out[-1]["held_out_perplexity"] if held_out else None,
+        "held_out_perplexity": last.get("held_out_perplexity"),
+        "held_out_stderr": last.get("held_out_stderr"),
+        "held_out_rows": last.get("rows"),
         "before": runs_before(config),
     }
 

@@ -55,6 +55,9 @@ def test_each_run_has_a_row():
         ("this run", "3, 5", "4"),
     ]
     assert [row["perplexity"] for row in rows] == ["41.50", "60.25"]
+    assert [row["spread"] for row in rows] == ["", ""], "an older record knows no error"
+    known = TRAIN | {"held_out_stderr": 0.6025, "held_out_rows": 1000}
+    assert chain_rows(PRUNE, known)[-1]["spread"] == "59.1 to 61.4", "60.25 x exp(+- 1.96 x 1 %)"
     assert tokens_in_all(TRAIN) == 3048
 
 

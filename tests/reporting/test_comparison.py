@@ -2,11 +2,12 @@
 
 import copy
 import math
+import statistics
 
 import pytest
 
 from pipeline.reporting import comparison as ways
-from pipeline.reporting.comparison import best_control, greedy_table, overlap, perplexity_table, verdict, ways_of
+from pipeline.reporting.comparison import best_control, overlap, perplexity_table, verdict, ways_of
 
 
 @pytest.fixture
@@ -127,29 +128,42 @@ def test_overlap_counts_shared_blocks(record, prune):
     assert overlap(record | {"planned": 11}, ways_of(record, prune)[2:], 30) is None, "nobody has a set of 11"
 
 
-def test_greedy_table_has_every_k_and_says_where_it_is_worse(record, prune):
-    table = greedy_table(record, prune)
-    assert [row["k"] for row in table["rows"]] == list(range(1, 13))
-    assert [row["block"] for row in table["rows"]][:3] == ["9", "10", "13"], "the block that its round removed"
-    row = table["rows"][8]
-    assert [cell["text"] for cell in row["cells"]][:2] == [f"{perplexity(record, 'ppl', 'greedy', 9):.2f}", "67.62"]
-    assert row["planned"] and row["cells"][0]["best"] and not row["cells"][1]["best"]
-    assert "lower at k = 1\u20133, 5\u201312 (11 of 12) and higher at k = 4 (1 of 12)." in table["sentence"]
-    assert "being lower there says little" in table["sentence"]
-
-
-def test_greedy_without_a_comparison_or_held_out_text(record, prune):
-    assert greedy_table({}, prune) is None
-    prune["greedy"] = [{"removed": 7, "dense": 15.0, "perplexity": 16.04}, {"removed": 4, "dense": 16.0}]
-    rows = greedy_table({}, prune)["rows"]
-    assert [(row["k"], row["block"], row["cells"][0]["text"]) for row in rows] == [
-        (1, 7, "16.04"),
-        (2, 4, "not finite"),
-    ]
-    record["held_out"] = None
+def with_rows(record, held_out):
+    """The record with the losses of four rows for each way at 9 blocks: `held_out` maps (by, selection) to them."""
     for one in record["sets"]:
-        one["perplexity"]["held_out"] = None
-    assert greedy_table(record, prune)["sentence"].startswith("Held-out text was not measured.")
+        losses = held_out.get((one["by"], one["selection"])) if one["remove"] == 9 else None
+        one["row_losses"] = {"held_out": losses, "calibration": None}
+        if losses:
+            one["perplexity"]["held_out"] = math.exp(sum(losses) / len(losses))
+    return record
+
+
+def test_rows_give_intervals_and_tell_ways_apart_or_not(record, prune):
+    """On rows of which each is harder for one way by as much, that way is apart, however wide its own interval is."""
+    rows = [3.0, 4.0, 5.0, 4.2]
+    record = with_rows(
+        record,
+        {
+            ("ppl", "greedy"): rows,
+            ("ppl", "one-shot"): [loss + 0.1 + 0.001 * i for i, loss in enumerate(rows)],
+            ("random", "control"): [5.0, 3.9, 4.6, 4.0],
+            ("tail", "control"): [loss + 1 for loss in rows],
+        },
+    )
+    known = ways_of(record, prune)
+    first, second = verdict(record, known, prune)
+    assert "by ppl, greedy. The next is" in first and ": 1.10 to 1.11 times that, at 95" in first, first
+    assert "below tail (156.0), and not told apart from random (79.4" in second, second
+    cells = {row["way"]["words"]: row["cells"][2] for row in perplexity_table(record, known)["rows"]}
+    low, high = (math.exp(4.05 + sign * 3.182 * statistics.stdev(rows) / 2) for sign in (-1, 1))
+    said = [float(end) for end in cells["ppl, greedy"]["spread"].split(" to ")]
+    assert said == pytest.approx([low, high], rel=0.02), "Student's 97.5 % for 3 degrees of freedom is 3.182"
+    assert cells["angular_last, contiguous"]["spread"] == "", "without losses of rows there is no interval"
+
+
+def test_rows_that_do_not_tell_the_two_lowest_apart_are_said_so(record, prune):
+    record = with_rows(record, {("ppl", "greedy"): [3.0, 4.0, 5.0], ("ppl", "one-shot"): [3.3, 3.9, 4.9]})
+    assert "which these rows do not tell apart (" in verdict(record, ways_of(record, prune), prune)[0]
 
 
 def test_records_with_gaps_give_empty_tables(prune):

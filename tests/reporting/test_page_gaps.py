@@ -74,7 +74,7 @@ def test_missing_regrown_results_are_said(worded, tmp_path):
     del worded["results"]["models"]["regrown"]
     _, page = render(worded, tmp_path)
     assert "Not evaluated in this run: regrown." in page.words
-    assert "68.60 after pruning; the regrown model was not measured" in page.words
+    assert "68.60 (64.1 to 73.4) after pruning; the regrown model was not measured" in page.words
     assert page.words.count("not generated") == 2, "both samples lack the regrown text"
 
 
