@@ -7,11 +7,16 @@ gives the rows back in canonical order.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import resource
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.synchronize import Event
 
 import numpy as np
 import torch
@@ -29,6 +34,8 @@ from pipeline.errors import RegrowError
 GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 #: Files that a lane has open for each source (a shard, its lock, two maps of a tokenised one), and those beside them.
 FILES, OTHER_FILES = 4, 256
+#: Seconds that a worker goes on, fetching a shard say, when nobody wants rows any more.
+LAST = 2.0
 
 
 def fitting_workers(wanted: int, lanes: int, processes: int) -> int:
@@ -153,11 +160,12 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
     # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
     # every resume. Pages are locked by the training loop, for a whole micro-batch: torch's thread for it can wait for
     # ever for the rest of a dead worker's message.
+    over = multiprocessing.get_context("fork").Event()
     loader = DataLoader(
         stream,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=partial(_begin, begin),
+        worker_init_fn=partial(_begin, begin, over),
         prefetch_factor=8,
         generator=torch.Generator(),
     )
@@ -165,7 +173,11 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
         for row in loader:
             if isinstance(row, RegrowError):
                 raise row
-            yield row
+            try:
+                yield row
+            except GeneratorExit:
+                over.set()
+                raise
     except RuntimeError as error:
         gone = GONE.search(str(error))
         if gone is None:
@@ -176,8 +188,16 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
         ) from None
 
 
-def _begin(begin: Callable[[], None], number: int) -> None:
+def _begin(begin: Callable[[], None], over: Event, number: int) -> None:
     begin()
+    threading.Thread(target=_leave, args=(over,), name="rows are wanted", daemon=True).start()
+
+
+def _leave(over: Event) -> None:
+    """End this worker when it is over: before torch sends it SIGTERM, which a rank takes for a request to stop."""
+    over.wait()
+    time.sleep(LAST)
+    os._exit(0)
 
 
 def _allow_open_files(needed: int) -> None:

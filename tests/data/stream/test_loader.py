@@ -92,6 +92,33 @@ def test_a_killed_worker_is_an_error_that_names_it(corpus, tmp_path, workers):
     assert not left, f"orphans: {left}"
 
 
+def test_a_worker_that_is_busy_when_no_more_rows_are_wanted_ends_without_a_signal(corpus, tmp_path):
+    """Of the signal that torch ends workers with a rank would think that somebody asks it to stop."""
+    signalled = tmp_path / "signalled"
+
+    def begin() -> None:
+        die_with_parent()
+        signal.signal(signal.SIGTERM, lambda number, frame: signalled.touch())
+
+    calls = iter(range(10**6))
+
+    def encode(text: str) -> list[int]:
+        if next(calls) > 40:
+            time.sleep(60)
+        return list(text.encode())
+
+    before = set(psutil.Process().children())
+    rows = load_rows(row_stream(corpus, tmp_path, encode=encode, lanes=12), 1, begin)
+    take(rows, 1)
+    time.sleep(0.5)
+    (worker,) = set(psutil.Process().children()) - before
+    start = time.monotonic()
+    rows.close()
+    gone, _ = psutil.wait_procs([worker], timeout=10)
+    assert gone and time.monotonic() - start < 4.9, "the worker went on"
+    assert not signalled.exists(), "it was sent SIGTERM"
+
+
 def test_training_s_random_state_is_left_alone(corpus, tmp_path):
     before = torch.get_rng_state()
     take(load_rows(stream(corpus, tmp_path), 2, die_with_parent), 24)
