@@ -94,23 +94,25 @@ def test_a_killed_worker_is_an_error_that_names_it(corpus, tmp_path, workers):
 
 def test_a_worker_that_is_busy_when_no_more_rows_are_wanted_ends_without_a_signal(corpus, tmp_path):
     """Of the signal that torch ends workers with a rank would think that somebody asks it to stop."""
-    signalled = tmp_path / "signalled"
+    signalled, slow, busy = (tmp_path / name for name in ("signalled", "slow", "busy"))
 
     def begin() -> None:
         die_with_parent()
         signal.signal(signal.SIGTERM, lambda number, frame: signalled.touch())
 
-    calls = iter(range(10**6))
-
     def encode(text: str) -> list[int]:
-        if next(calls) > 40:
+        if slow.exists():
+            busy.touch()
             time.sleep(60)
         return list(text.encode())
 
     before = set(psutil.Process().children())
     rows = load_rows(row_stream(corpus, tmp_path, encode=encode, lanes=12), 1, begin)
     take(rows, 1)
-    time.sleep(0.5)
+    slow.touch()
+    while not busy.exists():
+        take(rows, 1)
+        time.sleep(0.1)
     (worker,) = set(psutil.Process().children()) - before
     start = time.monotonic()
     rows.close()
