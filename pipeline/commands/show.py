@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import read_json
 from pipeline.inputs import Inputs
 from pipeline.run import Run
-from pipeline.training.checkpoint import complete_checkpoints
+from pipeline.training.checkpoint import complete_checkpoints, step_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,17 +56,13 @@ def shown_step(config: Config, config_path: str, step: int, characters: int) -> 
 def _position_before(text: Inputs, step: int) -> tuple[int, Mapping[int, LaneCursor] | None]:
     """The last update before ``step`` that a checkpoint was taken behind, and the lanes' cursors there."""
     complete = complete_checkpoints(text.run.stage("train") / "checkpoints")
-    folders = [folder for folder in complete if _step_of(folder) < step]
+    folders = [folder for folder in complete if step_of(folder) < step]
     if not folders:
         return 0, None
-    newest = max(folders, key=_step_of)
+    newest = max(folders, key=step_of)
     state = read_json(newest / "state.json")
     check_identity(state["identity"], text.identity)
-    return _step_of(newest), from_json(state["lanes"])
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+    return step_of(newest), from_json(state["lanes"])
 
 
 def _pieces(row: Row) -> list[tuple[int, int]]:

@@ -68,6 +68,11 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder, or of an export's."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def file_of(rank: int) -> str:
     """The name of a process's file in a checkpoint: rank-00003.safetensors."""
     return f"rank-{rank:05d}.safetensors"
@@ -99,7 +104,7 @@ class Kept:
     def gone(self, complete: list[Path]) -> list[Path]:
         """Those of the ``complete`` ones, oldest first, that go."""
         old = complete[: -self.newest]
-        return [folder for folder in old if not (self.every and int(folder.name[-8:]) % self.every == 0)]
+        return [folder for folder in old if not (self.every and step_of(folder) % self.every == 0)]
 
     def at_once(self, steps: int, every: int) -> int:
         """How many stand at most in a run of ``steps`` with one at each multiple of ``every`` and at the end: those
@@ -130,11 +135,11 @@ def newest_checkpoint(root: Path, layout: Layout, world: World = ALONE) -> tuple
             )
         state = read_json(folder / "state.json")
         _require_format(folder, state)
-        differing = [line for line in _differing(layout, state["layout"]) if line.startswith("dtype ")]
-        if differing:
+        began = state["layout"].get("dtype")
+        if began != layout.dtype:
             raise RegrowError(
-                f"checkpoint {folder}: {differing[0]}; the model would compute otherwise than the run began. Take "
-                "the dtype that it began with, or begin again with --redo train"
+                f"checkpoint {folder}: dtype was {began}, is {layout.dtype}; the model would compute otherwise than "
+                "the run began. Take the dtype that it began with, or begin again with --redo train"
             )
         return state
 

@@ -93,7 +93,7 @@ class Checkpoints:
         """Whether this process, or the first one's COMPLETE, is still being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Begin the checkpoint of ``step``, once the one before is complete; ``state`` goes into state.json.
 
         When this returns training may go on. Raises RegrowError on every process where one could not write the one
@@ -119,7 +119,6 @@ class Checkpoints:
         if staged is None:
             self.wait()
         self.waited = time.perf_counter() - begin
-        return folder
 
     def look(self, wait: bool = False) -> None:
         """At a step boundary: agree on whether the checkpoint under way is complete. RegrowError on every process where

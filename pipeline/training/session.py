@@ -24,7 +24,7 @@ from pipeline.life import Teller
 from pipeline.stopping import hand_on_to_rank
 from pipeline.training.bad_steps import BadSteps
 from pipeline.training.batches import Sample
-from pipeline.training.checkpoint import folder_of
+from pipeline.training.checkpoint import folder_of, step_of
 from pipeline.training.engine import Engine
 from pipeline.training.export import Origin, write_export
 from pipeline.training.loop import Position, Step, train_steps
@@ -115,7 +115,7 @@ class Session:
             self._recent.extend(read_lines(self.folder / "metrics.jsonl"))
             # Exports of steps that are done again may be made by another layout then.
             for path in (self.folder / "exports").glob("step-*"):
-                if int(path.name.removeprefix("step-")) > self.position.step:
+                if step_of(path) > self.position.step:
                     shutil.rmtree(path)
 
     def steps(
@@ -197,7 +197,7 @@ class Session:
         lines = read_lines(self.folder / name) if self.world.rank == 0 else []
         return self.world.broadcast(any(line["step"] == self.position.step for line in lines))
 
-    def checkpoint(self) -> Path:
+    def checkpoint(self) -> None:
         """Write all that is needed to go on from here; it is complete when ``await_checkpoint`` returns, or the next
         one begins."""
         cursors = self.cursors()
@@ -214,9 +214,8 @@ class Session:
         # The lines of its steps are on the disk before it is.
         for lines in self._lines.values():
             lines.sync()
-        written = self.checkpoints.save(self.position.step, state)
+        self.checkpoints.save(self.position.step, state)
         self.saved = self.position.step
-        return written
 
     def leave(self) -> None:
         """On the way out, behind an error: the checkpoint that is being written is as good as any, and is ended."""

@@ -16,7 +16,7 @@ import torch
 from pipeline.files import write_json
 from pipeline.life import Teller
 from pipeline.stopping import STOP, STOPPED, why_asked
-from pipeline.training.checkpoint import complete_checkpoints
+from pipeline.training.checkpoint import complete_checkpoints, step_of
 from pipeline.world import World
 
 #: Files of stage train: it stopped and wants to be started again; it is done.
@@ -69,7 +69,7 @@ def _requeue(folder: Path, asked: list[tuple[int, str]], stop: Stop, say: Teller
     """Write REQUEUE, and say it."""
     why = asked[0][1]
     kept = complete_checkpoints(folder / "checkpoints")
-    step = int(kept[-1].name.removeprefix("step-")) if kept else 0
+    step = step_of(kept[-1]) if kept else 0
     ranks = ", ".join(str(rank) for rank, _ in asked)
     many = "rank" if len(asked) == 1 else "ranks"
     write_json(
