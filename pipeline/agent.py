@@ -34,6 +34,9 @@ LOOK = 0.01
 AT_ONCE = signal.SIGUSR2
 #: Signals that ask a process to end.
 ENDING = (*NOTED, AT_ONCE)
+#: What an agent answers, or is taken to, where a signal that was handed on ended it, or a rank that noted none: a stage
+#: had not begun, or was done.
+UNNOTED = 76
 #: Has torch count GPUs by NVML. CUDA itself, once asked, works in no fork.
 COUNT_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
@@ -49,7 +52,8 @@ class Agent:
         self._modules, self._more = tuple(modules), ()
         self._forks = "torch" not in sys.modules
         self._pid: int | None = None
-        self._asked: str | None = None
+        #: The signal by which a stage was asked to stop.
+        self.asked: str | None = None
         import_all(self._modules)
 
     def warm(self, more: Sequence[str] = ()) -> None:
@@ -59,8 +63,8 @@ class Agent:
             self._start(forks=True)
 
     def launch(self, arguments: Sequence[str], processes: int) -> int:
-        """Run ``python -m pipeline ARGUMENTS`` in so many processes; returns 0, TOLD, STOPPED or, when it was said
-        which rank failed and how, another status.
+        """Run ``python -m pipeline ARGUMENTS`` in so many processes; returns 0, TOLD, STOPPED, UNNOTED or, when
+        it was said which rank failed and how, another status.
 
         A Ctrl-C reaches the command alone; the agent and its ranks are ended then, before it goes on. A stage that can
         be stopped is asked to, through the agent: its end is waited for, and a second Ctrl-C ends all.
@@ -80,16 +84,15 @@ class Agent:
                 if not answer:
                     self.end()
         if handed:
-            self._asked = signal.Signals(handed[0]).name
+            self.asked = signal.Signals(handed[0]).name
             if not answer:
-                print(f"regrow: stopped by {self._asked} before it had begun; the same command goes on", flush=True)
-                return STOPPED
+                return UNNOTED
         return int(answer or 1)
 
     def require_unasked(self) -> None:
         """SystemExit with status STOPPED where a stage was asked to stop, and had been done by then: none follows."""
-        if self._asked is not None:
-            print(f"regrow: stopped by {self._asked} behind a stage that is done; the same command goes on", flush=True)
+        if self.asked is not None:
+            print(f"regrow: stopped by {self.asked} behind a stage that is done; the same command goes on", flush=True)
             raise SystemExit(STOPPED)
 
     def end(self) -> None:
@@ -251,9 +254,7 @@ def _watch(ranks: dict[int, int], processes: int, handed: list[int]) -> int:
         if code == STOPPED:
             outcome = STOPPED
         elif -code in handed:
-            name = signal.Signals(-code).name
-            print(f"regrow: stopped by {name} before it had begun; the same command goes on", flush=True)
-            return STOPPED
+            return UNNOTED
         elif code:
             how = f"signal {-code}" if code < 0 else f"exit status {code}"
             print(f"regrow: rank {rank} of {processes} (pid {pid}) ended with {how}", file=sys.stderr, flush=True)

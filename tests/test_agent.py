@@ -15,14 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.agent import Agent
+from pipeline.agent import UNNOTED, Agent
 from pipeline.launch import TOLD
 from tests import ROOT
 
 #: A command's part: an agent, forked before anything is computed, that carries out one stage in two processes.
 COMMAND = """
 import sys
-from pipeline.agent import Agent
+from pipeline.agent import UNNOTED, Agent
 agent = Agent(["torch", "numpy", "pipeline.stages.data"])
 {first}
 agent.warm()
@@ -142,6 +142,19 @@ def test_ranks_meet_signals_as_a_new_program_would(command, waiting):
     ranks[0].terminate()
     _, errors = process.communicate(timeout=30)
     assert errors == f"regrow: rank 0 of 2 (pid {ranks[0].pid}) ended with signal 15\n"
+
+
+@pytest.mark.parametrize("victim", ["the command", "the agent too"])
+def test_a_signal_that_no_rank_notes_is_told_from_a_stop(command, waiting, victim):
+    """Sent before a stage has begun, or behind its end: whether anything is left to do the command knows."""
+    process = command("train", waiting)
+    agent, ranks = members(process)
+    if victim == "the agent too":
+        agent.kill()
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == UNNOTED, errors
+    assert all(gone(each.pid) for each in (agent, *ranks))
 
 
 def test_ranks_are_new_programs_where_what_was_imported_has_asked_cuda(command, waiting):

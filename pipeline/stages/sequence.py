@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.agent import Agent
+from pipeline.agent import UNNOTED, Agent
 from pipeline.config import STAGES, Config, dump_config
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import read_json, write_atomic, write_json
@@ -100,7 +100,11 @@ def _alone(stage: str, config: Config, run: Run, config_path: str, agent: Agent)
     status = agent.launch([stage, str(run.folder / "config.yaml")], processes)
     if status in (TOLD, STOPPED):
         raise SystemExit(1 if status == TOLD else status)
-    if status != 0 or run.record(stage) is None:
+    done = run.record(stage) is not None
+    if status == UNNOTED and not done:
+        print(f"regrow: stopped by {agent.asked} before it had begun; the same command goes on", flush=True)
+        raise SystemExit(STOPPED)
+    if status not in (0, UNNOTED) or not done:
         raise RegrowError(
             f"stage {stage} did not finish (its message stands above, and in {run.folder / 'log.txt'}); "
             "the same command goes on from where it was"
