@@ -227,6 +227,8 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
     """What a person should be told of an error, or None where only the traceback says it."""
     import torch
 
+    from pipeline.data.stream.loader import killed_worker
+
     if isinstance(error, RegrowError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
@@ -235,6 +237,9 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
             "micro_batch (for tasks evaluate.tasks.batch), or for training raise train.zero_stage or set "
             "train.gradient_checkpointing"
         )
+    killed = killed_worker(error, rank)
+    if killed is not None:
+        return killed
     gone = lost_peer(error)
     if gone is not None:
         # Its launcher saw that, or will, says so, and ends this one meanwhile.

@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests import ROOT
@@ -56,6 +58,24 @@ def test_an_error_of_a_library_is_a_line_on_the_screen_and_keeps_its_traceback_i
     with pytest.raises(RegrowError, match="as it is"), told("score", run):
         raise RegrowError("as it is")
     assert (run.folder / "log.txt").read_text().removeprefix(log).count("\n") == 1, "what explains itself is one line"
+
+
+def test_a_reader_that_is_killed_while_nobody_asks_for_rows_is_told_in_a_line(tmp_path):
+    """torch raises where the process is when the kernel tells it: in a step, a save, an evaluation."""
+    from torch.utils.data import DataLoader
+
+    from pipeline.errors import RegrowError
+    from pipeline.run import Run
+    from pipeline.stages.sequence import told
+
+    before = set(psutil.Process().children())
+    rows = iter(DataLoader(range(10), num_workers=1))
+    next(rows)
+    (reader,) = set(psutil.Process().children()) - before
+    said = rf"data worker of rank 3 was killed \(pid {reader.pid}\).*goes on at the last checkpoint"
+    with pytest.raises(RegrowError, match=said), told("train", Run(tmp_path), 3):
+        reader.kill()
+        time.sleep(10)
 
 
 # Done, stale, missing.
@@ -142,6 +162,7 @@ def test_a_model_that_changed_under_a_done_run_is_noticed(refused, done, tiny_mo
 
 IMPATIENT = """
 import sys
+import time
 from pipeline import life
 from pipeline.cli import main
 life.FIRST = life.BETWEEN = 0.02

@@ -179,13 +179,22 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
                 over.set()
                 raise
     except RuntimeError as error:
-        gone = GONE.search(str(error))
-        if gone is None:
+        killed = killed_worker(error, stream.rank)
+        if killed is None:
             raise
-        raise RegrowError(
-            f"a data worker of rank {stream.rank} was killed (pid {gone[1].strip()}). The kernel does that when memory "
-            "runs out (see dmesg): lower data.workers or free memory. The same command goes on at the last checkpoint"
-        ) from None
+        raise killed from None
+
+
+def killed_worker(error: Exception, rank: int) -> RegrowError | None:
+    """What to say of an ``error`` of torch's that a worker of a rank was killed; None for another. It is raised where
+    rows are asked for, or wherever the process is when the kernel tells it of a child's end."""
+    gone = GONE.search(str(error)) if isinstance(error, RuntimeError) else None
+    if gone is None:
+        return None
+    return RegrowError(
+        f"a data worker of rank {rank} was killed (pid {gone[1].strip()}). The kernel does that when memory runs out "
+        "(see dmesg): lower data.workers or free memory. The same command goes on at the last checkpoint"
+    )
 
 
 def _begin(begin: Callable[[], None], over: Event, number: int) -> None:
