@@ -10,6 +10,8 @@
 set -euo pipefail
 venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)/.venv"
 [[ ! -f $venv/setup.done ]] || PATH="$venv/bin:$PATH"
+# shellcheck source=launch/requeue.sh
+source "$(dirname "${BASH_SOURCE[0]}")/requeue.sh"
 
 several=()
 if [[ -n ${HOSTFILE:-} ]]; then
@@ -61,8 +63,7 @@ for name in TERM INT HUP QUIT USR1 USR2; do
 done
 while kill -0 -- "-$job" 2>/dev/null; do
     if [[ -n $asked ]]; then
-        [[ -n $folder ]] || folder=$(python -c 'import sys; from pathlib import Path; from pipeline.config import load_config
-print(load_config(Path(sys.argv[1]), [word for word in sys.argv[2:] if "=" in word]).run_folder / "train")' "$@" || true)
+        if [[ -z $folder ]] && find_run "$@"; then folder=$run/train; fi
         # Again and again: a start that has just begun takes away what an earlier one left.
         [[ -z $folder ]] || { mkdir -p "$folder" && printf '%s\n' "$asked" >"$folder/STOP"; } || true
     fi

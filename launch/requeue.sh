@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# For a batch script: where its run stands, how long a save takes, and whether starting the job again leads anywhere.
+# For scripts that start jobs: where the run stands, how long a save takes, and whether starting the job again leads anywhere.
 #
 #   source launch/requeue.sh
 #   find_run CONFIG [section.key=value ...] [--until STAGE]     sets run (its folder) and here (overrides for a node)

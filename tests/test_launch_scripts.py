@@ -90,10 +90,11 @@ def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[st
         launcher = tmp_path / "deepspeed"
         launcher.write_text(f"#!/bin/sh\n{program}\n")
         launcher.chmod(0o755)
-        # A copy of the script: beside the real one may stand a .venv, whose launcher it would take.
+        # A copy of the scripts: beside the real ones may stand a .venv, whose launcher it would take.
         copy = tmp_path / "launch" / "deepspeed.sh"
         copy.parent.mkdir()
-        shutil.copy(LAUNCH / "deepspeed.sh", copy)
+        for name in ("deepspeed.sh", "requeue.sh"):
+            shutil.copy(LAUNCH / name, copy.parent)
         path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         started.append(
             subprocess.Popen(
