@@ -24,6 +24,8 @@ SURFACE = {
     "evaluate": ["config", "overrides", "--redo", "--export"],
     "plan": ["config", "overrides", "--until"],
     "status": ["run"],
+    "runs": ["folder"],
+    "restore": ["run", "aside"],
     "data-show": ["config", "--step", "overrides", "--characters"],
     "config": ["config", "overrides"],
     "schema": [],
