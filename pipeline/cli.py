@@ -159,6 +159,19 @@ def restore(
     put_back(Run(run), aside, print)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, or of chains.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; without it compare.html beside the first run.")
+    ] = None,
+) -> None:
+    """Runs beside one another on one page: curves, perplexities, tasks, cost, and what differs in their configs."""
+    from pipeline.commands.compare import compare as compared
+
+    print(compared(runs, out))
+
+
 @app.command("data-show")
 def data_show(
     config: ConfigPath,
