@@ -120,13 +120,17 @@ def _place(train: Path) -> str:
 
 
 def _blocks(folder: Path) -> str:
-    """The blocks left, of those of the first dense model."""
-    path = folder / "prune" / "prune.json"
+    """The blocks of what is or will be trained, of those of the first dense model."""
+    path, then = folder / "prune" / "prune.json", made_from(folder / "train")
     if not path.is_file():
         return NONE
     prune = read_json(path)
-    first = prune.get("first") or {}
-    return f"{len(prune['kept'])} of {first.get('dense_blocks') or len(prune['kept']) + len(prune['removed'])}"
+    kept, first = len(prune["kept"]), prune.get("first") or {}
+    dense = first.get("dense_blocks") or kept + len(prune["removed"])
+    left = {"pruned": kept, "random": kept, "dense": dense}.get(
+        (then or {"config": {}})["config"].get("train.init", "pruned")
+    )
+    return NONE if left is None else f"{left} of {dense}"
 
 
 def _perplexity(folder: Path, done: Mapping[str, Mapping[str, Any]]) -> str:

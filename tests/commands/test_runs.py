@@ -61,6 +61,15 @@ def test_a_run_that_is_at_work_and_where_its_training_stands(runs):
     assert " 2096-10-02 " in words
 
 
+def test_blocks_are_those_of_what_was_trained(runs):
+    run = Run(runs / "done")
+    record = run.record("train")
+    for init, blocks in (("dense", "4 of 4"), ("random", "3 of 4"), ("runs/other", "-")):
+        record["fingerprint"]["config"]["train.init"] = init
+        run.finish("train", record)
+        assert line("done").startswith(f"done all {blocks} 300.41")
+
+
 def test_chains_stand_above_their_links_in_their_order(runs):
     for name in ("long", "long-1", "long-2", "long-10"):
         write_atomic(runs / name / "config.yaml", "")
