@@ -26,6 +26,7 @@ from pipeline.config import load_config
 from pipeline.config.reading import yaml_reader
 from pipeline.files import write_atomic, write_json
 from pipeline.run import Run
+from pipeline.stages.report import flops_of
 from pipeline.training.metrics import read_lines
 
 ROOT = Path(__file__).parent.parent
@@ -175,12 +176,6 @@ def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] 
         ],
         "tasks": next((line["tasks"] for line in reversed(lines) if line["tasks"]), {}),
     }
-
-
-def flops_of(trained: dict[str, Any]) -> float:
-    """FLOPs of a training: with those of a teacher that was asked ahead, and of healing."""
-    healed = trained["healed"] or {"flops": 0}
-    return trained["flops"] + trained.get("answer_flops", 0) + healed["flops"]
 
 
 def tables(figures: list[dict[str, Any]]) -> Iterator[str]:

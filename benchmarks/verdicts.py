@@ -23,7 +23,8 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from pipeline.files import read_json
-from pipeline.reporting.drawing import COLOURS, canvas, log_scale, save_png, title
+from pipeline.reporting.arm_curves import line_style
+from pipeline.reporting.drawing import canvas, log_scale, save_png, title
 from pipeline.reporting.series import IN_TRAINING
 
 #: Claims: what is said, the arms that it is said of, and those that they are compared with.
@@ -35,7 +36,6 @@ CLAIMS = (
     ("two cuts over one", "two-steps", "cpt"),
     ("healing first", "heal-both", "both"),
 )
-LINES = ("family-ppl", "family-angle", "family-length", "family-linear", "family-weights", "ink")
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,7 @@ def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: s
             axes.plot(
                 [one["tokens"] / unit for one in points],
                 values,
-                color=COLOURS[LINES[number % len(LINES)]],
-                linestyle=("-", (0, (4, 2)), (0, (1, 1.6)))[number // len(LINES)],
+                **line_style(number),
                 marker="o",
                 markersize=3,
                 linewidth=1.3,

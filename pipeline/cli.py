@@ -18,6 +18,7 @@ import typer
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
+from pipeline.run import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -135,6 +136,40 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
     from pipeline.commands.status import status_text
 
     print(status_text(run))
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Of runs; run.folder's default.")] = None,
+) -> None:
+    """The runs of a folder, and what was set aside of each: stages, perplexity, size on disk, date."""
+    from pipeline.commands.runs import runs_text
+
+    print(runs_text(folder))
+
+
+@app.command()
+def restore(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    aside: Annotated[str, typer.Argument(metavar="ASIDE", help="The number that regrow runs shows: 001.")],
+) -> None:
+    """Put stages that were set aside back in place, and set aside what stands there now."""
+    from pipeline.stages.aside import restore as put_back
+
+    put_back(Run(run), aside, print)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, or of chains.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; without it compare.html beside the first run.")
+    ] = None,
+) -> None:
+    """Runs beside one another on one page: curves, perplexities, tasks, cost, and what differs in their configs."""
+    from pipeline.commands.compare import compare as compared
+
+    print(compared(runs, out))
 
 
 @app.command("data-show")

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections import Counter
@@ -124,13 +125,15 @@ class Run:
     def set_aside(self, stages: list[str]) -> list[Path]:
         """Move the folders of ``stages`` to aside/NUMBER/; nothing is deleted. Returns the new places.
 
-        What stands in one and speaks of a stage that is not among them stays."""
+        What stands in one and speaks of a stage that is not among them stays. A copy of config.yaml goes along."""
         present = [self.stage(name) for name in stages if self._going(name, stages)]
         if not present:
             return []
-        number = 1 + max((int(p.name) for p in (self.folder / "aside").glob("*") if p.name.isdigit()), default=0)
+        number = 1 + max((int(folder.name) for folder in self.asides()), default=0)
         target = self.folder / "aside" / f"{number:03d}"
         target.mkdir(parents=True)
+        if (config := self.folder / "config.yaml").exists():
+            shutil.copyfile(config, target / config.name)
         # Last stage first: a crash in between never leaves a later stage standing on a missing earlier one.
         for folder in reversed(present):
             going = self._going(folder.name, stages)
@@ -142,6 +145,30 @@ class Run:
             for path in sorted(going, key=lambda path: (path.name != "stage.json", path.name)):
                 path.rename(target / folder.name / path.name)
         return [target / folder.name for folder in present]
+
+    def asides(self) -> list[Path]:
+        """The folders of what was set aside, the oldest first."""
+        found = [path for path in (self.folder / "aside").glob("*") if path.name.isdigit()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def bring_back(self, aside: Path, stages: list[str]) -> None:
+        """Move the folders of ``stages`` out of one of ``asides`` back to where they stood, where none of the stages
+        stands now; the aside goes when it is empty.
+
+        What speaks of a stage that is not among them stays. RegrowError where a file of it would take another's place.
+        """
+        # First stage first: a crash in between never leaves a later stage standing on a missing earlier one.
+        for folder in [aside / name for name in stages]:
+            for path in self.stage(folder.name).glob("*"):
+                if (folder / path.name).exists():
+                    raise RegrowError(
+                        f"{path} would take the place of {folder / path.name}; move one of them elsewhere"
+                    )
+                path.rename(folder / path.name)
+            # In one move, over an empty folder too.
+            folder.rename(self.stage(folder.name))
+        if {path.name for path in aside.iterdir()} <= {"config.yaml"}:
+            shutil.rmtree(aside)
 
     def _going(self, stage: str, stages: list[str]) -> list[Path]:
         """What of a stage's folder is moved aside with ``stages``."""

@@ -24,6 +24,9 @@ SURFACE = {
     "evaluate": ["config", "overrides", "--redo", "--export"],
     "plan": ["config", "overrides", "--until"],
     "status": ["run"],
+    "runs": ["folder"],
+    "restore": ["run", "aside"],
+    "compare": ["runs", "--out"],
     "data-show": ["config", "--step", "overrides", "--characters"],
     "config": ["config", "overrides"],
     "schema": [],
@@ -73,7 +76,7 @@ def test_a_command_that_is_not_there_is_a_usage_error(call):
     assert "prunee" in message
 
 
-def test_help_config_schema_status_and_config_errors_do_not_import_torch(reference):
+def test_what_only_reads_and_config_errors_do_not_import_torch(reference, tmp_path):
     """In one process, one command after another."""
     commands = [
         ["--help"],
@@ -82,6 +85,9 @@ def test_help_config_schema_status_and_config_errors_do_not_import_torch(referen
         ["config", "configs/demo.yaml"],
         ["schema"],
         ["status", str(reference)],
+        ["runs", str(reference.parent)],
+        ["compare", str(reference), str(ROOT / "tests/stages/887a583/runs/done"), "--out", str(tmp_path / "page.html")],
+        ["restore", str(reference), "001"],
         ["run", "configs/demo.yaml", "prune.remov=9"],
         ["run", "configs/absent.yaml"],
     ]
@@ -96,7 +102,7 @@ def test_help_config_schema_status_and_config_errors_do_not_import_torch(referen
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("DONE")]
-    expected = [0, 0, 0, 0, 0, 0, 1, 1]
+    expected = [*[0] * 8, 1, 1, 1]
     assert lines == [f"DONE {a!r} {s} []" for a, s in zip(commands, expected, strict=True)], done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pipeline.commands.plan import plan
 from pipeline.commands.plan_chain import plan_chain
 from pipeline.config import STAGES, dump_config, load_config
 from pipeline.files import write_atomic
+from pipeline.run import Run
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,6 +91,8 @@ def check_regrow(arguments: list[str], folder: Path) -> None:
         assert len(links) > 1, f"{shlex.join(arguments)}: no chain"
     elif arguments[0] == "status":
         check_status(arguments[1:], folder)
+    elif arguments[0] in {"runs", "restore", "compare"}:
+        check_on_runs(arguments, folder)
     else:
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0 and done.output.strip(), f"regrow {shlex.join(arguments)}: {done.output}"
@@ -104,6 +108,16 @@ def check_status(arguments: list[str], folder: Path) -> None:
     done = CliRunner().invoke(app, ["status", str(folder / named)])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.output.splitlines() if "not begun" in line] == list(STAGES), done.output
+
+
+def check_on_runs(arguments: list[str], folder: Path) -> None:
+    """The command does its work where the runs that it names, or one, are done and have a report set aside."""
+    for named in [word for word in arguments if word.startswith("runs/")] or ["runs/demo"]:
+        shutil.copytree(ROOT / "tests" / "stages" / "887a583" / "runs" / "done", folder / named)
+        Run(folder / named).set_aside(["report"])
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "runs" in done.output, f"regrow {shlex.join(arguments)}: {done.output}"
 
 
 def check_planned(arguments: list[str]) -> None:

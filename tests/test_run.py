@@ -183,6 +183,27 @@ def test_what_speaks_of_another_stage_stays_unless_that_is_redone(tmp_path, redo
     assert run.set_aside(["evaluate"]) == [], "nothing but what stays was there"
 
 
+def test_what_was_set_aside_comes_back_beside_what_stays(tmp_path):
+    run = Run(tmp_path)
+    write_atomic(tmp_path / "config.yaml", "then")
+    for name in ("stage.json", "curve.jsonl"):
+        write_atomic(run.stage("evaluate") / name, name)
+    run.set_aside(["evaluate", "report"])
+    write_atomic(tmp_path / "config.yaml", "now")
+    (aside,) = run.asides()
+    assert (aside / "config.yaml").read_text() == "then"
+    write_atomic(aside / "evaluate" / "curve.jsonl", "another")
+    with pytest.raises(RegrowError, match=r"evaluate/curve\.jsonl would take the place of .*aside/001/evaluate/curve"):
+        run.bring_back(aside, ["evaluate"])
+    (aside / "evaluate" / "curve.jsonl").unlink()
+    write_atomic(aside / "report" / "index.html", "page")
+    run.bring_back(aside, ["evaluate"])
+    assert sorted(path.name for path in run.stage("evaluate").iterdir()) == ["curve.jsonl", "stage.json"]
+    assert run.asides() == [aside], "the report is still in it"
+    run.bring_back(aside, ["report"])
+    assert (run.stage("report") / "index.html").read_text() == "page" and run.asides() == []
+
+
 def test_hashes_are_remembered_until_a_file_changes(tmp_path):
     run, path = Run(tmp_path / "run"), tmp_path / "weights"
     path.write_bytes(b"one")

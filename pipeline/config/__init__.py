@@ -7,8 +7,8 @@ stages. Nothing here imports torch, so that ``regrow --help`` and a mistyped key
 from pipeline.config.keys import ConfigError, fields
 from pipeline.config.pruning import CUTS, PruneSection
 from pipeline.config.reading import load_config
-from pipeline.config.recorded import completed, load_written
-from pipeline.config.tree import STAGES, Config, Source
+from pipeline.config.recorded import completed, load_written, recalled
+from pipeline.config.tree import STAGES, Config, Source, steps_of
 from pipeline.config.writing import dump_config, json_schema, key_page, key_table
 
 __all__ = [
@@ -26,4 +26,6 @@ __all__ = [
     "key_table",
     "load_config",
     "load_written",
+    "recalled",
+    "steps_of",
 ]

@@ -53,6 +53,26 @@ def _with_defaults(value: Any, section: type[BaseModel] | None) -> Any:
     return filled
 
 
+def recalled(config: Config, recorded: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The config with the values that stages were made from: ``recorded`` maps a stage to the ``config`` of its
+    fingerprint. ConfigError where they do not go together."""
+    tree = config.model_dump(mode="json")
+    for stage, values in recorded.items():
+        if stage == "evaluate":
+            # Its texts are those of the record alone, each of them stated.
+            tree["evaluate"]["perplexity"] = {}
+        for dotted, value in completed(values, stage).items():
+            *sections, name = dotted.split(".")
+            inner = tree
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[name] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, {}, "what stages were made from")) from None
+
+
 def load_written(path: Path) -> Config:
     """The config that a run's folder holds, whichever release wrote it: keys that moved are read at their new place,
     and what is not known any more is passed over. ConfigError where the rest is not a config."""

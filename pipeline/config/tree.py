@@ -218,6 +218,11 @@ class ReportSection(Section):
     language: str | None = key(None, "Language code for the model card's front matter.", stages="report")
 
 
+def steps_of(tokens: int, global_batch: int, row_length: int) -> int:
+    """Optimizer steps for so many tokens: whole ones, so that the budget is reached."""
+    return -(-tokens // (global_batch * row_length))
+
+
 class Config(Section):
     """The root of the tree."""
 
@@ -243,19 +248,27 @@ class Config(Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run: whole ones, so that the token budget is reached."""
-        return -(-self.train.tokens // self.tokens_per_step)
+        """Optimizer steps of the run."""
+        return steps_of(self.train.tokens, self.train.global_batch, self.data.row_length)
+
+    def values(self) -> dict[str, Any]:
+        """Every value by its dotted key, JSON-ready; a text beside ``held_out`` is one, under its name."""
+        plain = self.model_dump(mode="json")
+        texts = [f"evaluate.perplexity.{name}" for name in self.evaluate.perplexity.texts]
+        return {dotted: _at(plain, dotted) for dotted in [*(name for name, _ in fields(type(self))), *texts]}
 
     def read_by(self, stage: str) -> dict[str, Any]:
-        """The values that ``stage`` reads and that may not differ on a re-run, by dotted key, JSON-ready."""
-        plain = self.model_dump(mode="json")
-        values = {
-            dotted: _at(plain, dotted)
-            for dotted, field in fields(type(self))
-            if stage in field.json_schema_extra["stages"] and not field.json_schema_extra["free"]
+        """Those of ``values`` that ``stage`` reads and that may not differ on a re-run."""
+        known = {dotted: field.json_schema_extra for dotted, field in fields(type(self))}
+        return {
+            dotted: value
+            for dotted, value in self.values().items()
+            if (
+                stage in known[dotted]["stages"] and not known[dotted]["free"]
+                if dotted in known
+                else stage == "evaluate"
+            )
         }
-        texts = [f"evaluate.perplexity.{name}" for name in self.evaluate.perplexity.texts]
-        return values | ({dotted: _at(plain, dotted) for dotted in texts} if stage == "evaluate" else {})
 
 
 def _at(tree: Mapping[str, Any], dotted: str) -> Any:

@@ -83,6 +83,16 @@ def log_scale(axes: Axes, bottom: float, top: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def fit_heights(axes: Axes, low: float, high: float) -> None:
+    """Let the axes hold what is drawn between ``low`` and ``high``, with room for labels; by ratios where the range is
+    wide."""
+    room = high / low
+    if low > 0 and room > 3:
+        log_scale(axes, low / room**0.14, high * room**0.14)
+    else:
+        axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
+
+
 def legend(figure: Figure, handles: list[Any], columns: int) -> None:
     """A legend above the axes, where no bar can run into it."""
     figure.legend(
@@ -121,8 +131,9 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", dpi=200, facecolor="white", metadata={"Software": None})
 
 
-def for_page(file: str, label: str, out: Path, build: Callable[..., Figure]) -> dict[str, Any]:
-    """Draw once for a wide and once for a narrow window, as SVG; the wide drawing is also written to ``out`` as PNG.
+def for_page(file: str, label: str, out: Path | None, build: Callable[..., Figure]) -> dict[str, Any]:
+    """Draw once for a wide and once for a narrow window, as SVG; the wide drawing is also written to ``out`` as PNG,
+    where there is such a folder.
 
     ``build(narrow=...)`` makes the figure. Returns ``wide``, ``narrow`` and ``file``, the name of the PNG.
     """
@@ -130,7 +141,7 @@ def for_page(file: str, label: str, out: Path, build: Callable[..., Figure]) -> 
     for width in ("wide", "narrow"):
         figure = build(narrow=width == "narrow")
         drawings[width] = Markup(to_svg(figure, f"{file}-{width}", label))
-        if width == "wide":
+        if width == "wide" and out is not None:
             save_png(figure, out / drawings["file"])
     return drawings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 
 from matplotlib.axes import Axes
 
@@ -35,7 +36,7 @@ def sides(axes: Axes, labels: Sequence[Label], most: int = 8) -> list[bool]:
     """
     if len(labels) > most:
         return [True] * len(labels)
-    height = 72 * axes.get_figure().get_size_inches()[1] * SHARE / axes.get_subplotspec().get_gridspec().nrows
+    height = height_of(axes)
     places = [height * _fraction(axes, label.value) for label in labels]
 
     def cost(choice: Sequence[bool]) -> tuple[float, int]:
@@ -47,6 +48,29 @@ def sides(axes: Axes, labels: Sequence[Label], most: int = 8) -> list[bool]:
         return covered, choice.count(False)
 
     return list(min(product((True, False), repeat=len(labels)), key=cost))
+
+
+def height_of(axes: Axes) -> float:
+    """The height that the axes will have at least, in points: before it is drawn a figure's layout does not tell."""
+    return 72 * axes.get_figure().get_size_inches()[1] * SHARE / axes.get_subplotspec().get_gridspec().nrows
+
+
+def spread(places: Sequence[float], apart: float, low: float, high: float) -> list[float]:
+    """Where labels stand that want ``places``: at least ``apart`` from each other, in the same order, between ``low``
+    and ``high`` as far as there is room, and moved as little as that takes (the sum of squares)."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    # As if all stood at one place: then none may stand below the one before it, and groups of them share a mean.
+    groups: list[list[float]] = []
+    for rank, which in enumerate(order):
+        groups.append([places[which] - rank * apart])
+        while len(groups) > 1 and fmean(groups[-2]) >= fmean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    top = max(low, high - (len(places) - 1) * apart)
+    even = [min(max(fmean(group), low), top) for group in groups for _ in group]
+    found = [0.0] * len(places)
+    for rank, which in enumerate(order):
+        found[which] = even[rank] + rank * apart
+    return found
 
 
 def _fraction(axes: Axes, value: float) -> float:

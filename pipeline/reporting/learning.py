@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, log_scale, reference_line, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, fit_heights, reference_line, title
 from pipeline.reporting.labels import Label, sides
 from pipeline.reporting.series import Series, perplexity_series, task_series
 
@@ -137,11 +137,7 @@ def _draw_perplexities(
     lines = {name: value for name, value in references.items() if finite(value)}
     low = min([*(value - error if value > error else value for _, value, error in points), *lines.values()])
     high = max([*(value + error for _, value, error in points), *lines.values()])
-    room = high / low
-    if low > 0 and room > 3:
-        log_scale(axes, low / room**0.14, high * room**0.14)
-    else:
-        axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
+    fit_heights(axes, low, high)
     x, y, _ = series[0].points[-1]
     last, *above = sides(axes, [Label(y, gap=6), *map(Label, lines.values())])
     for (name, value), upwards in zip(lines.items(), above, strict=True):

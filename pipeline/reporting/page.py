@@ -47,7 +47,7 @@ def render_page(records: Records, out: Path) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
-    path.write_text(_environment().get_template("page.html.j2").render(**_shown(records, out)), encoding="utf-8")
+    path.write_text(environment().get_template("page.html.j2").render(**_shown(records, out)), encoding="utf-8")
     return path
 
 
@@ -113,14 +113,14 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """Templates are read and compiled once in a process."""
-    environment = Environment(
+    loaded = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["breakable"] = lambda words: Markup(str(escape(words)).replace("_", "_<wbr>"))
-    environment.globals.update(notation=notation, MODELS=MODELS, KIND_WORDS=WORDS)
-    return environment
+    loaded.filters["breakable"] = lambda words: Markup(str(escape(words)).replace("_", "_<wbr>"))
+    loaded.globals.update(notation=notation, MODELS=MODELS, KIND_WORDS=WORDS)
+    return loaded
 
 
 def _criteria(records: Records, importance: Record | None, out: Path) -> dict[str, Any]:
@@ -162,16 +162,18 @@ def headline(prune: Mapping[str, Any], main: Mapping[str, Any] | None, seen: int
     smaller = notation.change(sizes.get("pruned"), sizes.get("dense")).lstrip(notation.MINUS)
     text = f"{count} of {total} blocks removed" + (f", {smaller} fewer parameters" if smaller else "") + "."
     values, intervals = (main["values"], main["intervals"]) if main else ({}, {})
-    if values.get("pruned") is None:
-        return f"{text} Held-out perplexity was not measured."
+    after = f" after {notation.tokens(seen)} tokens of training" if seen is not None else " after training"
 
     def number(model: str) -> str:
         spread = notation.between(intervals.get(model))
         return notation.significant(values[model]) + (f" ({spread})" if spread else "")
 
+    if values.get("pruned") is None and values.get("regrown") is None:
+        return f"{text} Held-out perplexity was not measured."
+    if values.get("pruned") is None:
+        return f"{text} Held-out perplexity is {number('regrown')}{after}; the pruned model was not measured."
     if values.get("regrown") is None:
         return f"{text} Held-out perplexity is {number('pruned')} after pruning; the regrown model was not measured."
-    after = f" after {notation.tokens(seen)} tokens of training" if seen is not None else " after training"
     text += f" Held-out perplexity went from {number('pruned')} to {number('regrown')}{after}"
     return f"{text}; the dense model has {number('dense')}." if values.get("dense") is not None else f"{text}."
 

@@ -121,14 +121,14 @@ def _grouped(
             key = name, repr(fixed)
             fixes[key] = fixed
             groups.setdefault(key, {})[tokens] = (tokens, value, error or 0.0)
-    labels = _labels([(name, fixes[name, fixed]) for name, fixed in groups], words)
+    labels = labels_of([(name, fixes[name, fixed]) for name, fixed in groups], words)
     return [
         Series(name, label, tuple(points[tokens] for tokens in sorted(points)))
         for ((name, _), points), label in zip(groups.items(), labels, strict=True)
     ]
 
 
-def _labels(named: Sequence[tuple[str, Mapping[str, Any]]], words: Mapping[str, str]) -> list[str]:
+def labels_of(named: Sequence[tuple[str, Mapping[str, Any]]], words: Mapping[str, str]) -> list[str]:
     """Each one's name, with what differs among those of the same name."""
     counts = Counter(name for name, _ in named)
     labels = []

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import RegrowError
 from pipeline.files import take_lock, write_atomic
 from pipeline.run import Run
 from pipeline.training.metrics import json_line, read_lines
@@ -44,9 +45,7 @@ def add_line(run: Run, line: dict[str, Any]) -> bool:
     curve.discarded.jsonl.
     """
     path = curve_file(run)
-    # Not within the stage's folder, which may be moved aside meanwhile.
-    with (run.folder / ".curve.lock").open("a") as file:
-        take_lock(file, fcntl.LOCK_EX, run.folder)
+    with held_curve(run):
         lines = read_lines(path)
         if any(all(one[key] == line[key] for key in KEYS) for one in lines):
             return False
@@ -57,6 +56,24 @@ def add_line(run: Run, line: dict[str, Any]) -> bool:
         kept = [one for one in lines if one not in replaced]
         write_atomic(path, "".join(map(json_line, [*kept, line])))
     return True
+
+
+@contextlib.contextmanager
+def held_curve(run: Run) -> Iterator[None]:
+    """Hold the file within the context: no other process adds a line, or moves it."""
+    # Not within the stage's folder, which may be moved aside meanwhile.
+    with (run.folder / ".curve.lock").open("a") as file:
+        take_lock(file, fcntl.LOCK_EX, run.folder)
+        yield
+
+
+def require_unjudged(run: Run) -> None:
+    """RegrowError where a job judges an export now."""
+    for path in sorted(working_folder(run).glob("*.lock")):
+        with path.open(encoding="utf-8") as file:
+            if not take_lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB, run.folder):
+                holder = file.read().strip() or "another process"
+                raise RegrowError(f"run {run.name}: export {path.stem} is being judged by {holder}; wait for its end")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
 
     stages = {stage: run.record(stage) for stage in STAGES if stage != "report"}
     export = run.folder / stages["train"]["result"]["export"]
-    folder, records = run.stage("report"), _records(config, run, stages)
+    folder, records = run.stage("report"), _told(config, run, stages)
     page = render_page(records, folder)
     card = render_card(records, recipe=recipe_of(config))
     write_atomic(folder / "README.md", card)
@@ -38,40 +39,50 @@ def work(config: Config, run: Run, world: World, say: Callable[[str], None]) -> 
     return {"page": page.relative_to(run.folder).as_posix()}
 
 
-def _records(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Records:
-    """What the run's folder holds, read; ``stages`` are the records of those that are done."""
+def _told(config: Config, run: Run, stages: dict[str, dict[str, Any]]) -> Records:
+    """All that page and card are made of; ``stages`` are the records of those before this one."""
+    provenance = _provenance(config, stages["data"]["result"])
+    return replace(records_of(config, run), provenance=provenance, made=_made(config, run.folder, stages["train"]))
+
+
+def records_of(config: Config, run: Run) -> Records:
+    """What the run's folder holds, read, whichever stages behind prune are done; without ``provenance`` and ``made``.
+    RegrowError where a file is damaged, or stage prune is not done."""
     from pipeline.reporting.records import Records
 
-    compared = run.stage("prune") / "comparison.json"
+    known = ("score/scores.json", "prune/comparison.json", "evaluate/results.json")
+    scores, comparison, results = (
+        read_json(run.folder / name) if (run.folder / name).exists() else None for name in known
+    )
     return Records(
         config.report.title or run.name,
         prune=read_json(run.stage("prune") / "prune.json"),
-        scores=read_json(run.stage("score") / "scores.json"),
-        comparison=read_json(compared) if compared.exists() else None,
+        scores=scores,
+        comparison=comparison,
         metrics=read_lines(run.stage("train") / "metrics.jsonl"),
         held_out=read_lines(run.stage("train") / "held_out.jsonl"),
         tasks=read_lines(run.stage("train") / "tasks.jsonl"),
         curve=read_lines(curve_file(run)),
-        results=read_json(run.stage("evaluate") / "results.json"),
-        cost=_cost(config, stages),
-        provenance=_provenance(config, stages["data"]["result"]),
-        made=_made(config, run.folder, stages["train"]),
+        results=results,
+        cost=_cost(config, run),
         config_yaml=dump_config(config),
     )
 
 
-def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the run took, and on what."""
+def _cost(config: Config, run: Run) -> dict[str, Any]:
+    """What the run took, and on what, as far as it got."""
+    stages = {stage: record for stage in STAGES if stage != "report" and (record := run.record(stage)) is not None}
+    cost: dict[str, Any] = {"stages": {stage: {"seconds": record["seconds"]} for stage, record in stages.items()}}
+    if "train" not in stages:
+        return cost
     trained = stages["train"]["result"]
-    return {
-        "stages": {stage: {"seconds": record["seconds"]} for stage, record in stages.items()},
+    return cost | {
         "train": {
             "tokens": trained["tokens"],
             "steps": trained["steps"],
             "flops": trained["flops"],
             "flops_formula": flops_formula(config, trained.get("teacher_flops_per_token", 0.0)),
-            # The name that it had in records of format 2.
-            "seconds": trained["seconds"] if "seconds" in trained else trained["seconds_in_steps"],
+            "seconds": seconds_of(trained),
             "processes": trained["processes"],
             "healed": trained.get("healed") is not None,
             "row_length": config.data.row_length,
@@ -81,6 +92,18 @@ def _cost(config: Config, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "hardware": stages["train"]["hardware"],
         "versions": stages["train"]["versions"],
     }
+
+
+def seconds_of(trained: Mapping[str, Any]) -> float:
+    """The time of training, from the result of stage train."""
+    # The name that it had in records of format 2.
+    return trained["seconds"] if "seconds" in trained else trained["seconds_in_steps"]
+
+
+def flops_of(trained: Mapping[str, Any]) -> float:
+    """FLOPs of training, from the same: with those of a teacher that was asked ahead, and of healing."""
+    healed = trained.get("healed") or {"flops": 0}
+    return trained["flops"] + trained.get("answer_flops", 0) + healed["flops"]
 
 
 def _made(config: Config, folder: Path, train: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import STAGES, Config, ConfigError, completed, dump_config, load_config, load_written
+from pipeline.config import STAGES, Config, ConfigError, completed, dump_config, load_config, load_written, recalled
 from tests.config.kit import write
 
 
@@ -55,3 +55,26 @@ def test_a_written_config_is_read_whichever_release_wrote_it(config, tmp_path):
     path.write_text("run: {name: one}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: model: required, and not set"):
         load_written(path)
+
+
+def test_a_config_is_recalled_from_what_stages_were_made_from(config):
+    """What no stage among them read stays; texts and cuts are the records' alone."""
+    then = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": "another", "dtype": "float32"}),
+            "prune": config.prune.model_copy(update={"remove": None, "ratio": 0.5}),
+            "train": config.train.model_copy(update={"tokens": 200, "zero_stage": 3}),
+            "evaluate": config.evaluate.model_copy(
+                update={"perplexity": Config.model_fields["evaluate"].default_factory().perplexity}
+            ),
+        }
+    )
+    recorded = {stage: then.read_by(stage) for stage in ("prune", "train", "evaluate")}
+    again = recalled(config, json.loads(json.dumps(recorded)))
+    assert (again.prune.remove, again.prune.ratio, again.train.tokens) == (None, 0.5, 200)
+    assert (again.model.dtype, again.model.path) == ("float32", "model")
+    assert again.train.zero_stage == config.train.zero_stage, "it may differ, and is in no fingerprint"
+    assert again.evaluate.perplexity.texts == {} and list(config.evaluate.perplexity.texts) == ["other"]
+    assert recalled(config, {stage: config.read_by(stage) for stage in STAGES}) == config
+    with pytest.raises(ConfigError, match=r"train\.tokens"):
+        recalled(config, {"train": recorded["train"] | {"train.tokens": -1}})

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from pipeline.reporting.drawing import WIDE, canvas, log_scale
-from pipeline.reporting.labels import Label, sides
+from pipeline.reporting.labels import Label, sides, spread
 
 
 def axes_between(low, high, log):
@@ -42,3 +42,13 @@ def test_three_labels_do_not_cover_each_other_where_they_need_not():
     ]
     for (low, high), (other_low, other_high) in itertools.combinations(spans, 2):
         assert high <= other_low or other_high <= low, spans
+
+
+def test_labels_are_spread_in_their_order_and_moved_no_more_than_needed():
+    assert spread([50, 10, 90], 10, 0, 100) == [50, 10, 90]
+    assert spread([50, 50, 90], 10, 0, 100) == [45, 55, 90]
+    assert spread([52, 50, 51, 12], 10, 0, 100) == [61, 41, 51, 12]
+    assert spread([99, 100, 1], 10, 0, 100) == [90, 100, 1]
+    assert spread([0, 0, 0], 10, 0, 100) == [0, 10, 20]
+    assert spread([5, 5, 5], 10, 0, 10) == [0, 10, 20], "there is no room: they stand apart all the same"
+    assert spread([], 10, 0, 100) == []
