@@ -39,9 +39,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 FIRST = ("tests/stages", "tests/training")
 
 
+#: What a slow test may take that says nothing else: the first of those that share a measurement makes it.
+SLOW_SECONDS = 2400
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The sort keeps the order within each part.
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,8 +35,9 @@ def require_same(family: str) -> list[str]:
     found, ours = measured(model)
     assert found == pytest.approx(wanted, rel=1e-5), f"{family}: the loss is another"
     assert ours.keys() == gradients.keys()
-    # The bias of keys has no gradient but rounding: softmax does not feel it.
-    least = 1e-5 * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+    # Of a gradient that is a millionth of the whole a thousandth is fp32's rounding, compiled or not; and the bias of
+    # keys has none but rounding: softmax does not feel it.
+    least = 1e-4 * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
     for name, gradient in gradients.items():
         error = float((ours[name] - gradient).norm() / gradient.norm().clamp(min=least))
         assert error < 1e-3, f"{family}: the gradient of {name} is off by {error:.1e} of its norm"
