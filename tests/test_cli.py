@@ -22,7 +22,7 @@ SURFACE = {
     "chain": ["config", "overrides", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
     "evaluate": ["config", "overrides", "--redo", "--export"],
-    "plan": ["config", "overrides", "--until"],
+    "plan": ["config", "overrides", "--until", "--price"],
     "status": ["run"],
     "runs": ["folder"],
     "restore": ["run", "aside"],
