@@ -1,4 +1,4 @@
-"""What a config will cost, before anything is fetched or trained: blocks, parameters, steps, FLOPs, memory, hours.
+"""What a config will cost, before anything is fetched or trained: blocks, FLOPs, memory, hours, disk.
 
 Neither a GPU nor weights nor a network are needed: the model's config.json is enough. What else is on this machine is
 checked as at the start of a run. Which blocks go is unknown before scoring, so the counts are exact where all blocks
