@@ -24,7 +24,7 @@ from pipeline.data.texts import why_no_text
 from pipeline.data.tokens import Encoder
 from pipeline.inputs import text_source
 
-#: Characters of a shard that are read (seconds; a shard of SlimPajama has 45 million), and of these the ones that are tokenized.
+#: Characters of a shard that are read, in seconds (SlimPajama's have 45 million), and those that are tokenized.
 READ, SAMPLE = 100_000_000, 200_000
 #: Characters of the first document that are shown.
 SHOWN = 200
