@@ -176,12 +176,12 @@ def check_held_out(config: Config, encoder: Encoder) -> None:
     if config.data.held_out is None:
         return
     source = text_source(config, "data.held_out")
-    files = _local_files(source) or {}
+    files = local_shards(source) or {}
     sizes = {path: path.stat().st_size for path in files}
     if not files or sum(sizes.values()) > SMALL:
         return
     try:
-        kinds = {path: _kind(source, path, kind) for path, kind in files.items()}
+        kinds = {path: kind_of(source, path, kind) for path, kind in files.items()}
         shards = [
             source.shard(place=str(path.parent), path=path.name, kind="local", format=kind, bytes=sizes[path])
             for path, kind in kinds.items()
@@ -193,8 +193,9 @@ def check_held_out(config: Config, encoder: Encoder) -> None:
             raise
 
 
-def _local_files(source: TextSource) -> dict[Path, str] | None:
-    """The shards of a local source and the formats that their names say; None where there is no such place here."""
+def local_shards(source: TextSource) -> dict[Path, str] | None:
+    """The shards of a local source and the formats that their names say (``kind_of`` has the one that a tar has); None
+    where there is no such place here."""
     here = None if "://" in source.path else local_files(source.path, source.files)
     if here is None:
         return None
@@ -202,7 +203,7 @@ def _local_files(source: TextSource) -> dict[Path, str] | None:
     return {base / name: kind for name in names if (kind := format_for(source, name)) is not None}
 
 
-def _kind(source: TextSource, path: Path, kind: str) -> str:
+def kind_of(source: TextSource, path: Path, kind: str) -> str:
     """Format of a file whose name says ``kind``: a tar may hold ids."""
     return "tokenised" if source.format == "auto" and kind == "tar" and is_tokenised(path) else kind
 
@@ -213,7 +214,7 @@ def _has_no_rows(path: Path, kind: str) -> bool:
 
 
 def _check_source(source: TextSource, elsewhere: bool) -> str | None:
-    files = _local_files(source)
+    files = local_shards(source)
     if files is None:
         if not elsewhere and not may_be_remote(source.path):
             raise no_such_place(source)
@@ -225,7 +226,7 @@ def _check_source(source: TextSource, elsewhere: bool) -> str | None:
     to_the_end = len(files) <= TRIED
     for path, kind in islice(files.items(), TRIED):
         try:
-            texts = _first_texts(source, path, _kind(source, path, kind))
+            texts = _first_texts(source, path, kind_of(source, path, kind))
         except DamagedShard as error:
             if source.on_damage == "raise":
                 raise

@@ -116,18 +116,25 @@ _stage_command("report", "Draw the page and write the model card.")
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None, until: Until = None) -> None:
-    """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours. Needs no GPU and no weights."""
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    until: Until = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="DOLLARS", help="For an hour of one GPU: what the run costs.", min=0)
+    ] = None,
+) -> None:
+    """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours, disk. Needs no GPU and no weights."""
     asked = _read(config, overrides)
     if asked.chain.parts:
         from pipeline.commands.plan_chain import chain_text, plan_chain
 
-        print(chain_text(plan_chain(asked, _until(until))))
+        print(chain_text(plan_chain(asked, _until(until), price)))
         return
     from pipeline.commands.plan import plan as made_plan
     from pipeline.commands.plan_text import plan_text
 
-    print(plan_text(made_plan(asked, _until(until))))
+    print(plan_text(made_plan(asked, _until(until), price)))
 
 
 @app.command()

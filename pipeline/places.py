@@ -15,7 +15,7 @@ def check_places(config: Config) -> list[str]:
     """RegrowError unless the stages can write, and the ids stand apart from the text; a line for each place whose disk
     is not this machine's."""
     run, lines = config.run_folder, []
-    if _is_here(run):
+    if is_here(run):
         for stage in STAGES:
             require_writable(run / stage, "run.folder")
     else:
@@ -24,7 +24,7 @@ def check_places(config: Config) -> list[str]:
     asked = config.train.distill
     answers = asked.store if config.train.objective != "lm" and asked.samples is not None else None
     for key, folder in (("data.tokenised", config.data.tokenised), ("train.distill.store", answers)):
-        if folder is not None and _is_here(folder):
+        if folder is not None and is_here(folder):
             require_writable(folder, key)
         elif folder is not None:
             lines.append(f"{key} {folder}: not on this machine")
@@ -52,6 +52,6 @@ def require_apart(config: Config) -> None:
             )
 
 
-def _is_here(folder: Path) -> bool:
+def is_here(folder: Path) -> bool:
     """Whether the disk that is meant is this machine's, as far as its first folder tells."""
     return os.path.exists(Path(*folder.absolute().parts[:2]))

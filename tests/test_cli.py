@@ -22,7 +22,7 @@ SURFACE = {
     "chain": ["config", "overrides", "--redo"],
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
     "evaluate": ["config", "overrides", "--redo", "--export"],
-    "plan": ["config", "overrides", "--until"],
+    "plan": ["config", "overrides", "--until", "--price"],
     "status": ["run"],
     "runs": ["folder"],
     "restore": ["run", "aside"],
@@ -165,6 +165,14 @@ def test_plan_prints_blocks_parameters_steps_and_memory(call, demo, monkeypatch,
     assert status == 0, message
     for part in (*parts, "memory per GPU", "FLOPs", "days on"):
         assert part in out, f"{part!r} is not in the plan:\n{out}"
+
+
+def test_plan_takes_a_price(call, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, out, _ = call("plan", "configs/vicuna-7b/2.7b.yaml", "--price", "2.5")
+    assert status == 0 and "dollars" in out
+    status, _, message = call("plan", "configs/vicuna-7b/2.7b.yaml", "--price", "-1")
+    assert status == 2 and "--price" in message
 
 
 def test_status_of_a_finished_run(call, reference):

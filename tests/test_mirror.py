@@ -12,6 +12,7 @@ from tests import ROOT
 
 #: source file -> the test file that exercises it, and why there.
 ELSEWHERE = {
+    "commands/plan_lines.py": ("commands/test_plan.py", "a plan and its text are asked for together"),
     "commands/plan_text.py": ("commands/test_plan.py", "a plan and its text are asked for together"),
     "config/writing.py": ("config/test_tree.py", "what is written must read back as the tree"),
     "data/remote/row_groups.py": ("data/remote/test_fetching.py", "a row group is a way of fetching"),

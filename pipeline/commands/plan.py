@@ -1,4 +1,4 @@
-"""What a config will cost, before anything is fetched or trained: blocks, parameters, steps, FLOPs, memory, hours.
+"""What a config will cost, before anything is fetched or trained: blocks, FLOPs, memory, hours, disk.
 
 Neither a GPU nor weights nor a network are needed: the model's config.json is enough. What else is on this machine is
 checked as at the start of a run. Which blocks go is unknown before scoring, so the counts are exact where all blocks
@@ -16,18 +16,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.checks import check_here, check_lengths
+from pipeline.commands.plan_corpus import corpus_tokens, look_at_corpus
+from pipeline.commands.plan_disk import disk_needs, disks
+from pipeline.commands.plan_parts import parts_of_run
+from pipeline.commands.plan_scoring import scoring_memory
+from pipeline.commands.plan_time import BANDWIDTH, BLOCK_SECONDS, Chip, timed
 from pipeline.commands.plan_training import config_folder, healing_lines, planned_teacher, teacher_lines, training_flops
 from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
+from pipeline.data.tokens import Encoder
 from pipeline.errors import RegrowError
 from pipeline.files import of_bytes
-from pipeline.importance.block_major import ROOM
-from pipeline.importance.criteria import NEEDS
-from pipeline.importance.footprint import SweepShape
-from pipeline.importance.ppl import windows_of
 from pipeline.launch import Place, count_processes
 from pipeline.loading import dispatch_note
-from pipeline.model.costs import accumulation, memory_per_gpu, peak_flops
+from pipeline.model.costs import Trained, accumulation, memory_per_gpu, peak_flops
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.origins import lora_of
@@ -39,74 +41,110 @@ from pipeline.training.fitting import Fit, ToFit
 
 #: The GPU that hours are given for, as torch names it, and its memory in bytes.
 GPU, GPU_BYTES = "NVIDIA H100 80GB HBM3", 80e9
+#: Its FLOP/s in dense products of bf16.
+PEAK = peak_flops(GPU)
 
 #: A careful run, a good one, and the highest bf16 figure that public codebases report.
 MFUS = (0.30, 0.43, 0.50)
 
 
-def plan(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+def plan(config: Config, stages: Sequence[str] = STAGES, price: float | None = None) -> dict[str, Any]:
     """The plan as plain values (JSON-ready), with ``notes`` for the reader and what was ``not_checked``.
 
-    ``stages`` are those that the run will carry out. Raises RegrowError when the model's config.json cannot be found
-    here, when weights, tokenizer or text that are here are not as they must be, when the run's folder cannot be
-    written, and on all that a stage refuses before it starts.
+    ``stages`` are those that the run will carry out; ``price`` is in dollars for an hour of a GPU. Raises RegrowError
+    when the model's config.json cannot be found here, when weights, tokenizer or text that are here are not as they
+    must be, when the run's folder cannot be written, and on all that a stage refuses before it starts.
     """
     source = find_architecture(config)
     model = describe_folder(source.parent, config.model.trust_remote_code)
-    sizes, train, row = Sizes.of(model), config.train, config.data.row_length
+    sizes, train = Sizes.of(model), config.train
     removed = read_cut(config).planned(sizes)
-    gone, blocks = sum(removed), len(sizes.blocks) - len(removed)
     # A number is planned for wherever this is; auto is what a run takes here.
     processes = train.processes if isinstance(train.processes, int) else count_processes("auto")
-    notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
+    encoder, notes, not_checked = _asked_of_stages(config, stages, processes, model, source.parent)
     teacher = planned_teacher(config, source.parent)
     trained = as_trained(model, config.model.dtype, removed, lora_of(config))
     wanted = to_fit(config, trained, processes, teacher_bytes(config, teacher, processes))
     per_token = training_flops(config, model, trained, removed, teacher)
     fit = _planned_fit(config, wanted)
-    memory = _memory(wanted, fit)
-    peak, total = peak_flops(GPU) or 0.0, per_token * config.steps * config.tokens_per_step
+    memory, total = _memory(wanted, fit), per_token * config.steps * config.tokens_per_step
+    scoring = scoring_memory(config, model, sizes, len(removed), GPU_BYTES)
+    corpus = look_at_corpus(config, encoder)
+    states = scoring["states"] if scoring["loop"] == "block-major" else 0
+    found = disks(
+        disk_needs(config, model, trained, sum(removed), source.parent, states, corpus_tokens(corpus, config)),
+        config.run_folder,
+    )
+    parts, missing = parts_of_run(config, model, removed, teacher, total, processes)
+    notes += teacher_lines(config, teacher, processes)
+    both = 2 * sizes.whole - sum(removed)
+    notes += healing_lines(config, model.config.get_text_config().hidden_size, both, processes)
+    notes += _notes(config, model, sizes, memory[train.zero_stage]["total"])
+    notes += missing if "evaluate" in stages else []
     return {
         "run": config.run.name,
         "model": {"path": config.model.path, "architecture": str(source)},
+        **_shape(sizes, removed, trained, train.method),
+        "training": _training(config, fit, processes),
+        "flops": {"convention": "palm", "per_token": per_token, "total": total},
+        "scoring": scoring,
+        "memory": memory,
+        "gpu": {"name": GPU, "peak_flops": PEAK, "bandwidth": BANDWIDTH, "block_seconds": BLOCK_SECONDS},
+        "price": price,
+        "time": [_time(share, per_token, total, processes, price) for share in MFUS],
+        "whole": timed([one for one in parts if one.stage in stages], planned_chip(), processes, price),
+        "disks": found,
+        "corpus": corpus,
+        "notes": notes,
+        "not_checked": not_checked,
+    }
+
+
+def planned_chip() -> Chip:
+    """The GPU that hours are given for, in a good run."""
+    return Chip(MFUS[1] * PEAK, BANDWIDTH, BLOCK_SECONDS)
+
+
+def _shape(sizes: Sizes, removed: Sequence[int], trained: Trained, method: str) -> dict[str, Any]:
+    """``blocks`` and ``parameters`` of the dense model and of the pruned one."""
+    whole = {"dense": sizes.whole, "pruned": sizes.whole - sum(removed), "trained": trained.parameters}
+    return {
         "blocks": {
             "dense": len(sizes.blocks),
             "removed": len(removed),
-            "pruned": blocks,
+            "pruned": len(sizes.blocks) - len(removed),
             "uniform": len(set(sizes.blocks)) == 1,
         },
-        "parameters": {"dense": sizes.whole, "pruned": sizes.whole - gone, "trained": trained.parameters}
-        | ({"adapters": trained.parameters} if train.method == "lora" else {}),
-        "training": {
-            "tokens": train.tokens,
-            "row_length": row,
-            "global_batch": train.global_batch,
-            "micro_batch": fit.micro_batch,
-            "gradient_checkpointing": fit.gradient_checkpointing,
-            "accumulation": accumulation(train.global_batch, fit.micro_batch, processes),
-            "processes": processes,
-            "tokens_per_step": config.tokens_per_step,
-            "steps": config.steps,
-            "zero_stage": train.zero_stage,
-        },
-        "flops": {"convention": "palm", "per_token": per_token, "total": total},
-        "scoring": _scoring(config, model, sizes, len(removed)),
-        "memory": memory,
-        "gpu": {"name": GPU, "peak_flops": peak},
-        "time": [
-            {
-                "mfu": share,
-                "tokens_per_second_per_gpu": share * peak / per_token,
-                "gpu_hours": total / (share * peak) / 3600,
-                "days": total / (share * peak) / 86400 / processes,
-            }
-            for share in MFUS
-        ],
-        "notes": notes
-        + teacher_lines(config, teacher, processes)
-        + healing_lines(config, model.config.get_text_config().hidden_size, 2 * sizes.whole - gone, processes)
-        + _notes(config, model, sizes, memory[train.zero_stage]["total"]),
-        "not_checked": not_checked,
+        "parameters": whole | ({"adapters": trained.parameters} if method == "lora" else {}),
+    }
+
+
+def _training(config: Config, fit: Fit, processes: int) -> dict[str, Any]:
+    """The steps of training and how they are divided."""
+    train = config.train
+    return {
+        "tokens": train.tokens,
+        "row_length": config.data.row_length,
+        "global_batch": train.global_batch,
+        "micro_batch": fit.micro_batch,
+        "gradient_checkpointing": fit.gradient_checkpointing,
+        "accumulation": accumulation(train.global_batch, fit.micro_batch, processes),
+        "processes": processes,
+        "tokens_per_step": config.tokens_per_step,
+        "steps": config.steps,
+        "zero_stage": train.zero_stage,
+    }
+
+
+def _time(share: float, per_token: float, total: float, processes: int, price: float | None) -> dict[str, Any]:
+    """Training at a share of the peak; ``dollars`` at ``price`` an hour of a GPU, None without one."""
+    seconds = total / (share * PEAK)
+    return {
+        "mfu": share,
+        "tokens_per_second_per_gpu": share * PEAK / per_token,
+        "gpu_hours": seconds / 3600,
+        "days": seconds / 86400 / processes,
+        "dollars": None if price is None else seconds / 3600 * price,
     }
 
 
@@ -126,8 +164,9 @@ def _planned_fit(config: Config, wanted: ToFit) -> Fit:
 
 def _asked_of_stages(
     config: Config, stages: Sequence[str], processes: int, model: PreTrainedModel, folder: Path
-) -> tuple[list[str], list[str]]:
-    """What the checks of the run's start say of it: notes, and what is not on this machine."""
+) -> tuple[Encoder | None, list[str], list[str]]:
+    """What the checks of the run's start say of it: the encoder of its documents, None where the tokenizer is not on
+    this machine, notes, and what else is not."""
     encoder, not_checked = check_here(config, model, folder)
     place = Place(world=processes, local_world=processes, launcher="other")
     ahead = Ahead(config, place, frozenset(stages), encoder, model, elsewhere=True)
@@ -135,7 +174,7 @@ def _asked_of_stages(
     lines["run.from"] = list(would_take(stages, config))
     # Stage data says which sources it cannot look at yet.
     not_checked += lines.pop("data", [])
-    return [line for stage in lines.values() for line in stage], not_checked
+    return encoder, [line for stage in lines.values() for line in stage], not_checked
 
 
 def _memory(wanted: ToFit, fit: Fit) -> list[dict[str, int]]:
@@ -183,48 +222,6 @@ def _notes(config: Config, model: nn.Module, sizes: Sizes, needed: int) -> list[
             "micro-batch takes less"
         )
     return notes
-
-
-def _scoring(config: Config, model: nn.Module, sizes: Sizes, planned: int) -> dict[str, Any]:
-    """What the sweep takes, in bytes, in both orders of its loops, and the order that ``auto`` takes on the GPU.
-
-    ``planned``: blocks that will go, as far as is known.
-    """
-    score, hf_config = config.score, model.config.get_text_config()
-    needs = {NEEDS[name] for name in score.criteria}
-    size, total, inside = getattr(torch, score.dtype).itemsize, len(sizes.blocks), sum(sizes.blocks)
-    shape = SweepShape(
-        blocks=total,
-        sequences=score.sequences,
-        length=score.length,
-        width=hf_config.hidden_size,
-        value_bytes=size,
-        micro_batch=score.micro_batch,
-        losses="variants" in needs,
-        windows=len(windows_of(total, score.ppl_n)),
-        distances="states" in needs,
-    )
-    device = shape.device(
-        block_bytes=max(sizes.blocks) * size,
-        outside_bytes=(sizes.whole - inside) * size,
-        vocabulary=hf_config.vocab_size,
-        intermediate=getattr(hf_config, "intermediate_size", None),
-    )
-    weights = sizes.whole * size
-    extra = 0
-    if "gradients" in needs:
-        extra = inside * (4 + size)  # gradients of a micro-batch, and their sum in fp32
-    if "maps" in needs:
-        windows = sum(total - count for count in {1, *(score.linear_n or (planned,))} if count)
-        extra = max(extra, 2 * 8 * windows * hf_config.hidden_size**2)  # two fp64 matrices for each window
-    large = weights > ROOM * GPU_BYTES
-    return {
-        "loop": score.loop if score.loop != "auto" else "block-major" if large else "batch-major",
-        "weights": weights,
-        "batch_major": weights + max(extra, device["chunk"] + device["logits"]),
-        "block_major": sum(device.values()),
-        "states": shape.states(),
-    }
 
 
 def find_architecture(config: Config) -> Path:

@@ -9,27 +9,26 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from pipeline.chain import chain_links
-from pipeline.commands.plan import GPU, MFUS, find_architecture, plan
+from pipeline.commands.plan import MFUS, PEAK, find_architecture, plan
 from pipeline.commands.plan_text import plan_text
 from pipeline.commands.plan_training import planned_teacher, training_flops
 from pipeline.config import STAGES, Config
 from pipeline.cuts import read_cut
 from pipeline.launch import Place
-from pipeline.model.costs import peak_flops
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.origins import lora_of
 from pipeline.stages.chain import look_ahead, shapes
 
 
-def plan_chain(config: Config, stages: Sequence[str] = STAGES) -> dict[str, Any]:
+def plan_chain(config: Config, stages: Sequence[str] = STAGES, price: float | None = None) -> dict[str, Any]:
     """The plan as plain values (JSON-ready): ``first``, the plan of the first link, ``links``, and ``notes`` on those
     behind the first.
 
-    ``stages`` are those that are checked. Raises ConfigError where the config states no chain, and RegrowError as
-    ``plan`` does.
+    ``stages`` are those that are checked, ``price`` is as in ``plan``. Raises ConfigError where the config states no
+    chain, and RegrowError as ``plan`` does.
     """
     links = chain_links(config)
-    first = plan(links[0], stages)
+    first = plan(links[0], stages, price)
     folder, leave = find_architecture(links[0]).parent, config.model.trust_remote_code
     # The teacher of all links, where it is the dense model, is the first one's.
     teacher = planned_teacher(links[0], folder)
@@ -60,7 +59,7 @@ def _link(config: Config, model: PreTrainedModel, teacher: Path | None) -> dict[
         "tokens": config.train.tokens,
         "steps": config.steps,
         "flops": total,
-        "gpu_hours": total / (MFUS[1] * (peak_flops(GPU) or 0.0)) / 3600,
+        "gpu_hours": total / (MFUS[1] * PEAK) / 3600,
     }
 
 
@@ -84,5 +83,7 @@ def chain_text(plan: dict[str, Any]) -> str:
         sum(link[name] for link in links) for name in ("tokens", "steps", "flops", "gpu_hours")
     )
     lines.append(f"{'in all':<20}{'':>10}{'':>16}{tokens:>18,}{steps:>10,}{flops:>11.3g}{spent:>20,.2f}")
+    if plan["first"]["price"] is not None:
+        lines.append(f"training of all links: {spent * plan['first']['price']:,.2f} dollars")
     lines += ["", *(f"note: {note}" for note in plan["notes"])] if plan["notes"] else []
     return "\n".join([*lines, "", plan_text(plan["first"])])

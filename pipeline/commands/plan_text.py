@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pipeline.commands.plan_lines import corpus_lines, disk_lines, whole_lines
 from pipeline.files import of_bytes
 
 
@@ -36,15 +37,31 @@ def plan_text(plan: dict[str, Any]) -> str:
     for row in plan["memory"]:
         mark = "*" if row["zero_stage"] == training["zero_stage"] else " "
         lines.append(f"{mark} {row['zero_stage']:>4}" + "".join(f"{row[name] / 1e9:14.1f}" for name in items))
-    lines += ["", f"time on {plan['gpu']['name']} ({plan['gpu']['peak_flops'] / 1e12:.1f} TFLOP/s, dense bf16)"]
-    lines.append(f"{'MFU':>6}{'tokens/s/GPU':>16}{'GPU-hours':>14}{'days on ' + str(training['processes']):>14}")
-    for row in plan["time"]:
-        speed, hours, days = row["tokens_per_second_per_gpu"], row["gpu_hours"], row["days"]
-        lines.append(f"{row['mfu']:>6.0%}{speed:>16,.0f}{hours:>14,.{0 if hours >= 10 else 2}f}{days:>14,.2f}")
+    lines += _time_lines(plan)
+    lines += whole_lines(plan)
+    lines += disk_lines(plan["disks"])
+    lines += corpus_lines(plan["corpus"], training["steps"] * training["tokens_per_step"])
     if plan["notes"] or plan["not_checked"]:
         lines += ["", *(f"note: {note}" for note in plan["notes"])]
         lines += [f"not checked: {line}" for line in plan["not_checked"]]
     return "\n".join(lines) + "\n"
+
+
+def _time_lines(plan: dict[str, Any]) -> list[str]:
+    """Training at each share of the peak, with dollars where an hour has a price."""
+    gpu, training, priced = plan["gpu"], plan["training"], plan["price"] is not None
+    lines = ["", f"time of training on {gpu['name']} ({gpu['peak_flops'] / 1e12:.1f} TFLOP/s, dense bf16)"]
+    days = f"days on {training['processes']}"
+    lines.append(f"{'MFU':>6}{'tokens/s/GPU':>16}{'GPU-hours':>14}{days:>14}{'dollars':>14}"[: 64 if priced else 50])
+    for row in plan["time"]:
+        speed, hours = row["tokens_per_second_per_gpu"], row["gpu_hours"]
+        dollars = f"{row['dollars']:>14,.2f}" if priced else ""
+        lines.append(f"{row['mfu']:>6.0%}{speed:>16,.0f}{_hours(hours):>14}{row['days']:>14,.2f}{dollars}")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.{0 if hours >= 10 else 2}f}"
 
 
 def _formula(lora: bool) -> str:

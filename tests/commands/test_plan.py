@@ -67,6 +67,31 @@ def test_plan_is_json_and_its_text_carries_the_numbers() -> None:
         assert part in text, f"{part!r} is missing in:\n{text}"
 
 
+def test_a_price_is_of_training_and_of_the_whole_run() -> None:
+    free, priced = preset("2.7b"), plan(load_config(PRESETS / "2.7b.yaml"), price=2.5)
+    assert free["price"] is None and "dollars" not in plan_text(free)
+    for row in priced["time"]:
+        assert row["dollars"] == pytest.approx(2.5 * row["gpu_hours"])
+    trained = next(row for row in priced["whole"] if row["what"] == "143,052 steps of 1,048,576 tokens")
+    assert trained["dollars"] == pytest.approx(priced["time"][1]["dollars"])
+    text = plan_text(priced)
+    in_all = next(line.split() for line in text.splitlines() if line.startswith("  in all"))
+    assert float(in_all[-1].replace(",", "")) == pytest.approx(sum(row["dollars"] for row in priced["whole"]), abs=0.01)
+    for part in ("dollars", f"{priced['time'][1]['dollars']:,.2f}", "perplexity of 3 models: held_out 256 x 2,048"):
+        assert part in text, f"{part!r} is missing in:\n{text}"
+
+
+def test_the_whole_run_has_the_stages_that_are_asked_for() -> None:
+    config = load_config(PRESETS / "2.7b.yaml", ["train.export_every=50000"])
+    made = plan(config, price=2.0)
+    assert list(dict.fromkeys(row["stage"] for row in made["whole"])) == ["score", "prune", "train", "evaluate"]
+    *_, in_all, beside = [line for line in plan_text(made).splitlines() if line.startswith(("  in all", "  beside it"))]
+    assert "--export all: 3 exports" in beside and beside.split()[2] != in_all.split()[2]
+    cut = plan(config, ["data", "score", "prune"])
+    assert {row["stage"] for row in cut["whole"]} == {"score", "prune"}
+    assert plan(config, ["data"])["whole"] == [] and "the whole run" not in plan_text(plan(config, ["data"]))
+
+
 def test_memory_covers_every_stage_and_shrinks_with_it() -> None:
     totals = [row["total"] for row in preset("5.5b")["memory"]]
     assert len(totals) == 4
