@@ -138,11 +138,21 @@ def plan(
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
-    """What is done, where training stands, how fast it goes and how long it will take."""
-    from pipeline.commands.status import status_text
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the config that it is begun by.")],
+    overrides: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, until the run ends, or until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between two looks of --watch.", min=0.1)] = 5,
+) -> None:
+    """What is done and found, where training stands, how fast it goes, and who works in the run."""
+    from pipeline.commands.status import look_at
 
-    print(status_text(run))
+    if not watch:
+        print(look_at(run, overrides or []).text)
+        return
+    from pipeline.commands.watch import watch as go_on
+
+    go_on(lambda: look_at(run, overrides or []), every)
 
 
 @app.command()

@@ -217,9 +217,22 @@ class Run:
         return RegrowError(f"run {self.name} is in use by {holder}; a run has one command at a time")
 
 
-#: Progress, checkpoints, logs, and how a start of training ended: they serve a resume and are no part of a stage's
-#: result.
-_PASSING = {"stage.json", "progress", "checkpoints", "stacks", "DONE", "REQUEUE", "STOP"}
+#: In a stage's folder: its starts, and how they failed.
+HISTORY = "history.jsonl"
+#: Progress, checkpoints, logs, what boards keep, and how a start of training ended: they serve a resume or a look, and
+#: are no part of a stage's result.
+_PASSING = {
+    "stage.json",
+    HISTORY,
+    "progress",
+    "checkpoints",
+    "stacks",
+    "tensorboard",
+    "wandb",
+    "DONE",
+    "REQUEUE",
+    "STOP",
+}
 #: Of a stage's folder what speaks of another stage's results, and grows without the stage: what was judged of the
 #: exports of training. It is no part of the stage's result, and stays where the stage alone is done again.
 _OF_ANOTHER = {"evaluate": ("train", ("curve", "curve.jsonl", "curve.discarded.jsonl"))}

@@ -26,6 +26,8 @@ NOTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPABLE = ("train",)
 #: In a stage's folder: a file by which it is asked to stop where no signal comes through.
 STOP = "STOP"
+#: Files there that say how its last start ended: it stopped and wants to be started again; it is done.
+REQUEUE, DONE = "REQUEUE", "DONE"
 #: Exit status of a command or a rank that stopped so: sysexits' EX_TEMPFAIL, "try again later".
 STOPPED = 75
 #: A signal so many seconds behind the first, or later, is a second one. One request comes several times: from whoever

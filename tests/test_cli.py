@@ -23,7 +23,7 @@ SURFACE = {
     **{stage: ["config", "overrides", "--redo"] for stage in STAGES},
     "evaluate": ["config", "overrides", "--redo", "--export"],
     "plan": ["config", "overrides", "--until", "--price"],
-    "status": ["run"],
+    "status": ["run", "overrides", "--watch", "--every"],
     "runs": ["folder"],
     "restore": ["run", "aside"],
     "compare": ["runs", "--out"],
@@ -196,7 +196,7 @@ def test_status_of_a_run_in_training(call, reference, tmp_path):
     assert status == 0
     lines = {line.split()[0]: line for line in out.splitlines()[2:]}
     assert "begun     step 22 of 24, loss" in lines["train"], f"a half-written line was not left out:\n{out}"
-    assert "newest checkpoint step-00000024" in lines["train"]
+    assert "newest checkpoint step-00000024" in out
     assert "not begun" in lines["evaluate"]
 
 

@@ -51,7 +51,7 @@ def required(*extras: str) -> list[Requirement]:
 
 def test_every_requirement_is_pinned() -> None:
     pinned = pins()
-    for requirement in required("cuda", "eval", "dev"):
+    for requirement in required("cuda", "eval", "tensorboard", "wandb", "dev"):
         version = pinned.get(canonicalize_name(requirement.name))
         assert version, f"setup.cfg asks for {requirement}, constraints.txt has no line for it"
         assert requirement.specifier.contains(version), f"{requirement.name}=={version} is not {requirement}"

@@ -83,6 +83,19 @@ class TrainSection(Section):
     log_samples: bool = key(
         False, "Write the sha256 of every row that a step trained on to train/samples.jsonl.", free=True
     )
+    tensorboard: bool = key(
+        False,
+        "Write what metrics.jsonl, held_out.jsonl and tasks.jsonl hold to train/tensorboard/ too; needs the package "
+        "tensorboard.",
+        free=True,
+    )
+    wandb: str | None = key(
+        None,
+        "A project of Weights & Biases that is sent the same; needs the package wandb, which is told the rest by its "
+        "own variables (WANDB_API_KEY, WANDB_MODE=offline); null: nothing is sent.",
+        free=True,
+        min_length=1,
+    )
     bad_steps: Whole = key(
         0,
         "Steps whose loss or gradient norm is not finite, or whose loss is a spike, are skipped, until so many in a "

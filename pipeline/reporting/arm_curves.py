@@ -13,8 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting import notation
 from pipeline.reporting.arms import FIXED, HELD_OUT, Arm, of_text
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, fit_heights, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, title
 from pipeline.reporting.labels import SHARE, height_of, spread
+from pipeline.reporting.numbers import finite
 from pipeline.reporting.series import labels_of
 
 #: Colours of arms in their order; behind the last of them they begin again, with another dash.

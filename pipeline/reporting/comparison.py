@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.reporting import notation
 from pipeline.reporting.curves import way_words
-from pipeline.reporting.drawing import finite
 from pipeline.reporting.intervals import Interval, mean_interval, paired_ratio
+from pipeline.reporting.numbers import finite
 
 SELECTIONS = ("one-shot", "greedy", "contiguous", "given", "control")
 TEXTS = {"held_out": "held-out", "calibration": "calibration"}

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from pipeline.reporting import notation
 from pipeline.reporting.comparison import TEXTS, counts_of, measured_texts, points_of, ways_of
 from pipeline.reporting.curves import perplexity_lines
-from pipeline.reporting.drawing import finite, for_page, save_png, to_svg
+from pipeline.reporting.drawing import for_page, save_png, to_svg
 from pipeline.reporting.heat_maps import best_start, draw_heat_map, draw_linear_windows, draw_ppl_windows
 from pipeline.reporting.layer_bars import block_importance, small_bars
+from pipeline.reporting.numbers import finite
 
 _MOST_PAIRS = 3  # unsettled pairs that are named; the rest is counted
 # Heat maps that stand open on the page, where they were scored; the others are folded.

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, log_scale, reference_line, title
+from pipeline.reporting.drawing import COLOURS, NARROW, canvas, log_scale, reference_line, title
+from pipeline.reporting.numbers import finite
 
 
 def perplexity_lines(ways: Sequence[Mapping[str, Any]], *, text: str, dense: float | None = None) -> list[Figure]:

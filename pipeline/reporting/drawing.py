@@ -6,11 +6,10 @@ where every colour becomes a CSS variable so that one drawing serves light and d
 """
 
 import io
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -43,11 +42,6 @@ COLOURS = {
     "family-weights": "#b23a55",
 }
 WIDE, NARROW = 8.4, 4.3  # inches; the page shows the narrow drawing on a phone
-
-
-def finite(value: object) -> TypeGuard[float]:
-    """Whether this is a number that can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def title(axes: Axes, text: str) -> None:

@@ -18,8 +18,9 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
-from pipeline.reporting.drawing import COLOURS, NARROW, canvas, finite, legend, log_scale
+from pipeline.reporting.drawing import COLOURS, NARROW, canvas, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
+from pipeline.reporting.numbers import finite
 
 COLOUR_MAP = "cividis"  # perceptually uniform, the same to the colour-blind, and in tune with the bars
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from pipeline.reporting.drawing import finite
+from pipeline.reporting.numbers import finite
 
 #: Below so many rows nothing is said of their spread.
 FEWEST = 3

@@ -14,9 +14,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, legend, log_scale
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, legend, log_scale
 from pipeline.reporting.drawing import title as panel_title
 from pipeline.reporting.intervals import paired_ratio
+from pipeline.reporting.numbers import finite
 
 _HATCH = {"kept": None, "removed": "/////", "protected": "---"}  # dots would cost 250 kB of SVG each
 _LOG_SPREAD = 20  # largest over smallest score above which bars go on a log scale

@@ -10,8 +10,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, fit_heights, reference_line, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reference_line, title
 from pipeline.reporting.labels import Label, sides
+from pipeline.reporting.numbers import finite
 from pipeline.reporting.series import Series, perplexity_series, task_series
 
 _MOST_POINTS = 800  # longer loss curves are averaged in groups, to keep the page small

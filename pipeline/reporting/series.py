@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.reporting.drawing import finite
+from pipeline.reporting.numbers import finite
 
 Line = Mapping[str, Any]
 #: The held-out rows as the training loop judges them, by their name in curve.jsonl.

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, finite, for_page, log_scale, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, for_page, log_scale, title
+from pipeline.reporting.numbers import finite
 
 _MOST_POINTS = 300  # longer curves are averaged in groups, to keep the page small
 _LOG_SPREAD = 30  # largest over smallest value above which an axis is logarithmic

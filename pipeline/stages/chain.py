@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.agent import Agent
 from pipeline.chain import chain_links, stages_of
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.display import display
 from pipeline.errors import RegrowError
 from pipeline.files import write_atomic
 from pipeline.interrupt import interruptible, raise_if_interrupted
@@ -176,5 +177,5 @@ def _named(number: int, links: Sequence[Config]) -> Iterator[None]:
 
 def _say(chain: Run, line: str) -> None:
     raise_if_interrupted()
-    print(f"[chain] {line}", flush=True)
+    display.say("chain", line)
     chain.log(f"chain: {line}")

@@ -7,11 +7,12 @@ config.yaml and the records of its stages are left alone: they are those of the 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
+from pipeline.display import display
 from pipeline.errors import RegrowError
 from pipeline.files import read_json
 from pipeline.interrupt import interruptible
@@ -106,7 +107,7 @@ def _take_part(asked: str, config: Config, run: Run, world: World) -> None:
         if world.rank == 0:
             say_line(run, "evaluate", line)
 
-    with told("evaluate", run, world.rank), telling(say) as say:
+    with closing(display), told("evaluate", run, world.rank), telling(say) as say:
         exports = world.on_first(lambda: exports_named(asked, run))
         exam = Exam(config, run, exports[0], world, say)
         for export in exports:

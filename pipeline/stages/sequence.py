@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from pipeline.agent import UNNOTED, Agent
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.display import display
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.interrupt import interruptible, raise_if_interrupted
@@ -26,6 +27,7 @@ from pipeline.run import Run
 from pipeline.stages.command import note_command, noted_command
 from pipeline.stages.growing import lineage
 from pipeline.stages.hardware import hardware
+from pipeline.stages.history import note_failure, note_silence, note_start
 from pipeline.stages.stage import load_stage
 from pipeline.stages.standing import begin_again, differences, fingerprint_of, is_due, require_done, stale
 from pipeline.stages.stops import requests_noted, stop_before_next
@@ -105,6 +107,7 @@ def _alone(stage: str, config: Config, run: Run, config_path: str, agent: Agent)
         print(f"regrow: stopped by {agent.asked} before it had begun; the same command goes on", flush=True)
         raise SystemExit(STOPPED)
     if status not in (0, UNNOTED) or not done:
+        note_silence(stage, run)
         raise RegrowError(
             f"stage {stage} did not finish (its message stands above, and in {run.folder / 'log.txt'}); "
             "the same command goes on from where it was"
@@ -155,6 +158,7 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
     run.keep_hashes()
     write_json(started, fingerprint)
     note_command(stage, run)
+    note_start(stage, run)
     write_atomic(run.folder / "config.yaml", dump_config(config))
     return fingerprint
 
@@ -167,7 +171,8 @@ def _take_part(stage: str, config: Config, run: Run, world: World, fingerprint: 
         if world.rank == 0:
             say_line(run, stage, line)
 
-    with requests_noted(stage, config, run, world), told(stage, run, world.rank), telling(say) as say:
+    # Closed last: what an error says is to stand below the bar.
+    with closing(display), requests_noted(stage, config, run, world), told(stage, run, world.rank), telling(say) as say:
         say(f"started: {world.size} process{'es' * (world.size > 1)}, {world.threads} threads each, {world.device}")
         result = load_stage(stage).work(config, run, world, say)
         if world.rank == 0:
@@ -218,6 +223,7 @@ def told(stage: str, run: Run, rank: int = 0) -> Iterator[None]:
         # The log itself may be what cannot be written.
         with suppress(OSError):
             run.log(f"{stage}: rank {rank}: {told or repr(error)}{whole}")
+            note_failure(stage, run, rank, str(told or repr(error)))
         if told is None or told is error:
             raise
         raise told from error
@@ -288,5 +294,5 @@ def _held(
 def say_line(run: Run, stage: str, line: str) -> None:
     """Print a line of a stage, and write it to the log."""
     raise_if_interrupted()
-    print(f"[{stage}] {line}", flush=True)
+    display.say(stage, line)
     run.log(f"{stage}: {line}")

@@ -24,9 +24,11 @@ from pipeline.model.costs import accumulation
 from pipeline.model.lora import find_targets
 from pipeline.origins import check_origin, checked_origin, origin_hashes
 from pipeline.run import Run
+from pipeline.stages.boards import look_at_boards, shown_on_boards
 from pipeline.stages.dealing import known_lanes, lanes_ahead, training_processes
 from pipeline.stages.during import require_during
 from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read_healing
+from pipeline.stages.history import note_failure
 from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
 from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
@@ -60,7 +62,8 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
     origin = world.on_first(lambda: checked_origin(config, run, text.encoder))
     world.on_first(lambda: require_known_tokens(config, text.encoder))
     wanted = world.device.type == "cpu" if recipe.deterministic == "auto" else recipe.deterministic
-    with deterministic(wanted), Watchdog(folder, world.rank, recipe.hang_seconds) as watchdog:
+    hung = partial(note_failure, "train", run, world.rank)
+    with deterministic(wanted), Watchdog(folder, world.rank, recipe.hang_seconds, note=hung) as watchdog:
         origin = begin_with(config, run, origin, world, say, stop.look)
         answers = open_answers(config, run, text, origin, world, say, stop.look)
         fit = find_fit(config, run, origin, world, say, answers)
@@ -80,7 +83,8 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
                 say(change)
         elif text.begin.row:
             say(f"beginning at row {text.begin.row}, behind the last one of {config.data.after}")
-        _go_on(config, session, stop, watchdog)
+        with shown_on_boards(config, run, session, say):
+            _go_on(config, session, stop, watchdog)
         # What the export may meet is not to cost the last checkpoint.
         session.await_checkpoint()
         exported = session.export()
@@ -192,7 +196,15 @@ def check(ahead: Ahead) -> list[str]:
     check_heal(config, ahead.model)
     lines = [*check_origin(config, ahead.encoder, ahead.elsewhere), *check_before(config, ahead.elsewhere)]
     dealt = lanes_ahead(config, processes) if ahead.elsewhere else []
-    return [*dealt, *asked, *lines, *check_teacher(config, ahead.encoder, ahead.elsewhere), *one_large_step(config)]
+    boards = [] if ahead.elsewhere else look_at_boards(config)
+    return [
+        *dealt,
+        *boards,
+        *asked,
+        *lines,
+        *check_teacher(config, ahead.encoder, ahead.elsewhere),
+        *one_large_step(config),
+    ]
 
 
 def inputs(config: Config, run: Run) -> dict[str, str]:

@@ -6,6 +6,7 @@ nothing that was measured is lost.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Steps at the end of metrics.jsonl that say how fast a run is: one alone may hold a checkpoint, or a slow fetch.
 WINDOW = 20
+#: At least so many bytes are read for each line that is wanted from a file's end; most are shorter.
+BYTES = 2000
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -42,6 +45,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 break
             raise RegrowError(f"{path}:{number}: damaged line; move the file aside to go on without it") from None
     return records
+
+
+def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """As ``read_lines``, the last ``count`` at most, without reading a file of hundreds of thousands of steps."""
+    whole: list[bytes] = []
+    if path.exists() and (size := path.stat().st_size) > BYTES * count:
+        with path.open("rb") as file:
+            file.seek(size - BYTES * count)
+            # The first one is cut, the last one may be torn.
+            whole = file.read().split(b"\n")[1:-1]
+    if len(whole) >= count:
+        with contextlib.suppress(ValueError):
+            return [json.loads(line) for line in whole[-count:]]
+    return read_lines(path)[-count:]
 
 
 class LineFile:

@@ -35,6 +35,8 @@ from pipeline.training.watchdog import Watchdog
 
 #: Files with a line for a step. Behind a checkpoint they are cut when a run goes on from it.
 LINES = ("metrics.jsonl", "held_out.jsonl", "tasks.jsonl", "samples.jsonl", "bad_steps.jsonl")
+#: Fields of held_out.jsonl, behind held_out_, and what a judge of held-out rows calls them.
+HELD_OUT = {"loss": "loss", "perplexity": "value", "stderr": "stderr"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Session:
         self._recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._left_out: set[str] = set()
         self._lines = {name: LineFile(folder / name) for name in LINES}
+        #: Told each line that is written, with its file's name; on the first process.
+        self.show: Callable[[str, dict[str, Any]], None] = lambda name, line: None
 
     def resume(self, found: tuple[Path, dict[str, Any]] | None, seed: int) -> None:
         """Go to where ``found`` (of ``newest_checkpoint``) stands, or to the start; later lines are cut off. ``seed``
@@ -155,7 +159,7 @@ class Session:
             if self.world.rank == 0:
                 used = self.mfu(step.tokens_per_second)
                 self._recent.append(step_record(step, used, take_peak_memory(self.world.device)))
-                self._lines["metrics.jsonl"].append(self._recent[-1])
+                self._log("metrics.jsonl", self._recent[-1])
                 self.say(step_line(step, count, self._recent))
                 for line in () if self.engine.compiled is None else self.engine.compiled.news():
                     self.say(line)
@@ -169,15 +173,8 @@ class Session:
         with self.engine.precision():
             result = self.judges.held_out(self.engine, between)
         if self.world.rank == 0:
-            line = {
-                "step": self.position.step,
-                "tokens": self.position.tokens,
-                "held_out_loss": result["loss"],
-                "held_out_perplexity": result["value"],
-                "held_out_stderr": result["stderr"],
-                "rows": result["rows"],
-            }
-            self._lines["held_out.jsonl"].append(line)
+            judged = {f"held_out_{name}": result[of] for name, of in HELD_OUT.items()}
+            self._log_here("held_out.jsonl", {**judged, "rows": result["rows"]})
             self.say(f"step {self.position.step}: held-out perplexity {result['value']:.2f}")
 
     def ask_tasks(self, between: Callable[[], None] = lambda: None) -> None:
@@ -187,8 +184,7 @@ class Session:
         with self.engine.precision():
             found = self.judges.tasks(self.engine, self.position.step, between)
         if self.world.rank == 0:
-            line = {"step": self.position.step, "tokens": self.position.tokens, "tasks": found}
-            self._lines["tasks.jsonl"].append(line)
+            self._log_here("tasks.jsonl", {"tasks": found})
             figures = ", ".join(f"{task} {entry['value']:.3f}" for task, entry in found.items())
             self.say(f"step {self.position.step}: {figures}")
 
@@ -273,9 +269,14 @@ class Session:
         together = (entry for share in self.world.gather(entries) for entry in share)
         return [said for _, said in sorted(together, key=lambda entry: entry[0])]
 
+    def _log_here(self, name: str, line: dict[str, Any]) -> None:
+        """A line on the weights as they are."""
+        self._log(name, {"step": self.position.step, "tokens": self.position.tokens, **line})
+
     def _log(self, name: str, line: dict[str, Any]) -> None:
         if self.world.rank == 0:
             self._lines[name].append(line)
+            self.show(name, line)
 
     def _recalled(self, bad_steps: BadSteps) -> BadSteps:
         """The same as behind the steps of metrics.jsonl, on every process."""

@@ -15,12 +15,9 @@ import torch
 
 from pipeline.files import write_json
 from pipeline.life import Teller
-from pipeline.stopping import STOP, STOPPED, why_asked
+from pipeline.stopping import DONE, REQUEUE, STOP, STOPPED, why_asked
 from pipeline.training.checkpoint import complete_checkpoints, step_of
 from pipeline.world import World
-
-#: Files of stage train: it stopped and wants to be started again; it is done.
-REQUEUE, DONE = "REQUEUE", "DONE"
 
 
 class Stopped(Exception):

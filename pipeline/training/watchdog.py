@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
@@ -31,12 +32,21 @@ LOOK = 5.0
 
 
 class Watchdog:
-    """Watches this process, number ``rank``, within its context; stacks go to ``folder``/stacks/rank-RANK.txt.
+    """Watches this process, number ``rank``, within its context; stacks go to ``folder``/stacks/rank-RANK.txt, and
+    ``note`` is told why it ends the process.
 
     It waits without a limit until ``beat`` is called first.
     """
 
-    def __init__(self, folder: Path, rank: int, seconds: float, long: float = LONG):
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        seconds: float,
+        long: float = LONG,
+        note: Callable[[str], None] = lambda message: None,
+    ):
+        self._note = note
         self._path, self._rank = folder / "stacks" / f"rank-{rank}.txt", rank
         self._seconds, self._long = seconds, long
         self._stepped = False
@@ -99,6 +109,8 @@ class Watchdog:
             f"of its threads are in {self._path}. The same command goes on from the last checkpoint"
         )
         print(f"regrow (rank {self._rank}): {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            self._note(message)
         report_to_launcher(message)
         _leave_flight_record(self._path.with_suffix(".nccl"))
         os._exit(TOLD if AGENT in os.environ else 1)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 
 import pytest
 
-from pipeline.commands.status import status_text
-from pipeline.config import dump_config, load_config
+from pipeline.commands.status import look_at
 from pipeline.errors import RegrowError
-from pipeline.files import write_atomic, write_json
+from pipeline.files import read_json, write_json
+from pipeline.reporting.intervals import perplexity_interval
 from pipeline.run import Run
 
 
-@pytest.fixture
-def run(tiny_config, tmp_path) -> Run:
-    run = Run(tmp_path / "runs" / "tiny")
-    write_atomic(run.folder / "config.yaml", dump_config(load_config(tiny_config)))
-    run.finish("data", {"finished": "2026-11-22T04:00:00+0000", "seconds": 1.25})
-    return run
-
-
 def line(run: Run, stage: str) -> str:
-    return next(line for line in status_text(run.folder).splitlines() if line.split()[:1] == [stage])
+    return next(line for line in look_at(run.folder).text.splitlines() if line.split()[:1] == [stage])
 
 
 def test_every_stage_is_done_begun_or_not(run):
@@ -34,9 +25,9 @@ def test_every_stage_is_done_begun_or_not(run):
     assert line(run, "data").split() == ["data", "done", "2026-11-22T04:00:00+0000,", "1.2", "s"]
     assert line(run, "score").split() == ["score", "begun", "3", "micro-batches", "swept"]
     assert line(run, "prune").split() == ["prune", "not", "begun"]
-    assert "no command works in it now" in status_text(run.folder)
+    assert "no command works in it now" in look_at(run.folder).text
     with run.lock():
-        assert f"in use by host {socket.gethostname()} pid {os.getpid()}" in status_text(run.folder)
+        assert f"in use by host {socket.gethostname()} pid {os.getpid()}, which is alive" in look_at(run.folder).text
 
 
 def test_a_sweep_block_by_block_is_told_in_blocks(run):
@@ -56,36 +47,43 @@ def test_a_sweep_block_by_block_is_told_in_blocks(run):
     assert "all blocks swept" in line(run, "score")
 
 
-def test_training_s_place_speed_and_time_left(run):
-    write_json(run.stage("train") / "progress" / "started.json", {})
-    # 4,096 tokens are 8 steps of 8 rows of 64.
-    assert line(run, "train").split() == ["train", "begun", "step", "0", "of", "8"]
-    steps = [{"step": n, "loss": 5 - n / 10, "tokens_per_second": 1000.0 * n, "seconds": 900.0} for n in (1, 2, 3, 4)]
-    metrics = run.stage("train") / "metrics.jsonl"
-    # The last line is being written at this moment.
-    write_atomic(metrics, "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 5, "lo')
-    assert "step 4 of 8, loss 4.6000, 2,500 tokens/s, 1.00 h left, newest checkpoint none" in line(run, "train")
-    for name, complete in (("step-00000002", True), ("step-00000003", True), ("step-00000004", False)):
-        folder = run.stage("train") / "checkpoints" / name
-        folder.mkdir(parents=True)
-        if complete:
-            (folder / "COMPLETE").touch()
-    assert "newest checkpoint step-00000003" in line(run, "train"), "a torn checkpoint was counted"
-
-
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RegrowError, match=r"not a run's folder \(no config\.yaml in it\)"):
-        status_text(tmp_path)
+        look_at(tmp_path)
     with pytest.raises(RegrowError, match=r"not a run's folder"):
-        status_text(tmp_path / ("n" * 300))
+        look_at(tmp_path / ("n" * 300))
 
 
-def test_a_damaged_line_is_named_and_a_torn_last_one_is_left_out(run):
-    metrics = run.stage("train") / "metrics.jsonl"
-    write_json(run.stage("train") / "progress" / "started.json", {})
-    whole = '{"step": 1, "loss": 2.5, "tokens_per_second": 100.0, "seconds": 1.0}\n'
-    metrics.write_text(whole + '{"step": 2, "lo')
-    assert "step 1 of 8" in line(run, "train")
-    metrics.write_text(whole + '{"step": 2, "lo\n' + whole)
-    with pytest.raises(RegrowError, match=r"metrics\.jsonl:2: damaged line"):
-        status_text(run.folder)
+def test_a_run_is_found_by_its_config_too(run, tiny_config):
+    assert look_at(tiny_config) == look_at(run.folder)
+    elsewhere = look_at(tiny_config, ["run.name=other"])
+    assert elsewhere.text == f"run other not begun: there is no {run.folder.with_name('other')}"
+    assert not elsewhere.held and not elsewhere.done
+    with pytest.raises(RegrowError, match=r"run\.name=other goes with a config's file"):
+        look_at(run.folder, ["run.name=other"])
+    with pytest.raises(RegrowError, match=r"absent\.yaml"):
+        look_at(tiny_config.with_name("absent.yaml"))
+
+
+def test_a_chain_is_found_by_its_config_before_it_begins(tiny_config, run):
+    chain = ["chain.parts=2", "prune.remove=2"]
+    status = look_at(tiny_config, [*chain, "run.name=parts"])
+    assert [line.said.partition(":")[0] for line in status.lines if line.said.startswith("run")] == [
+        "run parts-1 not begun",
+        "run parts-2 not begun",
+    ]
+    assert "chain parts in" in status.text and not status.done
+
+
+def test_a_finished_run_shows_what_came_of_it(reference):
+    status = look_at(reference)
+    assert status.done and not status.held
+    results = read_json(reference / "evaluate" / "results.json")["models"]
+    for name, model in results.items():
+        entry = model["perplexity"]["held_out"]
+        low, high = perplexity_interval(entry)
+        told = f"perplexity {entry['value']:.2f} (95 %: {low:.2f} to {high:.2f}), {model['parameters']:,} parameters"
+        assert f"  {name:<9} {told}" in status.text, status.text
+    assert (reference / "train" / "exports" / "step-00000024").is_dir()
+    assert f"model     {reference / 'train' / 'exports' / 'step-00000024'}" in status.text
+    assert f"page      {reference / 'report' / 'index.html'}" in status.text

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.training.metrics import LineFile, cut_after, pace, read_lines
+from pipeline.training.metrics import BYTES, LineFile, cut_after, last_lines, pace, read_lines
 
 
 @pytest.fixture
@@ -58,6 +58,20 @@ def test_lines_behind_the_checkpoint_are_cut_and_kept(path):
     assert cut_after(path, 3) == 1
     assert steps(discarded) == [4, 5, 4], "a second cut forgot the first"
     assert [json.loads(line)["loss"] for line in discarded.read_text().splitlines()] == [0.25, 0.2, 0]
+
+
+@pytest.mark.parametrize("count", [1, 3, 500])
+def test_the_last_lines_of_a_long_file_are_those_of_all(path, tmp_path, count):
+    lines = LineFile(path)
+    for step in range(6, 400):
+        lines.append({"step": step, "note": "x" * 20})
+    with path.open("a") as file:
+        file.write('{"step": 400, "lo')
+    assert last_lines(path, count) == read_lines(path)[-count:]
+    lines.append({"note": "x" * 2 * BYTES * count})
+    with pytest.raises(RegrowError, match=r"metrics\.jsonl:400: damaged line"):
+        last_lines(path, count)
+    assert last_lines(tmp_path / "absent.jsonl", count) == []
 
 
 def test_a_cut_at_zero_keeps_nothing_and_no_file_is_no_error(path, tmp_path):
