@@ -69,8 +69,7 @@ def test_the_last_lines_of_a_long_file_are_those_of_all(path, tmp_path, count):
         file.write('{"step": 400, "lo')
     assert last_lines(path, count) == read_lines(path)[-count:]
     lines.append({"note": "x" * 2 * BYTES * count})
-    with pytest.raises(RegrowError, match=r"metrics\.jsonl:400: damaged line"):
-        last_lines(path, count)
+    assert last_lines(path, count) == read_lines(path)[-count:], "a line longer than what was read hides all others"
     assert last_lines(tmp_path / "absent.jsonl", count) == []
 
 
