@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 #: What, how far, of how many, and the rest of a line that counts.
-COUNTING = re.compile(r"(?P<what>[a-z][a-z -]*) (?P<done>\d+) of (?P<of>\d+)(?::|$)\s*(?P<rest>.*)")
+COUNTING = re.compile(r"(?P<what>[a-z-]+) (?P<done>\d+) of (?P<of>\d+)(?::|$)\s*(?P<rest>.*)")
 
 
 def on_terminal() -> bool:
@@ -87,4 +87,6 @@ def _bar(topic: str, line: re.Match[str]) -> Group:
     row.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=int(line["of"]), completed=int(line["done"]), complete_style="cyan", finished_style="green")
     row.add_row(Text(f"[{topic}]", "bold cyan"), bar, f"{line['what']} {line['done']} of {line['of']}")
-    return Group(row, *([Text(line["rest"], "dim", no_wrap=True, overflow="ellipsis")] if line["rest"] else []))
+    # Another process's message is printed behind it.
+    rest = Text(f"{line['rest']}  ", "dim", no_wrap=True, overflow="ellipsis")
+    return Group(row, *([rest] if line["rest"] else []))

@@ -203,8 +203,11 @@ class Run:
             file.truncate(0)
             file.write(f"host {socket.gethostname()} pid {os.getpid()}")
             file.flush()
-            yield
-            file.truncate(0)
+            try:
+                yield
+            finally:
+                # Who is killed leaves his name.
+                file.truncate(0)
 
     def _take(self, file: IO[str]) -> bool:
         for _ in range(LOOKS):

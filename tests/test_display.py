@@ -13,7 +13,7 @@ from tests.terminal import on_terminal
 
 PROGRAM = """
 from pipeline.display import display
-display.say("train", "started: 2 processes")
+display.say("train", "resuming at step 0 of 4")
 for step in (1, 2, 3):
     display.say("train", f"step {step} of 4: loss {5 - step}.0, 100 tokens/s, 0:00:01 left")
 display.say("train", "step 3: held-out perplexity 20.00")
@@ -24,7 +24,7 @@ display.close()
 print("behind it")
 """
 PLAIN = [
-    "[train] started: 2 processes",
+    "[train] resuming at step 0 of 4",
     "[train] step 1 of 4: loss 4.0, 100 tokens/s, 0:00:01 left",
     "[train] step 2 of 4: loss 3.0, 100 tokens/s, 0:00:01 left",
     "[train] step 3 of 4: loss 2.0, 100 tokens/s, 0:00:01 left",
@@ -68,7 +68,7 @@ def test_on_a_terminal_lines_that_count_move_a_bar(columns):
     assert "\x1b[?25l" not in printed, "the cursor is hidden: one that is killed leaves the terminal without"
     lines = seen(printed)
     assert [line for line in lines if "━" not in line] == [
-        "[train] started: 2 processes",
+        "[train] resuming at step 0 of 4",
         "[train] step 3: held-out perplexity 20.00",
         "loss 1.0, 100 tokens/s, 0:00:00 left",
         "[score] removing 2 of 8 blocks: [1, 2]",

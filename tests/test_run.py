@@ -54,6 +54,7 @@ def test_a_second_holder_is_refused_by_host_and_pid_until_the_first_is_killed(ho
     with pytest.raises(ZeroDivisionError), run.lock():
         raise ZeroDivisionError
     assert run.holder() is None, "the lock was kept after an error"
+    assert (run.folder / ".lock").read_text() == "", "whoever looks takes it for one that was killed"
 
 
 #: Answers flock with an error of the kernel, as a file system without locks does, to this process alone: a filter of
@@ -64,7 +65,7 @@ from pipeline.data.remote.locks import locked
 from pipeline.data.corpus.tokenising import _alone
 from pipeline.errors import RegrowError
 from pipeline.run import Run
-from pipeline.commands.status import status_text
+from pipeline.commands.status import look_at
 
 NUMBER = {"x86_64": 73, "aarch64": 32}[platform.machine()]
 folder = pathlib.Path(sys.argv[1])
@@ -93,7 +94,8 @@ for code in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                  lambda: locked(folder / "copy", "rb", 2)):
         print("REFUSED", told(call), flush=True)
     (run.folder / "config.yaml").touch()
-    print("STATUS", status_text(run.folder).splitlines()[1], flush=True)
+    (run.folder / ".lock").write_text("host another pid 7")
+    print("STATUS", look_at(run.folder).text.splitlines()[1], flush=True)
     os._exit(0)
 """
 

@@ -36,8 +36,7 @@ def _drawn() -> tuple[Callable[[Status], None], Callable[[], None]]:
     live.start()
 
     def show(status: Status) -> None:
-        # A line that would be wrapped is cut: the rest is to stay in its place.
-        live.update(Text(status.text, no_wrap=True, overflow="ellipsis"), refresh=True)
+        live.update(Text(status.text), refresh=True)
 
     return show, live.stop
 

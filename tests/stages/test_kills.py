@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.run import Run
+from pipeline.stages.history import failed_since_start
 from pipeline.stopping import STOPPED
 from tests.command import Regrow
 from tests.phases import phase
@@ -102,6 +104,7 @@ def kill_and_look(command: Regrow, folder: Path, stage: str, what: str) -> None:
         assert status == 1, f"exit status {status} after a kill of {what}"
         assert f"stage {stage} did not finish" in command.output, command.output
         assert "Traceback" not in command.output, command.output
+        assert failed_since_start(stage, Run(folder / "runs" / "tiny")), "status cannot tell that it failed"
     if victim:
         assert f"regrow: {what} of 2 (pid {victim.pid}) ended with signal 9" in command.output, command.output
 

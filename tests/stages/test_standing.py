@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.status import status_text
+from pipeline.commands.status import look_at
 from pipeline.config import STAGES, load_config
 from pipeline.run import Run
 from pipeline.stages.stage import load_stage
@@ -31,11 +31,11 @@ def begun(run: Run, stage: str) -> None:
 
 
 def test_an_old_run_has_a_status(old):
-    lines = [line.split()[:2] for line in status_text(old.folder).splitlines()[2:]]
+    lines = [line.split()[:2] for line in look_at(old.folder).text.splitlines()[2 : 2 + len(STAGES)]]
     assert lines == [[stage, "done"] for stage in STAGES]
     begun(old, "train")
     # Its config.yaml has keys that stand elsewhere now.
-    assert "step 4 of 4, loss 5.7058" in status_text(old.folder)
+    assert "step 4 of 4, loss 5.7058" in look_at(old.folder).text
 
 
 def test_what_can_be_read_stands_and_what_cannot_is_refused(old, refused, here):
