@@ -29,7 +29,8 @@ def test_a_rank_that_stands_still_ends_training_in_time_and_nothing_is_lost(
         assert "it stands in pipeline." in said[0]
         stacks = (run / "train/stacks/rank-0.txt").read_text()
         assert "in sum_gradients" in stacks or "in _summed" in stacks, "not where it waits for the other"
-        assert told_history("train", Run(run))[-1]["message"].startswith("no progress for 15 s"), "status cannot tell it"
+        failure = told_history("train", Run(run))[-1]
+        assert failure["message"].startswith("no progress for 15 s"), "status cannot tell it"
         assert not stopped.is_running(), "the process that was stopped is left"
 
     with phase("the same command goes on"):
