@@ -99,13 +99,16 @@ def check_regrow(arguments: list[str], folder: Path) -> None:
 
 
 def check_status(arguments: list[str], folder: Path) -> None:
-    """The folder is that of a run which another command of the README starts, and the command tells of such a run."""
+    """The folder, or the config, is that of a run which another command of the README starts, and the command tells of
+    such a run."""
     begun = [shlex.split(command)[2] for command in COMMANDS if command.startswith("regrow run ")]
     runs = {str(config.run.folder / config.run.name): config for config in map(load_config, begun)}
     (named,) = arguments
-    assert named in runs, f"the README looks at {named}; the runs that it starts are {sorted(runs)}"
-    write_atomic(folder / named / "config.yaml", dump_config(runs[named]))
-    done = CliRunner().invoke(app, ["status", str(folder / named)])
+    place = str(load_config(named).run_folder) if named in begun else named
+    assert place in runs, f"the README looks at {named}; the runs that it starts are {sorted(runs)}"
+    write_atomic(folder / place / "config.yaml", dump_config(runs[place]))
+    by_config = [named, f"run.folder={folder / runs[place].run.folder}"]
+    done = CliRunner().invoke(app, ["status", *(by_config if named in begun else [str(folder / place)])])
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.output.splitlines() if "not begun" in line] == list(STAGES), done.output
 
