@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import re
 import shutil
 import sys
@@ -52,6 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Ignored under nohup, and then in all that the tests start.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(Meter(config.getoption("budget") == "fail"), "meter")
 
 
