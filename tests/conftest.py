@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
