@@ -169,6 +169,19 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
     assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2
 
 
+def test_what_belongs_together_is_set_aside_in_one_place_unless_that_is_taken(tmp_path):
+    run = Run(tmp_path)
+    assert run.next_aside() == tmp_path / "aside" / "001"
+    for stage in ("evaluate", "report"):
+        write_json(run.stage(stage) / "stage.json", stage)
+    place = tmp_path / "aside" / "007"
+    assert run.set_aside(["evaluate"], place) == [place / "evaluate"]
+    assert run.set_aside(["report"], place) == [place / "report"]
+    write_json(run.stage("report") / "stage.json", "another")
+    assert run.set_aside(["report"], place) == [tmp_path / "aside" / "008" / "report"]
+    assert read_json(place / "report" / "stage.json") == "report"
+
+
 @pytest.mark.parametrize(("redone", "stay"), [(["evaluate", "report"], True), (["train", "evaluate"], False)])
 def test_what_speaks_of_another_stage_stays_unless_that_is_redone(tmp_path, redone, stay):
     run = Run(tmp_path)

@@ -17,7 +17,9 @@ from pipeline.training.checkpoint import (
     clear_torn,
     complete_checkpoints,
     folder_of,
+    missing_file,
     newest_checkpoint,
+    step_of,
 )
 from tests.training.cases import each
 from tests.training.layout import LAYOUT
@@ -68,6 +70,14 @@ def test_the_newest_complete_checkpoint_counts(root):
     folder, state = newest_checkpoint(root, LAYOUT)
     assert folder == folder_of(root, 4), "a checkpoint without COMPLETE was taken"
     assert state["step"] == 2, "state.json (a copy of step 2's) was not what was read"
+
+
+def test_a_file_that_is_gone_or_cut_is_named_before_any_is_read(root):
+    folder = folder_of(root, 4)
+    assert step_of(folder) == 4 and missing_file(folder) is None
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink):
+        damage(folder / "rank-00001.safetensors")
+        assert missing_file(folder) == folder / "rank-00001.safetensors"
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
