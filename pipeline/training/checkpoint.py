@@ -83,11 +83,6 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("step-????????/COMPLETE"))
 
 
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint."""
-    return int(folder.name.removeprefix("step-"))
-
-
 def missing_file(folder: Path) -> Path | None:
     """The first file of a complete checkpoint that is not there, or of another size than was written; None where all
     are. Whether they hold what was written is seen when training goes on from it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.files import hash_file
+from pipeline.files import hash_file, write_atomic, write_json
 from pipeline.training.checkpoint import (
     Layout,
     checkpoint_bytes,
@@ -19,7 +19,6 @@ from pipeline.training.checkpoint import (
     folder_of,
     missing_file,
     newest_checkpoint,
-    step_of,
 )
 from tests.training.cases import each
 from tests.training.layout import LAYOUT
@@ -72,12 +71,17 @@ def test_the_newest_complete_checkpoint_counts(root):
     assert state["step"] == 2, "state.json (a copy of step 2's) was not what was read"
 
 
-def test_a_file_that_is_gone_or_cut_is_named_before_any_is_read(root):
-    folder = folder_of(root, 4)
-    assert step_of(folder) == 4 and missing_file(folder) is None
-    for damage in (lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink):
-        damage(folder / "rank-00001.safetensors")
-        assert missing_file(folder) == folder / "rank-00001.safetensors"
+def test_a_file_that_is_gone_or_cut_is_named_before_any_is_read(tmp_path):
+    folder = folder_of(tmp_path, 4)
+    for name in ("rank-00000.safetensors", "state.json"):
+        write_atomic(folder / name, name)
+    files = {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}
+    write_json(folder / "COMPLETE", {"step": 4, "files": files})
+    assert missing_file(folder) is None
+    write_atomic(folder / "state.json", "{}")
+    assert missing_file(folder) == folder / "state.json"
+    (folder / "rank-00000.safetensors").unlink()
+    assert missing_file(folder) == folder / "rank-00000.safetensors"
 
 
 def test_no_checkpoint_is_no_error(tmp_path):
