@@ -171,14 +171,15 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
 
 def test_what_belongs_together_is_set_aside_in_one_place_unless_that_is_taken(tmp_path):
     run = Run(tmp_path)
-    assert run.next_aside() == tmp_path / "aside" / "001"
+    write_atomic(tmp_path / "config.yaml", "of then")
     for stage in ("evaluate", "report"):
         write_json(run.stage(stage) / "stage.json", stage)
-    place = tmp_path / "aside" / "007"
+    place = run.new_aside()
+    assert place == tmp_path / "aside" / "001" and (place / "config.yaml").read_text() == "of then"
     assert run.set_aside(["evaluate"], place) == [place / "evaluate"]
     assert run.set_aside(["report"], place) == [place / "report"]
     write_json(run.stage("report") / "stage.json", "another")
-    assert run.set_aside(["report"], place) == [tmp_path / "aside" / "008" / "report"]
+    assert run.set_aside(["report"], place) == [tmp_path / "aside" / "002" / "report"]
     assert read_json(place / "report" / "stage.json") == "report"
 
 

@@ -60,8 +60,7 @@ def add_line(run: Run, line: dict[str, Any]) -> bool:
 
 def forget_behind(run: Run, step: int) -> None:
     """Move the lines of steps behind ``step``, which training does again at other rates, to curve.discarded.jsonl."""
-    with (run.folder / ".curve.lock").open("a") as file:
-        take_lock(file, fcntl.LOCK_EX, run.folder)
+    with held_curve(run):
         cut_after(curve_file(run), step)
 
 

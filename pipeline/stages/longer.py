@@ -17,7 +17,8 @@ from pipeline.config import STAGES, Config, completed
 from pipeline.errors import RegrowError
 from pipeline.files import link_or_copy, read_json, write_json
 from pipeline.run import Run
-from pipeline.stages.curve import forget_behind
+from pipeline.stages.aside import followers
+from pipeline.stages.curve import forget_behind, require_unjudged
 from pipeline.stages.rates import first_other_rate, rate_at, rising_steps
 from pipeline.stages.stage import load_stage
 from pipeline.training.metrics import cut_lines
@@ -133,10 +134,12 @@ def reopen_training(
     config: Config, run: Run, record: Mapping[str, Any], fingerprint: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
     """Make a training that is done one that was begun with this fingerprint, with what there was kept aside. Killed
-    on the way it is done as it was, until its record goes, last of all. RegrowError as ``find_start``."""
+    on the way it is done as it was, until its record goes, last of all. RegrowError as ``find_start``, and while a job
+    judges its exports."""
     from pipeline.training.checkpoint import complete_checkpoints, step_of
 
     start, folder = find_start(config, run, record), run.stage(STAGE)
+    require_unjudged(run)
     kept = _keep(run, record)
     name = kept.relative_to(run.folder).as_posix()
     write_json(folder / "progress" / SHORTER, {"record": record, "aside": name})
@@ -150,6 +153,8 @@ def reopen_training(
         forget_behind(run, start.step)
     run.unfinish(STAGE)
     say(f"{start.told(config.steps)}; what there was, and what was made of it, is in {kept}")
+    for other in followers(run):
+        say(f"run {other.name} goes on from this one, and was made of what is in {kept}")
 
 
 def _keep(run: Run, record: Mapping[str, Any]) -> Path:

@@ -17,8 +17,9 @@ import pytest
 from pipeline.commands.plan import plan
 from pipeline.config import Config, load_config
 from pipeline.errors import RegrowError
-from pipeline.files import read_json, write_json
+from pipeline.files import hash_json, read_json, write_json
 from pipeline.run import Run
+from pipeline.stages.curve import claim
 from pipeline.stages.longer import Start, earlier_ends, find_start, lengthens, reopen_training, would_go_on
 from pipeline.stages.standing import is_due
 from pipeline.stages.train import STAGE
@@ -132,6 +133,27 @@ def test_what_cannot_go_on_is_refused_and_stays(ended, tmp_path, monkeypatch, re
     assert "train is done, and goes on from step 5 to step 9; the figures here are of all steps" in notes
 
 
+def test_the_shorter_one_is_had_back_whole(ended, tmp_path, monkeypatch, here):
+    shutil.copytree(ended, tmp_path / "old")
+    monkeypatch.chdir(tmp_path / "old")
+    run, longer = Run(Path("runs/wsd-long")), results(Run(Path("runs/wsd-once")))
+    kept = Run(run.folder / "aside" / "001")
+    for stage in ("evaluate", "report"):
+        # As if it had been made of that training.
+        record = kept.record(stage)
+        made_of = {name: kept.record(name) or run.record(name) for name in record["fingerprint"]["upstream"]}
+        record["fingerprint"]["upstream"] = {name: hash_json(made["outputs"]) for name, made in made_of.items()}
+        kept.finish(stage, record)
+    assert here("restore", "runs/wsd-long", "001")[0] == 0
+    assert results(run) == results(Run(Path("runs/wsd-short")))
+    assert all(run.record(stage) for stage in ("train", "evaluate", "report"))
+    set_aside = Run(run.folder / "aside" / "002")
+    assert results(set_aside) == longer and set_aside.record("train")["result"]["lengthened"]
+    # Its checkpoint came back with it; those before it are of the longer one.
+    notes = would_go_on(load_config("old.yaml", [*asked(6)[2:], *WSD, "run.name=wsd-long"]))
+    assert len(notes) == 1 and "the oldest is step-00000004" in notes[0]
+
+
 @pytest.fixture
 def trained(tiny_config: Path, tmp_path: Path) -> Callable[..., tuple[Run, dict[str, Any], Callable[..., Config]]]:
     """``trained(steps, checkpoints, *keys)``: what a finished training left that could go on, without its weights: its
@@ -225,6 +247,19 @@ def test_wsd_without_a_checkpoint_before_its_decay_is_refused(trained):
     said = reason(trained(40, (35, 40), "train.schedule=wsd"), 80)
     assert "it needs a checkpoint of step 32 or before (step 33 had 0.0008875, and would have 0.001)" in said
     assert "the oldest is step-00000035 (train.keep_every keeps more)" in said
+
+
+def test_a_run_that_follows_is_named_and_an_export_that_is_judged_is_waited_for(trained, tmp_path):
+    run, record, longer = trained(40, (40,), "train.schedule=constant")
+    (run.stage("evaluate")).mkdir()
+    other = {"config": {"data.after": str(run.folder)}}
+    write_json(tmp_path / "runs" / "other" / "train" / "progress" / "started.json", other)
+    said: list[str] = []
+    with claim(run, "step-00000040"), pytest.raises(RegrowError, match="is being judged by"):
+        reopen_training(longer(80, "train.warmup_steps=1"), run, record, {}, said.append)
+    assert run.record("train") == record and not (run.folder / "aside").exists()
+    reopen_training(longer(80, "train.warmup_steps=1"), run, record, {}, said.append)
+    assert said[1:] == [f"run other goes on from this one, and was made of what is in {run.folder / 'aside' / '001'}"]
 
 
 def test_killed_before_its_record_goes_it_is_done_as_it_was_and_kept_once(trained, monkeypatch):
