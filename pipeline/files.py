@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from pipeline.errors import RegrowError
 
+#: Files that lines are added to in place; all others are written anew.
+ADDED_TO = ".jsonl"
 #: Units of bytes, the largest first.
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -63,6 +65,23 @@ def read_json(path: Path, remedy: str = "move it aside and redo its stage") -> A
     except (ValueError, RecursionError) as error:
         raise RegrowError(f"{path}: damaged, not valid JSON ({error}); {remedy}") from None
     raise RegrowError(f"{path}: begins with a byte order mark (BOM), which no JSON may; save it as UTF-8 without one")
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """The file at another place too: hard-linked where the disk can, else copied; whether it could be linked.
+
+    One that lines are added to in place is copied: a line that is added to either is not to stand in both.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix != ADDED_TO:
+        try:
+            os.link(source, target)
+            return True
+        except OSError:
+            # Another disk, or one without links.
+            pass
+    shutil.copy2(source, target)
+    return False
 
 
 def hash_json(value: Any) -> str:

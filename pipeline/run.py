@@ -106,13 +106,17 @@ class Run:
     def outputs(self, stage: str) -> dict[str, dict[str, Any]]:
         """Path -> size and sha256 of every file in a stage's folder that is part of its result."""
         root = self.stage(stage)
+        return {
+            name: {"bytes": (root / name).stat().st_size, "sha256": hash_file(root / name)}
+            for name in self.results(stage)
+        }
+
+    def results(self, stage: str) -> list[str]:
+        """The paths, within a stage's folder, of every file that is part of its result."""
+        root = self.stage(stage)
         _, of_another = _OF_ANOTHER.get(stage, ("", ()))
-        kept = {}
-        for path in sorted(root.rglob("*")):
-            relative = path.relative_to(root)
-            if path.is_file() and not _passing(relative) and relative.parts[0] not in of_another:
-                kept[relative.as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-        return kept
+        files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+        return [path.as_posix() for path in files if not _passing(path) and path.parts[0] not in of_another]
 
     def finish(self, stage: str, record: Mapping[str, Any]) -> None:
         """Write the stage's record: from here on the stage is complete."""
@@ -122,18 +126,16 @@ class Run:
         """Take the stage's record away: it is no longer complete, and its files stay."""
         (self.stage(stage) / "stage.json").unlink()
 
-    def set_aside(self, stages: list[str]) -> list[Path]:
-        """Move the folders of ``stages`` to aside/NUMBER/; nothing is deleted. Returns the new places.
+    def set_aside(self, stages: list[str], into: Path | None = None) -> list[Path]:
+        """Move the folders of ``stages`` to aside/NUMBER/, or to the one that is named; nothing is deleted. Returns the
+        new places.
 
         What stands in one and speaks of a stage that is not among them stays. A copy of config.yaml goes along."""
         present = [self.stage(name) for name in stages if self._going(name, stages)]
         if not present:
             return []
-        number = 1 + max((int(folder.name) for folder in self.asides()), default=0)
-        target = self.folder / "aside" / f"{number:03d}"
-        target.mkdir(parents=True)
-        if (config := self.folder / "config.yaml").exists():
-            shutil.copyfile(config, target / config.name)
+        taken = into is None or any((into / folder.name).exists() for folder in present)
+        target = self.new_aside() if taken else into
         # Last stage first: a crash in between never leaves a later stage standing on a missing earlier one.
         for folder in reversed(present):
             going = self._going(folder.name, stages)
@@ -145,6 +147,14 @@ class Run:
             for path in sorted(going, key=lambda path: (path.name != "stage.json", path.name)):
                 path.rename(target / folder.name / path.name)
         return [target / folder.name for folder in present]
+
+    def new_aside(self) -> Path:
+        """A folder for what is set aside next, which holds a copy of config.yaml."""
+        target = self.folder / "aside" / f"{1 + max((int(folder.name) for folder in self.asides()), default=0):03d}"
+        target.mkdir(parents=True)
+        if (config := self.folder / "config.yaml").exists():
+            shutil.copyfile(config, target / config.name)
+        return target
 
     def asides(self) -> list[Path]:
         """The folders of what was set aside, the oldest first."""

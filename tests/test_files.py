@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.files import of_bytes, read_json, require_space, write_atomic, write_json
+from pipeline.files import link_or_copy, of_bytes, read_json, require_space, write_atomic, write_json
 from pipeline.run import Run
 from tests.programs import python
 
@@ -93,6 +93,14 @@ def test_small_sizes_are_told_in_small_units(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=20_000))
     with pytest.raises(RegrowError, match=r"310\.00 kB needed in .*, 20\.00 kB free"):
         require_space(tmp_path, 310_000, "the states")
+
+
+def test_a_file_that_lines_are_added_to_is_no_link(tmp_path):
+    for name, linked in (("model.safetensors", True), ("metrics.jsonl", False)):
+        (tmp_path / name).write_text("a line\n")
+        assert link_or_copy(tmp_path / name, tmp_path / "other" / name) is linked
+        assert (tmp_path / "other" / name).samefile(tmp_path / name) is linked
+        assert (tmp_path / "other" / name).read_text() == "a line\n"
 
 
 def test_damaged_json_is_told_with_what_helps(tmp_path):

@@ -171,6 +171,20 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
     assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2
 
 
+def test_what_belongs_together_is_set_aside_in_one_place_unless_that_is_taken(tmp_path):
+    run = Run(tmp_path)
+    write_atomic(tmp_path / "config.yaml", "of then")
+    for stage in ("evaluate", "report"):
+        write_json(run.stage(stage) / "stage.json", stage)
+    place = run.new_aside()
+    assert place == tmp_path / "aside" / "001" and (place / "config.yaml").read_text() == "of then"
+    assert run.set_aside(["evaluate"], place) == [place / "evaluate"]
+    assert run.set_aside(["report"], place) == [place / "report"]
+    write_json(run.stage("report") / "stage.json", "another")
+    assert run.set_aside(["report"], place) == [tmp_path / "aside" / "002" / "report"]
+    assert read_json(place / "report" / "stage.json") == "report"
+
+
 @pytest.mark.parametrize(("redone", "stay"), [(["evaluate", "report"], True), (["train", "evaluate"], False)])
 def test_what_speaks_of_another_stage_stays_unless_that_is_redone(tmp_path, redone, stay):
     run = Run(tmp_path)

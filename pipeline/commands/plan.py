@@ -33,6 +33,7 @@ from pipeline.model.costs import Trained, accumulation, memory_per_gpu, peak_flo
 from pipeline.model.describe import Sizes, as_trained, describe_folder
 from pipeline.model.loss import computes_router_loss, describe_router_loss
 from pipeline.origins import lora_of
+from pipeline.stages.longer import would_go_on
 from pipeline.stages.opening import to_fit
 from pipeline.stages.stage import Ahead, load_stage
 from pipeline.stages.taking import would_take
@@ -172,6 +173,7 @@ def _asked_of_stages(
     ahead = Ahead(config, place, frozenset(stages), encoder, model, elsewhere=True)
     lines = {stage: load_stage(stage).check(ahead) for stage in stages}
     lines["run.from"] = list(would_take(stages, config))
+    lines["more tokens"] = would_go_on(config)
     # Stage data says which sources it cannot look at yet.
     not_checked += lines.pop("data", [])
     return encoder, [line for stage in lines.values() for line in stage], not_checked

@@ -26,7 +26,8 @@ class TrainSection(Section):
     distill: DistillSection = Field(default_factory=DistillSection)
     tokens: Whole = key(
         ...,
-        "Token budget; steps = ceil(tokens / (global_batch x row_length)).",
+        "Token budget; steps = ceil(tokens / (global_batch x row_length)). With more of them a training that is done "
+        "goes on, where its schedule allows.",
         stages="train",
         source="required",
         gt=0,

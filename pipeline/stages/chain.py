@@ -22,9 +22,10 @@ from pipeline.files import write_atomic
 from pipeline.interrupt import interruptible, raise_if_interrupted
 from pipeline.launch import Place
 from pipeline.run import Run
+from pipeline.stages.longer import is_asked_for_more
 from pipeline.stages.sequence import carry_out_alone, carry_out_together, run_of
 from pipeline.stages.stage import Ahead, load_stage
-from pipeline.stages.standing import is_due
+from pipeline.stages.standing import config_differences, is_due, stale
 from pipeline.stages.warming import warm_agent
 from pipeline.world import World
 
@@ -77,6 +78,7 @@ def _held(config: Config, links: Sequence[Config], place: Place, redo: int | Non
         )
     for run in (chain, *runs):
         run.require_free()
+    _require_as_long(links[: redo - 1] if redo else links, links)
     again = runs[redo - 1 :] if redo else []
     due = {
         stage
@@ -98,6 +100,17 @@ def _held(config: Config, links: Sequence[Config], place: Place, redo: int | Non
             yield agent
     finally:
         agent.end()
+
+
+def _require_as_long(done: Sequence[Config], links: Sequence[Config]) -> None:
+    """RegrowError where training of a link that stays is done, and more tokens are asked of it: alone it may go on, but
+    the links behind it are made of what it was."""
+    for number, link in enumerate(done):
+        run = run_of(link)
+        if is_asked_for_more(link, run):
+            found = config_differences("train", run.record("train")["fingerprint"], link)
+            with _named(number, links):
+                raise stale("stage train is done, but not with this config", found, "train")
 
 
 def _refuse(links: Sequence[Config], place: Place) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import RegrowError
 from pipeline.files import take_lock, write_atomic
 from pipeline.run import Run
-from pipeline.training.metrics import json_line, read_lines
+from pipeline.training.metrics import cut_after, json_line, read_lines
 
 #: What a line is about: the weights, and what they were asked.
 KEYS = ("step", "sha256", "protocol")
@@ -56,6 +56,12 @@ def add_line(run: Run, line: dict[str, Any]) -> bool:
         kept = [one for one in lines if one not in replaced]
         write_atomic(path, "".join(map(json_line, [*kept, line])))
     return True
+
+
+def forget_behind(run: Run, step: int) -> None:
+    """Move the lines of steps behind ``step``, which training does again at other rates, to curve.discarded.jsonl."""
+    with held_curve(run):
+        cut_after(curve_file(run), step)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,6 @@ from pipeline.training.frozen import count_saved
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.recalled import Recalled
 from pipeline.training.saving import Checkpoints
-from pipeline.training.schedule import learning_rate, warm_up
 from pipeline.training.session import Judges, Rows, Session
 from pipeline.training.teacher import Teaching
 from pipeline.training.trained import told_of
@@ -234,20 +233,6 @@ def _engine(
     if teaching is not None:
         engine.learn_from(teaching)
     return engine
-
-
-def rate_at(config: Config, step: int) -> float:
-    """The learning rate of a step, from 0 on."""
-    recipe = config.train
-    return learning_rate(
-        step,
-        steps=config.steps,
-        peak=recipe.learning_rate,
-        final=recipe.final_learning_rate,
-        rising=warm_up(config.steps, recipe.warmup, recipe.warmup_steps),
-        schedule=recipe.schedule,
-        decay=recipe.decay,
-    )
 
 
 def _require_room(config: Config, run: Run, text: Inputs, model: PreTrainedModel, world: World) -> None:

@@ -150,7 +150,7 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
         if not found:
             say_line(run, stage, "done before, skipped")
             return None
-        begin_again(known, run, record, fingerprint, found, partial(say_line, run, stage))
+        begin_again(known, config, run, record, fingerprint, found, partial(say_line, run, stage))
     elif started.exists() and not known.progress_fits_any_config:
         found = differences(known, read_json(started), fingerprint, run, known.format)
         if found:

@@ -10,6 +10,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import hash_json
 from pipeline.run import Run, compare_fingerprints, is_of_format
 from pipeline.stages.growing import earlier_outputs, grows, reopen
+from pipeline.stages.longer import BEHIND, is_asked_for_more, lengthens, reopen_training
 from pipeline.stages.stage import Stage, load_stage
 
 
@@ -52,12 +53,16 @@ def is_due(stage: str, config: Config, run: Run) -> bool:
     if record is None:
         return True
     now, then = config.read_by(stage), completed(record["fingerprint"]["config"], stage)
+    if then == now:
+        # What is made of a training that goes on is made again.
+        return stage in BEHIND and is_asked_for_more(config, run)
     # Not loaded without need: a command that has imported torch starts its processes slower.
-    return then != now and (load_stage(stage).made_anew or grows(load_stage(stage), then, now))
+    return lengthens(stage, then, now) or load_stage(stage).made_anew or grows(load_stage(stage), then, now)
 
 
 def begin_again(
     known: Stage,
+    config: Config,
     run: Run,
     record: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
@@ -65,7 +70,7 @@ def begin_again(
     say: Callable[[str], None],
 ) -> None:
     """Make a stage that is done, with what was ``found`` to differ, one that is begun, where nothing is lost by it:
-    it is made anew each time, or made more of. RegrowError for any other."""
+    it is made anew each time, or made more of, or goes on. RegrowError for any other."""
     listed = "; ".join(found)
     if known.made_anew:
         for folder in run.set_aside([known.name]):
@@ -73,8 +78,12 @@ def begin_again(
         return
     then, now = completed(record["fingerprint"]["config"], known.name), fingerprint["config"]
     asked = {**record["fingerprint"], "config": now}
-    if not grows(known, then, now) or differences(known, asked, fingerprint, run, known.readable_from):
+    more, longer = grows(known, then, now), lengthens(known.name, then, now)
+    if not (more or longer) or differences(known, asked, fingerprint, run, known.readable_from):
         raise stale(f"stage {known.name} is done, but not with this config", found, known.name)
+    if longer:
+        reopen_training(config, run, record, fingerprint, say)
+        return
     say(f"grows ({listed}); what there is stays")
     reopen(known, run, record, fingerprint)
 
@@ -86,7 +95,9 @@ def require_done(stage: str, config: Config, run: Run, config_path: str) -> None
     # What it read is not looked at again.
     now = {**then, "config": config.read_by(stage), "format": known.format}
     if found := differences(known, then, now, run, known.readable_from):
-        raise stale(f"stage {stage} is done, but not with this config", found, stage)
+        longer = lengthens(stage, completed(then["config"], stage), now["config"])
+        how = f", and may go on with it (regrow {stage})" if longer else ""
+        raise stale(f"stage {stage} is done, but not with this config{how}", found, stage)
     for name, entry in record["outputs"].items():
         path = run.stage(stage) / name
         if not path.is_file() or path.stat().st_size != entry["bytes"]:

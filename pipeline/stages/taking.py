@@ -6,7 +6,6 @@ A stage is taken where it stands for this run's config, inputs and earlier stage
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any
 
 from pipeline.config import STAGES, Config, completed
 from pipeline.errors import RegrowError
-from pipeline.files import hash_json, write_json
+from pipeline.files import hash_json, link_or_copy, write_json
 from pipeline.run import Run
 from pipeline.stages.growing import earlier_outputs, grows
 from pipeline.stages.stage import load_stage
 from pipeline.stages.standing import config_differences, differences, fingerprint_of
-
-#: Files that a stage adds lines to in place when it goes on: a link would change the other run's.
-ADDED_TO = ".jsonl"
 
 
 def other_run(config: Config) -> Run | None:
@@ -95,7 +91,7 @@ def _bring(other: Run, run: Run, stage: str, record: dict[str, Any]) -> str:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        linked = sum(_link_or_copy(other.stage(stage) / name, scratch / name) for name in record["outputs"])
+        linked = sum(link_or_copy(other.stage(stage) / name, scratch / name) for name in record["outputs"])
         write_json(scratch / "stage.json", {**record, "taken": str(other.folder)})
         # Over an empty folder too.
         scratch.rename(run.stage(stage))
@@ -106,20 +102,6 @@ def _bring(other: Run, run: Run, stage: str, record: dict[str, Any]) -> str:
             "that is mended, start the same command again, or leave run.from out"
         ) from error
     return f"{linked} files linked, {len(record['outputs']) - linked} copied"
-
-
-def _link_or_copy(source: Path, target: Path) -> bool:
-    """Whether the file could be linked."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix != ADDED_TO:
-        try:
-            os.link(source, target)
-            return True
-        except OSError:
-            # Another disk, or one without links.
-            pass
-    shutil.copy2(source, target)
-    return False
 
 
 def would_take(stages: Sequence[str], config: Config) -> Iterator[str]:

@@ -148,7 +148,7 @@ def _common_blocks(config: Config, run: Run) -> tuple[int, ...]:
     """The dense model's block for each of the student's, in their order."""
     prune = read_json(run.stage("prune") / "prune.json")
     # Where runs before this one removed blocks, the numbers of the first dense model.
-    first = prune["first"]
+    first = prune.get("first")
     begun = range(len(prune["kept"]) + len(prune["removed"])) if first is None else first["kept"]
     gone = [] if config.train.init == "dense" else prune["removed"] if first is None else first["removed"]
     return tuple(block for block in begun if block not in gone)

@@ -29,7 +29,9 @@ from pipeline.stages.dealing import known_lanes, lanes_ahead, training_processes
 from pipeline.stages.during import require_during
 from pipeline.stages.healing import begin_with, check_heal, healing_hashes, read_healing
 from pipeline.stages.history import note_failure
-from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session, rate_at
+from pipeline.stages.longer import earlier_ends, forget_end
+from pipeline.stages.opening import find_fit, keep_found, layout_of, open_session
+from pipeline.stages.rates import rate_at
 from pipeline.stages.sampling import open_answers
 from pipeline.stages.stage import Ahead, Stage
 from pipeline.stages.teaching import (
@@ -77,6 +79,7 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         # Each process draws its own: dropout is not to take the same places in the rows of all.
         torch.manual_seed(recipe.seed + world.rank)
         session.resume(found, recipe.seed)
+        world.on_first(lambda: forget_end(config, run, session.position.step))
         if found:
             say(f"resuming at step {session.position.step} of {steps}")
             if change := layout.change(found[1]["layout"]):
@@ -115,6 +118,7 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         "held_out_stderr": last.get("held_out_stderr"),
         "held_out_rows": last.get("rows"),
         "before": runs_before(config),
+        "lengthened": earlier_ends(run),
     }
 
 

@@ -83,6 +83,14 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("step-????????/COMPLETE"))
 
 
+def missing_file(folder: Path) -> Path | None:
+    """The first file of a complete checkpoint that is not there, or of another size than was written; None where all
+    are. Whether they hold what was written is seen when training goes on from it."""
+    files = read_json(folder / "COMPLETE")["files"]
+    paths = ((folder / name, entry["bytes"]) for name, entry in sorted(files.items()))
+    return next((path for path, size in paths if not path.is_file() or path.stat().st_size != size), None)
+
+
 def clear_torn(root: Path) -> None:
     """Take away what saves that were cut off have left under ``root``: it counts for nothing and takes up space."""
     for torn in set(root.glob("step-????????")) - set(complete_checkpoints(root)):

@@ -11,7 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from io import FileIO
@@ -106,11 +106,16 @@ class LineFile:
 
 def cut_after(path: Path, step: int) -> int:
     """Move the lines of steps behind ``step`` to NAME.discarded.jsonl; returns how many there were."""
+    return cut_lines(path, lambda record: record["step"] > step)
+
+
+def cut_lines(path: Path, goes: Callable[[dict[str, Any]], bool]) -> int:
+    """Move the lines that ``goes`` says so of to NAME.discarded.jsonl; returns how many there were."""
     if not path.exists():
         return 0
-    records = read_lines(path)
-    kept = [record for record in records if record["step"] <= step]
-    gone = [record for record in records if record["step"] > step]
+    kept, gone = [], []
+    for record in read_lines(path):
+        (gone if goes(record) else kept).append(record)
     if gone:
         with path.with_suffix(".discarded.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(map(json_line, gone))

@@ -27,5 +27,7 @@ def learning_rate(
     falling = min(math.ceil(decay * steps), steps - rising) if schedule == "wsd" else steps - rising
     # The last update has exactly the final rate; the update before the fall has exactly the peak.
     progress = max(0, step - (steps - falling) + 1) / max(1, falling)
+    if progress == 0:
+        return peak
     share = 1 - progress if schedule in ("wsd", "linear") else (1 + math.cos(math.pi * progress)) / 2
     return final + (peak - final) * share

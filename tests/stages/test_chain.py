@@ -14,7 +14,7 @@ from pipeline.chain import chain_links
 from pipeline.commands.plan import plan
 from pipeline.commands.plan_chain import plan_chain
 from pipeline.config import STAGES, load_config
-from pipeline.files import hash_file, read_json
+from pipeline.files import hash_file, read_json, write_json
 from pipeline.reporting import notation
 from pipeline.run import Run
 from pipeline.stages.chain import shapes
@@ -178,6 +178,20 @@ def test_a_chain_is_held_and_a_changed_one_is_refused_by_its_link(refused, chain
     message = refused("chain", config, "train.learning_rate=2e-3")
     assert "link 1 of 2, run tiny-1: stage train is done, but not with this config" in message
     assert "in a chain that is --redo 1" in message
+
+
+def test_more_tokens_for_a_chain_s_link_that_is_done_are_refused(refused, chain_config, tmp_path):
+    """A run may go on; the links behind it are made of what it was."""
+    config = chain_config(tmp_path)
+    done = chain_links(load_config(config))[0]
+    record = {"fingerprint": {"config": done.read_by("train")}, "outputs": {}}
+    write_json(link(tmp_path, 1).stage("train") / "stage.json", record)
+    message = refused("chain", config, "train.tokens=16384", "train.schedule=cosine")
+    assert (
+        "link 1 of 2, run tiny-1: stage train is done, but not with this config:\n  train.tokens: was 4096, is"
+        in message
+    )
+    assert "add --redo train; in a chain that is --redo 1" in message
 
 
 @pytest.mark.timeout(600)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from pipeline.run import Run
-from pipeline.stages.curve import add_line, claim, curve_file, lines_of_step
+from pipeline.stages.curve import add_line, claim, curve_file, forget_behind, lines_of_step
 from tests import ROOT
 
 JOB = """
@@ -62,3 +62,12 @@ def test_an_export_is_held_by_one_job(tmp_path):
         assert first is None and other is None and second.endswith(f"pid {os.getpid()}")
     with claim(run, "step-1") as again:
         assert again is None
+
+
+def test_steps_that_are_done_again_are_no_longer_on_it(tmp_path):
+    run = Run(tmp_path)
+    for step in (8, 16, 24):
+        add_line(run, line(step))
+    forget_behind(run, 16)
+    assert [len(lines_of_step(run, step)) for step in (8, 16, 24)] == [1, 1, 0]
+    assert json.loads(curve_file(run).with_name("curve.discarded.jsonl").read_text()) == line(24)

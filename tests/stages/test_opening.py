@@ -10,7 +10,7 @@ import torch
 from pipeline.config import load_config
 from pipeline.errors import RegrowError
 from pipeline.run import Run
-from pipeline.stages.opening import find_fit, keep_found, layout_of, on_all, rate_at
+from pipeline.stages.opening import find_fit, keep_found, layout_of, on_all
 from pipeline.training.export import Origin
 from pipeline.training.fitting import Fit
 from pipeline.world import ALONE, World
@@ -56,11 +56,6 @@ def test_a_fit_for_something_else_is_found_anew(find):
     assert find("train.micro_batch=auto", "train.global_batch=5")[0] == Fit(1, "none")
 
 
-def test_the_rate_is_the_configs(tiny_config):
-    config = load_config(tiny_config, ["train.schedule=constant", "train.warmup=0", "train.learning_rate=3e-4"])
-    assert rate_at(config, 0) == rate_at(config, config.steps - 1) == pytest.approx(3e-4)
-
-
 @pytest.mark.parametrize(
     ("device", "asked", "stage", "compiled"),
     [
@@ -96,10 +91,3 @@ def test_what_one_machine_lacks_is_said_by_the_first_process_with_its_name():
     with pytest.raises(RegrowError, match=r"^no space here$"):
         on_all(ALONE, lacking)
     on_all(ALONE, lambda: None)
-
-
-def test_a_warm_up_in_steps_goes_before_its_share(tiny_config):
-    config = load_config(tiny_config, ["train.warmup=0.5", "train.warmup_steps=2", "train.schedule=linear"])
-    found = [rate_at(config, step) for step in range(config.steps)]
-    assert found.index(max(found)) == 1 and config.steps == 8
-    assert found[-1] == pytest.approx(config.train.final_learning_rate)

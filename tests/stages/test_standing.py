@@ -93,3 +93,11 @@ def test_what_an_old_run_has_trained_is_evaluated_and_reported(old, here):
     status, out, message = here("run", "old.yaml", "--redo", "evaluate")
     assert status == 0, message
     assert out.count("done before, skipped") == 4 and (old.stage("report") / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_an_old_run_s_pruned_model_is_taught(old, here):
+    """Its prune.json does not say what runs before it removed: there were none."""
+    begun(old, "train")
+    status, _, message = here("train", "old.yaml", "--redo", "train", "train.objective=both")
+    assert status == 0, message

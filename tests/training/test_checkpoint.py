@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.files import hash_file
+from pipeline.files import hash_file, write_atomic, write_json
 from pipeline.training.checkpoint import (
     Layout,
     checkpoint_bytes,
     clear_torn,
     complete_checkpoints,
     folder_of,
+    missing_file,
     newest_checkpoint,
 )
 from tests.training.cases import each
@@ -68,6 +69,19 @@ def test_the_newest_complete_checkpoint_counts(root):
     folder, state = newest_checkpoint(root, LAYOUT)
     assert folder == folder_of(root, 4), "a checkpoint without COMPLETE was taken"
     assert state["step"] == 2, "state.json (a copy of step 2's) was not what was read"
+
+
+def test_a_file_that_is_gone_or_cut_is_named_before_any_is_read(tmp_path):
+    folder = folder_of(tmp_path, 4)
+    for name in ("rank-00000.safetensors", "state.json"):
+        write_atomic(folder / name, name)
+    files = {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()}
+    write_json(folder / "COMPLETE", {"step": 4, "files": files})
+    assert missing_file(folder) is None
+    write_atomic(folder / "state.json", "{}")
+    assert missing_file(folder) == folder / "state.json"
+    (folder / "rank-00000.safetensors").unlink()
+    assert missing_file(folder) == folder / "rank-00000.safetensors"
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

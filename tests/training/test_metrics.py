@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from pipeline.errors import RegrowError
-from pipeline.training.metrics import BYTES, LineFile, cut_after, last_lines, pace, read_lines
+from pipeline.training.metrics import BYTES, LineFile, cut_after, cut_lines, last_lines, pace, read_lines
 
 
 @pytest.fixture
@@ -78,6 +78,11 @@ def test_a_cut_at_zero_keeps_nothing_and_no_file_is_no_error(path, tmp_path):
     assert read_lines(path) == []
     assert cut_after(tmp_path / "absent.jsonl", 0) == 0
     assert not (tmp_path / "absent.jsonl").exists(), "a file was made where there was none"
+
+
+def test_a_line_is_taken_out_of_the_middle_and_kept(path):
+    assert cut_lines(path, lambda line: line["step"] == 3) == 1
+    assert steps(path) == [1, 2, 4, 5] and steps(path.with_name("metrics.discarded.jsonl")) == [3]
 
 
 def test_every_line_is_json_also_where_a_value_is_not_finite(path):
