@@ -21,17 +21,19 @@ from transformers import PreTrainedModel
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.errors import RegrowError
-from pipeline.importance.batch_major import own_share, require_ids
+from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import control_blocks, control_order
 from pipeline.importance.criteria import Text
 from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import Round, greedy_rounds
 from pipeline.importance.kept import Kept
-from pipeline.importance.linear import RIDGE, fit_maps, split_for_maps
+from pipeline.importance.linear import RIDGE, split_for_maps
+from pipeline.importance.maps import fit_runs
 from pipeline.importance.perplexities import Maps, Perplexities
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within
 from pipeline.model.blocks import check_indices
 from pipeline.model.describe import Sizes
+from pipeline.model.ids import require_ids
 from pipeline.model.replacement import removed_runs
 from pipeline.world import ALONE, World
 
@@ -139,8 +141,9 @@ class Removals:
             rounds = self.greedy(self.cut)
             if not rounds:
                 raise RegrowError(
-                    f"prune.perplexity {self.cut.perplexity:g}: without any one block the perplexity of the "
-                    "calibration sequences is above it; raise it"
+                    f"perplexity {self.cut.perplexity:g}: without any one block that of the calibration sequences is "
+                    "above it; raise it",
+                    about="perplexity",
                 )
             return Choice(sorted(one.removed for one in rounds), rounds)
         if self.cut.perplexity is not None:
@@ -174,12 +177,12 @@ class Removals:
         """A linear map for every run of removed blocks but one that begins at block 0, and the tokens fitted on."""
         sequences = self.text.sequences if self.text.maps is None else self.text.maps()
         fit, _ = split_for_maps(sequences, self.text.micro_batch, self.world.rank, self.world.size)
-        windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
-        self.say(f"fitting linear maps for {len(windows)} runs of blocks")
-        maps = fit_maps(self.model, fit, windows, ridge=self.ridge, world=self.world)
+        runs = sum(run[0] > 0 for run in removed_runs(removed))
+        self.say(f"fitting linear maps for {runs} runs of blocks")
+        maps = fit_runs(self.model, fit, removed, self.ridge, self.world)
         tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))
-        self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")
-        return {start: matrix for (start, _), matrix in maps.items()}, tokens
+        self.say(f"linear maps for {runs} runs of blocks, fitted on {tokens:,} tokens")
+        return maps, tokens
 
     def replaced(self, removed: Sequence[int]) -> tuple[Maps, dict[str, Any]]:
         """The maps that take the removed runs' places, and what prune.json says of them.
@@ -188,8 +191,9 @@ class Removals:
         """
         if removed[0] == 0 and len(removed_runs(removed)) == 1:
             raise RegrowError(
-                "prune.linear: every removed block lies at the start, where no block is left to fold a map into; "
-                "protect block 0 (prune.protect_first), or leave prune.linear out"
+                "linear maps: every removed block lies at the start, where no block is left to fold a map into; "
+                "protect block 0, or remove them without maps",
+                about="linear",
             )
         maps, tokens = self.maps(removed)
         runs = [list(run) for run in removed_runs(removed) if run[0] in maps]

@@ -58,9 +58,7 @@ def compare_ways(
     total, cut, planned = len(removals.sizes.blocks), removals.cut, len(removed)
     counts = sorted({planned} | {int(share * total) for share in shares})
     if "linear" in entries and str(planned) not in entries["linear"]["windows"]:
-        removals.say(
-            f"linear was not fitted for windows of {planned} blocks (score.linear_n): its window is not compared"
-        )
+        removals.say(f"linear was not fitted for windows of {planned} blocks: its window is not compared")
     sets = list(compared_sets(entries, total, counts, cut, seed=way.seed))
     if greedy:
         sets += _greedy_sets(removals, entries, counts)

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.importance.batch_major import own_share, require_ids, require_micro_batch
+from pipeline.importance.batch_major import own_share, require_micro_batch
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.linear import RIDGE, linear_entry, split_for_maps
 from pipeline.importance.ppl import summarise
 from pipeline.importance.sweep import Window
 from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.model.ids import require_ids
 from pipeline.world import World
 
 #: What each criterion is made of.

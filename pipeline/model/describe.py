@@ -24,7 +24,7 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> PreTrained
     try:
         return meta_model(hf_config, trust_remote_code)
     except RegrowError as error:
-        raise RegrowError(f"{folder / 'config.json'}: {error}") from None
+        raise RegrowError(f"{folder / 'config.json'}: {error}", about=error.about) from None
 
 
 def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = (), lora: Lora | None = None) -> Trained:
