@@ -10,7 +10,8 @@ The pieces that a notebook wants, loaded when they are first used::
     perplexity(model, batches)["value"]
     model.save_pretrained("smaller")
 
-docs/notebook.ipynb goes through it on a real model.
+docs/notebook.ipynb goes through it on a real model. In the examples of the pieces themselves ``model`` has 8 blocks,
+``batches`` are ids (B, T) int64, and ``scores`` what ``score_blocks`` gave for them by ppl and block_influence.
 """
 
 import importlib

@@ -19,7 +19,10 @@ def perplexity(model: PreTrainedModel, batches: Batches, *, progress: bool = Tru
     """exp(sum of losses / number of targets) of a model on sequences of ids, each token given those before it.
 
     >>> found = perplexity(model, batches)
-    >>> round(found["value"], 1), found["tokens"]
+    >>> found["tokens"] == sum(batch[:, 1:].numel() for batch in batches)
+    True
+    >>> print(f"{found['value']:.2f} ± {found['stderr']:.2f}")  # doctest: +ELLIPSIS
+    1... ± ...
 
     ``batches`` are ids (B, T) int64 without padding: one such tensor, several, also of several T, or what a tokenizer
     returns (``Batches``). A forward takes as many sequences as the first batch of its T has. The losses are computed

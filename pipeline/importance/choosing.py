@@ -53,6 +53,8 @@ class Way:
     (its best window), ``greedy`` (one by one, scored again by ppl after each), ``control``, or ``given`` where the
     blocks were named or ``order``, all blocks with the least important first, is followed. ``seed`` is that of the
     control ``random``.
+
+    >>> way = Way("block_influence", "contiguous")
     """
 
     by: str = "ppl"
@@ -79,6 +81,9 @@ class Choice:
 def choose(way: Way, cut: Cut, entries: Entries, sizes: Sizes) -> list[int]:
     """The blocks that go from a model of such ``sizes``, by scores alone; sorted.
 
+    >>> choose(Way("tail", "control"), Cut(remove=2, protect_first=2, protect_last=1), scores, Sizes.of(model))
+    [5, 6]
+
     Raises RegrowError when the cut is impossible, or when the model must be run to know: greedily, or within a
     perplexity.
     """
@@ -104,6 +109,11 @@ def followed_order(way: Way, entries: Entries, total: int) -> Sequence[int]:
 
 class Removals:
     """What can be asked of a dense model before blocks are removed. Every process makes one and asks the same.
+
+    >>> cut, text = Cut(remove=2, protect_first=2, protect_last=1), Text(torch.cat(batches), micro_batch=2)
+    >>> removals = Removals(model, text, cut, say=lambda line: None)
+    >>> len(removals.choose(Way(selection="greedy"), scores).removed)
+    2
 
     ``text`` holds the calibration sequences, on which greedy rounds and budgets are judged, and the sequences of linear
     maps; ``held_out`` are ids (N, T) int64 that perplexities are measured on too. Every process of ``world`` is given

@@ -23,7 +23,9 @@ def fit_maps(
 
     >>> maps = fit_maps(model, batches, [3, 4, 6])
     >>> sorted(maps), maps[3].dtype
-    >>> smaller = replace_blocks(model, [3, 4, 6], maps)
+    ([3, 6], torch.float32)
+    >>> replace_blocks(model, [3, 4, 6], maps).config.num_hidden_layers
+    5
 
     A map M is (d, d) fp32 on the CPU, d the width of the hidden state. It acts on what the MLP of the block before the
     run hands on, and is found by least squares in closed form (linear.py has the formula), in one forward of the dense

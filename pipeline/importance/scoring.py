@@ -61,7 +61,8 @@ def score_blocks(
     """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
 
     >>> scores = score_blocks(model, batches, ["ppl", "block_influence"])
-    >>> scores["ppl"]["order"][:3], round(scores["ppl"]["dense"], 1)
+    >>> list(scores), len(scores["ppl"]["scores"]), sorted(scores["ppl"]["order"])
+    (['ppl', 'block_influence'], 8, [0, 1, 2, 3, 4, 5, 6, 7])
 
     Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
     values for each sequence also ``interval``, the 95% bootstrap interval of each score, and ``noise_pairs``,

@@ -41,7 +41,8 @@ def near_ties(losses: Sequence[float], order: Sequence[int], tolerance: float) -
 def choose_blocks(order: Sequence[int], cut: Cut) -> list[int]:
     """The first blocks of the order that are not protected, sorted by index (one-shot removal).
 
-    >>> choose_blocks(scores["ppl"]["order"], Cut(remove=2, protect_first=2, protect_last=1))
+    >>> choose_blocks([0, 3, 5, 1, 4, 2], Cut(remove=2, protect_first=1, protect_last=1))
+    [1, 3]
 
     Raises RegrowError when the order is not one of all blocks, and as ``cut.count`` does.
     """
@@ -80,6 +81,9 @@ def choose_within(order: Sequence[int], cut: Cut, perplexity: Callable[[list[int
 
 def choose_window(windows: Windows, cut: Cut) -> list[int]:
     """The free window of as many neighbouring blocks as go that carries its input least far (contiguous removal).
+
+    >>> len(choose_window(scores["block_influence"]["windows"], Cut(remove=3, protect_first=2, protect_last=1)))
+    3
 
     ``windows`` is that of an entry of scores.json: a distance's, where entry n - 1 of list s is the distance of the n
     blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError as ``cut.count`` does, and

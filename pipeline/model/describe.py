@@ -55,7 +55,11 @@ def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = ()
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of each of a model's ``blocks``, and of the ``whole`` model, tied weights once."""
+    """Parameters of each of a model's ``blocks``, and of the ``whole`` model, tied weights once.
+
+    >>> Cut(parameters=Sizes.of(model).whole - 1).count(Sizes.of(model))
+    1
+    """
 
     blocks: tuple[int, ...]
     whole: int

@@ -119,9 +119,10 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model from a local folder, or by its name on the hub (owner/name), in evaluation mode.
 
-    >>> model = load_model("path/of/a/model")
-    >>> model.dtype, model.training
+    >>> load_model("path/of/a/model").dtype
+    torch.bfloat16
     >>> load_model("path/of/a/model", dtype="float32").dtype
+    torch.float32
 
     ``revision`` is a branch, tag or commit on the hub. ``dtype`` is that of the weights; None keeps the one that most
     values of the files are in. ``attention``: ``auto``, or a name of transformers. With ``dispatch`` the model is
