@@ -90,6 +90,10 @@ def test_what_stands_for_batches_and_criteria_is_taken_as_meant():
     assert score_blocks(model, (batch for batch in [ids]), iter(["ppl"])) == expected, "generators"
     assert score_blocks(model, ids.int()) == expected, "ids of another integer"
     assert score_blocks(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) == expected, "a tokenizer's"
+    with pytest.raises(RegrowError, match=r'an order is wanted, scores\["ppl"\]\["order"\]'):
+        choose_blocks(expected["ppl"], Cut(remove=2))
+    with pytest.raises(RegrowError, match=r"cut 2: a Cut is wanted, such as Cut\(remove=9\)"):
+        choose_blocks(expected["ppl"]["order"], 2)
     half = score_blocks(build("llama").double(), ids, ["ppl", "angular_last"])
     assert half["ppl"]["scores"] == pytest.approx(expected["ppl"]["scores"], rel=1e-5)
     assert half["ppl"]["tie_tolerance"] == 1e-5, "token losses are fp32 in any model"
