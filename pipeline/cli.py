@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
+from pipeline.config.naming import name_keys
 from pipeline.errors import RegrowError
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
 from pipeline.run import Run
@@ -275,6 +276,7 @@ def main() -> Any:
             print("regrow: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
         return _leave(status, place)
     except RegrowError as error:
+        name_keys(error)
         # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
         if place.rank != 0:
             time.sleep(2)

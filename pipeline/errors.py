@@ -6,7 +6,15 @@ import re
 
 
 class RegrowError(Exception):
-    """A failure that its message explains to the person who meets it: what, where, and what to do."""
+    """A failure that its message explains to the person who meets it: what, where, and what to do.
+
+    ``about`` is what it concerns, where the library met it and a config has keys for it: those are told beside it, to
+    people who have a config (``config/naming.py``).
+    """
+
+    def __init__(self, message: str = "", about: str | None = None):
+        super().__init__(message)
+        self.about = about
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,9 @@ from pipeline.config.tree import Config
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a config file, what it extends, and ``section.key=value`` overrides; check everything.
 
+    >>> load_config("path/of/a/config.yaml", ["prune.remove=3"]).prune.remove
+    3
+
     Later layers win key by key. Stating one cut of prune clears the others, and a new model.path clears
     model.architecture. Raises ConfigError naming each bad key with its file and line (or the override), what is
     allowed, and the nearest known key for a typo.

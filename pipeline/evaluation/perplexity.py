@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -19,6 +20,18 @@ from pipeline.model.files import not_finite
 from pipeline.model.head import Head, losses_at
 from pipeline.model.loss import next_token_losses, next_tokens
 from pipeline.world import ALONE, World
+
+
+class Measured(TypedDict):
+    """A perplexity, as results.json holds it; ``perplexity`` says what stands where."""
+
+    value: float
+    stderr: float | None
+    loss: float
+    tokens: int
+    rows: int
+    length: int | None
+    row_losses: list[float]
 
 
 @contextlib.contextmanager
@@ -47,7 +60,7 @@ def row_losses(
     head: Head | None = None,
     world: World = ALONE,
     counted_from: torch.Tensor | None = None,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], object] = lambda: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row, in nats summed over its targets, and the number of its targets.
 
@@ -113,7 +126,7 @@ def perplexity(
     world: World = ALONE,
     counted_from: torch.Tensor | None = None,
     between: Callable[[], None] = lambda: None,
-) -> dict[str, float | int | None]:
+) -> Measured:
     """Token-weighted perplexity, exp(sum of losses / number of targets); arguments and errors as ``row_losses``.
 
     Returns ``value`` (the perplexity), ``stderr`` (its standard error over the choice of rows, as if each were drawn
@@ -131,6 +144,11 @@ def perplexity(
         counted_from=counted_from,
         between=between,
     )
+    return measured(sums, targets, rows.shape[1])
+
+
+def measured(sums: torch.Tensor, targets: torch.Tensor, length: int | None) -> Measured:
+    """What ``perplexity`` returns, from what ``row_losses`` does; ``length`` None where the rows have several."""
     tokens = int(targets.sum())
     loss = math.fsum(sums.tolist()) / tokens
     # Not math.exp, which raises above 709 nats.
@@ -140,8 +158,8 @@ def perplexity(
         "stderr": _standard_error(value, (sums - loss * targets).tolist(), tokens),
         "loss": loss,
         "tokens": tokens,
-        "rows": rows.shape[0],
-        "length": rows.shape[1],
+        "rows": len(sums),
+        "length": length,
         "row_losses": (sums / targets.clamp(min=1)).tolist(),
     }
 

@@ -19,6 +19,7 @@ from pipeline.importance.distances import StateDistances
 from pipeline.importance.kept import Kept
 from pipeline.importance.sweep import Window, dense_states, removal_losses
 from pipeline.model.blocks import find_blocks
+from pipeline.shown import shown
 from pipeline.world import World
 
 
@@ -59,7 +60,7 @@ def sweep_by_batch(
     if done:
         say(f"{len(sequences) - left} of {len(sequences)} sequences were scored before")
     blocks = len(find_blocks(model))
-    for count, number in enumerate(todo[world.rank :: world.size], start=1):
+    for count, number in enumerate(shown(todo[world.rank :: world.size], "sweep"), start=1):
         distances = wanted.distances(blocks)
         found: dict[str, Any] = {}
         if wanted.losses:
@@ -90,13 +91,6 @@ def require_micro_batch(micro_batch: object) -> None:
     """RegrowError unless this is a number of sequences that a forward can take."""
     if not isinstance(micro_batch, int) or micro_batch < 1:
         raise RegrowError(f"micro_batch {micro_batch!r}: a whole number of sequences is wanted, 1 or more")
-
-
-def require_ids(ids: object, name: str) -> None:
-    """RegrowError, with the ``name``, unless this is a tensor of ids (sequences, tokens)."""
-    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point() or ids.is_complex():
-        found = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise RegrowError(f"{name}: ids (sequences, tokens) of int64 are wanted, got {found}")
 
 
 def _read_back(

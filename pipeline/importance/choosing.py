@@ -21,17 +21,19 @@ from transformers import PreTrainedModel
 
 from pipeline.criteria import CONTROLS, CRITERIA
 from pipeline.errors import RegrowError
-from pipeline.importance.batch_major import own_share, require_ids
+from pipeline.importance.batch_major import own_share
 from pipeline.importance.controls import control_blocks, control_order
 from pipeline.importance.criteria import Text
 from pipeline.importance.cut import Cut
 from pipeline.importance.greedy import Round, greedy_rounds
 from pipeline.importance.kept import Kept
-from pipeline.importance.linear import RIDGE, fit_maps, split_for_maps
+from pipeline.importance.linear import RIDGE, split_for_maps
+from pipeline.importance.maps import fit_runs
 from pipeline.importance.perplexities import Maps, Perplexities
 from pipeline.importance.selection import choose_blocks, choose_window, choose_within
 from pipeline.model.blocks import check_indices
 from pipeline.model.describe import Sizes
+from pipeline.model.ids import require_ids
 from pipeline.model.replacement import removed_runs
 from pipeline.world import ALONE, World
 
@@ -51,6 +53,8 @@ class Way:
     (its best window), ``greedy`` (one by one, scored again by ppl after each), ``control``, or ``given`` where the
     blocks were named or ``order``, all blocks with the least important first, is followed. ``seed`` is that of the
     control ``random``.
+
+    >>> way = Way("block_influence", "contiguous")
     """
 
     by: str = "ppl"
@@ -77,6 +81,9 @@ class Choice:
 def choose(way: Way, cut: Cut, entries: Entries, sizes: Sizes) -> list[int]:
     """The blocks that go from a model of such ``sizes``, by scores alone; sorted.
 
+    >>> choose(Way("tail", "control"), Cut(remove=2, protect_first=2, protect_last=1), scores, Sizes.of(model))
+    [5, 6]
+
     Raises RegrowError when the cut is impossible, or when the model must be run to know: greedily, or within a
     perplexity.
     """
@@ -102,6 +109,11 @@ def followed_order(way: Way, entries: Entries, total: int) -> Sequence[int]:
 
 class Removals:
     """What can be asked of a dense model before blocks are removed. Every process makes one and asks the same.
+
+    >>> cut, text = Cut(remove=2, protect_first=2, protect_last=1), Text(torch.cat(batches), micro_batch=2)
+    >>> removals = Removals(model, text, cut, say=lambda line: None)
+    >>> len(removals.choose(Way(selection="greedy"), scores).removed)
+    2
 
     ``text`` holds the calibration sequences, on which greedy rounds and budgets are judged, and the sequences of linear
     maps; ``held_out`` are ids (N, T) int64 that perplexities are measured on too. Every process of ``world`` is given
@@ -139,8 +151,9 @@ class Removals:
             rounds = self.greedy(self.cut)
             if not rounds:
                 raise RegrowError(
-                    f"prune.perplexity {self.cut.perplexity:g}: without any one block the perplexity of the "
-                    "calibration sequences is above it; raise it"
+                    f"perplexity {self.cut.perplexity:g}: without any one block that of the calibration sequences is "
+                    "above it; raise it",
+                    about="perplexity",
                 )
             return Choice(sorted(one.removed for one in rounds), rounds)
         if self.cut.perplexity is not None:
@@ -174,12 +187,12 @@ class Removals:
         """A linear map for every run of removed blocks but one that begins at block 0, and the tokens fitted on."""
         sequences = self.text.sequences if self.text.maps is None else self.text.maps()
         fit, _ = split_for_maps(sequences, self.text.micro_batch, self.world.rank, self.world.size)
-        windows = [(run[0], len(run)) for run in removed_runs(removed) if run[0] > 0]
-        self.say(f"fitting linear maps for {len(windows)} runs of blocks")
-        maps = fit_maps(self.model, fit, windows, ridge=self.ridge, world=self.world)
+        runs = sum(run[0] > 0 for run in removed_runs(removed))
+        self.say(f"fitting linear maps for {runs} runs of blocks")
+        maps = fit_runs(self.model, fit, removed, self.ridge, self.world)
         tokens = sum(self.world.gather(sum(batch.numel() for batch in fit)))
-        self.say(f"linear maps for {len(windows)} runs of blocks, fitted on {tokens:,} tokens")
-        return {start: matrix for (start, _), matrix in maps.items()}, tokens
+        self.say(f"linear maps for {runs} runs of blocks, fitted on {tokens:,} tokens")
+        return maps, tokens
 
     def replaced(self, removed: Sequence[int]) -> tuple[Maps, dict[str, Any]]:
         """The maps that take the removed runs' places, and what prune.json says of them.
@@ -188,8 +201,9 @@ class Removals:
         """
         if removed[0] == 0 and len(removed_runs(removed)) == 1:
             raise RegrowError(
-                "prune.linear: every removed block lies at the start, where no block is left to fold a map into; "
-                "protect block 0 (prune.protect_first), or leave prune.linear out"
+                "linear maps: every removed block lies at the start, where no block is left to fold a map into; "
+                "protect block 0, or remove them without maps",
+                about="linear",
             )
         maps, tokens = self.maps(removed)
         runs = [list(run) for run in removed_runs(removed) if run[0] in maps]

@@ -52,15 +52,18 @@ def compare_ways(
     """comparison.json: the perplexity of every way of choosing, and of the set ``removed`` that ``way`` chose, at as
     many blocks and at each of the ``shares``; with ``greedy`` of greedy and one-shot removal at every number.
 
+    >>> cut, text = Cut(remove=2, protect_first=2, protect_last=1), Text(torch.cat(batches), micro_batch=2)
+    >>> removals = Removals(model, text, cut, say=lambda line: None)
+    >>> [one["by"] for one in compare_ways(removals, scores, Way("ppl"), [3, 4])["sets"]][-3:]
+    ['tail', 'random', 'uniform']
+
     ``maps`` stand in for the removed blocks, where there are some. Raises RegrowError when the model itself has no
     perplexity.
     """
     total, cut, planned = len(removals.sizes.blocks), removals.cut, len(removed)
     counts = sorted({planned} | {int(share * total) for share in shares})
     if "linear" in entries and str(planned) not in entries["linear"]["windows"]:
-        removals.say(
-            f"linear was not fitted for windows of {planned} blocks (score.linear_n): its window is not compared"
-        )
+        removals.say(f"linear was not fitted for windows of {planned} blocks: its window is not compared")
     sets = list(compared_sets(entries, total, counts, cut, seed=way.seed))
     if greedy:
         sets += _greedy_sets(removals, entries, counts)

@@ -27,8 +27,9 @@ def control_order(control: str, total: int, seed: int = 0) -> list[int]:
         return sorted(range(total), key=lambda _: draw.random())
     if control == "uniform":
         raise RegrowError(
-            "prune.criterion uniform spreads a given number of blocks, and has no order to follow to a "
-            "perplexity budget; say prune.remove"
+            "control uniform spreads a given number of blocks, and has no order to follow to a perplexity budget; say "
+            "how many go, Cut(remove=...)",
+            about="uniform",
         )
     raise RegrowError(f"control {control!r}: known are {', '.join(CONTROLS)}")
 

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pipeline.importance.batch_major import own_share, require_ids, require_micro_batch
+from pipeline.importance.batch_major import own_share, require_micro_batch
 from pipeline.importance.distances import DISTANCES
 from pipeline.importance.linear import RIDGE, linear_entry, split_for_maps
 from pipeline.importance.ppl import summarise
 from pipeline.importance.sweep import Window
 from pipeline.importance.weights import magnitude_entry, taylor_entry
+from pipeline.model.ids import require_ids
 from pipeline.world import World
 
 #: What each criterion is made of.
@@ -37,7 +38,13 @@ SWEPT = ("variants", "states")
 
 @dataclass(frozen=True)
 class Settings:
-    """What criteria are told. ``position`` is the token that some look at; ``ppl_lengths`` and ``linear_lengths`` are
+    """What criteria are told.
+
+    >>> found = score_blocks(model, batches, "ppl", Settings(ppl_lengths=(2,)))
+    >>> len(found["ppl"]["windows"]["2"]["scores"])
+    7
+
+    ``position`` is the token that some look at; ``ppl_lengths`` and ``linear_lengths`` are
     those of the windows that ``ppl`` and ``linear`` are asked for beside single blocks, ``ridge`` that of ``linear``;
     the rest are the reductions of weights.py."""
 
@@ -62,9 +69,13 @@ DEFAULTS = Settings()
 
 @dataclass(frozen=True)
 class Text:
-    """What blocks are scored on, the same in every process: ids ``sequences`` (S, T) int64, ``micro_batch`` in a
-    forward, and ``maps``, which gives the sequences (N, T) of linear maps; None takes ``sequences``. Raises RegrowError
-    on what is no ids, and on a micro-batch of none."""
+    """What blocks are scored on, the same in every process.
+
+    >>> text = Text(torch.cat(batches), micro_batch=2)
+
+    ``sequences`` are ids (S, T) int64, ``micro_batch`` of them go in a forward, and ``maps`` gives the sequences (N, T)
+    of linear maps; None takes ``sequences``. Raises RegrowError on what is no ids, and on a micro-batch of none.
+    """
 
     sequences: torch.Tensor
     micro_batch: int

@@ -30,6 +30,9 @@ class Cut:
     ``parameters``: the fewest blocks that leave at most so many parameters, whichever blocks they are. ``perplexity``:
     as many as keep the perplexity of the calibration sequences at or below it. ``blocks``: these, also protected ones.
 
+    >>> Cut(ratio=0.29).count(100), Cut(remove=9).protected(30)
+    (29, [0, 1, 2, 3, 28, 29])
+
     Raises RegrowError when it is made of no statement, of several, or of what is no number.
     """
 

@@ -37,6 +37,7 @@ from pipeline.importance.selection import order_blocks
 from pipeline.importance.sweep import Window, dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import output_projection
+from pipeline.shown import shown
 from pipeline.world import ALONE, World
 
 #: Tokens to fit on, for each entry of the hidden state.
@@ -66,7 +67,7 @@ def find_projections(model: PreTrainedModel, windows: Sequence[Window]) -> dict[
 
 
 @torch.no_grad()
-def fit_maps(
+def fit_windows(
     model: PreTrainedModel,
     batches: Sequence[torch.Tensor],
     windows: Sequence[Window],
@@ -92,7 +93,7 @@ def fit_maps(
     projections = find_projections(model, windows) if projections is None else projections
     grams: dict[Window, torch.Tensor] = {}
     crosses: dict[Window, torch.Tensor] = {}
-    for batch in batches:
+    for batch in shown(batches, "linear maps"):
         states, outputs = _dense(model, batch, projections)
         for start in sorted({start for start, _ in fitted}):
             moved = outputs[start].double()
@@ -122,7 +123,7 @@ def replacement_errors(
     _check_windows(windows, len(find_blocks(model)))
     projections = find_projections(model, list(maps)) if projections is None else projections
     errors = {window: Errors([], []) for window in windows}
-    for batch in batches:
+    for batch in shown(batches, "linear maps, judged"):
         states, outputs = _dense(model, batch, projections)
         for (start, length), kept in errors.items():
             reached = states[start + length].float()
@@ -153,7 +154,7 @@ def linear_entry(
     output that the replaced block fails to make (``Errors``), higher being more important. Block 0 has no block
     before it that could take a map, and is scored as removed. ``lengths`` are further n; ``windows`` holds for each n,
     as a string, ``scores`` by start, ``without_map`` by start, and ``best_start`` of all windows that can take a map.
-    ``sequence_scores`` are (blocks, sequences). Raises RegrowError as ``fit_maps`` does, and without a sequence held
+    ``sequence_scores`` are (blocks, sequences). Raises RegrowError as ``fit_windows`` does, and without a sequence held
     out.
     """
     total = len(find_blocks(model))
@@ -161,7 +162,7 @@ def linear_entry(
     windows = [(start, count) for count in counts for start in range(total - count + 1)]
     _require_tokens(fit, model.config.get_text_config().hidden_size, world)
     projections = find_projections(model, windows)
-    maps = fit_maps(model, fit, windows, projections=projections, ridge=ridge, world=world)
+    maps = fit_windows(model, fit, windows, projections=projections, ridge=ridge, world=world)
     errors = _gather(replacement_errors(model, held_out, windows, maps, projections=projections), world)
     if not errors[windows[0]].mapped:
         raise RegrowError("no sequence is held out: a linear map must be judged on text that it was not fitted on")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from pipeline.criteria import CRITERIA
 from pipeline.errors import RegrowError
-from pipeline.importance.batch_major import Wanted, own_share, require_ids, require_micro_batch, sweep_by_batch
+from pipeline.importance.batch_major import Wanted, own_share, require_micro_batch, sweep_by_batch
 from pipeline.importance.block_major import sweep_by_block
 from pipeline.importance.criteria import (
     DEFAULTS,
@@ -36,8 +36,10 @@ from pipeline.importance.ppl import TIE, windows_of
 from pipeline.importance.sweep import Window
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.model.blocks import find_blocks
+from pipeline.model.ids import Batches, id_batches, require_ids
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
+from pipeline.shown import bars
 from pipeline.world import ALONE, World
 
 
@@ -47,42 +49,61 @@ def silent(line: str) -> None:
 
 def score_blocks(
     model: PreTrainedModel,
-    batches: Iterable[torch.Tensor] | torch.Tensor = (),
+    batches: Batches = (),
     criteria: Iterable[str] | str = ("ppl",),
     settings: Settings = DEFAULTS,
     *,
     maps: Callable[[], torch.Tensor] | None = None,
     world: World = ALONE,
     folder: Path | None = None,
-    say: Callable[[str], None] = silent,
+    progress: bool | Callable[[str], None] = True,
 ) -> dict[str, dict[str, Any]]:
     """Score every block of a model: criterion -> its entry of scores.json, in the order asked for.
+
+    >>> scores = score_blocks(model, batches, ["ppl", "block_influence"])
+    >>> list(scores), len(scores["ppl"]["scores"]), sorted(scores["ppl"]["order"])
+    (['ppl', 'block_influence'], 8, [0, 1, 2, 3, 4, 5, 6, 7])
 
     Each entry has ``scores`` (one for each block), ``order`` (least important first) and ``higher_is``; those with
     values for each sequence also ``interval``, the 95% bootstrap interval of each score, and ``noise_pairs``,
     neighbours in the order that the sequences do not tell apart, when there are two sequences or more; the rest stands
-    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all, or one such tensor; a
-    forward takes as many sequences as the first has. ``magnitude`` needs none. One criterion may be named alone.
-    ``linear`` is fitted on three of four sequences and judged on the fourth, of ``batches`` or of what ``maps`` gives.
-    The model is left in evaluation mode, and without hooks.
+    with the criterion. ``batches`` are ids (B, T) int64 without padding, T the same in all: one such tensor, several,
+    what a tokenizer returns (``Batches``); a forward takes as many sequences as the first has, on the model's device,
+    wherever they lie. ``magnitude`` needs none. One criterion may be named alone. ``linear`` is fitted on three of four
+    sequences and judged on the fourth, of ``batches`` or of what ``maps`` gives. The model is left in evaluation mode,
+    and without hooks.
 
-    Every process of ``world`` is given the same, does its share, and gets the same entries. What is known is kept in
-    ``folder``, from where the same call goes on after a kill; None keeps nothing.
+    ``progress`` is a bar on a terminal and in a notebook, None where it is False; or a function that is told a line as
+    each thing is known. Every process of ``world`` is given the same, does its share, and gets the same entries. What
+    is known is kept in ``folder``, from where the same call goes on after a kill; None keeps nothing.
 
-    Raises RegrowError on an unknown criterion, on no batch where one is needed, on batches of several lengths or of
-    what is no id of the model, on a model whose blocks cannot be left out, or when a score is not a number.
+    Raises RegrowError on an unknown criterion, on what is no batches (``id_batches``), on batches of several lengths,
+    on a model whose blocks cannot be left out, or when a score is not a number.
     """
-    asked = _asked(criteria)
+    with bars(progress is True and world.rank == 0):
+        say = progress if callable(progress) else silent
+        return _scored(model, batches, _asked(criteria), settings, maps, world, Kept(folder, world), say)
+
+
+def _scored(
+    model: PreTrainedModel,
+    batches: Batches,
+    asked: Sequence[str],
+    settings: Settings,
+    maps: Callable[[], torch.Tensor] | None,
+    world: World,
+    kept: Kept,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
     text: Text | None = None
     if any(NEEDS[name] != "weights" for name in asked):
-        _precision(model)
         text = _text(model, batches, asked, maps)
+        _precision(model)
     blocks = find_blocks(model)
     require_separate_blocks(model, blocks)
     if _need(asked, "maps"):
         # Refused now, not after hours of the sweep.
         find_projections(model, [(start, 1) for start in range(len(blocks))])
-    kept = Kept(folder, world)
     entries: dict[str, dict[str, Any]] = {}
     if text is not None and _need(asked, *SWEPT):
         windows = windows_of(len(blocks), settings.ppl_lengths)
@@ -184,15 +205,14 @@ def _need(asked: Sequence[str], *kinds: str) -> bool:
 
 def _text(
     model: PreTrainedModel,
-    batches: Iterable[torch.Tensor] | torch.Tensor,
+    batches: Batches,
     asked: Sequence[str],
     maps: Callable[[], torch.Tensor] | None,
 ) -> Text:
     # The loss of a token needs one before it.
     losses = _need(asked, "variants", "gradients")
-    batches = [batches] if isinstance(batches, torch.Tensor) else list(batches)
-    batches = checked_batches(model, batches, shortest=2 if losses else 1)
-    return Text(torch.cat(batches), len(batches[0]), maps)
+    found = id_batches(model, batches, shortest=2 if losses else 1, one_length=True)
+    return Text(torch.cat(found), len(found[0]), maps)
 
 
 def _finished(
@@ -212,32 +232,6 @@ def _finished(
     for entry in entries.values():
         add_uncertainty(entry)
     return {name: entries[name] for name in asked}
-
-
-def checked_batches(model: PreTrainedModel, batches: Sequence[torch.Tensor], shortest: int = 2) -> list[torch.Tensor]:
-    """The batches as ids (B, T) int64; ``shortest`` is the least T.
-
-    Raises RegrowError on no batch, on batches of another form or of several lengths, and on ids that the model has no
-    embedding for.
-    """
-    rows = len(model.get_input_embeddings().get_parameter("weight"))
-    for number, batch in enumerate(batches):
-        name = f"calibration batch {number}"
-        require_ids(batch, name)
-        if not len(batch) or batch.shape[1] < shortest:
-            raise RegrowError(
-                f"{name}: has {len(batch)} sequences of {batch.shape[1]} tokens; one of {shortest} at least is wanted"
-            )
-        low, high = int(batch.min()), int(batch.max())
-        if low < 0 or high >= rows:
-            raise RegrowError(
-                f"{name}: ids from {low} to {high}, and the model has embeddings for 0 to {rows - 1}; "
-                "is this its tokenizer?"
-            )
-    lengths = sorted({batch.shape[1] for batch in batches})
-    if len(lengths) != 1:
-        raise RegrowError(f"calibration batches: one length is wanted, got {lengths or 'no batch'}")
-    return [batch.long() for batch in batches]
 
 
 def sweep_entries(

@@ -41,8 +41,15 @@ def near_ties(losses: Sequence[float], order: Sequence[int], tolerance: float) -
 def choose_blocks(order: Sequence[int], cut: Cut) -> list[int]:
     """The first blocks of the order that are not protected, sorted by index (one-shot removal).
 
+    >>> choose_blocks([0, 3, 5, 1, 4, 2], Cut(remove=2, protect_first=1, protect_last=1))
+    [1, 3]
+
     Raises RegrowError when the order is not one of all blocks, and as ``cut.count`` does.
     """
+    if isinstance(order, Mapping):
+        raise RegrowError('block order: an order is wanted, scores["ppl"]["order"], got a dict of scores')
+    if not isinstance(cut, Cut):
+        raise RegrowError(f"cut {cut!r}: a Cut is wanted, such as Cut(remove=9)")
     total = len(order)
     if sorted(order) != list(range(total)):
         raise RegrowError(f"block order {list(order)}: not every index from 0 to {total - 1} stands in it once")
@@ -75,6 +82,9 @@ def choose_within(order: Sequence[int], cut: Cut, perplexity: Callable[[list[int
 def choose_window(windows: Windows, cut: Cut) -> list[int]:
     """The free window of as many neighbouring blocks as go that carries its input least far (contiguous removal).
 
+    >>> len(choose_window(scores["block_influence"]["windows"], Cut(remove=3, protect_first=2, protect_last=1)))
+    3
+
     ``windows`` is that of an entry of scores.json: a distance's, where entry n - 1 of list s is the distance of the n
     blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError as ``cut.count`` does, and
     when windows of this length were not scored.
@@ -91,8 +101,9 @@ def choose_window(windows: Windows, cut: Cut) -> list[int]:
         by_start = windows[str(remove)]["scores"]
     else:
         raise RegrowError(
-            f"windows of {', '.join(windows)} blocks were scored, not of {remove}; add it to score.ppl_n or "
-            "score.linear_n"
+            f"windows of {', '.join(windows)} blocks were scored, not of {remove}; score these too, with "
+            f"Settings(ppl_lengths=({remove},)) or linear_lengths",
+            about="windows",
         )
     start = min(free[: len(free) - remove + 1], key=lambda start: (by_start[start], start))
     return list(range(start, start + remove))

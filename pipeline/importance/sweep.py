@@ -191,10 +191,11 @@ def summed_losses(
     rows = losses.isnan().any(dim=1).nonzero().flatten().tolist()
     if rows:
         broken = not_finite(model.named_parameters())
-        cause = f"{broken} has values that are not finite" if broken else "score again with score.dtype=float32"
+        cause = f"{broken} has values that are not finite" if broken else "score again in float32"
         raise RegrowError(
             f"losses without blocks {[names[row] for row in rows]} are not numbers (block {names[-1]} stands for the "
-            f"dense model); {cause}"
+            f"dense model); {cause}",
+            about=None if broken else "scoring",
         )
     return losses
 

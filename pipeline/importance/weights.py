@@ -30,6 +30,7 @@ from pipeline.importance.selection import order_blocks
 from pipeline.model.blocks import find_blocks
 from pipeline.model.loss import next_token_losses
 from pipeline.model.outputs import logits_alone
+from pipeline.shown import shown
 from pipeline.world import ALONE, World
 
 REDUCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -97,7 +98,7 @@ def mean_gradients(
     targets = torch.zeros(1, dtype=torch.float64, device=weights[0].device)
     model.eval()
     with logits_alone(model), torch.enable_grad(), _differentiable(weights):
-        for batch in batches:
+        for batch in shown(list(batches), "gradients"):
             batch = batch.to(weights[0].device)
             losses = next_token_losses(model(batch, use_cache=False).logits, batch)
             targets += losses.numel()

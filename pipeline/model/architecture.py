@@ -42,8 +42,9 @@ def read_config(folder: str | Path, trust_remote_code: bool = False) -> PreTrain
     own = own_code(folder)
     if own and read_json(file, AGAIN).get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise RegrowError(
-            f"{file}: this model is code of its own ({', '.join(own)}), which runs only where the config allows "
-            "it; read that code, then set model.trust_remote_code=true"
+            f"{file}: this model is code of its own ({', '.join(own)}), which runs only where it is allowed to; read "
+            "that code, then say trust_remote_code=True",
+            about="code",
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

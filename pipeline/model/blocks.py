@@ -57,6 +57,9 @@ def check_indices(indices: Iterable[int], total: int) -> list[int]:
 def skip_blocks(model: PreTrainedModel, indices: Sequence[int]) -> Iterator[None]:
     """Within the context the named blocks are the identity and cost nothing. Nothing is left behind afterwards.
 
+    >>> with skip_blocks(model, [3, 4]):
+    ...     without = perplexity(model, batches)["value"]
+
     A cache of keys and values may be used inside: a skipped block keeps its slot there as long as the others', with
     one number for each token. Raises RegrowError on impossible indices, and where blocks are tied to each other.
     """
@@ -109,6 +112,11 @@ def replaced_forward(blocks: Iterable[nn.Module], forward: Callable[..., object]
 
 def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PreTrainedModel:
     """Remove the named blocks in place and return the model, renumbered and with a config that fits.
+
+    >>> remove_blocks(model, [3, 4]).config.num_hidden_layers
+    6
+    >>> model.config.regrow["kept_blocks"]
+    [0, 1, 2, 5, 6, 7]
 
     The original indices and what was removed stand in ``config.regrow`` so that they travel with the model; a model
     pruned before keeps the indices of the first dense model.

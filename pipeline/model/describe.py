@@ -24,7 +24,7 @@ def describe_folder(folder: Path, trust_remote_code: bool = False) -> PreTrained
     try:
         return meta_model(hf_config, trust_remote_code)
     except RegrowError as error:
-        raise RegrowError(f"{folder / 'config.json'}: {error}") from None
+        raise RegrowError(f"{folder / 'config.json'}: {error}", about=error.about) from None
 
 
 def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = (), lora: Lora | None = None) -> Trained:
@@ -55,7 +55,11 @@ def as_trained(model: PreTrainedModel, dtype: str, removed: Collection[int] = ()
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of each of a model's ``blocks``, and of the ``whole`` model, tied weights once."""
+    """Parameters of each of a model's ``blocks``, and of the ``whole`` model, tied weights once.
+
+    >>> Cut(parameters=Sizes.of(model).whole - 1).count(Sizes.of(model))
+    1
+    """
 
     blocks: tuple[int, ...]
     whole: int

@@ -7,8 +7,10 @@ which tensors a model that was loaded in one dtype holds less precisely than its
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,25 @@ def read_headers(model: PreTrainedModel, files: Sequence[Path]) -> dict[str, Ent
                 target, pattern = rename_source_key(key, [], [], prefix, own)
             entries[key] = Entry(file, shape, dtype, target, pattern is not None)
     return entries
+
+
+def stored_dtype(files: Sequence[Path]) -> torch.dtype:
+    """The dtype that most values of a model's files are in; bf16 where none is in one of ``FLOATS``."""
+    values: Counter[torch.dtype] = Counter()
+    for file in files:
+        for _, shape, dtype in _header(file):
+            if dtype is not None:
+                values[dtype] += math.prod(shape)
+    return max(values, key=values.__getitem__, default=torch.bfloat16)
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of weights by its name in torch; RegrowError where it is none of ``FLOATS``."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in FLOATS.values():
+        known = ", ".join(str(one).removeprefix("torch.") for one in FLOATS.values())
+        raise RegrowError(f"dtype {str(dtype).removeprefix('torch.')}: weights are loaded in one of {known}")
+    return found
 
 
 def is_old_mask(name: str) -> bool:

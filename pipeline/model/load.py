@@ -18,7 +18,7 @@ from pipeline.model.architecture import auto_class, own_code, read_config, token
 from pipeline.model.dispatch import Dispatch, aligned, read_not_mapped, values_of
 from pipeline.model.files import require_finite, weight_files
 from pipeline.model.fit import require_fit
-from pipeline.model.headers import is_old_mask
+from pipeline.model.headers import is_old_mask, named_dtype, stored_dtype
 from pipeline.model.hollow import without_weights
 from pipeline.model.outputs import return_logits
 
@@ -103,40 +103,48 @@ def attention_kernel(asked: str, device: torch.device, dtype: torch.dtype = torc
         fits = device.type == "cuda" and dtype != torch.float32
         return next((name for name, there in available.items() if there and fits), None)
     if asked in available and not (available[asked] and device.type == "cuda"):
-        raise RegrowError(f"model.attention {asked}: not installed here, or no GPU; use auto or sdpa")
+        raise RegrowError(f"attention {asked}: not installed here, or no GPU; use auto or sdpa", about="attention")
     return asked
 
 
 def load_model(
     path: str | Path,
     *,
-    dtype: str | torch.dtype = torch.bfloat16,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
     attention: str = "auto",
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
     dispatch: Dispatch | None = None,
 ) -> PreTrainedModel:
-    """A causal language model from a local folder, or by its name on the hub, in evaluation mode.
+    """A causal language model from a local folder, or by its name on the hub (owner/name), in evaluation mode.
 
-    With ``dispatch`` it is spread as that says, and computes on ``device`` and the GPUs that are named there; without
-    it stands on ``device`` whole.
+    >>> load_model("path/of/a/model").dtype
+    torch.bfloat16
+    >>> load_model("path/of/a/model", dtype="float32").dtype
+    torch.float32
+
+    ``revision`` is a branch, tag or commit on the hub. ``dtype`` is that of the weights; None keeps the one that most
+    values of the files are in. ``attention``: ``auto``, or a name of transformers. With ``dispatch`` the model is
+    spread as that says, and computes on ``device`` and the GPUs that are named there; without it stands on ``device``
+    whole.
 
     A multimodal wrapper that is no causal language model in transformers is loaded whole (``architecture``). Where the
     config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
     where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
-    Raises RegrowError when the folder cannot be loaded, or when weights are missing, of another shape, left over or
-    not finite: a model that transformers would complete with random weights is refused. So is code of a model's own
-    whose buffers transformers would leave to chance.
+    Raises RegrowError when there is no such model or dtype, when the folder cannot be loaded, or when weights are
+    missing, of another shape, left over or not finite: a model that transformers would complete with random weights is
+    refused. So is code of a model's own whose buffers transformers would leave to chance.
     """
     from transformers.utils import logging
 
-    path = Path(path) if Path(path).is_dir() else resolve_model(str(path))
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    device = torch.device(device)
+    path = Path(path) if Path(path).is_dir() else resolve_model(str(path), revision, "model")
+    loader, device = auto_class(read_config(path, trust_remote_code)), torch.device(device)
+    dtype = stored_dtype(weight_files(path)) if dtype is None else named_dtype(dtype)
+    kernel = attention_kernel(attention, device, dtype)
     logging.disable_progress_bar()
     name_accelerator()
-    loader, kernel = auto_class(read_config(path, trust_remote_code)), attention_kernel(attention, device, dtype)
     try:
         with _without_report(), _spreading(dispatch, path, dtype, kernel, trust_remote_code) as spread:
             model, loading = loader.from_pretrained(

@@ -199,9 +199,13 @@ def replace_blocks(
 ) -> PreTrainedModel:
     """Remove the blocks ``removed`` in place, with a linear map for each run whose first block ``matrices`` names.
 
-    ``matrices[first]`` (d, d) acts on the output of the MLP in block first - 1, which computes r + M y then. Runs that
-    are not named are removed without one. ``config.regrow`` gets the list ``linear``: for each map the blocks of the
-    first dense model that it stands for, and the block that it was folded into.
+    >>> smaller = replace_blocks(model, [3, 4], fit_maps(model, batches, [3, 4]))
+    >>> smaller.config.regrow["linear"]
+    [{'blocks': [3, 4], 'folded_into': 2}]
+
+    ``matrices[first]`` (d, d), as ``fit_maps`` gives it, acts on the output of the MLP in block first - 1, which
+    computes r + M y then. Runs that are not named are removed without one. ``config.regrow`` gets the list ``linear``:
+    for each map the blocks of the first dense model that it stands for, and the block that it was folded into.
 
     Raises RegrowError, before anything is changed, where a map cannot be folded or blocks cannot be removed.
     """

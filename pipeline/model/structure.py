@@ -44,6 +44,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
     Raises RegrowError with the model's module tree when there is no such list, or more than one.
     """
+    require_model(model)
     config = getattr(model, "config", None)
     total = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
     found = {
@@ -65,6 +66,15 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             f"{' (' + ', '.join(found) + ')' if found else ''}; its modules: {module_tree(model)}"
         )
     return next(iter(found.values()))
+
+
+def require_model(model: object) -> None:
+    """RegrowError where this is no model at all: a path, say, or batches in its place."""
+    if not isinstance(model, nn.Module):
+        raise RegrowError(
+            f"model: a causal language model of transformers is wanted, got {type(model).__name__}; "
+            'load_model("folder, or owner/name") gives one'
+        )
 
 
 def module_tree(module: nn.Module, depth: int = TREE_DEPTH) -> str:

@@ -103,9 +103,18 @@ def legend(figure: Figure, handles: list[Any], columns: int) -> None:
     )
 
 
+class Drawing(Figure):
+    """A figure that a notebook shows by itself: pyplot, which else tells Jupyter how, is never touched."""
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
+        return drawn.getvalue()
+
+
 def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """An empty figure with quiet axes: no box, pale horizontal lines behind the data."""
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Drawing(figsize=size, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.06)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:

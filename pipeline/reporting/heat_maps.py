@@ -70,6 +70,8 @@ def draw_heat_map(
 ) -> Figure:
     """Draw the distances of all windows of neighbouring blocks: columns are starts, rows are lengths n.
 
+    >>> draw_heat_map(scores["block_influence"], mark=(3, 2)).savefig("windows.png")
+
     ``entry`` is one distance's of ``score_blocks`` or scores.json. ``normalized`` scales each row to 0 ... 1, so that
     the best start of every n shows (``window_table``); otherwise the distances stand as they are. ``mark`` is a window
     (start, n) to put a ring around; a line encloses the windows that hold none of the ``protected`` blocks. The cells

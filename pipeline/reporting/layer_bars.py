@@ -54,6 +54,8 @@ def draw_layer_bars(
 ) -> Figure:
     """Draw one bar per block of the dense model, with removed, kept and protected blocks told apart.
 
+    >>> draw_layer_bars(scores["ppl"], removed=[3, 4], protected=[0, 1, 7]).savefig("blocks.png")
+
     ``entry`` is one criterion's of ``score_blocks`` or scores.json; ``removed`` and ``protected`` are block indices
     of the dense model; ``label`` stands at the axis of scores. Where the entry has ``interval``, a whisker spans the
     95% interval of each score. Where it has ``dense``, as ``ppl`` does, bars and whiskers are what the score

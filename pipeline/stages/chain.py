@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.agent import Agent
 from pipeline.chain import chain_links, stages_of
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.config.naming import name_keys
 from pipeline.display import display
 from pipeline.errors import RegrowError
 from pipeline.files import write_atomic
@@ -183,6 +184,7 @@ def _named(number: int, links: Sequence[Config]) -> Iterator[None]:
     try:
         yield
     except RegrowError as error:
+        name_keys(error)
         which = f"link {number + 1} of {len(links)}, run {links[number].run.name}"
         again = f"; in a chain that is --redo {number + 1}" if "--redo" in str(error) else ""
         raise RegrowError(f"{which}: {error}{again}") from error

@@ -123,7 +123,7 @@ def _score(
         maps=lambda: _text_of_maps(text, meta, world, say),
         world=world,
         folder=progress,
-        say=say,
+        progress=say,
     )
 
 

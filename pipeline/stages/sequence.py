@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.agent import UNNOTED, Agent
 from pipeline.config import STAGES, Config, dump_config
+from pipeline.config.naming import name_keys
 from pipeline.display import display
 from pipeline.errors import RegrowError, first_line
 from pipeline.files import read_json, write_atomic, write_json
@@ -236,6 +237,7 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
     from pipeline.data.stream.loader import killed_worker
 
     if isinstance(error, RegrowError):
+        name_keys(error)
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return RegrowError(

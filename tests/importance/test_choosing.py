@@ -113,7 +113,7 @@ def test_a_budget_is_followed_along_an_order_or_greedily(model, scores):
     assert all(one.perplexity <= budget for one in choice.rounds)
     with pytest.raises(RegrowError, match="uniform spreads a given number of blocks"):
         within.choose(Way("uniform", "control"), scores)
-    with pytest.raises(RegrowError, match=r"prune\.perplexity 1\.5: without any one block .* raise it"):
+    with pytest.raises(RegrowError, match=r"perplexity 1\.5: without any one block .* raise it"):
         Removals(model, text, Cut(perplexity=1.5, **PROTECT)).choose(Way(selection="greedy"), scores)
 
 

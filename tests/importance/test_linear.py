@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import RegrowError
-from pipeline.importance.linear import fit_maps, linear_entry, replacement_errors
+from pipeline.importance.linear import fit_windows, linear_entry, replacement_errors
 from pipeline.importance.sweep import dense_states
 from pipeline.model.blocks import find_blocks
 from pipeline.model.replacement import replace_blocks
@@ -53,11 +53,11 @@ def test_the_map_is_the_least_squares_solution_however_the_text_is_cut(family, w
     solution = torch.linalg.lstsq(moved / lengths, change / lengths).solution
     expected = torch.eye(WIDTH, dtype=torch.float64) + solution.T
     for batches in ([ids], ids.split(5)):
-        maps = fit_maps(model, batches, [window], ridge=0)
+        maps = fit_windows(model, batches, [window], ridge=0)
         assert maps[window].dtype == torch.float32 and maps[window].shape == (WIDTH, WIDTH)
         assert torch.allclose(maps[window].double(), expected, rtol=1e-3, atol=1e-4), f"{window} of {family}"
     # On the very tokens of the fit the map cannot be worse than none; the ridge leads to none.
-    stiff = fit_maps(model, [ids], [window], ridge=1e9)[window]
+    stiff = fit_windows(model, [ids], [window], ridge=1e9)[window]
     assert torch.allclose(stiff, torch.eye(WIDTH), atol=1e-4), "an endless ridge is not plain removal"
 
 
@@ -65,7 +65,7 @@ def test_folded_into_the_projection_the_map_gives_the_state_that_was_scored():
     """What surgery does with the map: the shortened model makes the state r + M m, with the errors that were told."""
     model, ids, held_out = build("llama"), text(24), text(4, seed=2)
     window = (2, 3)
-    maps = fit_maps(model, [ids], [window])
+    maps = fit_windows(model, [ids], [window])
     errors = replacement_errors(model, [held_out], [window], maps)[window]
     dense = states_of(model, held_out)[5]
     shares = {}
@@ -87,7 +87,7 @@ def test_a_window_that_is_linear_is_replaced_without_a_rest():
     before: list[torch.Tensor] = []
     blocks[1].mlp.down_proj.register_forward_hook(lambda _, args, output: before.append(output))
     blocks[2].forward = lambda hidden_states, *args, **kwargs: hidden_states + before[-1] @ wanted.T
-    maps = fit_maps(model, [text(24)], [(2, 1)], ridge=0)
+    maps = fit_windows(model, [text(24)], [(2, 1)], ridge=0)
     assert torch.allclose(maps[2, 1], torch.eye(WIDTH) + wanted, atol=1e-2)
     errors = replacement_errors(model, [text(2, 9)], [(2, 1)], maps)[2, 1]
     assert max(errors.mapped) < 1e-3 < min(errors.plain)
@@ -113,15 +113,15 @@ def test_the_entry_has_every_start_and_judges_block_0_as_removed():
 def test_too_few_tokens_would_fit_exactly_and_are_refused():
     model, few = build("llama"), text(2)
     with pytest.raises(RegrowError, match=r"32 tokens .* at least 256 are needed .* 16 sequences of 16 tokens"):
-        fit_maps(model, [few], [(1, 1)])
+        fit_windows(model, [few], [(1, 1)])
     with pytest.raises(RegrowError, match=r"^0 tokens"):
-        fit_maps(model, [], [(1, 1)])
-    fit_maps(model, [text(16)], [(1, 1)])
+        fit_windows(model, [], [(1, 1)])
+    fit_windows(model, [text(16)], [(1, 1)])
     with pytest.raises(RegrowError, match=r"window of 3 blocks from 4: the model has blocks 0 to 5"):
-        fit_maps(model, [text(16)], [(4, 3)])
+        fit_windows(model, [text(16)], [(4, 3)])
     with pytest.raises(RegrowError, match="no sequence is held out"):
         linear_entry(model, [text(16)], [])
     with torch.no_grad():
         projection(find_blocks(model)[0]).weight.zero_()
     with pytest.raises(RegrowError, match=r"1 blocks from 1 cannot be solved for"):
-        fit_maps(model, [text(16)], [(1, 1)])
+        fit_windows(model, [text(16)], [(1, 1)])

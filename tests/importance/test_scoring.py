@@ -68,7 +68,7 @@ def test_it_gives_what_the_parts_give_for_any_batches():
 
 def test_what_cannot_be_scored_is_refused():
     model, ids = build("llama"), text(4)
-    with pytest.raises(RegrowError, match=r"one length is wanted, got \[15, 16\]"):
+    with pytest.raises(RegrowError, match=r"one length are wanted, got 15, 16 tokens; cut them: batches = \[ids"):
         score_blocks(model, [ids, ids[:, :15]])
     with pytest.raises(RegrowError, match="no batch"):
         score_blocks(model, [])
@@ -89,6 +89,11 @@ def test_what_stands_for_batches_and_criteria_is_taken_as_meant():
     assert score_blocks(model, ids, "ppl") == expected, "one tensor, one name"
     assert score_blocks(model, (batch for batch in [ids]), iter(["ppl"])) == expected, "generators"
     assert score_blocks(model, ids.int()) == expected, "ids of another integer"
+    assert score_blocks(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}) == expected, "a tokenizer's"
+    with pytest.raises(RegrowError, match=r'an order is wanted, scores\["ppl"\]\["order"\]'):
+        choose_blocks(expected["ppl"], Cut(remove=2))
+    with pytest.raises(RegrowError, match=r"cut 2: a Cut is wanted, such as Cut\(remove=9\)"):
+        choose_blocks(expected["ppl"]["order"], 2)
     half = score_blocks(build("llama").double(), ids, ["ppl", "angular_last"])
     assert half["ppl"]["scores"] == pytest.approx(expected["ppl"]["scores"], rel=1e-5)
     assert half["ppl"]["tie_tolerance"] == 1e-5, "token losses are fp32 in any model"
@@ -100,8 +105,8 @@ def test_what_stands_for_batches_and_criteria_is_taken_as_meant():
     ("batches", "criteria", "words"),
     [
         ([text(2).float()], "ppl", r"batch 0: ids .* are wanted, got \(2, 16\) of torch\.float32"),
-        ([text(2), text(2)[0]], "ppl", r"batch 1: ids .* are wanted, got \(16,\) of torch\.int64"),
-        (["some text"], "ppl", r"batch 0: ids .* are wanted, got str"),
+        ([text(2), text(2)[None]], "ppl", r"batch 1: ids .* are wanted, got \(1, 2, 16\) of torch\.int64"),
+        (["some text"], "ppl", r"batch 0: ids are wanted, got a text; batches = \[tokenizer\(text"),
         ([text(2)[:, :1]], "ppl", r"batch 0: has 2 sequences of 1 tokens; one of 2 at least"),
         ([text(2)[:, :1]], "taylor", r"batch 0: has 2 sequences of 1 tokens; one of 2 at least"),
         ([text(2), text(2)[:0]], "ppl", r"batch 1: has 0 sequences of 16 tokens"),

@@ -28,11 +28,11 @@ def change_config(folder, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_code_of_a_model_s_own_is_named_with_the_key_that_allows_it(tiny_model, tmp_path):
+def test_code_of_a_model_s_own_is_named_with_what_allows_it(tiny_model, tmp_path):
     own = write_own_model(tiny_model, tmp_path / "own")
     assert own_code(own) == ["own_code.py"] and own_code(tiny_model) == []
     for load in (load_model, StreamedModel, read_config):
-        with pytest.raises(RegrowError, match=r"code of its own \(own_code\.py\).*model\.trust_remote_code=true"):
+        with pytest.raises(RegrowError, match=r"code of its own \(own_code\.py\).*say trust_remote_code=True"):
             load(own)
     change_config(own, auto_map={"AutoModel": "owner/name--code_a.One", "AutoTokenizer": ["code_b.Slow", None]})
     assert own_code(own) == ["code_a.py", "code_b.py"]

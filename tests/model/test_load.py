@@ -136,6 +136,42 @@ def test_a_path_that_is_no_model_is_refused(folder, tmp_path):
         resolve_model(str(folder))
 
 
+def test_a_name_of_the_hub_is_fetched_and_messages_name_no_key_of_a_config(tiny_model, monkeypatch):
+    asked = []
+
+    def deliver(name, revision, allow_patterns):
+        asked.append((name, revision))
+        if name == "owner/gone":
+            raise OSError("no network")
+        return str(tiny_model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, revision: ["model.safetensors"])
+    assert len(load_model("owner/name", revision="v2").model.layers) == 8
+    assert asked == [("owner/name", "v2")]
+    for name, words in (
+        ("owner/gone", r"^model 'owner/gone': .* \(OSError: no network\)"),
+        ("gone", "^model 'gone': no such"),
+    ):
+        with pytest.raises(RegrowError, match=words):
+            load_model(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_files_dtype_is_kept_unless_another_is_asked_for(folder, dtype):
+    """Whatever the config says: it is what most values are in."""
+    change_weights(folder, lambda weights: weights.update({name: each.to(dtype) for name, each in weights.items()}))
+    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(64, dtype=torch.bfloat16)}))
+    change_config(folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in load_model(folder).parameters()} == {dtype}
+    assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
+    for wrong in ("bf16", "int8", torch.int64):
+        with pytest.raises(
+            RegrowError, match=r"^dtype \w+: weights are loaded in one of float64, float32, bfloat16, float16"
+        ):
+            load_model(folder, dtype=wrong)
+
+
 def test_the_attention_kernel_is_the_asked_one_or_is_refused(tiny_model):
     cpu = torch.device("cpu")
     assert attention_kernel("eager", cpu) == "eager"

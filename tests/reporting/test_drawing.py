@@ -18,6 +18,7 @@ def test_drawing_leaves_matplotlib_as_it_was(made_up, tmp_path):
     figure = importance(made_up)
     drawing.to_svg(figure, "x", "label")
     drawing.save_png(figure, tmp_path / "x.png")
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook would show the figure's name alone"
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == [], "no figure is left in pyplot's global list"
 

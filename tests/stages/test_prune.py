@@ -133,13 +133,13 @@ def test_a_model_of_own_code_is_pruned_and_evaluated_where_the_config_allows_its
 ):
     own = write_own_model(tiny_model, tmp_path / "own")
     allowed = [f"model.path={own}", "model.trust_remote_code=true"]
-    refusal = r"own/config\.json: this model is code of its own \(own_code\.py\).*set model\.trust_remote_code=true"
+    refusal = r"own/config\.json: this model is code of its own \(own_code\.py\).*say trust_remote_code=True"
     with pytest.raises(RegrowError, match=refusal):
         pruned(allowed[0], "prune.remove=2")
     record, run = pruned(*allowed, "prune.remove=2")
     assert len(record["self_test"]["checks"]) == 5
     folder = run.stage("prune") / "model"
-    with pytest.raises(RegrowError, match=r"set model\.trust_remote_code=true"):
+    with pytest.raises(RegrowError, match=r"say trust_remote_code=True"):
         load_model(folder)
     ids = probe_ids(1000)
     plain = full_logits(load_model(tiny_model), ids)
