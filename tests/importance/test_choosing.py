@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from copy import deepcopy
 
@@ -128,15 +129,15 @@ def test_what_is_known_is_not_computed_again(model, scores, tmp_path):
 
     first = asked(said.append)
     assert sum("greedy round" in line for line in said) == 4, "the comparison goes on to the last free block"
-    rounds, measured = read_json(tmp_path / "greedy.json"), read_json(tmp_path / "perplexities.json")
+    rounds, measured = read_json(tmp_path / "greedy.json"), read_json(tmp_path / "row-losses.json")
     write_json(tmp_path / "greedy.json", rounds[:-1])
     again: list[str] = []
     assert asked(again.append) == first
     assert [line for line in again if "greedy round" in line] == [line for line in said if "round 4" in line]
-    assert read_json(tmp_path / "greedy.json") == rounds and read_json(tmp_path / "perplexities.json") == measured
+    assert read_json(tmp_path / "greedy.json") == rounds and read_json(tmp_path / "row-losses.json") == measured
     # A known perplexity is taken, not measured: another value in its place comes out.
-    write_json(tmp_path / "perplexities.json", {**measured, "": {"calibration": 5.0, "held_out": 5.0}})
-    assert asked(again.append)["dense"] == {"calibration": 5.0, "held_out": 5.0}
+    write_json(tmp_path / "row-losses.json", {**measured, "": {"calibration": [1.0, 3.0], "held_out": [0.0]}})
+    assert asked(again.append)["dense"] == {"calibration": pytest.approx(math.exp(2.0)), "held_out": 1.0}
 
 
 def test_maps_stand_in_for_what_goes(model, scores):
