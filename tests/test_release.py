@@ -80,7 +80,7 @@ def test_the_wheel_holds_the_package_its_data_and_what_an_index_shows(built: Pat
     assert metadata["Name"] == "regrow" and metadata["Version"] == stated("version")
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("Apache-2.0", ">=3.11")
     assert metadata["Description-Content-Type"] == "text/markdown" and "# regrow" in metadata.get_payload()
-    assert {"eval", "cuda", "s3", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"eval", "cuda", "s3", "dev", "tensorboard", "wandb"} == set(metadata.get_all("Provides-Extra"))
 
 
 def test_what_is_installed_answers_and_plans(built: Path, tmp_path: Path):

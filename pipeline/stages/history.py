@@ -27,8 +27,8 @@ def note_start(stage: str, run: Run) -> None:
 
 def note_failure(stage: str, run: Run, rank: int | None, message: str) -> None:
     """A stage was ended by what ``message`` says, on process ``rank``; None: on which one is not known."""
-    # Of a stage that was not begun there is no history: its start was refused.
-    if _file(stage, run).exists():
+    # Of a stage that was not begun, or is done, a start was refused, and nothing of it failed.
+    if _file(stage, run).exists() and run.record(stage) is None:
         _note(stage, run, {"event": "failure", "rank": rank, "message": message[:KEPT]})
 
 

@@ -247,7 +247,7 @@ def _message(error: Exception, stage: str, run: Run, rank: int) -> RegrowError |
         )
     killed = killed_worker(error, rank)
     if killed is not None:
-        return killed
+        return RegrowError(killed)
     gone = lost_peer(error)
     if gone is not None:
         # Its launcher saw that, or will, says so, and ends this one meanwhile.

@@ -7,16 +7,15 @@ gives the rows back in canonical order.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import resource
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.synchronize import Event
 
 import numpy as np
 import torch
@@ -157,10 +156,11 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
     if workers == 0:
         yield from stream
         return
+    # A byte in it says that all is over. A lock or an event would be held for ever by a worker that was killed at it.
+    over, says_over = os.pipe()
     # A generator of its own: the loader would draw its workers' seed from training's random state, once more after
     # every resume. Pages are locked by the training loop, for a whole micro-batch: torch's thread for it can wait for
     # ever for the rest of a dead worker's message.
-    over = multiprocessing.get_context("fork").Event()
     loader = DataLoader(
         stream,
         batch_size=None,
@@ -176,35 +176,39 @@ def load_rows(stream: RowStream, workers: int, begin: Callable[[], None]) -> Ite
             try:
                 yield row
             except GeneratorExit:
-                over.set()
+                os.write(says_over, b"\0")
                 raise
     except RuntimeError as error:
-        killed = killed_worker(error, stream.rank)
-        if killed is None:
+        words = killed_worker(error, stream.rank)
+        if words is None:
             raise
-        raise killed from None
+        raise RegrowError(words) from None
+    finally:
+        os.close(over)
+        os.close(says_over)
 
 
-def killed_worker(error: Exception, rank: int) -> RegrowError | None:
+def killed_worker(error: Exception, rank: int) -> str | None:
     """What to say of an ``error`` of torch's that a worker of a rank was killed; None for another. It is raised where
     rows are asked for, or wherever the process is when the kernel tells it of a child's end."""
     gone = GONE.search(str(error)) if isinstance(error, RuntimeError) else None
     if gone is None:
         return None
-    return RegrowError(
+    return (
         f"a data worker of rank {rank} was killed (pid {gone[1].strip()}). The kernel does that when memory runs out "
         "(see dmesg): lower data.workers or free memory. The same command goes on at the last checkpoint"
     )
 
 
-def _begin(begin: Callable[[], None], over: Event, number: int) -> None:
+def _begin(begin: Callable[[], None], over: int, number: int) -> None:
     begin()
     threading.Thread(target=_leave, args=(over,), name="rows are wanted", daemon=True).start()
 
 
-def _leave(over: Event) -> None:
+def _leave(over: int) -> None:
     """End this worker when it is over: before torch sends it SIGTERM, which a rank takes for a request to stop."""
-    over.wait()
+    # The byte stays where it is, for the others.
+    select.select([over], [], [])
     time.sleep(LAST)
     os._exit(0)
 
