@@ -18,19 +18,20 @@ import pytest
 
 #: What the whole suite may take, on so many idle cores.
 MINUTES, CORES = 12, 2
-#: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder).
+#: CPU seconds for the tests of a folder (``tests``: the files that lie in no folder): a fifth more than they took when
+#: these were set, since a machine that is shared gives some times that are longer.
 BUDGETS = {
-    "tests": 228,
+    "tests": 265,
     "tests/cluster": 0,
-    "tests/commands": 16,
-    "tests/config": 7,
-    "tests/data": 82,
-    "tests/evaluation": 118,
-    "tests/importance": 58,
-    "tests/model": 60,
-    "tests/reporting": 13,
-    "tests/stages": 425,
-    "tests/training": 432,
+    "tests/commands": 28,
+    "tests/config": 9,
+    "tests/data": 102,
+    "tests/evaluation": 100,
+    "tests/importance": 74,
+    "tests/model": 80,
+    "tests/reporting": 18,
+    "tests/stages": 454,
+    "tests/training": 310,
 }
 SPENT = "cpu_seconds"
 

@@ -148,6 +148,7 @@ def test_throughput_counts_tokens_and_flops(options: tuple[object, ...]) -> None
     assert figures["mfu"] is None and figures["peak_memory"] > 1e8, f"a CPU has no known peak: {figures}"
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_all_operations_over_all_seconds() -> None:
     figures, before = run_benchmark("ceiling", "--quick")
     operations = {name: 2 * math.prod(map(int, name.split(" x "))) for name in figures["products"]}

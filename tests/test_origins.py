@@ -51,6 +51,7 @@ def held_out(run: Run) -> dict[int, float]:
     return {line["step"]: line["held_out_loss"] for line in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_the_controls_go_through_all_stages(opened, reference, regrow):
     """Scratch begins where nothing is known, dense and another run's export where those models stand; each is trained
     on the same rows, evaluated and reported."""

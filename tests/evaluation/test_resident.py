@@ -52,6 +52,7 @@ def broken(connection, *arguments):
     raise SystemExit(3)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_did_not_fit_and_one_that_ends_otherwise_is_an_error(monkeypatch, tmp_path):
     nothing = Stored(tmp_path / "nothing", "bfloat16", "auto", False)
     sizes = [Size(2, 1), Size(2, 4), Size(2, 8)]

@@ -174,6 +174,7 @@ def test_what_a_kill_left_finished_is_not_computed_again_and_results_have_the_sa
             evaluate.work(config, run, world, say)
 
 
+@pytest.mark.slow
 def test_the_cost_of_running_is_measured_where_it_is_asked_for(tiny_config, run, tiny_model):
     asked = ["batches=[1, 3]", "new_tokens=[2]", "prompt_tokens=5", "repeats=2"]
     config, said = load_config(tiny_config, [f"evaluate.cost.{one}" for one in asked]), []

@@ -96,7 +96,7 @@ def test_a_worker_that_is_busy_when_no_more_rows_are_wanted_ends_without_a_signa
     """Of the signal that torch ends workers with a rank would think that somebody asks it to stop."""
     signalled, slow, busy = (tmp_path / name for name in ("signalled", "slow", "busy"))
 
-    def begin() -> None:
+    def first() -> None:
         die_with_parent()
         signal.signal(signal.SIGTERM, lambda number, frame: signalled.touch())
 
@@ -107,12 +107,15 @@ def test_a_worker_that_is_busy_when_no_more_rows_are_wanted_ends_without_a_signa
         return list(text.encode())
 
     before = set(psutil.Process().children())
-    rows = load_rows(row_stream(corpus, tmp_path, encode=encode, lanes=12), 1, begin)
+    rows = load_rows(row_stream(corpus, tmp_path, encode=encode, lanes=12), 1, first)
     take(rows, 1)
     slow.touch()
+    begin = time.monotonic()
     while not busy.exists():
-        take(rows, 1)
-        time.sleep(0.1)
+        # Full of rows, it goes on when one is taken.
+        if time.monotonic() - begin > 3:
+            take(rows, 1)
+        time.sleep(0.05)
     (worker,) = set(psutil.Process().children()) - before
     start = time.monotonic()
     rows.close()
