@@ -34,8 +34,7 @@ LOOK = 0.01
 AT_ONCE = signal.SIGUSR2
 #: Signals that ask a process to end.
 ENDING = (*NOTED, AT_ONCE)
-#: What an agent answers, or is taken to, where a signal that was handed on ended it, or a rank that noted none: a stage
-#: had not begun, or was done.
+#: An agent's answer where a signal that was handed on ended it, or a rank, unnoted: a stage had not begun, or was done.
 UNNOTED = 76
 #: Has torch count GPUs by NVML. CUDA itself, once asked, works in no fork.
 COUNT_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def compare(folders: Sequence[Path], out: Path | None) -> str:
     if page.is_dir():
         raise RegrowError(f"--out {page}: that is a folder; name a file, such as {page / PAGE}")
     write_atomic(page, render_arms(arms))
-    return "\n".join([*comparison_lines(arms), f"page: {page}"])
+    return "\n".join([*comparison_lines(arms), f"page: {os.path.relpath(page)}"])
 
 
 def comparison_lines(arms: Sequence[Arm]) -> list[str]:

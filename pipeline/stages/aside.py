@@ -14,7 +14,8 @@ from typing import Any
 from pipeline.config import STAGES, Config, completed, dump_config, load_written, recalled
 from pipeline.errors import RegrowError
 from pipeline.files import hash_json, read_json, write_atomic
-from pipeline.run import Run, compare_fingerprints
+from pipeline.fingerprints import compare_fingerprints
+from pipeline.run import Run
 from pipeline.stages.curve import held_curve, require_unjudged
 from pipeline.stages.growing import earlier_outputs
 

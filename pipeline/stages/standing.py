@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.config import Config, completed
 from pipeline.errors import RegrowError
 from pipeline.files import hash_json
-from pipeline.run import Run, compare_fingerprints, is_of_format
+from pipeline.fingerprints import compare_fingerprints, is_of_format
+from pipeline.run import Run
 from pipeline.stages.growing import earlier_outputs, grows, reopen
 from pipeline.stages.longer import BEHIND, is_asked_for_more, lengthens, reopen_training
 from pipeline.stages.stage import Stage, load_stage
