@@ -18,6 +18,7 @@ from pipeline.reporting.arms import HELD_OUT, Arm, judged_rows
 from pipeline.reporting.arms_page import apart_words, hours_word, render_arms
 from pipeline.reporting.intervals import perplexity_interval
 from pipeline.run import Run
+from pipeline.stages.aside import Former, is_aside
 from pipeline.stages.report import flops_of, records_of, seconds_of
 
 #: The page's name, where none is asked for.
@@ -77,7 +78,7 @@ def _run(folder: Path) -> tuple[Run, Config]:
     """The run in a folder, with its config; of a chain its last link that trained."""
     if not (folder / "config.yaml").is_file():
         raise RegrowError(f"{folder}: not a run's folder (no config.yaml in it)")
-    run, config = Run(folder), load_written(folder / "config.yaml")
+    run, config = Former(folder) if is_aside(folder) else Run(folder), load_written(folder / "config.yaml")
     if config.chain.parts is not None:
         links = [Run(folder.parent / link.run.name) for link in chain_links(config)]
         trained = [link for link in links if (link.stage("train") / "metrics.jsonl").exists()]

@@ -89,6 +89,8 @@ def choose_window(windows: Windows, cut: Cut) -> list[int]:
     blocks from s, or ppl's or linear's, by n. Equal windows by start. Raises RegrowError as ``cut.count`` does, and
     when windows of this length were not scored.
     """
+    if isinstance(windows, Mapping) and "order" in windows:
+        raise RegrowError('windows: those of a criterion are wanted, scores["ppl"]["windows"], got all that it has')
     if isinstance(windows, Mapping):
         length, scored = next(iter(windows.items()))
         total = len(scored["scores"]) + int(length) - 1

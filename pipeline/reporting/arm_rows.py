@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.reporting import notation
@@ -168,6 +168,8 @@ def speed_rows(arms: Sequence[Arm]) -> list[Row]:
             f"{threads} thread{'s' * (threads > 1)}" if threads else "",
         ]
         note = ", ".join(part for part in (*parts, dtype) if part)
+        if any(speed.get("repeats") == 1 for speed in speeds.values()):
+            note += "; timed once, too little to compare speeds"
         known = [speeds.get(number, {}) for number in range(len(arms))]
         ranges = [one.get("latency_range") or () for one in known]
         between = [[" to ".join(map(notation.duration, ends))] if ends else [] for ends in ranges]
@@ -178,14 +180,26 @@ def speed_rows(arms: Sequence[Arm]) -> list[Row]:
 
 
 def config_rows(arms: Sequence[Arm]) -> list[Row]:
-    """The keys whose values differ, but for the run's name."""
-    keys = dict.fromkeys(key for arm in arms for key in arm.values if key != "run.name")
+    """The keys whose values differ, but for the run's name; of what holds keys of its own, those."""
+    told = [{key: words for name, value in arm.values.items() for key, words in _leaves(name, value)} for arm in arms]
     rows = []
-    for key in keys:
-        values = [_value_words(arm.values[key]) if key in arm.values else NOTHING for arm in arms]
+    for key in dict.fromkeys(key for one in told for key in one if key != "run.name"):
+        values = [one.get(key, NOTHING) for one in told]
         if len(set(values)) > 1:
             rows.append(_row(key, "", values))
     return rows
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Keys and their values in words: `data.sources[0].path`."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _leaves(f"{name}[{number}]", inner)
+    else:
+        yield name, _value_words(value)
 
 
 def _value_words(value: Any) -> str:

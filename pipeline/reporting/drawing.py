@@ -50,13 +50,13 @@ def title(axes: Axes, text: str) -> None:
 
 
 def reference_line(
-    axes: Axes, text: str, value: float, gid: str, colour: str, fontsize: float, above: bool = True
+    axes: Axes, text: str, value: float, gid: str, colour: str, fontsize: float, above: bool = True, end: float = 1.0
 ) -> None:
-    """A dashed line across the axes at `value`, with `text` above its right end, or below it."""
+    """A dashed line across the axes at `value`; `text` above it or below ends at `end` of their width."""
     axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (4, 3)), gid=gid)
     axes.annotate(
         text,
-        (1, value),
+        (end, value),
         (-2, 3 if above else -3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",

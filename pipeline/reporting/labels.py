@@ -15,11 +15,13 @@ SHARE = 0.55
 
 @dataclass(frozen=True)
 class Label:
-    """Words at a height of the data, in points: ``gap`` from it to the letters, ``size`` of the letters."""
+    """Words at a height of the data, in points: ``gap`` from it to the letters, ``size`` of the letters. ``covered`` of
+    them are covered where it stands above, by a line that comes from there."""
 
     value: float
     gap: float = 3.0
     size: float = 8.5
+    covered: float = 0.0
 
     def span(self, place: float, above: bool) -> tuple[float, float]:
         """From where to where it reaches, with its value at ``place``."""
@@ -42,6 +44,7 @@ def sides(axes: Axes, labels: Sequence[Label], most: int = 8) -> list[bool]:
     def cost(choice: Sequence[bool]) -> tuple[float, int]:
         spans = [label.span(place, above) for label, place, above in zip(labels, places, choice, strict=True)]
         covered = sum(_shared(spans[i], spans[j]) for i in range(len(spans)) for j in range(i))
+        covered += sum(label.covered for label, above in zip(labels, choice, strict=True) if above)
         for i, span in enumerate(spans):
             crossed = [place for j, place in enumerate(places) if j != i and span[0] - 1 < place < span[1] + 1]
             covered += 2 * len(crossed) + max(0.0, -span[0]) + max(0.0, span[1] - height)

@@ -64,6 +64,8 @@ def draw_layer_bars(
     are positive and the largest exceeds 20 times the smallest. A score that is not finite reaches the top and is marked
     so. Raises RegrowError if an index is not a block.
     """
+    if "scores" not in entry:
+        raise RegrowError('layer bars: one criterion is wanted, scores["ppl"], got ' + ", ".join(map(str, entry)))
     values = [float(value) if finite(value) else math.nan for value in entry["scores"]]
     states = _states(len(values), removed, protected)
     dense = entry.get("dense") if finite(entry.get("dense")) else None
@@ -158,6 +160,8 @@ def small_bars(entry: Mapping[str, Any], *, removed: Sequence[int] = (), protect
 
     The bars of one state are one outline, so that a model of 80 blocks costs no more of the page than one of 12.
     """
+    if "scores" not in entry:
+        raise RegrowError('layer bars: one criterion is wanted, scores["ppl"], got ' + ", ".join(map(str, entry)))
     values = [float(value) if finite(value) else math.nan for value in entry["scores"]]
     states = _states(len(values), removed, protected)
     spans = _spans(entry, values)

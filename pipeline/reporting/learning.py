@@ -139,15 +139,18 @@ def _draw_perplexities(
     low = min([*(value - error if value > error else value for _, value, error in points), *lines.values()])
     high = max([*(value + error for _, value, error in points), *lines.values()])
     fit_heights(axes, low, high)
-    x, y, _ = series[0].points[-1]
-    last, *above = sides(axes, [Label(y, gap=6), *map(Label, lines.values())])
+    x, y, error = series[0].points[-1]
+    falls = len(series[0].points) > 1 and series[0].points[-2][1] > y
+    last, *above = sides(axes, [Label(y, gap=6, covered=4 if falls else 0), *map(Label, lines.values())])
+    # The bar of the last point stands at the end of the lines.
+    end = 0.9 if error else 1.0
     for (name, value), upwards in zip(lines.items(), above, strict=True):
         text = f"{name} {notation.significant(value)}"
-        reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5, upwards)
+        reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5, upwards, end)
     axes.annotate(
         notation.significant(y),
         (x, y),
-        (0, 6 if last else -6),
+        (-4 if error else 0, 6 if last else -6),
         textcoords="offset points",
         ha="right" if len(series[0].points) > 1 else "left",
         va="bottom" if last else "top",

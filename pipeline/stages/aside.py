@@ -20,6 +20,27 @@ from pipeline.stages.curve import held_curve, require_unjudged
 from pipeline.stages.growing import earlier_outputs
 
 
+class Former(Run):
+    """A run as it was when stages of it were set aside into ``folder``: those, and the ones before them that stand."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self._now = Run(folder.parent.parent)
+        self._first = min((STAGES.index(stage) for stage in stages_in(folder)), default=len(STAGES))
+
+    @property
+    def name(self) -> str:
+        return f"{self._now.name}, aside {self.folder.name}"
+
+    def stage(self, name: str) -> Path:
+        return self._now.stage(name) if STAGES.index(name) < self._first else super().stage(name)
+
+
+def is_aside(folder: Path) -> bool:
+    """Whether a folder is one of a run's asides."""
+    return folder.parent.name == "aside" and (folder.parent.parent / "config.yaml").is_file()
+
+
 def restore(run: Run, number: str, say: Callable[[str], None]) -> None:
     """Put the stages of an aside back, and ``say`` what moved and what config.yaml has again.
 

@@ -50,10 +50,9 @@ def records_of(config: Config, run: Run) -> Records:
     RegrowError where a file is damaged, or stage prune is not done."""
     from pipeline.reporting.records import Records
 
-    known = ("score/scores.json", "prune/comparison.json", "evaluate/results.json")
-    scores, comparison, results = (
-        read_json(run.folder / name) if (run.folder / name).exists() else None for name in known
-    )
+    known = (("score", "scores.json"), ("prune", "comparison.json"), ("evaluate", "results.json"))
+    paths = [run.stage(stage) / name for stage, name in known]
+    scores, comparison, results = (read_json(path) if path.exists() else None for path in paths)
     return Records(
         config.report.title or run.name,
         prune=read_json(run.stage("prune") / "prune.json"),

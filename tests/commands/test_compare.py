@@ -51,6 +51,20 @@ def test_two_runs_in_the_terminal_and_on_a_page_beside_the_first(runs):
     assert "Held-out text. Bars are one standard error" in words, "training asked both the same"
 
 
+def test_a_run_is_compared_with_what_it_was(runs):
+    """What was set aside begins with training; the stages before it are the run's."""
+    first, _ = runs
+    first.set_aside(["train", "evaluate", "report"])
+    for stage in ("train", "evaluate"):
+        shutil.copytree(first.folder / "aside" / "001" / stage, first.stage(stage))
+    said = compare([first.folder, first.folder / "aside" / "001"], None).splitlines()
+    now, then = (each.split() for each in said[1:3])
+    assert then[:3] == ["first,", "aside", "001"] and then[3:11] == now[1:9]
+    shutil.rmtree(first.stage("prune"))
+    with pytest.raises(RegrowError, match="stage prune is not done"):
+        compare([first.folder / "aside" / "001", runs[1].folder], None)
+
+
 def test_exports_that_were_judged_alike_are_compared_with_an_interval(runs):
     for number, run in enumerate(runs):
         shutil.rmtree(run.stage("evaluate"))

@@ -124,3 +124,8 @@ def test_a_budget_stops_before_the_block_that_would_break_it():
         within(9.0)
     with pytest.raises(RegrowError, match="perplexity is nan"):
         choose_within(order, Cut(perplexity=9.0, protect_first=0), lambda removed: math.nan)
+
+
+def test_all_that_a_criterion_has_is_not_its_windows():
+    with pytest.raises(RegrowError, match=r'scores\["ppl"\]\["windows"\], got all that it has'):
+        choose_window({"scores": [1.0, 2.0], "order": [0, 1]}, Cut(remove=1))

@@ -101,5 +101,8 @@ def test_keys_that_differ_are_listed_and_no_others():
     rows = config_rows([arm("a"), other, arm("c")])
     assert [(row["label"], *texts(row)) for row in rows] == [
         ("prune.remove", "9", "12", "9"),
-        ("evaluate.perplexity.wiki", NOTHING, '{"rows": 2}', NOTHING),
+        ("evaluate.perplexity.wiki.rows", NOTHING, "2", NOTHING),
     ]
+    one, two = ([{"path": path, "instruction": {"prompt": "long"}}] for path in ("a", "b"))
+    rows = config_rows([arm(path, values=VALUES | {"data.sources": of}) for path, of in (("a", one), ("b", two))])
+    assert [(row["label"], *texts(row)) for row in rows] == [("data.sources[0].path", "a", "b")]

@@ -29,6 +29,12 @@ def test_a_label_at_the_top_goes_below():
     assert sides(axes_between(10, 80, False), [Label(79.5)]) == [False]
 
 
+def test_a_label_that_a_line_comes_down_to_goes_below_where_there_is_room():
+    label = Label(40.0, covered=4.0)
+    assert sides(axes_between(10, 80, False), [label]) == [False]
+    assert sides(axes_between(39, 80, False), [label]) == [True], "below it would leave the axes"
+
+
 def test_many_labels_end():
     assert sides(axes_between(10, 80, False), [Label(40.0)] * 9) == [True] * 9
 

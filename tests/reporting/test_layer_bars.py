@@ -153,3 +153,8 @@ def test_small_bars_are_one_outline_for_each_state(made_up):
     assert [len(patch.get_path().vertices) for patch in patches] == [4 * 26, 4 * 2, 4 * 2], "four corners for each bar"
     with pytest.raises(RegrowError, match="different models"):
         small_bars(entry, removed=[30])
+
+
+def test_all_criteria_are_not_one():
+    with pytest.raises(RegrowError, match=r'one criterion is wanted, scores\["ppl"\], got ppl, magnitude'):
+        draw_layer_bars({"ppl": {}, "magnitude": {}})
