@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from pipeline.config import Config
 from pipeline.data.stream.loader import fitting_workers
 from pipeline.data.stream.position import check_identity
 from pipeline.errors import RegrowError
-from pipeline.following import check_before, keep_position, position_hashes, runs_before
+from pipeline.following import AT_ITS_END, check_before, keep_position, position_hashes, runs_before
 from pipeline.inputs import Inputs
 from pipeline.life import Teller
 from pipeline.model.costs import accumulation
@@ -96,8 +97,6 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
     if world.rank > 0:
         return {}
     end = keep_position(run, text.begin, steps * recipe.global_batch, cursors, text.identity)
-    lines, held_out = (read_lines(folder / name) for name in ("metrics.jsonl", "held_out.jsonl"))
-    last = held_out[-1] if held_out else {}
     asked = steps * config.tokens_per_step
     return {
         "steps": steps,
@@ -110,16 +109,22 @@ def _train(config: Config, run: Run, world: World, say: Teller, stop: Stop) -> d
         "teacher_flops_per_token": flops.teacher if answers is None else 0.0,
         # What asking about all rows took, in this run or another.
         **({} if answers is None else {"answers": str(answers.folder), "answer_flops": asked * flops.teacher}),
-        "seconds": sum(line["seconds"] for line in lines),
+        "seconds": sum(line["seconds"] for line in read_lines(folder / "metrics.jsonl")),
         "processes": world.size,
         "healed": read_healing(config, run),
         "rows": [text.begin.row, end],
-        "held_out_perplexity": last.get("held_out_perplexity"),
-        "held_out_stderr": last.get("held_out_stderr"),
-        "held_out_rows": last.get("rows"),
+        **_at_its_end(folder),
         "before": runs_before(config),
         "lengthened": earlier_ends(run),
     }
+
+
+def _at_its_end(folder: Path) -> dict[str, Any]:
+    """What held-out rows were worth at the last look (AT_ITS_END); None of what was never asked."""
+    last = (read_lines(folder / "held_out.jsonl") or [{}])[-1]
+    return dict(
+        zip(AT_ITS_END, (last.get(key) for key in ("held_out_perplexity", "held_out_stderr", "rows")), strict=True)
+    )
 
 
 def _go_on(config: Config, session: Session, stop: Stop, watchdog: Watchdog) -> None:
