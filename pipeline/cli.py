@@ -26,8 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 #: Exit status after Ctrl-C, as shells have it.
 INTERRUPTED = 130
 
-#: What a report of a fault should name, beside regrow.
-LIBRARIES = ("torch", "transformers", "deepspeed")
+LIBRARIES = ("torch", "transformers", "deepspeed")  # what a report of a fault should name, beside regrow
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of configs/, or of your own.")]
 Overrides = Annotated[
@@ -122,7 +121,8 @@ def plan(
     overrides: Overrides = None,
     until: Until = None,
     price: Annotated[
-        float | None, typer.Option(metavar="DOLLARS", help="For an hour of one GPU: what the run costs.", min=0)
+        float | None,
+        typer.Option(metavar="DOLLARS", help="For an hour of one GPU.", min=0, max=1e6),
     ] = None,
 ) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours, disk. Needs no GPU and no weights."""
@@ -143,7 +143,7 @@ def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or the config that it is begun by.")],
     overrides: Overrides = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, until the run ends, or until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between two looks of --watch.", min=0.1)] = 5,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Between two looks.", min=0.1, max=1e6)] = 5,
 ) -> None:
     """What is done and found, where training stands, how fast it goes, and who works in the run."""
     from pipeline.commands.status import look_at

@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
+from ruamel.yaml.error import YAMLError
 
 from pipeline.config.complaints import explain
 from pipeline.config.keys import ConfigError, fields, section_of
 from pipeline.config.perplexity import MOVED, TextSection
 from pipeline.config.reading import yaml_reader
 from pipeline.config.tree import Config
+from pipeline.errors import first_line
 
 #: Where keys stood in an earlier release, and where they stand now.
 PLACES = {f"evaluate.perplexity.{name}": f"evaluate.perplexity.held_out.{name}" for name in MOVED}
@@ -76,7 +78,12 @@ def recalled(config: Config, recorded: Mapping[str, Mapping[str, Any]]) -> Confi
 def load_written(path: Path) -> Config:
     """The config that a run's folder holds, whichever release wrote it: keys that moved are read at their new place,
     and what is not known any more is passed over. ConfigError where the rest is not a config."""
-    tree = yaml_reader("safe").load(path)
+    try:
+        tree = yaml_reader("safe").load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({first_line(error)}); a run's config.yaml was damaged") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds no config; a run's config.yaml was damaged")
     _move(tree)
     while True:
         try:

@@ -108,7 +108,7 @@ def _numbered(run: Run, number: str) -> Path:
     if not (run.folder / "config.yaml").is_file():
         raise RegrowError(f"{run.folder}: not a run's folder (no config.yaml in it)")
     there = [aside for aside in run.asides() if stages_in(aside)]
-    found = [aside for aside in there if number.isdigit() and int(aside.name) == int(number)]
+    found = [aside for aside in there if number.isdecimal() and int(aside.name) == int(number)]
     if not found:
         listed = ", ".join(aside.name for aside in there)
         raise RegrowError(f"{run.folder}: nothing is set aside as {number}; there is {listed or 'nothing'}")

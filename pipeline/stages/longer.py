@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config import STAGES, Config, completed
 from pipeline.errors import RegrowError
-from pipeline.files import link_or_copy, read_json, write_json
+from pipeline.files import link_or_copy, read_json, require_space, write_json
 from pipeline.run import Run
 from pipeline.stages.aside import followers
 from pipeline.stages.curve import forget_behind, require_unjudged
@@ -136,11 +136,14 @@ def reopen_training(
     """Make a training that is done one that was begun with this fingerprint, with what there was kept aside. Killed
     on the way it is done as it was, until its record goes, last of all. RegrowError as ``find_start``, and while a job
     judges its exports."""
-    from pipeline.training.checkpoint import complete_checkpoints, step_of
+    from pipeline.training.checkpoint import complete_checkpoints, folder_of, step_of
 
     start, folder = find_start(config, run, record), run.stage(STAGE)
     require_unjudged(run)
-    kept = _keep(run, record)
+    begun = folder_of(folder / "checkpoints", start.step)
+    # As many bytes again will be written next.
+    require_space(folder, sum(path.stat().st_size for path in begun.iterdir()), "another checkpoint")
+    kept = _keep(run, record, begun)
     name = kept.relative_to(run.folder).as_posix()
     write_json(folder / "progress" / SHORTER, {"record": record, "aside": name})
     write_json(folder / "progress" / "started.json", fingerprint)
@@ -157,17 +160,20 @@ def reopen_training(
         say(f"run {other.name} goes on from this one, and was made of what is in {kept}")
 
 
-def _keep(run: Run, record: Mapping[str, Any]) -> Path:
+def _keep(run: Run, record: Mapping[str, Any], begun: Path) -> Path:
     """The folder under aside/ that holds the training's results and record, linked or copied: all or, whatever
-    happens, none."""
+    happens, none. With them the checkpoint ``begun``, which the longer training takes away in time: what is put back
+    can go on again."""
     for folder in run.asides():
         # By a command that was killed behind this.
         if Run(folder).record(STAGE) == record:
             return folder
     scratch = run.folder / f".{STAGE}.kept"
     shutil.rmtree(scratch, ignore_errors=True)
-    for name in run.results(STAGE):
-        link_or_copy(run.stage(STAGE) / name, scratch / name)
+    stage = run.stage(STAGE)
+    files = [stage / name for name in run.results(STAGE)]
+    for path in (*files, *begun.iterdir()):
+        link_or_copy(path, scratch / path.relative_to(stage))
     write_json(scratch / "stage.json", record)
     target = run.new_aside()
     scratch.rename(target / STAGE)

@@ -30,7 +30,15 @@ from pipeline.stages.growing import lineage
 from pipeline.stages.hardware import hardware
 from pipeline.stages.history import note_failure, note_silence, note_start
 from pipeline.stages.stage import load_stage
-from pipeline.stages.standing import begin_again, differences, fingerprint_of, is_due, require_done, stale
+from pipeline.stages.standing import (
+    begin_again,
+    differences,
+    fingerprint_of,
+    fitting_aside,
+    is_due,
+    require_done,
+    stale,
+)
 from pipeline.stages.stops import requests_noted, stop_before_next
 from pipeline.stages.taking import take, takeable
 from pipeline.stages.warming import warm_agent
@@ -155,7 +163,8 @@ def _begun(stage: str, config: Config, run: Run, config_path: str) -> dict[str, 
     elif started.exists() and not known.progress_fits_any_config:
         found = differences(known, read_json(started), fingerprint, run, known.format)
         if found:
-            raise stale(f"stage {stage} was begun with another config", found, stage)
+            aside = fitting_aside(known, run, fingerprint)
+            raise stale(f"stage {stage} was begun with another config", found, stage, aside)
     run.keep_hashes()
     write_json(started, fingerprint)
     note_command(stage, run)

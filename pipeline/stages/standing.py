@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, completed
@@ -81,7 +82,8 @@ def begin_again(
     asked = {**record["fingerprint"], "config": now}
     more, longer = grows(known, then, now), lengthens(known.name, then, now)
     if not (more or longer) or differences(known, asked, fingerprint, run, known.readable_from):
-        raise stale(f"stage {known.name} is done, but not with this config", found, known.name)
+        aside = fitting_aside(known, run, fingerprint)
+        raise stale(f"stage {known.name} is done, but not with this config", found, known.name, aside)
     if longer:
         reopen_training(config, run, record, fingerprint, say)
         return
@@ -108,8 +110,20 @@ def require_done(stage: str, config: Config, run: Run, config_path: str) -> None
             )
 
 
-def stale(what: str, found: list[str], stage: str | None = None) -> RegrowError:
-    """Says what differs, and what to do; ``stage``: that which may be done again."""
+def fitting_aside(known: Stage, run: Run, fingerprint: Mapping[str, Any]) -> Path | None:
+    """The newest aside of the run in which the stage was done with this fingerprint."""
+    for folder in reversed(run.asides()):
+        record = Run(folder).record(known.name)
+        if record and not differences(known, record["fingerprint"], fingerprint, run, known.readable_from):
+            return folder
+    return None
+
+
+def stale(what: str, found: list[str], stage: str | None = None, aside: Path | None = None) -> RegrowError:
+    """Says what differs, and what to do; ``stage``: that which may be done again; ``aside``: where it stands as it is
+    asked for."""
     listed, again = "\n  ".join(found), f", or add --redo {stage}" if stage else ""
+    if aside is not None:
+        again = f", or put back what was done with it: regrow restore {aside.parent.parent} {aside.name}{again}"
     back = "Go on with that version" if all(map(is_of_format, found)) else "Change it back"
     return RegrowError(f"{what}:\n  {listed}\n{back}, or take another run.name{again}")

@@ -55,6 +55,10 @@ def test_a_written_config_is_read_whichever_release_wrote_it(config, tmp_path):
     path.write_text("run: {name: one}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: model: required, and not set"):
         load_written(path)
+    for damaged in ("run: {name: one", "", "[]", "\0"):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"config\.yaml: .*a run's config\.yaml was damaged"):
+            load_written(path)
 
 
 def test_a_config_is_recalled_from_what_stages_were_made_from(config):
