@@ -53,3 +53,15 @@ def whole(compared_once, tmp_path_factory):
 @pytest.fixture(scope="session")
 def whole_words(whole):
     return whole[1].words
+
+
+@pytest.fixture
+def record(compared):
+    """comparison.json of those inputs."""
+    return compared["comparison"]
+
+
+@pytest.fixture
+def prune(compared):
+    """prune.json of those inputs."""
+    return compared["prune"]

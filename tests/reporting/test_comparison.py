@@ -10,16 +10,6 @@ from pipeline.reporting import comparison as ways
 from pipeline.reporting.comparison import best_control, overlap, perplexity_table, verdict, ways_of
 
 
-@pytest.fixture
-def record(compared):
-    return compared["comparison"]
-
-
-@pytest.fixture
-def prune(compared):
-    return compared["prune"]
-
-
 def perplexity(record, by, selection, remove, text="held_out", linear_map=False):
     (one,) = (
         one

@@ -1,19 +1,7 @@
 """The table of greedy beside one-shot removal, and its sentence, say what comparison.json holds."""
 
-import pytest
-
 from pipeline.reporting.greedy import greedy_table
 from tests.reporting.test_comparison import perplexity
-
-
-@pytest.fixture
-def record(compared):
-    return compared["comparison"]
-
-
-@pytest.fixture
-def prune(compared):
-    return compared["prune"]
 
 
 def test_greedy_table_has_every_k_and_says_where_it_is_worse(record, prune):
