@@ -73,8 +73,9 @@ def undisturbed(long_config: Path) -> Path:
 
 @pytest.fixture
 def pruned(undisturbed: Path, request: pytest.FixtureRequest) -> Path:
-    """The folder of a run that is done up to stage prune, to be trained; its name is the test's."""
-    run = undisturbed.with_name(request.node.name.removeprefix("test_")[:40])
+    """The folder of a run that is done up to stage prune, to be trained; its name begins as the test's."""
+    number = len(list(undisturbed.parent.iterdir()))
+    run = undisturbed.with_name(f"{request.node.name.removeprefix('test_')[:40]}-{number}")
     for stage in ("data", "score", "prune"):
         shutil.copytree(undisturbed / stage, run / stage)
     shutil.copy(undisturbed / "hashes.json", run)
