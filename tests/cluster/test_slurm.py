@@ -121,8 +121,6 @@ def test_a_save_that_is_killed_is_said_and_the_job_goes_on(slurm, submit, tmp_pa
     (tmp_path / "bin" / "torchrun").write_text("#!/bin/bash\ntrap '' USR1 TERM\nwhile :; do sleep 1; done\n")
     (tmp_path / "bin" / "torchrun").chmod(0o755)
     path = f"{tmp_path / 'bin'}:{ENVIRONMENT['PATH']}"
-    # Beside the scripts may stand a .venv, whose torchrun they would take.
-    (tmp_path / "launch").symlink_to(ROOT / "launch")
-    number = submit(*ONE_NODE, "--time=1", f"--export=ALL,PATH={path}", f"--chdir={tmp_path}")
+    number = submit(*ONE_NODE, "--time=1", f"--export=ALL,PATH={path}")
     requeued(slurm, number, 1, 300)
     assert "it had not saved, 300 s after the job was told: LEAD=600" in (tmp_path / "log").read_text()
