@@ -28,7 +28,7 @@ def tracked() -> list[str]:
     """The project's files by git, that are there."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip(f"no checkout by git: {listed.stderr.strip()}")
+        pytest.skip(f"no checkout by git ({listed.stderr.strip()}): test.sh in a clone")
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 

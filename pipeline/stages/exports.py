@@ -20,8 +20,9 @@ from pipeline.launch import TOLD, Place, count_processes
 from pipeline.life import Teller, telling
 from pipeline.run import Run
 from pipeline.stages.curve import add_line, claim, lines_of_step
-from pipeline.stages.sequence import say_line, told
+from pipeline.stages.sequence import say_line
 from pipeline.stages.standing import config_differences, require_done, stale
+from pipeline.stages.told import told
 from pipeline.stages.warming import warm_agent
 from pipeline.world import World
 

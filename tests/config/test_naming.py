@@ -12,7 +12,8 @@ from pipeline.config.keys import fields
 from pipeline.config.naming import KEYS, name_keys
 from pipeline.config.tree import Config
 from pipeline.errors import RegrowError
-from pipeline.stages.sequence import run_of, told
+from pipeline.stages.sequence import run_of
+from pipeline.stages.told import told
 from tests import ROOT
 from tests.config.kit import LEAST, write
 

@@ -24,7 +24,7 @@ def test_a_missing_package_is_named_with_the_way_to_it(tiny_config, monkeypatch)
 @pytest.mark.slow
 def test_training_without_the_packages_is_the_same(regrow, lengthen, copy_until, same_as_reference, tmp_path):
     if any(importlib.util.find_spec(package) for package in ("tensorboard", "wandb")):
-        pytest.skip("tensorboard or wandb is installed: in an environment without the extras")
+        pytest.skip("tensorboard or wandb is installed: test.sh -m slow in a .venv as setup.sh makes it")
     config, run = lengthen(tmp_path), copy_until("prune", tmp_path)
     command = regrow("train", config, *BOTH)
     assert command.wait() == 0, command.output
@@ -35,7 +35,8 @@ def test_training_without_the_packages_is_the_same(regrow, lengthen, copy_until,
 @pytest.mark.slow
 def test_tensorboard_shows_each_step_once_after_a_kill(regrow, lengthen, copy_until, same_as_reference, tmp_path):
     events = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard: pip install tensorboard"
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs tensorboard: pip install -e '.[tensorboard]', then test.sh -m slow",
     )
     config, run = lengthen(tmp_path), copy_until("prune", tmp_path)
     begun = regrow("train", config, BOTH[0])

@@ -115,7 +115,8 @@ def test_an_end_that_waits_for_a_server_is_given_up(wandb, tmp_path, monkeypatch
 
 def test_steps_behind_the_checkpoint_are_shown_no_more(tmp_path):
     events = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard: pip install tensorboard"
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs tensorboard: pip install -e '.[tensorboard]', then test.sh",
     )
     for begin, loss in ((0, 1.0), (3, 2.0)):
         board = TensorBoard(tmp_path, begin)
