@@ -39,7 +39,20 @@ if [[ -n ${GPUS:-} ]]; then count=(--num_gpus "$GPUS"); fi
 
 # DeepSpeed's launcher kills the ranks 30 s after a signal, and on several nodes none reaches them. So a signal to this
 # shell becomes a file in the run folder, which the first rank looks for: training saves at its next step and ends, with
-# status 75. A second signal, 3 s or more after the first, ends all at once.
+# status 75. A second signal, 3 s or more after the first, ends all at once. Handled before there is anything to end: a
+# signal between the launcher's start and its handler would end this shell alone.
+asked='' since=0 folder='' job=''
+stop() {
+    if [[ -z $asked ]]; then
+        asked=SIG$1 since=$SECONDS
+    elif [[ -n $job ]] && ((SECONDS - since >= 3)); then
+        kill -TERM -- "-$job" 2>/dev/null || true
+    fi
+}
+for name in TERM INT HUP QUIT USR1 USR2; do
+    # shellcheck disable=SC2064
+    trap "stop $name" "$name"
+done
 set -m
 deepspeed ${several[@]+"${several[@]}"} ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" \
     --no_local_rank --module pipeline train "$@" &
@@ -49,18 +62,6 @@ set +m
 if ((${#several[@]})); then
     (setsid bash -c 'while kill -0 "$1"; do sleep 1; done; kill -TERM -- "-$1"' _ "$job" </dev/null >/dev/null 2>&1 &)
 fi
-asked='' since=0 folder=''
-stop() {
-    if [[ -z $asked ]]; then
-        asked=SIG$1 since=$SECONDS
-    elif ((SECONDS - since >= 3)); then
-        kill -TERM -- "-$job" 2>/dev/null || true
-    fi
-}
-for name in TERM INT HUP QUIT USR1 USR2; do
-    # shellcheck disable=SC2064
-    trap "stop $name" "$name"
-done
 while kill -0 -- "-$job" 2>/dev/null; do
     if [[ -n $asked ]]; then
         if [[ -z $folder ]] && find_run "$@"; then folder=$run/train; fi

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -88,7 +89,7 @@ def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[st
 
     def start(program: str) -> subprocess.Popen[str]:
         launcher = tmp_path / "deepspeed"
-        launcher.write_text(f"#!/bin/sh\n{program}\n")
+        launcher.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/group\n{program}\n")
         launcher.chmod(0o755)
         # A copy of the scripts: beside the real ones may stand a .venv, whose launcher it would take.
         copy = tmp_path / "launch" / "deepspeed.sh"
@@ -96,10 +97,13 @@ def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[st
         for name in ("deepspeed.sh", "requeue.sh"):
             shutil.copy(LAUNCH / name, copy.parent)
         path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # A pause before each command of the script, as on a busy machine: a signal can come between any two.
+        slowly = tmp_path / "slowly"
+        slowly.write_text("trap 'sleep 0.05' DEBUG\n")
         started.append(
             subprocess.Popen(
                 [BASH, str(copy), str(tiny_config)],
-                env=dict(os.environ) | {"PATH": path, "PYTHONPATH": str(ROOT), "GPUS": "2"},
+                env=dict(os.environ) | {"PATH": path, "PYTHONPATH": str(ROOT), "GPUS": "2", "BASH_ENV": str(slowly)},
                 text=True,
                 stdout=subprocess.PIPE,
                 # Tests that run in the background have these ignored, and a shell cannot trap what was ignored at its
@@ -112,6 +116,9 @@ def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[st
     yield start
     for script in started:
         script.kill()
+        # What it started has a group of its own and holds the pipe: left behind, it would be waited for.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int((tmp_path / "group").read_text()), signal.SIGKILL)
         script.communicate()
 
 
