@@ -112,9 +112,10 @@ class Slurm:
         """What a command of Slurm's printed on the controller."""
         return self.hosts.run("lan", *command, environment=self._environment)
 
-    def submit(self, *words: object, environment: dict[str, str]) -> str:
-        """Submit a job; returns its number."""
-        said = self.hosts.run("lan", "sbatch", *words, environment={**self._environment, **environment})
+    def submit(self, folder: Path, *words: object, environment: dict[str, str]) -> str:
+        """Submit a job from a folder; returns its number."""
+        command = ("env", f"--chdir={folder}", "sbatch", *words)
+        said = self.hosts.run("lan", *command, environment={**self._environment, **environment})
         return re.search(r"Submitted batch job (\d+)", said)[1]
 
     def job(self, number: str) -> dict[str, str]:

@@ -19,14 +19,15 @@ ONE_NODE, TWO_NODES = ("--nodelist=n1", "--gpus-per-node=2"), ("--nodes=2", "--n
 
 @pytest.fixture
 def submit(slurm: Slurm, long_config: Path, pruned: Path, tmp_path: Path) -> Iterator:
-    """``submit(*options, words=...)``: the number of a job that trains ``pruned``; it is gone after the test."""
+    """``submit(*options, words=..., folder=...)``: the number of a job that trains ``pruned``, submitted from a folder;
+    it is gone after the test."""
     numbers = []
 
-    def start(*options: str, words: tuple[str, ...] = ()) -> str:
+    def start(*options: str, words: tuple[str, ...] = (), folder: Path = ROOT) -> str:
         script = [ROOT / "launch" / "slurm.sbatch", long_config, "--until", "train", f"run.name={pruned.name}", *words]
         log = f"--output={tmp_path}/log"
-        small = ("--cpus-per-task=2", "--mem=1000", log, f"--chdir={ROOT}")
-        numbers.append(slurm.submit(*small, *options, *script, environment=ENVIRONMENT))
+        small = ("--cpus-per-task=2", "--mem=1000", log)
+        numbers.append(slurm.submit(folder, *small, *options, *script, environment=ENVIRONMENT))
         return numbers[-1]
 
     yield start
@@ -121,6 +122,8 @@ def test_a_save_that_is_killed_is_said_and_the_job_goes_on(slurm, submit, tmp_pa
     (tmp_path / "bin" / "torchrun").write_text("#!/bin/bash\ntrap '' USR1 TERM\nwhile :; do sleep 1; done\n")
     (tmp_path / "bin" / "torchrun").chmod(0o755)
     path = f"{tmp_path / 'bin'}:{ENVIRONMENT['PATH']}"
-    number = submit(*ONE_NODE, "--time=1", f"--export=ALL,PATH={path}")
+    # Where it is submitted may stand a .venv, whose torchrun the script would take.
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    number = submit(*ONE_NODE, "--time=1", f"--export=ALL,PATH={path}", folder=tmp_path)
     requeued(slurm, number, 1, 300)
     assert "it had not saved, 300 s after the job was told: LEAD=600" in (tmp_path / "log").read_text()
