@@ -13,10 +13,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting import notation
 from pipeline.reporting.arms import FIXED, HELD_OUT, Arm, of_text
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reach, title
+from pipeline.reporting.intervals import Interval, perplexity_interval
 from pipeline.reporting.labels import SHARE, height_of, spread
 from pipeline.reporting.numbers import finite
-from pipeline.reporting.series import labels_of
+from pipeline.reporting.series import interval_in_training, labels_of
 
 #: Colours of arms in their order; behind the last of them they begin again, with another dash.
 LINES = ("family-ppl", "family-angle", "family-length", "family-linear", "family-weights", "ink")
@@ -24,7 +25,7 @@ DASHES = ("-", (0, (4, 2)), (0, (1, 1.6)))
 #: Points of the letters of an arm's name, of the line that it takes, and its most letters.
 SIZE, APART, LETTERS = 8.0, 10.5, 22
 
-Point = tuple[int, float | None, float, float]
+Point = tuple[int, float | None, float, Interval | None]
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def line_style(number: int) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Chart:
     """What was asked of several arms by one protocol: ``lines`` maps an arm's number to its points (tokens, hours of
-    all processes or None, perplexity, standard error or 0); ``dense`` is the dense model's perplexity on these rows."""
+    all processes or None, perplexity, its 95 % interval or None); ``dense`` is the dense model's perplexity on these
+    rows."""
 
     name: str
     label: str
@@ -49,11 +51,11 @@ def arm_charts(arms: Sequence[Arm]) -> list[Chart]:
     named: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for number, arm in enumerate(arms):
         hours = _hours(arm)
-        for name, fixed, (tokens, value, error) in _asked(arm):
+        for name, fixed, (tokens, value, interval) in _asked(arm):
             if finite(value):
                 key = repr(sorted(fixed.items(), key=lambda field: field[0]))
                 named.setdefault(key, (name, fixed))
-                point = (arm.tokens_before + tokens, hours.get(tokens), value, error or 0.0)
+                point = (arm.tokens_before + tokens, hours.get(tokens), value, interval)
                 # Of two at the same tokens the later stands: that of the export.
                 found.setdefault(key, {}).setdefault(number, {})[tokens] = point
     labels = labels_of(list(named.values()), FIXED)
@@ -70,13 +72,13 @@ def arm_charts(arms: Sequence[Arm]) -> list[Chart]:
 
 
 def _asked(arm: Arm) -> Iterator[tuple[str, Mapping[str, Any], tuple[int, Any, Any]]]:
-    """All that was asked of an arm's weights: the text's name, what fixes it, and (tokens, value, standard error)."""
+    """All that was asked of an arm's weights: the text's name, what fixes it, and (tokens, value, 95 % interval)."""
     for line in arm.records.held_out:
-        found = (line["tokens"], line.get("held_out_perplexity"), line.get("held_out_stderr"))
+        found = (line["tokens"], line.get("held_out_perplexity"), interval_in_training(line))
         yield HELD_OUT, arm.protocol_in_training(line.get("rows")), found
     for line in arm.records.curve:
         for name, entry in line["perplexity"].items():
-            yield of_text(name), arm.protocol(name, entry), (line["tokens"], entry["value"], entry.get("stderr"))
+            yield of_text(name), arm.protocol(name, entry), (line["tokens"], entry["value"], perplexity_interval(entry))
 
 
 def _hours(arm: Arm) -> dict[int, float]:
@@ -103,7 +105,7 @@ def _dense(arms: Sequence[Arm], fixed: Mapping[str, Any]) -> float | None:
 def draw_chart(chart: Chart, names: Sequence[str], hours: str, narrow: bool = False) -> Figure:
     """Draw a chart over tokens and, where any arm's are known, over ``hours``; ``names`` are those of all arms.
 
-    Each line ends at its name beside the axes. Bars are one standard error.
+    Each line ends at its name beside the axes. Bars are 95 % intervals over rows.
     """
     timed = any(point[1] is not None for points in chart.lines.values() for point in points)
     panels = 1 + timed
@@ -124,14 +126,14 @@ def draw_chart(chart: Chart, names: Sequence[str], hours: str, narrow: bool = Fa
 
 
 def _draw_lines(axes: Axes, chart: Chart, which: int) -> None:
-    """The arms' lines over tokens (0) or hours (1), with bars of one standard error."""
+    """The arms' lines over tokens (0) or hours (1), with their bars."""
     ends = []
     for number, points in chart.lines.items():
         known = [point for point in points if point[which] is not None]
-        ends += [edge for _, _, value, error in points for edge in (value + error, max(value - error, 0.5 * value))]
-        x, y, error = ([point[field] for point in known] for field in (which, 2, 3))
+        ends += [edge for _, _, value, bar in points for edge in (value, *(bar or ()))]
+        x, y, bars = ([point[field] for point in known] for field in (which, 2, 3))
         style = line_style(number) | {"linewidth": 1.4, "marker": "o", "markersize": 3, "gid": f"arm-{number}-{which}"}
-        axes.errorbar(x, y, error if any(error) else None, capsize=1.5, elinewidth=0.7, **style)
+        axes.errorbar(x, y, reach(y, bars), capsize=1.5, elinewidth=0.7, **style)
     lines = [chart.dense] if chart.dense is not None else []
     fit_heights(axes, min([*ends, *lines]), max([*ends, *lines]))
     for value in lines:

@@ -6,8 +6,9 @@ where every colour becomes a CSS variable so that one drawing serves light and d
 """
 
 import io
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def fit_heights(axes: Axes, low: float, high: float) -> None:
         log_scale(axes, low / room**0.14, high * room**0.14)
     else:
         axes.set_ylim(low - 0.14 * (high - low or low), high + 0.14 * (high - low or high))
+
+
+def reach(values: Sequence[float], bars: Sequence[tuple[float, float] | None]) -> list[list[float]] | None:
+    """How far the bar of each value goes below it and above, as errorbar wants it; None where no value has one."""
+    if not any(bars):
+        return None
+    known = [bar or (math.nan, math.nan) for bar in bars]
+    below = [value - low for value, (low, _) in zip(values, known, strict=True)]
+    return [below, [high - value for value, (_, high) in zip(values, known, strict=True)]]
 
 
 def legend(figure: Figure, handles: list[Any], columns: int) -> None:

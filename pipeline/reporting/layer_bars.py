@@ -60,9 +60,9 @@ def draw_layer_bars(
     of the dense model; ``label`` stands at the axis of scores. Where the entry has ``interval``, a whisker spans the
     95% interval of each score. Where it has ``dense``, as ``ppl`` does, bars and whiskers are what the score
     adds to that, the perplexity with every block in place, and the axis ends above the blocks that may go: a protected
-    block that is beyond it is cut off there, with its value above. Otherwise the axis is logarithmic where all scores
-    are positive and the largest exceeds 20 times the smallest. A score that is not finite reaches the top and is marked
-    so. Raises RegrowError if an index is not a block.
+    block that is beyond it is cut off there, with its value and interval in words. Otherwise the axis is logarithmic
+    where all scores are positive and the largest exceeds 20 times the smallest. A score that is not finite reaches the
+    top and is marked so. Raises RegrowError if an index is not a block.
     """
     if "scores" not in entry:
         raise RegrowError('layer bars: one criterion is wanted, scores["ppl"], got ' + ", ".join(map(str, entry)))
@@ -82,13 +82,13 @@ def draw_layer_bars(
         bar.update(_look(state))
         bar.set_gid(f"block-{block}-{state}")
         bar.set_hatch_linewidth(0.8)
-    _name_what_is_cut(axes, values)
+    _name_what_is_cut(axes, values, spans)
     keys: list[Any] = []
     for state in STATES:
         if state in states:
             keys.append(Patch(label=f"{state} ({states.count(state)})", **_look(state)))
             keys[-1].set_hatch_linewidth(0.8)
-    spans = {block: span for block, span in spans.items() if span[1] <= top}
+    spans = {block: (low, min(high, top)) for block, (low, high) in spans.items() if values[block] <= top}
     if spans:
         _draw_spans(axes, spans, 1.3)
         keys.append(Line2D([], [], color=COLOURS["ink"], linewidth=1.3, label="95% interval"))
@@ -133,13 +133,18 @@ def _scale_to_free(
     return 0.0
 
 
-def _name_what_is_cut(axes: Axes, values: Sequence[float]) -> None:
-    """Above each bar that ends at the top for want of room its value, or that it is not finite."""
+def _name_what_is_cut(axes: Axes, values: Sequence[float], spans: Mapping[int, tuple[float, float]]) -> None:
+    """Where a bar ends at the top for want of room its value and interval, or that it is not finite; where a whisker
+    alone does, how far it goes."""
     top = axes.get_ylim()[1]
     for block, value in enumerate(values):
-        if not math.isfinite(value) or value > top:
-            text = notation.perplexity(value)
-            text = f"\u2191 {text}" if math.isfinite(value) else text
+        low, high = spans.get(block, (value, value))
+        if not math.isfinite(value) or high > top:
+            text, end = notation.perplexity(value), notation.perplexity(high)
+            if math.isfinite(value) and value <= top:
+                text = f"\u2191 to {end}"
+            elif math.isfinite(value):
+                text = f"\u2191 {text}" + (f" ({notation.perplexity(low)} to {end})" if block in spans else "")
             # Upright: neighbours are often cut both.
             axes.annotate(
                 text,

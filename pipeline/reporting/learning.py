@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reference_line, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reach, reference_line, title
 from pipeline.reporting.labels import Label, sides
 from pipeline.reporting.numbers import finite
 from pipeline.reporting.series import Series, perplexity_series, task_series
@@ -34,9 +34,10 @@ def learning_curve(
 
     `metrics`, `held_out`, `tasks` and `curve` are the parsed lines of metrics.jsonl, held_out.jsonl, tasks.jsonl and
     curve.jsonl; what was asked by another protocol has a line of its own. `references` maps a name (`dense`, `pruned`)
-    to a held-out perplexity, drawn as a dashed line where it is a number. Loss is in nats per token; bars are one
-    standard error. With the number of `processes`, an axis above says the hours of all of them, at the run's mean
-    speed. Whichever part has no lines is left out. Raises RegrowError where all are missing.
+    to a held-out perplexity, drawn as a dashed line where it is a number. Loss is in nats per token; bars are the 95 %
+    intervals of perplexities, and one standard error of tasks. With the number of `processes`, an axis above says the
+    hours of all of them, at the run's mean speed. Whichever part has no lines is left out. Raises RegrowError where all
+    are missing.
     """
     losses = [(line["tokens"], line["loss"]) for line in metrics if finite(line.get("loss"))]
     of_held_out, others = perplexity_series(held_out, curve)
@@ -83,13 +84,13 @@ def _hours_per_token(metrics: Sequence[Mapping[str, Any]], processes: int | None
 
 
 def _draw_lines(axes: Axes, series: Sequence[Series], kind: str) -> None:
-    """A line for each protocol, with bars of one standard error, and a legend that says which is which."""
+    """A line for each protocol, with bars, and a legend that says which is which."""
     for number, one in enumerate(series):
-        x, y, error = zip(*one.points, strict=True)
+        x, y, bars = zip(*one.points, strict=True)
         axes.errorbar(
             x,
             y,
-            error if any(error) else None,
+            reach(y, bars),
             color=COLOURS[_LINES[min(number, len(_LINES) - 1)]],
             linewidth=1.5,
             marker=_MARKS[number % len(_MARKS)],
@@ -136,21 +137,20 @@ def _draw_perplexities(
     _draw_lines(axes, series, "perplexity")
     points = [point for one in series for point in one.points]
     lines = {name: value for name, value in references.items() if finite(value)}
-    low = min([*(value - error if value > error else value for _, value, error in points), *lines.values()])
-    high = max([*(value + error for _, value, error in points), *lines.values()])
-    fit_heights(axes, low, high)
-    x, y, error = series[0].points[-1]
+    edges = [edge for _, value, bar in points for edge in (value, *(bar or ()))] + list(lines.values())
+    fit_heights(axes, min(edges), max(edges))
+    x, y, bar = series[0].points[-1]
     falls = len(series[0].points) > 1 and series[0].points[-2][1] > y
     last, *above = sides(axes, [Label(y, gap=6, covered=4 if falls else 0), *map(Label, lines.values())])
     # The bar of the last point stands at the end of the lines.
-    end = 0.9 if error else 1.0
+    end = 0.9 if bar else 1.0
     for (name, value), upwards in zip(lines.items(), above, strict=True):
         text = f"{name} {notation.significant(value)}"
         reference_line(axes, text, value, f"reference-{name}", COLOURS["muted"], 8.5, upwards, end)
     axes.annotate(
         notation.significant(y),
         (x, y),
-        (-4 if error else 0, 6 if last else -6),
+        (-4 if bar else 0, 6 if last else -6),
         textcoords="offset points",
         ha="right" if len(series[0].points) > 1 else "left",
         va="bottom" if last else "top",

@@ -1,4 +1,4 @@
-"""From the line files of a run to what its learning curve draws: points of one protocol each, with their errors.
+"""From the line files of a run to what its learning curve draws: points of one protocol each, with their bars.
 
 Training asks its weights between steps (held_out.jsonl, tasks.jsonl); exports are judged by themselves (curve.jsonl).
 What was asked alike makes one line, whoever asked; what was not has a line of its own, whose label says what differs.
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.reporting.intervals import Interval, perplexity_interval
 from pipeline.reporting.numbers import finite
 
 Line = Mapping[str, Any]
@@ -30,12 +31,19 @@ OF_TASKS = {"metric": "{}", "items": "{} items", "shots": "{} shots", "sha256": 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (tokens, value, standard error or 0) of one protocol, by their tokens, under the ``name`` of a text or a
-    task; ``label`` says what differs from others of the name."""
+    """Points (tokens, value, bar or None) of one protocol, by their tokens, under the ``name`` of a text or a task;
+    ``label`` says what differs from others of the name. A perplexity's bar is its 95 % interval over rows, that of a
+    task one standard error over items: what stands beside them in tables."""
 
     name: str
     label: str
-    points: tuple[tuple[int, float, float], ...]
+    points: tuple[tuple[int, float, Interval | None], ...]
+
+
+def interval_in_training(line: Line) -> Interval | None:
+    """The 95 % interval of a line of held_out.jsonl."""
+    names = {"value": "held_out_perplexity", "stderr": "held_out_stderr", "rows": "rows"}
+    return perplexity_interval({name: line.get(key) for name, key in names.items()})
 
 
 def perplexity_series(held_out: Iterable[Line], curve: Sequence[Line]) -> tuple[list[Series], list[Series]]:
@@ -44,7 +52,7 @@ def perplexity_series(held_out: Iterable[Line], curve: Sequence[Line]) -> tuple[
         (
             IN_TRAINING,
             {"rows": line.get("rows")},
-            (line["tokens"], line.get("held_out_perplexity"), line.get("held_out_stderr")),
+            (line["tokens"], line.get("held_out_perplexity"), interval_in_training(line)),
         )
         for line in held_out
     ]
@@ -56,7 +64,7 @@ def perplexity_series(held_out: Iterable[Line], curve: Sequence[Line]) -> tuple[
                 continue
             # Of these training's own lines say no more; the rest may not change in the life of a run.
             fixed = {"rows": entry["rows"]} if name == IN_TRAINING else fixed
-            found.append((name, fixed, (line["tokens"], entry["value"], entry.get("stderr"))))
+            found.append((name, fixed, (line["tokens"], entry["value"], perplexity_interval(entry))))
     series = _grouped(found, OF_TEXTS)
     of_held_out = [one for one in series if one.name in (IN_TRAINING, "held_out")]
     return of_held_out, [one for one in series if one not in of_held_out]
@@ -102,7 +110,8 @@ def task_series(tasks: Iterable[Line], curve: Iterable[Line]) -> list[Series]:
         for task, entry in line["tasks"].items():
             if finite(entry.get("value")) and entry.get("share", True):
                 fixed = {field: entry.get(field) for field in OF_TASKS}
-                found.append((task, fixed, (line["tokens"], 100 * entry["value"], 100 * (entry.get("stderr") or 0))))
+                value, error = 100 * entry["value"], 100 * (entry.get("stderr") or 0)
+                found.append((task, fixed, (line["tokens"], value, (value - error, value + error) if error else None)))
     return _grouped(found, OF_TASKS)
 
 
@@ -114,13 +123,13 @@ def _grouped(
     found: Iterable[tuple[str, dict[str, Any], tuple[int, Any, Any]]], words: Mapping[str, str]
 ) -> list[Series]:
     """Points by name and by what fixes them; of two at the same tokens the later stands: that of the export."""
-    groups: dict[tuple[str, str], dict[int, tuple[int, float, float]]] = {}
+    groups: dict[tuple[str, str], dict[int, tuple[int, float, Interval | None]]] = {}
     fixes: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, fixed, (tokens, value, error) in found:
+    for name, fixed, (tokens, value, bar) in found:
         if finite(value):
             key = name, repr(fixed)
             fixes[key] = fixed
-            groups.setdefault(key, {})[tokens] = (tokens, value, error or 0.0)
+            groups.setdefault(key, {})[tokens] = (tokens, value, bar)
     labels = labels_of([(name, fixes[name, fixed]) for name, fixed in groups], words)
     return [
         Series(name, label, tuple(points[tokens] for tokens in sorted(points)))

@@ -112,8 +112,16 @@ def test_whiskers_span_the_intervals(made_up):
     entry["interval"][5] = [None, 7.0]
     entry["scores"][6] = None
     figure = importance(made_up)
-    spans = spans_of(figure)
-    assert sorted(spans) == [b for b in range(4, 29) if b not in (5, 6)], "those that can be drawn whole"
+    spans, top = spans_of(figure), figure.axes[0].get_ylim()[1]
+    added = {block: score - 14.21 for block, score in enumerate(entry["scores"]) if block not in (5, 6)}
+    assert sorted(spans) == [block for block, value in added.items() if value <= top], (
+        "of the bars that are drawn whole"
+    )
+    told = {round(text.xy[0]): text.get_text() for text in figure.axes[0].texts}
+    assert told[0] == "\u2191 5,106 (4,594 to 6,130)", "a bar that is cut off says its interval"
+    (beyond,) = [block for block in told if block in spans]
+    assert spans[beyond] == (pytest.approx(entry["scores"][beyond] * 0.9 - 14.21), top)
+    assert told[beyond] == f"\u2191 to {entry['scores'][beyond] * 1.2 - 14.21:.2f}", "a whisker that is says where to"
     assert spans[8] == pytest.approx((entry["scores"][8] * 0.9 - 14.21, entry["scores"][8] * 1.2 - 14.21))
     assert "95% interval" in [text.get_text() for text in figure.legends[0].get_texts()]
     del entry["dense"]

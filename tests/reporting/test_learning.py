@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import learning_curve
+from pipeline.reporting.intervals import perplexity_interval
 
 
 def line_of(figure, gid):
@@ -82,6 +83,7 @@ def test_judged_exports_are_drawn_with_their_errors_in_panels_of_their_own(made_
         assert list(line_of(figure, "perplexity-wiki").get_ydata()) == [60.0, 40.0]
         assert list(line_of(figure, "perplexity-held_out").get_xdata()) == [40_960, 81_920]
         bars = figure.axes[2].containers[0].lines[2][0].get_segments()
-        assert [float(top - bottom) for (_, bottom), (_, top) in bars] == [6.0, 6.0], "not one error each way"
+        spans = [perplexity_interval(about | {"value": value, "stderr": 3.0}) for value in (60.0, 40.0)]
+        assert [(float(low), float(high)) for (_, low), (_, high) in bars] == [pytest.approx(one) for one in spans]
         names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
         assert names == ["held_out in training", "held_out"]

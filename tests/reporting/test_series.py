@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from pipeline.reporting.series import IN_TRAINING, perplexity_series, references, task_series
 from pipeline.stages import exam
 
@@ -40,7 +42,9 @@ def test_an_export_judged_on_the_rows_of_training_stands_on_its_line():
     held_out, others = perplexity_series(lines, curve)
     assert others == []
     assert shown(held_out) == {IN_TRAINING: [(0, 90.0), (4096, 60.0), (8192, 51.0)], "held_out": [(8192, 50.0)]}
-    assert [error for _, _, error in held_out[0].points] == [1.0, 1.0, 2.0]
+    # Of four rows: Student's 3.18 standard errors of the loss, which are those of the perplexity over it.
+    widths = [math.log(high / low) for _, _, (low, high) in held_out[0].points]
+    assert widths == pytest.approx([2 * 3.18 * error for error in (1 / 90, 1 / 60, 2 / 51)], rel=0.01)
 
 
 def test_the_same_rows_under_both_names_are_drawn_once():
