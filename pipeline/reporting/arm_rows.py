@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.reporting import notation
 from pipeline.reporting.arms import Arm, Judged, text_words
+from pipeline.reporting.identity import weight_words
 from pipeline.reporting.intervals import perplexity_interval, ratio_interval
 from pipeline.reporting.model_rows import MODELS, protocol_words
 from pipeline.reporting.series import OF_TASKS, labels_of
@@ -49,7 +50,7 @@ def perplexity_groups(arms: Sequence[Arm], judged: Sequence[Judged]) -> list[Gro
             entries = {number: entry for (number, of), entry in one.entries.items() if of == model}
             if entries:
                 rows.append(_perplexities(arms, model, entries))
-        words = protocol_words({**dict.fromkeys(("set", "name", "form")), **_stated(one.first)})
+        words = protocol_words({**dict.fromkeys(("set", "name", "sha256", "form")), **_stated(one.first)})
         note = ", ".join(part for part in (text_words(one.first), _rows_words(one.first), words) if part)
         groups.append(
             {"label": one.name[:1].upper() + one.name[1:], "note": note, "differs": one.differs, "rows": rows}
@@ -83,7 +84,7 @@ def _below(
     if number != first:
         same = weights.get("sha256") is not None and weights["sha256"] == arms[first].models[model].get("sha256")
         lines.append("same weights" if same else ratio_words(entry, entries[first]))
-    lines.append(_identity(weights))
+    lines.append(weight_words(weights))
     return [line for line in lines if line]
 
 
@@ -92,14 +93,6 @@ def ratio_words(entry: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     same rows; without brackets where losses of rows are not there."""
     ratio, interval = notation.ratio(entry.get("value"), other.get("value")), ratio_interval(entry, other)
     return f"{ratio} ({notation.between(interval)})" if ratio and interval else ratio
-
-
-def _identity(weights: Mapping[str, Any]) -> str:
-    """Which weights, by the first digits of their hash or their revision, and in what they computed: `f7b8bfce,
-    bfloat16`."""
-    hashed, revision = weights.get("sha256"), weights.get("revision")
-    named = hashed[:8] if hashed else f"revision {revision[:8]}" if revision else ""
-    return ", ".join(part for part in (named, weights.get("dtype")) if part)
 
 
 def _step_words(arms: Sequence[Arm], model: str, entries: Mapping[int, Any]) -> str:
@@ -146,7 +139,7 @@ def _answers(arms: Sequence[Arm], entries: Mapping[int, Mapping[str, Any]]) -> t
         texts.append(f"{100 * entry['value']:.1f}" if share else notation.significant(entry["value"]))
         spread = "" if error is None else f"\u00b1 {100 * error:.1f}" if share else f"\u00b1 {error:.2g}"
         other = points(entry["value"] - first["value"]) if share and number != min(entries) else ""
-        small.append([line for line in (spread, other, _identity(arm.models["regrown"])) if line])
+        small.append([line for line in (spread, other, weight_words(arm.models["regrown"])) if line])
     return texts, small
 
 

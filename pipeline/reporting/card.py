@@ -19,7 +19,7 @@ from pipeline.reporting import notation
 from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.comparison import best_control
 from pipeline.reporting.criteria import linear_rows
-from pipeline.reporting.identity import text_lines, weight_lines
+from pipeline.reporting.identity import calibrated_on, text_lines, weight_lines, weight_words
 from pipeline.reporting.making import LOADER, date_words, load_lines, public_command
 from pipeline.reporting.model_rows import (
     MODELS,
@@ -92,6 +92,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "rows": rows,
         "intervals": interval_words(rows),
         "weights": weight_lines(models),
+        "named": {model: weight_words(models.get(model, {})) for model in MODELS},
         "texts": text_lines(models),
         "samples": sample_rows(models),
         "hardware": cost.get("hardware") or {},
@@ -100,7 +101,7 @@ def _shown(records: Records) -> dict[str, Any]:
         "task_words": verdict(tasks),
         "running": running_lines(models),
         "recovered": recovered(rows[0]["values"]) if rows else None,
-        "calibration": (records.scores or {}).get("calibration"),
+        "calibrated_on": calibrated_on(records.scores or {}),
         "choice": choice_words(prune, records.scores, records.comparison),
         "train": cost.get("train"),
         "versions": cost.get("versions") or {},

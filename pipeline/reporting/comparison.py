@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.reporting import notation
 from pipeline.reporting.curves import way_words
+from pipeline.reporting.identity import rows_words, weight_words
 from pipeline.reporting.intervals import Interval, mean_interval, paired_ratio
 from pipeline.reporting.numbers import finite
 
@@ -29,15 +30,12 @@ def measured_texts(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def measured_on(comparison: Mapping[str, Any]) -> str:
-    """`32 held-out rows of 256 tokens; 10 calibration sequences of 128 tokens`, as far as it was recorded."""
-    parts = []
-    for text, many in (("held_out", "rows"), ("calibration", "sequences")):
-        record = comparison.get(text) or {}
-        if record.get(many) is not None:
-            length = f" of {record['length']} tokens" if record.get("length") is not None else ""
-            word = many.removesuffix("s") if record[many] == 1 else many
-            parts.append(f"{record[many]} {TEXTS[text]} {word}{length}")
-    return "; ".join(parts)
+    """On what and with which weights, as far as it was recorded: `32 held-out rows of 256 tokens (BOS policy: every,
+    sha256 46c4be77); 10 calibration sequences of 128 tokens; the dense model's weights: sha256 f7b8bfce, bfloat16`."""
+    counted = (("held_out", "rows"), ("calibration", "sequences"))
+    parts = [rows_words(comparison.get(text) or {}, many, TEXTS[text]) for text, many in counted]
+    weights = weight_words(comparison.get("model") or {})
+    return "; ".join([part for part in parts if part] + ([f"the dense model's weights: {weights}"] if weights else []))
 
 
 def ways_of(comparison: Mapping[str, Any], prune: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per way of measuring, the held-out set first.
 
     Perplexities compare only on the same text, length, stride and BOS policy: models measured otherwise get a row of
-    their own. A row holds `set`, `length`, `stride`, `bos`, `tokens`, `form` (of the text: raw or tokenised), `name`
-    (of the text), `values`, which maps a model to its perplexity, and the 95 % `intervals` of these and, as
+    their own. A row holds `set`, `length`, `stride`, `bos`, `tokens`, `form` (of the text: raw or tokenised), its
+    `sha256` and `name`, `values`, which maps a model to its perplexity, and the 95 % `intervals` of these and, as
     `compared`, of their ratios to dense on the same rows, where they are known.
     """
     rows: dict[tuple, dict[str, Any]] = {}
@@ -29,8 +29,9 @@ def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     for model in MODELS:
         for name, entry in (models.get(model, {}).get("perplexity") or {}).items():
             protocol = {"set": name, **{key: entry.get(key) for key in ("length", "stride", "bos", "tokens")}}
-            protocol["form"] = (entry.get("text") or {}).get("form")
-            found = {"name": text_name(entry.get("text") or {}), "values": {}, "intervals": {}, "compared": {}}
+            text = entry.get("text") or {}
+            protocol |= {"form": text.get("form"), "sha256": text.get("sha256")}
+            found = {"name": text_name(text), "values": {}, "intervals": {}, "compared": {}}
             row = rows.setdefault(tuple(protocol.values()), {**protocol, **found})
             row["values"][model] = entry.get("value")
             row["intervals"][model] = perplexity_interval(entry)
@@ -39,9 +40,10 @@ def perplexity_rows(models: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def protocol_words(row: Mapping[str, Any]) -> str:
-    """How a perplexity was measured: `wiki, length 256, BOS policy: document, 20 k tokens`; the text's name where it
-    is not the row's, a stride where rows overlap."""
+    """How a perplexity was measured: `wiki, sha256 46c4be77, length 256, BOS policy: document, 20 k tokens`; the text's
+    name where it is not the row's, a stride where rows overlap."""
     parts = [row["name"]] if row["name"] not in (None, row["set"]) else []
+    parts += [f"sha256 {row['sha256'][:8]}"] if row["sha256"] is not None else []
     parts += [f"length {row['length']}"] if row["length"] is not None else []
     overlap = row["stride"] is not None and row["stride"] < row["length"] - (row["bos"] == "every")
     parts += [f"stride {row['stride']}"] if overlap else []

@@ -19,7 +19,7 @@ from pipeline.reporting import criteria, notation
 from pipeline.reporting.chain import chain_rows, flops_in_all, tokens_in_all
 from pipeline.reporting.drawing import for_page
 from pipeline.reporting.greedy import greedy_table
-from pipeline.reporting.identity import text_lines, weight_lines
+from pipeline.reporting.identity import calibrated_on, text_lines, weight_lines, weight_words
 from pipeline.reporting.learning import learning_curve
 from pipeline.reporting.making import made_words
 from pipeline.reporting.model_rows import (
@@ -79,6 +79,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "rows_at_once": micro_batch_words(models),
         "left_out": left_out_words(records.results),
         "weights": weight_lines(models),
+        "named": {model: weight_words(models.get(model, {})) for model in MODELS},
         "texts": text_lines(models),
         "intervals": interval_words(perplexities),
         "latency": latency_words(models),
@@ -102,6 +103,7 @@ def _shown(records: Records, out: Path) -> dict[str, Any]:
         "exports_judged": len({line["step"] for line in records.curve}),
         "evaluated": any(line.get("held_out_perplexity") is not None for line in records.held_out),
         "scores": records.scores,
+        "calibrated_on": calibrated_on(records.scores or {}),
         "samples": sample_rows(models),
         "generation": next((models[m]["generation"] for m in MODELS if models.get(m, {}).get("generation")), None),
         "cost": cost,

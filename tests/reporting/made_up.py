@@ -89,7 +89,15 @@ def made_up_scores(noise: random.Random) -> dict[str, Any]:
                 "dense": 14.21,
             }
         },
-        "calibration": {"sequences": 10, "length": 128, "bos": "document", "seed": 1234},
+        "model": {"revision": None, "sha256": "0" * 64},
+        "calibration": {
+            "sequences": 10,
+            "length": 128,
+            "bos": "document",
+            "dtype": "bfloat16",
+            "seed": 1234,
+            "sha256": "a" * 64,
+        },
     }
 
 
@@ -209,8 +217,9 @@ def with_criteria(inputs: dict[str, Any]) -> dict[str, Any]:
         "planned": 9,
         "removals": [3, 9, 12],
         "shares": [0.1, 0.3, 0.4],
-        "calibration": {"sequences": 10, "length": 128},
-        "held_out": {"rows": 32, "length": 256},
+        "model": {"revision": None, "sha256": "0" * 64, "dtype": "bfloat16"},
+        "calibration": {"sequences": 10, "length": 128, "bos": "document", "sha256": "a" * 64},
+        "held_out": {"rows": 32, "length": 256, "bos": "document", "sha256": "c" * 64},
         "dense": {"calibration": 14.21, "held_out": 14.03},
         "sets": compared_sets(),
     }

@@ -45,7 +45,7 @@ def test_front_matter_holds_what_the_hub_reads(made_up):
     assert result["metrics"] == [
         {
             "type": "perplexity",
-            "name": "perplexity (length 256, BOS policy: document, 20.5\u202fk tokens)",
+            "name": "perplexity (sha256 cccccccc, length 256, BOS policy: document, 20.5\u202fk tokens)",
             "value": 22.1,
         }
     ]
@@ -126,7 +126,8 @@ def test_text_says_what_a_user_must_know(made_up):
         "9 of its 30 transformer blocks removed, then trained on 123 k tokens",
         "counted from 0 in the base model: 6, 9, 10, 13, 17, 19, 21, 23, 24",
         "Protected from removal: 0, 1, 2, 3, 28, 29",
-        "Criterion: ppl, on 10 calibration sequences of 128 tokens (BOS policy: document)",
+        "Criterion: ppl, on 10 calibration sequences of 128 tokens (BOS policy: document, sha256 aaaaaaaa), drawn with "
+        "seed 1234, by weights 00000000, bfloat16",
         "Parameters: 134.5 M before, 102.7 M after",
         "document, 20.5 k tokens) | 14.03 (13.1 to 15.0) | 68.60 (64.1 to 73.4) | 22.10 (20.7 to 23.6) |",
         "In brackets: 95 % intervals over the choice of rows.",

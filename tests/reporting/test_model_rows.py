@@ -71,7 +71,7 @@ def test_other_texts_follow_the_held_out_one_with_protocol_and_form(models, made
     assert [row["set"] for row in rows] == ["held_out", "wikitext2", "c4"]
     words = [protocol_words(row).replace("\u202f", " ") for row in rows]
     assert words == [
-        "length 256, BOS policy: document, 20.5 k tokens",
+        "sha256 cccccccc, length 256, BOS policy: document, 20.5 k tokens",
         "length 129, BOS policy: every, 4.1 k tokens, tokenised text with <unk>",
         "length 2048, stride 512, BOS policy: every, 4.1 k tokens, raw text",
     ]

@@ -65,10 +65,12 @@ def test_results_stand_on_the_page(whole):
     for expected in (
         "9 of 30 blocks removed, 23.7 % fewer parameters.",
         "from 68.60 (64.1 to 73.4) to 22.10 (20.7 to 23.6) after 123 k tokens of training; the dense model has 14.03 (",
-        "length 256, BOS policy: document, 20.5 k tokens",
         "Each forward had 8 rows of a text; another number rounds otherwise.",
         "134.5 M",
         "102.7 M",
+        "Measure Dense 00000000, bfloat16 Pruned 11111111, bfloat16 Regrown 11111111, bfloat16 Blocks",
+        "of 128 tokens (BOS policy: document, sha256 aaaaaaaa), drawn with seed 1234, by weights 00000000, bfloat16",
+        "sha256 cccccccc, length 256, BOS policy: document, 20.5 k tokens",
         "22.10 20.7 to 23.6 \u00d7 1.58 (1.57 to 1.58)",
         "Ranges below perplexities are 95 % intervals over the choice of rows, in brackets of the ratio, on the same",
         "Folder runs/made-up/train/exports/step-00000060 Trained until 27 November 2026, 14:40 (UTC)",
@@ -110,7 +112,8 @@ def test_criteria_stand_on_the_page(whole):
         "9 (30 %)",
         "ppl, one-shot this run 24.73 22.26 67.62 60.86",
         "not finite",
-        "32 held-out rows of 256 tokens; 10 calibration sequences of 128 tokens",
+        "32 held-out rows of 256 tokens (BOS policy: document, sha256 cccccccc); 10 calibration sequences of 128 "
+        "tokens (BOS policy: document, sha256 aaaaaaaa); the dense model's weights: 00000000, bfloat16",
         "free to go share 9 \u00d7 9 / 24 = 3.4 on average",
         "greedy has a perplexity that is lower at k = 1\u20133, 5\u201312 (11 of 12) and higher at k = 4 (1 of 12)",
         "Folded: 9, 10 into block 8. Fitted on 5.12 k tokens.",
@@ -124,6 +127,8 @@ def test_criteria_stand_on_the_page(whole):
                 assert notation.perplexity(value) in text, f"{one['by']} at {one['remove']}: {value}"
 
 
+#: The head of a table of models: below a name its weights.
+NAMED = "Dense 00000000, bfloat16 Pruned 11111111, bfloat16 Regrown 11111111, bfloat16"
 HOSTILE = "</p></main><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\"'{{ 7*7 }}</style>"
 
 
@@ -169,7 +174,7 @@ def test_scores_of_another_model_are_refused(made_up, tmp_path):
 def test_tasks_get_a_table_of_their_own(worded, tmp_path):
     worded["results"]["models"]["dense"]["tasks"] = {"piqa": made_up_task(0.6812)}
     _, page = render(worded, tmp_path)
-    assert "Multiple choice Dense Pruned Regrown piqa acc, 200 items 68.1 ± 3.0 not measured not measured" in page.words
+    assert f"Multiple choice {NAMED} piqa acc, 200 items 68.1 ± 3.0 not measured not measured" in page.words
 
 
 def test_what_is_generated_stands_apart_and_is_said_above(worded, tmp_path):
@@ -177,7 +182,7 @@ def test_what_is_generated_stands_apart_and_is_said_above(worded, tmp_path):
     _, page = render(worded, tmp_path)
     assert "Multiple choice, mean of 7 tasks: 50.0 dense, 40.0 pruned, 45.0 regrown." in page.words
     assert "Generated answers: 34.0 dense, 4.0 pruned, 4.0 regrown." in page.words
-    assert "Generated answers Dense Pruned Regrown sums exact_match, first number, 200 items 34.0 ± 3.0" in page.words
+    assert f"Generated answers {NAMED} sums exact_match, first number, 200 items 34.0 ± 3.0" in page.words
     assert f"4.0 ± 3.0 {MINUS}30.0, p < 0.001 on pruned same, p 1" in page.words
     assert f"mean of 7 50.0 ± 1.1 40.0 ± 1.1 {MINUS}10.0 45.0 ± 1.1 {MINUS}5.0" in page.words
 
