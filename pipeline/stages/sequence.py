@@ -35,6 +35,7 @@ from pipeline.stages.standing import (
     fitting_aside,
     is_due,
     require_done,
+    require_readable,
     stale,
 )
 from pipeline.stages.stops import requests_noted, stop_before_next
@@ -234,6 +235,7 @@ def _held(
         if due:
             from pipeline.stages.preflight import preflight
 
+            require_readable([stage for stage in stages if stage not in due], run)
             notes = preflight(due, config, place)
         with run.lock():
             for folder in run.set_aside(list(again)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,16 @@ def require_done(stage: str, config: Config, run: Run, config_path: str) -> None
                 f"{path}: missing or of another size than when stage {stage} wrote it; put it back, or "
                 f"add --redo {stage}"
             )
+
+
+def require_readable(stages: Iterable[str], run: Run) -> None:
+    """Refuse what another version left of ``stages`` and this one cannot read, before those ahead of it work."""
+    for stage in stages:
+        record, known = run.record(stage), load_stage(stage)
+        then = record["fingerprint"]["format"] if record else known.format
+        if not (known.made_anew or known.readable_from <= then <= known.format):
+            found = compare_fingerprints({"format": then}, {"format": known.format})
+            raise stale(f"stage {stage} is done, but not with this config", found, stage)
 
 
 def fitting_aside(known: Stage, run: Run, fingerprint: Mapping[str, Any]) -> Path | None:

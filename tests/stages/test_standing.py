@@ -49,6 +49,14 @@ def test_what_can_be_read_stands_and_what_cannot_is_refused(old, refused, here):
     assert "output of" not in refused("report", "old.yaml") and not (old.folder / "aside").exists()
 
 
+def test_what_cannot_be_read_is_refused_before_a_stage_ahead_of_it_works(old, refused):
+    """Scoring one more criterion may take hours."""
+    log = (old.folder / "log.txt").read_text()
+    message = refused("run", "old.yaml", "score.criteria=[block_influence, ppl, linear]")
+    assert "stage evaluate is done, but not with this config:\n  format of the stage: was 1, is " in message
+    assert " score: " not in (old.folder / "log.txt").read_text().removeprefix(log)
+
+
 @pytest.mark.parametrize("stage", ["score", "train"])
 def test_what_was_begun_by_another_format_is_refused(old, refused, stage):
     begun(old, stage)
