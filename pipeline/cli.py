@@ -17,7 +17,7 @@ import typer
 
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.config.naming import name_keys
-from pipeline.errors import RegrowError
+from pipeline.errors import RegrowError, of_system
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
 from pipeline.run import Run
 
@@ -275,8 +275,8 @@ def main() -> Any:
         if status == INTERRUPTED and place.rank == 0:
             print("regrow: interrupted; the same command goes on from here", file=sys.stderr, flush=True)
         return _leave(status, place)
-    except RegrowError as error:
-        name_keys(error)
+    except (RegrowError, OSError) as met:
+        name_keys(error := of_system(met) if isinstance(met, OSError) else met)
         # Mostly every rank meets the same error. Rank 0 speaks first; its launcher then ends the others.
         if place.rank != 0:
             time.sleep(2)

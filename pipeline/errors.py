@@ -17,6 +17,12 @@ class RegrowError(Exception):
         self.about = about
 
 
+def of_system(error: OSError) -> RegrowError:
+    """What the system refused, in a line: a file by its name, or what was to be printed."""
+    about = error.filename if error.filename is not None else "what there is to say cannot be written"
+    return RegrowError(f"{about}: {error.strerror or error}")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, with the next where it ends in a colon, or its class's name; without the
     query of a URL, which may be a key."""

@@ -23,13 +23,16 @@ from pipeline.files import hash_file, read_json, require_writable, take_lock, wr
 
 #: Looks at a lock before it counts as held: ``regrow status`` holds it for a moment.
 LOOKS = 4
+#: What every record of a stage has, of any release.
+RECORD = {"stage": str, "fingerprint": dict, "result": dict, "outputs": dict, "seconds": (int, float), "finished": str}
 
 
 class Run:
     """A run folder by name: paths, stage records, the log, and cached hashes of large inputs."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        # "." and ".." have no name of their own.
+        self.folder = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
         self._hashes: dict[str, str] | None = None
         self._hashes_kept = 0.0
         # Open from its first line on; each is there when it has been written.
@@ -51,9 +54,17 @@ class Run:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """The stage's record, or None when the stage is not complete."""
+        """The stage's record, or None when the stage is not complete; RegrowError where the file is not a record."""
         path = self.stage(stage) / "stage.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = read_json(path)
+        known = record if isinstance(record, dict) else {}
+        if odd := [name for name, kind in RECORD.items() if not isinstance(known.get(name), kind)]:
+            raise RegrowError(
+                f"{path}: not a stage's record, for want of {', '.join(odd)}; move it aside and redo its stage"
+            )
+        return record
 
     def require(self, stage: str, config_path: str | Path) -> dict[str, Any]:
         """The record of a stage that must be complete; RegrowError names the command that makes it so."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
-from pipeline.errors import first_line
+from pipeline.errors import first_line, of_system
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,10 @@ from pipeline.errors import first_line
 )
 def test_the_first_line_of_an_error_holds_its_reason(message, line):
     assert first_line(ValueError(message)) == line
+
+
+def test_what_the_system_refuses_is_said_of_its_file_or_of_the_output():
+    full = os.strerror(errno.ENOSPC)
+    assert str(of_system(OSError(errno.ENOSPC, full, "runs/log.txt"))) == f"runs/log.txt: {full}"
+    assert str(of_system(OSError(errno.ENOSPC, full))) == f"what there is to say cannot be written: {full}"
+    assert str(of_system(OSError("odd"))).endswith(": odd")

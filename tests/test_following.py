@@ -22,12 +22,13 @@ from pipeline.following import (
 from pipeline.inputs import Inputs
 from pipeline.run import Run
 from tests.data.stream.test_position import IDENTITY
+from tests.records import stage_record
 
 
 @pytest.fixture
 def after(tiny_config, tmp_path):
     """A config whose run follows tmp_path/before, of which only stage train's record is there."""
-    Run(tmp_path / "before").finish("train", {})
+    Run(tmp_path / "before").finish("train", stage_record())
     return load_config(tiny_config, [f"data.after={tmp_path / 'before'}"])
 
 

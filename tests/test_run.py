@@ -16,6 +16,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import hash_file, read_json, require_writable, write_atomic, write_json
 from pipeline.run import Run
 from tests.programs import python
+from tests.records import stage_record
 
 
 @pytest.fixture
@@ -131,8 +132,8 @@ def test_a_stage_is_complete_with_its_record_and_is_named_when_it_is_missing(tmp
     assert run.record("data") is None
     with pytest.raises(RegrowError, match=r"stage data is not done yet; first run: regrow run c\.yaml .*--until data"):
         run.require("data", "c.yaml")
-    run.finish("data", {"result": 1})
-    assert run.require("data", "c.yaml") == run.record("data") == {"result": 1}
+    run.finish("data", stage_record(seconds=2))
+    assert run.require("data", "c.yaml") == run.record("data") == stage_record(seconds=2)
     run.log("one")
     run.log("two")
     assert [line.split(" ", 2)[2] for line in (run.folder / "log.txt").read_text().splitlines()] == ["one", "two"]
@@ -163,11 +164,11 @@ def test_redone_stages_are_set_aside_and_nothing_is_deleted(tmp_path):
     run = Run(tmp_path)
     for number in (1, 2):
         for stage in ("data", "score", "prune"):
-            write_json(run.stage(stage) / "stage.json", number)
+            write_json(run.stage(stage) / "stage.json", stage_record(seconds=number))
         moved = run.set_aside(["score", "prune", "train"])
         assert moved == [tmp_path / "aside" / f"00{number}" / stage for stage in ("score", "prune")]
-        assert [read_json(folder / "stage.json") for folder in moved] == [number, number]
-        assert run.record("score") is None and run.record("data") == number
+        assert [read_json(folder / "stage.json")["seconds"] for folder in moved] == [number, number]
+        assert run.record("score") is None and run.record("data")["seconds"] == number
     assert run.set_aside(["score"]) == [] and len(list((tmp_path / "aside").iterdir())) == 2
 
 

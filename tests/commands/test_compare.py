@@ -48,7 +48,7 @@ def test_two_runs_in_the_terminal_and_on_a_page_beside_the_first(runs):
     assert said[-1] == f"page: {os.path.relpath(page)}"
     words = words_of(page)
     assert "train.learning_rate 0.001 0.5" in words and "run.name" not in words
-    assert "Held-out text. Bars are one standard error" in words, "training asked both the same"
+    assert "Held-out text. Bars are 95 % intervals over rows" in words, "training asked both the same"
 
 
 def test_a_run_is_compared_with_what_it_was(runs):

@@ -15,6 +15,7 @@ from pipeline.errors import RegrowError
 from pipeline.files import write_atomic, write_json
 from pipeline.run import Run
 from tests import ROOT
+from tests.records import stage_record
 
 DONE = ROOT / "tests" / "stages" / "887a583" / "runs" / "done"
 
@@ -74,7 +75,7 @@ def test_chains_stand_above_their_links_in_their_order(runs):
     for name in ("long", "long-1", "long-2", "long-10"):
         write_atomic(runs / name / "config.yaml", "")
     for number in (1, 2, 10):
-        write_json(runs / f"long-{number}" / "data" / "stage.json", {"finished": "2026-11-27T14:42:09+0000"})
+        write_json(runs / f"long-{number}" / "data" / "stage.json", stage_record())
     lines = [each.split("  ")[0] for each in runs_text(runs).splitlines()[1:-1]]
     assert lines == ["done", "long", "long-1", "long-2", "long-10"]
     assert line("long") == "long chain of runs, 3 begun"

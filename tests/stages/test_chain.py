@@ -21,6 +21,7 @@ from pipeline.stages.chain import shapes
 from tests.command import Regrow
 from tests.families import build
 from tests.phases import phase
+from tests.records import stage_record
 from tests.tiny import CHAINED
 
 #: What must be the same after kills, in both links.
@@ -184,8 +185,8 @@ def test_more_tokens_for_a_chain_s_link_that_is_done_are_refused(refused, chain_
     """A run may go on; the links behind it are made of what it was."""
     config = chain_config(tmp_path)
     done = chain_links(load_config(config))[0]
-    record = {"fingerprint": {"config": done.read_by("train")}, "outputs": {}}
-    write_json(link(tmp_path, 1).stage("train") / "stage.json", record)
+    done_so = stage_record(fingerprint={"config": done.read_by("train")})
+    write_json(link(tmp_path, 1).stage("train") / "stage.json", done_so)
     message = refused("chain", config, "train.tokens=16384", "train.schedule=cosine")
     assert (
         "link 1 of 2, run tiny-1: stage train is done, but not with this config:\n  train.tokens: was 4096, is"

@@ -11,6 +11,7 @@ from pipeline.inputs import Inputs
 from pipeline.launch import Place
 from pipeline.run import Run
 from pipeline.stages.dealing import known_lanes, lanes_for, training_processes
+from tests.records import stage_record
 from tests.stages.corpora import manifest, record, records, rows_of, write
 
 
@@ -62,7 +63,7 @@ def test_a_corpus_too_small_for_the_processes_is_refused(refused, config_of, tex
 
 
 def test_a_run_that_follows_another_has_its_lanes(config_of, texts, tmp_path):
-    Run(tmp_path / "before").finish("train", {})
+    Run(tmp_path / "before").finish("train", stage_record())
     write_json(tmp_path / "before" / "train" / "position.json", {"identity": {"lanes": 6}})
     config = load_config(config_of([tmp_path / "c"], lanes="auto", after=str(tmp_path / "before")))
     assert lanes_for(config, []) == 6 and known_lanes(config) is None

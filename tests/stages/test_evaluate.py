@@ -23,6 +23,7 @@ from pipeline.run import Run
 from pipeline.stages import data, evaluate, judging
 from pipeline.stages.stage import Ahead
 from pipeline.world import World
+from tests.records import stage_record
 from tests.stages.family import Family, left
 
 #: A process as one of many: a thread is enough for a tiny model.
@@ -42,7 +43,7 @@ def run(config, tmp_path, tiny_model) -> Run:
     data.work(config, run, World.join(ONE_THREAD), lambda line: None)
     shutil.copytree(tiny_model, run.stage("prune") / "model")
     shutil.copytree(tiny_model, run.stage("train") / "exports" / "last")
-    write_json(run.stage("train") / "stage.json", {"result": {"export": "train/exports/last"}})
+    write_json(run.stage("train") / "stage.json", stage_record(result={"export": "train/exports/last"}))
     return run
 
 

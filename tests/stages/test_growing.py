@@ -11,6 +11,7 @@ from pipeline.files import hash_json, read_json, write_json
 from pipeline.run import Run
 from pipeline.stages.growing import earlier_outputs, grows, kept_before, lineage, progress_of, reopen
 from pipeline.stages.stage import load_stage
+from tests.records import stage_record
 
 MORE = "score.criteria=[euclidean, ppl, block_influence]"
 
@@ -26,7 +27,8 @@ def test_more_of_the_one_key_is_growth_and_nothing_else():
 
 
 def test_a_stage_that_grows_is_done_until_all_that_it_had_is_kept(tmp_path, monkeypatch):
-    run, score, record = Run(tmp_path), load_stage("score"), {"outputs": {"a": 1}, "seconds": 2.0, "finished": "then"}
+    run, score = Run(tmp_path), load_stage("score")
+    record = stage_record(outputs={"a": 1}, seconds=2.0, finished="then")
     write_json(run.stage("score") / "scores.json", {"criteria": {"ppl": {"scores": [1.5]}}})
     run.finish("score", record)
     assert progress_of(run, "score", ["linear"]) == tmp_path / "score" / "progress"

@@ -24,6 +24,7 @@ from pipeline.stages.longer import Start, earlier_ends, find_start, lengthens, r
 from pipeline.stages.standing import is_due
 from pipeline.stages.train import STAGE
 from tests import ROOT
+from tests.records import stage_record
 
 NAMES = ("short", "long", "once")
 COLUMNS = ("step", "tokens", "loss", "grad_norm", "learning_rate")
@@ -170,11 +171,11 @@ def trained(tiny_config: Path, tmp_path: Path) -> Callable[..., tuple[Run, dict[
             folder.mkdir(parents=True)
             (folder / "state.json").write_text("{}")
             write_json(folder / "COMPLETE", {"step": step, "files": {"state.json": {"bytes": 2}}})
-        record = {
-            "fingerprint": {"config": values, "format": STAGE.format},
-            "result": {"steps": steps, "tokens": 512 * steps, "export": f"train/exports/step-{steps:08d}"},
-            "finished": "then",
-        }
+        record = stage_record(
+            fingerprint={"config": values, "format": STAGE.format},
+            result={"steps": steps, "tokens": 512 * steps, "export": f"train/exports/step-{steps:08d}"},
+            finished="then",
+        )
         run.stage("train").mkdir(exist_ok=True)
         run.finish("train", record)
         return run, record, config
@@ -201,7 +202,7 @@ def test_where_a_schedule_allows_it_to_go_on(trained):
     config = longer(80)
     assert all(is_due(stage, config, run) for stage in ("train", "evaluate", "report"))
     assert not is_due("train", longer(40), run)
-    write_json(run.stage("evaluate") / "stage.json", {"fingerprint": {"config": config.read_by("evaluate")}})
+    write_json(run.stage("evaluate") / "stage.json", stage_record(fingerprint={"config": config.read_by("evaluate")}))
     assert is_due("evaluate", config, run) and not is_due("evaluate", longer(40), run)
     assert is_due("evaluate", longer(80, "train.clip=2"), run) is False, "that is another training"
 

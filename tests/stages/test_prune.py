@@ -22,6 +22,7 @@ from pipeline.run import Run
 from pipeline.stages import data, evaluate, prune
 from pipeline.world import World
 from tests.own_code import write_own_model
+from tests.records import stage_record
 
 ORDER = [0, 5, 7, 3, 2, 4, 1, 6]
 
@@ -148,7 +149,7 @@ def test_a_model_of_own_code_is_pruned_and_evaluated_where_the_config_allows_its
     # Stage evaluate loads the pruned and the regrown folder, which hold the code too.
     config = load_config(tiny_config, allowed)
     data.work(config, run, World.join(Place()), lambda line: None)
-    write_json(run.stage("train") / "stage.json", {"result": {"export": "prune/model"}})
+    write_json(run.stage("train") / "stage.json", stage_record(result={"export": "prune/model"}))
     found = evaluate.work(config, run, World.join(Place()), lambda line: None)
     assert found["regrown"] == found["pruned"] != found["dense"]
 

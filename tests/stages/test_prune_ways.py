@@ -25,6 +25,7 @@ from pipeline.run import Run
 from pipeline.stages import data, prune, score
 from pipeline.stages.preflight import preflight
 from pipeline.world import World
+from tests.records import stage_record
 
 SCORING = [
     "score.sequences=4",
@@ -196,7 +197,7 @@ def test_a_model_that_was_streamed_is_not_run_whole(scored, tmp_path):
     path, source = scored
     run = Run(tmp_path / "streamed")
     shutil.copytree(source.folder, run.folder)
-    write_json(run.stage("score") / "stage.json", {"result": {"loop": "block"}})
+    write_json(run.stage("score") / "stage.json", stage_record(result={"loop": "block"}))
     greedy = load_config(path, [*SCORING, "prune.selection=greedy", "model.dispatch=false"])
     with pytest.raises(RegrowError, match=r"streams it block by block, and model\.dispatch is false; set"):
         prune.work(greedy, run, World.join(Place()), silent)

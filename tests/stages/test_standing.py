@@ -49,6 +49,16 @@ def test_what_can_be_read_stands_and_what_cannot_is_refused(old, refused, here):
     assert "output of" not in refused("report", "old.yaml") and not (old.folder / "aside").exists()
 
 
+@pytest.mark.parametrize("damage", ["{}", "[]", "null", '{"stage": "score", "fingerprint": []}', '"score"'])
+@pytest.mark.parametrize("words", [("status", "runs/done"), ("run", "old.yaml"), ("compare", "runs/done", "again")])
+def test_a_record_that_is_none_is_named(old, refused, damage, words):
+    shutil.copytree(old.folder, "again")
+    (old.stage("score") / "stage.json").write_text(damage)
+    message = refused(*words)
+    assert "runs/done/score/stage.json: not a stage's record, for want of " in message, message
+    assert message.endswith("result, outputs, seconds, finished; move it aside and redo its stage\n")
+
+
 def test_what_cannot_be_read_is_refused_before_a_stage_ahead_of_it_works(old, refused):
     """Scoring one more criterion may take hours."""
     log = (old.folder / "log.txt").read_text()
