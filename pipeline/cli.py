@@ -17,7 +17,7 @@ import typer
 
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.config.naming import name_keys
-from pipeline.errors import RegrowError, of_system
+from pipeline.errors import RegrowError, of_system, print_any_letter
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
 from pipeline.run import Run
 
@@ -50,6 +50,7 @@ def _options(
     ] = False,
 ) -> None:
     """Prune a language model's blocks, regrow its quality."""
+    print_any_letter()
 
 
 @app.command()
@@ -121,8 +122,7 @@ def plan(
     overrides: Overrides = None,
     until: Until = None,
     price: Annotated[
-        float | None,
-        typer.Option(metavar="DOLLARS", help="For an hour of one GPU.", min=0, max=1e6),
+        float | None, typer.Option(metavar="DOLLARS", help="For an hour of one GPU.", min=0, max=1e6)
     ] = None,
 ) -> None:
     """What a run will cost: blocks, parameters, steps, FLOPs, memory, hours, disk. Needs no GPU and no weights."""

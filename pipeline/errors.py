@@ -1,8 +1,10 @@
-"""The one error that people meet, and the reason that another error gives, in a line."""
+"""The one error that people meet, and the reason that another error gives, in a line; what is printed meets none."""
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 
 class RegrowError(Exception):
@@ -21,6 +23,13 @@ def of_system(error: OSError) -> RegrowError:
     """What the system refused, in a line: a file by its name, or what was to be printed."""
     about = error.filename if error.filename is not None else "what there is to say cannot be written"
     return RegrowError(f"{about}: {error.strerror or error}")
+
+
+def print_any_letter() -> None:
+    """From now on print a letter that standard output or error has no code for as its number (``\\u6a21``)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,12 @@ def test_what_the_system_refuses_is_said_of_its_file_or_of_the_output():
     assert str(of_system(OSError(errno.ENOSPC, full, "runs/log.txt"))) == f"runs/log.txt: {full}"
     assert str(of_system(OSError(errno.ENOSPC, full))) == f"what there is to say cannot be written: {full}"
     assert str(of_system(OSError("odd"))).endswith(": odd")
+
+
+def test_a_letter_that_the_output_has_no_code_for_is_printed_as_its_number(tmp_path):
+    (tmp_path / "\u6a21").mkdir()
+    command = [sys.executable, "-m", "pipeline", "runs", str(tmp_path)]
+    done = subprocess.run(
+        command, env=dict(os.environ) | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True
+    )
+    assert done.stdout.splitlines()[1].startswith(rb"\u6a21 ")

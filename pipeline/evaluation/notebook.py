@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.evaluation.perplexity import Measured, measured, row_losses
-from pipeline.model.head import find_head
+from pipeline.model.head import find_head, require_causal_head
 from pipeline.model.hooks import input_device
 from pipeline.model.ids import Batches, id_batches
 from pipeline.shown import bars, ticking
@@ -38,9 +38,11 @@ def perplexity(model: PreTrainedModel, batches: Batches, *, progress: bool = Tru
     the tokenizer puts one, makes the first token of the text a target too. The two are different numbers; compare
     models under one of them, on the same text and at the same T.
 
-    Raises RegrowError on what is no batches (``id_batches``), and on a loss that is not finite.
+    Raises RegrowError on what is no batches (``id_batches``), on a model without a head or one that looks both ways,
+    and on a loss that is not finite.
     """
     found = id_batches(model, batches)
+    require_causal_head(model)
     device, head = input_device(model), find_head(model)
     runs = [list(run) for _, run in groupby(found, key=lambda batch: batch.shape[1])]
     forwards = sum(ceil(sum(map(len, run)) / len(run[0])) for run in runs)

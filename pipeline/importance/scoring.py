@@ -36,6 +36,7 @@ from pipeline.importance.ppl import TIE, windows_of
 from pipeline.importance.sweep import Window
 from pipeline.importance.uncertainty import add_uncertainty
 from pipeline.model.blocks import find_blocks
+from pipeline.model.head import require_causal_head
 from pipeline.model.ids import Batches, id_batches, require_ids
 from pipeline.model.streaming import StreamedModel
 from pipeline.model.structure import require_separate_blocks
@@ -212,6 +213,8 @@ def _text(
     # The loss of a token needs one before it.
     losses = _need(asked, "variants", "gradients")
     found = id_batches(model, batches, shortest=2 if losses else 1, one_length=True)
+    if losses:
+        require_causal_head(model)
     return Text(torch.cat(found), len(found[0]), maps)
 
 

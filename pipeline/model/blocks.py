@@ -38,7 +38,8 @@ def whole_numbers(indices: Iterable[int]) -> list[int]:
     try:
         return [operator.index(index) for index in indices]
     except TypeError:
-        raise RegrowError(f"blocks {indices!r}: a list of whole numbers is wanted, the indices of blocks") from None
+        shown = repr(indices) if isinstance(indices, list | tuple | str | int) else type(indices).__name__
+        raise RegrowError(f"blocks {shown:.100}: a list of whole numbers is wanted, the indices of blocks") from None
 
 
 def check_indices(indices: Iterable[int], total: int) -> list[int]:

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import FunctionCtx
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from pipeline.errors import RegrowError
 from pipeline.model.hooks import input_device, own_forward
 from pipeline.model.lesson import Lesson
 from pipeline.model.loss import NO_TARGET, ChunkLoss
@@ -101,6 +102,23 @@ def find_head(model: nn.Module) -> Head | None:
     ]
     least, _, head = min(off, key=lambda one: one[:2])
     return head if least <= near else None
+
+
+def require_causal_head(model: PreTrainedModel) -> None:
+    """RegrowError where the model gives no logits of the next token: one without its head, or one that looks both
+    ways."""
+    name = type(model).__name__
+    # Some wrappers do not say where theirs is.
+    if name.endswith("Model") and model.get_output_embeddings() is None:
+        raise RegrowError(
+            f'model: {name} has no head and predicts nothing; load_model("folder, or owner/name") or '
+            "AutoModelForCausalLM gives it with its head"
+        )
+    if name.endswith("ForMaskedLM"):
+        raise RegrowError(
+            f"model: {name} predicts a token from both sides of it, itself among them: its loss is no perplexity; a "
+            "causal language model of transformers is wanted"
+        )
 
 
 def _candidates(linear: nn.Linear, hf_config: PreTrainedConfig) -> Iterator[Head]:

@@ -133,14 +133,14 @@ def load_model(
     config says that the head is tied to the embeddings and the file holds another, the loaded config says what is so;
     where it asks for hidden states, attentions or plain tuples, it no longer does (``return_logits``).
 
-    Raises RegrowError when there is no such model or dtype, when the folder cannot be loaded, or when weights are
-    missing, of another shape, left over or not finite: a model that transformers would complete with random weights is
-    refused. So is code of a model's own whose buffers transformers would leave to chance.
+    Raises RegrowError when there is no such model, dtype or device, when the folder cannot be loaded, or when weights
+    are missing, of another shape, left over or not finite: a model that transformers would complete with random
+    weights is refused. So is code of a model's own whose buffers transformers would leave to chance.
     """
     from transformers.utils import logging
 
     path = Path(path) if Path(path).is_dir() else resolve_model(str(path), revision, "model")
-    loader, device = auto_class(read_config(path, trust_remote_code)), torch.device(device)
+    loader, device = auto_class(read_config(path, trust_remote_code)), _device(device)
     dtype = stored_dtype(weight_files(path)) if dtype is None else named_dtype(dtype)
     kernel = attention_kernel(attention, device, dtype)
     logging.disable_progress_bar()
@@ -174,6 +174,16 @@ def load_model(
         model.to(device)
     require_finite(values_of(model), path)
     return model
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device by its name in torch; RegrowError where this machine's torch has none such."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise RegrowError(f"device {device}: not to be had here ({first_line(error)}); cpu always is") from None
+    return found
 
 
 @contextlib.contextmanager

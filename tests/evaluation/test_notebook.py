@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from pipeline.errors import RegrowError
 from pipeline.evaluation.notebook import perplexity
 from pipeline.evaluation.perplexity import perplexity as of_rows
+from pipeline.importance.scoring import score_blocks
 from pipeline.model.head import find_head
 from tests.families import VOCABULARY, build
 
@@ -48,6 +50,21 @@ def test_the_model_is_left_as_it_was(model):
     perplexity(model, IDS)
     assert model.training and not any(module._forward_hooks for module in model.modules())
     model.eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (AutoModel, "LlamaModel has no head and predicts nothing; load_model"),
+        (BertForMaskedLM, "BertForMaskedLM predicts a token from both sides of it"),
+    ],
+)
+def test_a_model_that_predicts_no_next_token_is_refused(model, kind, words):
+    small = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    other = kind.from_config(model.config) if kind is AutoModel else kind(BertConfig(**small))
+    for ask in (lambda: perplexity(other, IDS), lambda: score_blocks(other, IDS, progress=False)):
+        with pytest.raises(RegrowError, match=words):
+            ask()
 
 
 def test_a_loss_that_is_no_number_is_refused():

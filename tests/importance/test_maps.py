@@ -53,6 +53,7 @@ def test_a_run_at_the_start_has_no_map_and_alone_is_refused(model):
         ("a text", [3], r"batches: ids are wanted, got a text"),
         (text(24, 1), [3, 3], "an index stands twice"),
         (text(24, 1), 3, "a list of whole numbers is wanted"),
+        ([1, 2], text(24, 1), "^blocks Tensor: a list of whole numbers is wanted"),
         (text(24, 1), [6], "the model has blocks 0 to 5"),
     ],
 )

@@ -172,6 +172,12 @@ def test_the_files_dtype_is_kept_unless_another_is_asked_for(folder, dtype):
             load_model(folder, dtype=wrong)
 
 
+@pytest.mark.parametrize("device", ["cuda:63", "xpu", "gpu"])
+def test_a_device_that_is_not_there_is_refused(tiny_model, device):
+    with pytest.raises(RegrowError, match=rf"^device {device}: not to be had here \(.*\); cpu always is$"):
+        load_model(tiny_model, device=device)
+
+
 def test_the_attention_kernel_is_the_asked_one_or_is_refused(tiny_model):
     cpu = torch.device("cpu")
     assert attention_kernel("eager", cpu) == "eager"
