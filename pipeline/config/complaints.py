@@ -45,6 +45,8 @@ def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
     if kind == "missing":
         return "required, and not set"
     if kind == "string_type" and isinstance(item["input"], int | float):
+        if isinstance(item["input"], bool):
+            return "a text is wanted here, and YAML reads this as true or false"
         return "YAML reads this as a number; put it in quotes"
     if kind == "literal_error" and isinstance(item["input"], str):
         # Pydantic's list ends in "or", and of two there is nothing else between them.

@@ -21,6 +21,11 @@ from tests.config.kit import LEAST, refused, write
         (LEAST + "zzz: 2\n", 12, "known here: run, model, data"),
         (LEAST.replace("tokens: 37e9", "tokens: -1"), 11, "train.tokens: input should be greater than 0; got -1"),
         (LEAST.replace("some/model", "7"), 2, "model.path: YAML reads this as a number; put it in quotes; got 7"),
+        (
+            LEAST.replace("some/model", "true"),
+            2,
+            "model.path: a text is wanted here, and YAML reads this as true or false; got ",
+        ),
         (LEAST.replace("path: second", "files: b"), 7, "data.sources.1.path: required"),
         (LEAST.replace("path: some/model", "revision: main"), 2, "model.path: required"),
         (LEAST.replace("  tokens: 37e9\n", ""), 10, "train: a section of keys is wanted; got None"),
