@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,25 @@ pytestmark = pytest.mark.cluster
 BELOW = 'sleep 300 & "$@" & wait'
 
 
+def started(outer: subprocess.Popen[bytes], script: str) -> psutil.Process:
+    """The process below ``outer`` that runs the script, as soon as it is there."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for process in psutil.Process(outer.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[1:2] == [script]:
+                    return process
+        time.sleep(0.005)
+    raise AssertionError(f"no process runs {script}")
+
+
+def catches(process: psutil.Process, number: int) -> bool:
+    """Whether the process has a handler for a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_term_at_once_ends_torchrun_only_below_another_process(shared):
     require("unshare")
@@ -33,15 +54,11 @@ def test_a_term_at_once_ends_torchrun_only_below_another_process(shared):
         stderr=subprocess.DEVNULL,
     )
     try:
-        time.sleep(1)
-        (program,) = [
-            process
-            for process in psutil.Process(outer.pid).children(recursive=True)
-            if process.cmdline()[1:2] == torchrun[:1]
-        ]
+        program = started(outer, torchrun[0])
+        assert not catches(program, signal.SIGTERM), "it was past its first moment"
         program.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs([program], timeout=1)
-        assert bool(alive) != shared, "whether a TERM 1 s after its start ends it"
+        assert bool(alive) != shared, "whether a TERM before it has a handler ends it"
     finally:
         outer.kill()
         outer.wait()
