@@ -49,9 +49,19 @@ def test_calibration_is_what_stage_score_drew_and_maps_have_other_sequences(text
     assert maps.shape[1] == text.config.score.length and maps.dtype == torch.int64
     same = [row for row in maps.tolist() if row in sequences.tolist()]
     assert not same, f"{len(same)} of the maps' sequences are the calibration's"
+
+
+def test_healing_reads_rows_as_training_packs_them_in_an_order_of_their_own(text):
+    """What stands between documents is in them, which is nowhere in a crop of one document."""
+    asked, separator = text.config.train.healing, text.encoder.separator
     healing = text.for_healing()
-    asked = text.config.train.healing
     assert healing.shape == (asked.sequences, asked.length) and healing.dtype == torch.int64
+    assert (healing == separator).any(dim=1).double().mean() > 0.5, "few rows hold the end of a document"
+    assert not (text.calibration()[0] == separator).any()
+    other = text.config.model_copy(deep=True)
+    other.train.healing.__dict__["seed"] = 1
+    drawn = Inputs(other, text.run).for_healing()
+    assert text.for_healing().equal(healing) and not drawn.equal(healing)
 
 
 def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text):

@@ -160,6 +160,9 @@ def test_instruction_data_is_listed_counted_in_epochs_and_shown_without_its_padd
     assert status == 0, message
     assert "left out: 1 record without text (empty 1)" in printed, printed
     assert re.search(r"which the budget of 8,448 reads 2\.00 times", printed), printed
+    known = load_config(config, ["train.tokens=8448", "train.healing.sequences=8", "train.healing.length=64"])
+    text = Inputs(known, Run(known.run_folder))
+    assert "</s></s>" not in text.encoder.tokenizer.decode(text.for_healing().flatten()), "healed on padding"
     status, printed, message = here("data-show", config, "train.tokens=8448", "--step", "1")
     assert status == 0 and "row 0, lane 0, 1 documents" in printed, message or printed
     assert "targets: It is " in printed and "</s></s>" not in printed, printed

@@ -47,7 +47,6 @@ def calibration_sequences(
     bos: str,
     seed: int,
     cache: Path | ShardCache,
-    asked: str = "score",
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Random crops of random documents: ids (sequences, length) int64, and where each crop came from.
 
@@ -55,10 +54,10 @@ def calibration_sequences(
     twice. The draw depends on the shards, the tokenizer and the seed alone. ``bos``: ``document`` keeps a BOS that
     the tokenizer itself puts before a document (a crop mostly loses it), ``every`` puts one before each crop,
     ``none`` has none. ``cache`` is a folder for shards that must be fetched, or the cache itself; no copy stays there.
-    ``asked`` is the config's section that asks for them. Raises RegrowError when too few documents are long enough.
+    Raises RegrowError when too few documents are long enough.
     """
     cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
-    leading = leading_ids(encoder, bos, f"{asked}.bos")
+    leading = leading_ids(encoder, bos, "score.bos")
     draw = random.Random(seed)
     drawn = list(range(len(shards)))
     draw.shuffle(drawn)
@@ -92,8 +91,8 @@ def calibration_sequences(
     taken += spare[: sequences - len(taken)]
     if len(taken) < sequences:
         raise RegrowError(
-            f"calibration: only {len(taken)} documents of the corpus have {room} tokens, and {asked}.sequences is "
-            f"{sequences}; lower {asked}.length or {asked}.sequences"
+            f"calibration: only {len(taken)} documents of the corpus have {room} tokens, and score.sequences is "
+            f"{sequences}; lower score.length or score.sequences"
         )
     return torch.tensor([row for row, _ in taken], dtype=torch.int64), [origin for _, origin in taken]
 
