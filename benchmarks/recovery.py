@@ -167,6 +167,8 @@ def arm_figures(folder: Path, grid: Grid, cut: str, arm: str) -> dict[str, Any] 
         "cut": cut,
         "arm": arm,
         "flops": sum(map(flops_of, trained)),
+        # Spent before the first step, however many follow: on healing, and on answers that were asked ahead.
+        "flops_before": sum(flops_of(one) - one["flops"] for one in trained),
         "tokens": sum(one["tokens"] for one in trained),
         "seconds": sum(one["seconds"] for one in trained),
         "points": [

@@ -112,8 +112,8 @@ def grows(
 def saved(arms: Mapping[str, Any], texts: Sequence[str]) -> Iterator[tuple[str, str, float, float, float]]:
     """For each arm the share of plain training's tokens and FLOPs at which it is at plain training's last loss on
     ``texts`` (best of its rates): (arm, reference, share of tokens, share of FLOPs, loss less the reference's at the
-    end). Between judged exports the loss is taken as linear in tokens; infinite where it never gets there; not below
-    the first export."""
+    end). What was spent before the first step is counted whole. Between judged exports the loss is taken as linear in
+    tokens; infinite where it never gets there; not below the first export."""
     reference = best(arms, "cpt", texts)
     if reference is None:
         return
@@ -121,8 +121,9 @@ def saved(arms: Mapping[str, Any], texts: Sequence[str]) -> Iterator[tuple[str, 
     for arm, figure in arms.items():
         curve = [(one["tokens"], mean_loss(figure, texts, at)) for at, one in enumerate(figure["points"])]
         tokens = reached(curve, goal)
-        flops = tokens / figure["tokens"] * figure["flops"] / whole["flops"]
-        yield arm, reference, tokens / whole["tokens"], flops, curve[-1][1] - goal
+        before = figure.get("flops_before", 0.0)
+        flops = before + tokens / figure["tokens"] * (figure["flops"] - before)
+        yield arm, reference, tokens / whole["tokens"], flops / whole["flops"], curve[-1][1] - goal
 
 
 def reached(curve: Sequence[tuple[int, float]], goal: float) -> float:

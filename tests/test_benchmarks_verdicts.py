@@ -66,6 +66,9 @@ def test_what_is_saved_is_a_share_of_plain_trainings_tokens_and_flops():
     assert tokens == pytest.approx(1.5 / 4), "halfway between its first two exports"
     assert flops == pytest.approx(2 * 1.5 / 4) and end == pytest.approx(-0.7)
     assert found["cpt"][0] == 1
+    healed = {"cpt": arms["cpt"], "heal": arms["both"] | {"flops_before": 1.2e9}}
+    shares = {name: shares for name, _, *shares in verdicts.saved(healed, TEXTS)}
+    assert shares["heal"][1] == pytest.approx(1.2 + 0.8 * 1.5 / 4), "healing is paid for by the first step"
     assert verdicts.reached([(1, 3.0), (2, 2.9)], 2.0) == math.inf
 
 
