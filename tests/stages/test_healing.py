@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,17 @@ from safetensors.torch import load_file
 from pipeline.config import load_config
 from pipeline.errors import RegrowError
 from pipeline.evaluation.perplexity import perplexity
-from pipeline.files import read_json
+from pipeline.files import hash_file, read_json
 from pipeline.inputs import Inputs
 from pipeline.model.load import load_model
 from pipeline.origins import find_origin
 from pipeline.run import Run
 from pipeline.stages.healing import begin_with, check_heal, read_healing
+from pipeline.stopping import STOPPED
 from pipeline.world import ALONE
 from tests.command import Regrow
 from tests.families import build
+from tests.stages.family import Family
 
 #: Two borders of small blocks, and two steps of training.
 HEALED = """extends: tiny.yaml
@@ -119,6 +122,25 @@ def test_killed_at_a_border_it_goes_on_to_the_bytes_of_an_uninterrupted_healing(
 
     said: list[str] = []
     assert begin_with(*killed, find_origin(*killed), ALONE, said.append) == again and said == [], "it was healed twice"
+
+
+@pytest.mark.slow
+def test_asked_to_stop_while_it_heals_it_keeps_what_is_fitted_and_ends_in_the_same_bytes(healed, regrow, tmp_path):
+    _, run = another(healed, tmp_path)
+    command = regrow("train", healed, f"run.folder={tmp_path}")
+    command.read_until("[train] healed block 1 ", 300)
+    (rank,) = Family(command).named("regrow-rank-1")
+    rank.send_signal(signal.SIGUSR1)
+    assert command.wait() == STOPPED, command.output
+    stage = run.stage("train")
+    assert (stage / "REQUEUE").exists() and not (stage / "healed").exists()
+    kept = hash_file(stage / "progress" / "healing-0001.json")
+    command = regrow("train", healed, f"run.folder={tmp_path}")
+    assert command.wait() == 0, command.output
+    assert hash_file(stage / "progress" / "healing-0001.json") == kept, "the first border was fitted again"
+    whole = healed.parent / "runs" / "tiny" / "train"
+    for name in ("healed/model.safetensors", "healing.json", "exports/step-00000002/model.safetensors"):
+        assert (stage / name).read_bytes() == (whole / name).read_bytes(), f"{name} is another"
 
 
 def test_without_healing_training_begins_with_the_pruned_model(healed, tmp_path):

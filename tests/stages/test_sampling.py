@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import pytest
@@ -17,8 +18,10 @@ from pipeline.run import Run
 from pipeline.stages import sampling
 from pipeline.stages.sampling import answer_bytes, open_answers
 from pipeline.stages.teaching import find_teacher, teacher_bytes
+from pipeline.stopping import STOPPED
 from pipeline.training.answers import AnswerStore
 from pipeline.world import ALONE
+from tests.stages.family import Family
 from tests.training.asked import contents
 
 #: Two blocks of answers of 12 lanes, in three steps.
@@ -74,6 +77,26 @@ def test_killed_in_the_pass_and_learnt_from(copy_until, lengthen, tmp_path, regr
         found = opened(path, run, f"train.distill.store={ends}", same)
         assert found is not None and found.folder == folder, same
     assert opened(path, run, f"train.distill.store={ends}", "train.tokens=8192") is not None, "fewer rows"
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_the_pass_it_keeps_the_blocks_that_are_whole(copy_until, lengthen, tmp_path, regrow):
+    path, run, ends = lengthen(tmp_path), copy_until("prune", tmp_path), tmp_path / "answers"
+    more = (*KEYS, "train.processes=2", f"train.distill.store={ends}")
+    command, begin = regrow("train", path, *more), time.monotonic()
+    while len(list(ends.glob("*/lane-*/00000000.safetensors"))) < 12:
+        assert time.monotonic() - begin < 120 and command.process.poll() is None, "the teacher is not asked"
+        time.sleep(0.01)
+    (rank,) = Family(command).named("regrow-rank-0")
+    rank.send_signal(signal.SIGTERM)
+    assert command.wait() == STOPPED, command.output
+    assert (run / "train" / "REQUEUE").exists() and "step 1 of" not in command.output
+    (folder,) = ends.iterdir()
+    first = contents(folder)
+    command = regrow("train", path, *more)
+    assert command.wait() == 0, command.output
+    assert first.items() <= contents(folder).items(), "what was there was written again"
+    assert "asked about 192 rows" in command.output, "the first block was asked about again"
 
 
 def test_what_makes_other_answers_has_another_folder(copy_until, lengthen, tmp_path, reference, monkeypatch):
