@@ -53,6 +53,7 @@ for name in TERM INT HUP QUIT USR1 USR2; do
     # shellcheck disable=SC2064
     trap "stop $name" "$name"
 done
+[[ -z $asked ]] || exit 75
 set -m
 deepspeed ${several[@]+"${several[@]}"} ${count[@]+"${count[@]}"} --master_port "${MASTER_PORT:-29500}" \
     --no_local_rank --module pipeline train "$@" &

@@ -17,7 +17,7 @@ import typer
 
 from pipeline.config import STAGES, Config, ConfigError, dump_config, json_schema, load_config
 from pipeline.config.naming import name_keys
-from pipeline.errors import RegrowError, of_system, print_any_letter
+from pipeline.errors import RegrowError, for_a_file, of_system, print_any_letter
 from pipeline.launch import END, TOLD, Place, PlaceError, find_place, report_to_launcher, take_place
 from pipeline.run import Run
 
@@ -208,7 +208,7 @@ def data_show(
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """The resolved config: every key, after extends and overrides."""
-    print(dump_config(_read(config, overrides)), end="")
+    print(for_a_file(dump_config(_read(config, overrides))), end="")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import sys
@@ -20,9 +21,12 @@ class RegrowError(Exception):
 
 
 def of_system(error: OSError) -> RegrowError:
-    """What the system refused, in a line: a file by its name, or what was to be printed."""
-    about = error.filename if error.filename is not None else "what there is to say cannot be written"
-    return RegrowError(f"{about}: {error.strerror or error}")
+    """What the system refused, in a line: a file by its name, what was to be printed, or whatever else it was."""
+    if error.filename is not None:
+        return RegrowError(f"{error.filename}: {error.strerror or error}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return RegrowError(f"what there is to say cannot be written: {error.strerror}")
+    return RegrowError(f"{type(error).__name__}: {first_line(error)}")
 
 
 def print_any_letter() -> None:
@@ -30,6 +34,13 @@ def print_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def for_a_file(text: str) -> str:
+    """The text, for standard output, which is in UTF-8 from here on: an escaped letter would be another value."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    return text
 
 
 def first_line(error: BaseException) -> str:

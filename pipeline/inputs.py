@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ class Inputs:
         on, at which the lanes stand at ``cursors``, and those without one where the run began."""
         return RowStream(
             self.corpus,
-            self._reading(self.config.data.seed),
+            self._reading(self.config.data.seed, self.cache),
             lanes=self.lanes,
             weights=self._weights,
             rank=rank,
@@ -203,27 +204,35 @@ class Inputs:
     def for_healing(self) -> torch.Tensor:
         """Sequences that a pruned model is healed on, (N, T) int64, those that judge it included.
 
-        They are pieces of rows as training has them, of the same corpus, in the order of a seed of their own: what
-        stands between documents must be met here. (Fitted on crops of single documents, SmolLM2-135M without 14 blocks
-        failed behind every separator.) Of instruction data the padding is left out.
+        They are packed as training packs its rows, of the same corpus, in the order of a seed: what stands between
+        documents must be met here. (Fitted on crops of single documents, SmolLM2-135M without 14 blocks failed behind
+        every separator.) Rows follow one another, without the padding of instruction data, and are cut at every
+        ``healing.length``. Shards that must be fetched have a folder of their own, and no copy stays.
         """
-        asked = self.config.train.healing
-        rows = RowStream(self.corpus, self._reading(asked.seed), lanes=self.lanes, weights=self._weights)
+        asked, data = self.config.train.healing, self.config.data
         found, missing = [], asked.sequences * asked.length
-        for row in rows:
-            found.append(_without_padding(row)[:missing])
-            missing -= len(found[-1])
-            if not missing:
-                break
+        # Each lane opens a shard: no more of them than rows.
+        lanes = min(self.lanes, -(-missing // data.row_length))
+        remote = any(shard.kind != "local" for shard in self.corpus)
+        place = data.cache if remote else None
+        if remote:
+            data.cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="healing-", dir=place, ignore_cleanup_errors=True) as own:
+            reading = self._reading(asked.seed, ShardCache(Path(own), limit=data.cache_size))
+            for row in RowStream(self.corpus, reading, lanes=lanes, weights=self._weights):
+                found.append(_without_padding(row)[:missing])
+                missing -= len(found[-1])
+                if not missing:
+                    break
         return torch.from_numpy(np.concatenate(found).astype(np.int64)).view(asked.sequences, asked.length)
 
-    def _reading(self, seed: int) -> Reading:
+    def _reading(self, seed: int, cache: ShardCache) -> Reading:
         """How documents become rows, in the order of a seed."""
         return Reading(
             encode=self.encoder,
             row_length=self.config.data.row_length,
             seed=seed,
-            cache=self.cache,
+            cache=cache,
             on_damage=self.config.data.on_damage,
             about=about_encoder(self.encoder),
             held_out=read_hashes(self.run.stage("data") / HELD_OUT_HASHES),

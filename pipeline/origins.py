@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.data.tokens import Encoder, load_tokenizer, other_tokens
 from pipeline.errors import RegrowError
-from pipeline.files import read_json
 from pipeline.model.load import model_files, resolve_model
 from pipeline.model.lora import Lora
 from pipeline.run import Run
@@ -120,9 +119,9 @@ def model_folder(named: str, key: str, words: Sequence[str] = WORDS) -> Path:
     RegrowError where it is neither.
     """
     folder = Path(named).expanduser()
-    record = folder / "train" / "stage.json"
-    if record.is_file():
-        return folder / read_json(record)["result"]["export"]
+    record = Run(folder).record("train")
+    if record is not None:
+        return folder / record["result"]["export"]
     if (folder / "train").is_dir():
         raise RegrowError(f"{key} {named}: a run whose training has not ended, so that it has no last export")
     if not (folder / "config.json").is_file():

@@ -32,7 +32,11 @@ class Run:
 
     def __init__(self, folder: Path):
         # "." and ".." have no name of their own.
-        self.folder = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+        self.folder = folder
+        if folder.name in ("", ".."):
+            # Where the working directory is gone, so is the folder.
+            with contextlib.suppress(FileNotFoundError):
+                self.folder = Path(os.path.abspath(folder))
         self._hashes: dict[str, str] | None = None
         self._hashes_kept = 0.0
         # Open from its first line on; each is there when it has been written.
@@ -62,7 +66,8 @@ class Run:
         known = record if isinstance(record, dict) else {}
         if odd := [name for name, kind in RECORD.items() if not isinstance(known.get(name), kind)]:
             raise RegrowError(
-                f"{path}: not a stage's record, for want of {', '.join(odd)}; move it aside and redo its stage"
+                f"{path}: not a stage's record (missing, or of another kind: {', '.join(odd)}); move it aside and "
+                "redo its stage"
             )
         return record
 

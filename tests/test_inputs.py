@@ -51,7 +51,7 @@ def test_calibration_is_what_stage_score_drew_and_maps_have_other_sequences(text
     assert not same, f"{len(same)} of the maps' sequences are the calibration's"
 
 
-def test_healing_reads_rows_as_training_packs_them_in_an_order_of_their_own(text):
+def test_healing_reads_rows_as_training_packs_them_in_the_order_of_a_seed(text):
     """What stands between documents is in them, which is nowhere in a crop of one document."""
     asked, separator = text.config.train.healing, text.encoder.separator
     healing = text.for_healing()

@@ -117,7 +117,7 @@ def deepspeed_script(tmp_path: Path, tiny_config: Path) -> Iterator[Callable[[st
     for script in started:
         script.kill()
         # What it started has a group of its own and holds the pipe: left behind, it would be waited for.
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):
             os.killpg(int((tmp_path / "group").read_text()), signal.SIGKILL)
         script.communicate()
 

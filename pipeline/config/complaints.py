@@ -46,7 +46,7 @@ def _complaint(item: Mapping[str, Any], parts: tuple[str, ...]) -> str:
         return "required, and not set"
     if kind == "string_type" and isinstance(item["input"], int | float):
         if isinstance(item["input"], bool):
-            return "a text is wanted here, and YAML reads this as true or false"
+            return "a text is wanted here, and YAML reads this as true or false; quote a name of that kind"
         return "YAML reads this as a number; put it in quotes"
     if kind == "literal_error" and isinstance(item["input"], str):
         # Pydantic's list ends in "or", and of two there is nothing else between them.

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from pipeline.errors import RegrowError
 from pipeline.model.hooks import input_device, own_forward
@@ -108,8 +109,9 @@ def require_causal_head(model: PreTrainedModel) -> None:
     """RegrowError where the model gives no logits of the next token: one without its head, or one that looks both
     ways."""
     name = type(model).__name__
-    # Some wrappers do not say where theirs is.
-    if name.endswith("Model") and model.get_output_embeddings() is None:
+    bare = {each for names in MODEL_MAPPING_NAMES.values() for each in ([names] if isinstance(names, str) else names)}
+    # Some wrappers, and code of a model's own, do not say where theirs is.
+    if name in bare and model.get_output_embeddings() is None:
         raise RegrowError(
             f'model: {name} has no head and predicts nothing; load_model("folder, or owner/name") or '
             "AutoModelForCausalLM gives it with its head"

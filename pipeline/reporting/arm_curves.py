@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.reporting import notation
 from pipeline.reporting.arms import FIXED, HELD_OUT, Arm, of_text
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reach, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, edges, fit_heights, reach, title
 from pipeline.reporting.intervals import Interval, perplexity_interval
 from pipeline.reporting.labels import SHARE, height_of, spread
 from pipeline.reporting.numbers import finite
@@ -130,7 +130,7 @@ def _draw_lines(axes: Axes, chart: Chart, which: int) -> None:
     ends = []
     for number, points in chart.lines.items():
         known = [point for point in points if point[which] is not None]
-        ends += [edge for _, _, value, bar in points for edge in (value, *(bar or ()))]
+        ends += edges([(value, bar) for _, _, value, bar in points])
         x, y, bars = ([point[field] for point in known] for field in (which, 2, 3))
         style = line_style(number) | {"linewidth": 1.4, "marker": "o", "markersize": 3, "gid": f"arm-{number}-{which}"}
         axes.errorbar(x, y, reach(y, bars), capsize=1.5, elinewidth=0.7, **style)

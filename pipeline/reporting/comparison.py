@@ -31,7 +31,7 @@ def measured_texts(comparison: Mapping[str, Any]) -> list[str]:
 
 def measured_on(comparison: Mapping[str, Any]) -> str:
     """On what and with which weights, as far as it was recorded: `32 held-out rows of 256 tokens (BOS policy: every,
-    sha256 46c4be77); 10 calibration sequences of 128 tokens; the dense model's weights: sha256 f7b8bfce, bfloat16`."""
+    sha256 46c4be77); 10 calibration sequences of 128 tokens; the dense model's weights: f7b8bfce, bfloat16`."""
     counted = (("held_out", "rows"), ("calibration", "sequences"))
     parts = [rows_words(comparison.get(text) or {}, many, TEXTS[text]) for text, many in counted]
     weights = weight_words(comparison.get("model") or {})

@@ -97,6 +97,14 @@ def reach(values: Sequence[float], bars: Sequence[tuple[float, float] | None]) -
     return [below, [high - value for value, (_, high) in zip(values, known, strict=True)]]
 
 
+def edges(points: Sequence[tuple[float, tuple[float, float] | None]]) -> list[float]:
+    """What axes must hold of values with their bars: of a bar no more than lies within three times the values, or what
+    is little known would make all else flat."""
+    values = [value for value, _ in points]
+    low, high = min(values) / 3, max(values) * 3
+    return values + [min(max(end, low), high) for _, bar in points if bar for end in bar]
+
+
 def legend(figure: Figure, handles: list[Any], columns: int) -> None:
     """A legend above the axes, where no bar can run into it."""
     figure.legend(

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.errors import RegrowError
 from pipeline.reporting import notation
-from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, fit_heights, reach, reference_line, title
+from pipeline.reporting.drawing import COLOURS, NARROW, WIDE, canvas, edges, fit_heights, reach, reference_line, title
 from pipeline.reporting.labels import Label, sides
 from pipeline.reporting.numbers import finite
 from pipeline.reporting.series import Series, perplexity_series, task_series
@@ -137,8 +137,8 @@ def _draw_perplexities(
     _draw_lines(axes, series, "perplexity")
     points = [point for one in series for point in one.points]
     lines = {name: value for name, value in references.items() if finite(value)}
-    edges = [edge for _, value, bar in points for edge in (value, *(bar or ()))] + list(lines.values())
-    fit_heights(axes, min(edges), max(edges))
+    held = [*edges([(value, bar) for _, value, bar in points]), *lines.values()]
+    fit_heights(axes, min(held), max(held))
     x, y, bar = series[0].points[-1]
     falls = len(series[0].points) > 1 and series[0].points[-2][1] > y
     last, *above = sides(axes, [Label(y, gap=6, covered=4 if falls else 0), *map(Label, lines.values())])

@@ -81,8 +81,9 @@ def stages_in(folder: Path) -> list[str]:
 
 def made_from(folder: Path) -> Mapping[str, Any] | None:
     """The fingerprint of the stage in ``folder``, done or begun; None where it is neither."""
-    if (folder / "stage.json").exists():
-        return read_json(folder / "stage.json")["fingerprint"]
+    record = Run(folder.parent).record(folder.name)
+    if record is not None:
+        return record["fingerprint"]
     begun = folder / "progress" / "started.json"
     return read_json(begun) if begun.exists() else None
 

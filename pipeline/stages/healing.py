@@ -105,7 +105,7 @@ def _heal(
         read_json(run.stage("prune") / "prune.json")["kept"],
         _own_text(sequences, asked.micro_batch, world),
         ridge=asked.ridge,
-        progress=Progress(folder / "progress"),
+        progress=Progress(folder / "progress", score.hash_ids(sequences)),
         world=world,
         say=told,
     )

@@ -240,8 +240,6 @@ def _check_documents(config: Config, width: int) -> None:
     if "linear" in config.score.criteria or config.prune.linear:
         auto = "" if config.score.linear_sequences else f" (null: as many as maps of {width} x {width} take)"
         asked[f"score.linear_sequences{auto}"] = text.count_for_maps(width)
-    if config.train.heal != "none":
-        asked["train.healing.sequences"] = config.train.healing.sequences
     for key, count in asked.items():
         if there < count:
             raise RegrowError(

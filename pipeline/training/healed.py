@@ -42,15 +42,16 @@ def _run(removed: list[int]) -> str:
 
 class Progress:
     """Files of a healing in ``folder``: for each position in the pruned model that is done, what was found, and the
-    layer's new weights. A position is done when its JSON is there, which is written last."""
+    layer's new weights. A position is done when its JSON is there, which is written last, and names ``text``, the hash
+    of what is healed on."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, text: str = ""):
+        self.folder, self.text = folder, text
 
     def known(self, position: int) -> HealedBlock | None:
         """What was found at a position; None where it is not done."""
-        path = self._about(position)
-        return HealedBlock(**read_json(path)) if path.exists() else None
+        about = read_json(self._about(position)) if self._about(position).exists() else {}
+        return HealedBlock(**about["found"]) if about.get("text") == self.text else None
 
     def keep(self, position: int, layer: nn.Module, found: HealedBlock) -> None:
         """Note a position as done."""
@@ -60,7 +61,7 @@ class Progress:
             weights = {name: value.cpu().contiguous() for name, value in layer.named_parameters(recurse=False)}
             with replacing(self._weights(position)) as path:
                 save_file(weights, path)
-        write_json(self._about(position), asdict(found))
+        write_json(self._about(position), {"text": self.text, "found": asdict(found)})
 
     def restore(self, position: int, layer: nn.Module, found: HealedBlock) -> None:
         """Give a layer the weights that were found for it."""

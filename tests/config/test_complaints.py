@@ -24,7 +24,7 @@ from tests.config.kit import LEAST, refused, write
         (
             LEAST.replace("some/model", "true"),
             2,
-            "model.path: a text is wanted here, and YAML reads this as true or false; got ",
+            "model.path: a text is wanted here, and YAML reads this as true or false; quote a name of that kind",
         ),
         (LEAST.replace("path: second", "files: b"), 7, "data.sources.1.path: required"),
         (LEAST.replace("path: some/model", "revision: main"), 2, "model.path: required"),

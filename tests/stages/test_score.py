@@ -261,8 +261,6 @@ def test_more_sequences_than_documents_are_refused_before_the_stage_where_the_co
     assert re.search(
         r"score\.linear_sequences \(null: as many as maps of 64 x 64 take\) \d+: the corpus has 6", message
     )
-    message = refused("run", path, "train.heal=local")
-    assert "train.healing.sequences 512: the corpus has 6 documents" in message
     assert not run.stage("score").exists(), "a refused stage left something behind"
     message = refused("score", path, "score.sequences=7", "data.sources.0.text_key=other")
     assert "stage data is done, but not with this config" in message

@@ -55,8 +55,8 @@ def test_a_record_that_is_none_is_named(old, refused, damage, words):
     shutil.copytree(old.folder, "again")
     (old.stage("score") / "stage.json").write_text(damage)
     message = refused(*words)
-    assert "runs/done/score/stage.json: not a stage's record, for want of " in message, message
-    assert message.endswith("result, outputs, seconds, finished; move it aside and redo its stage\n")
+    assert "runs/done/score/stage.json: not a stage's record (missing, or of another kind: " in message, message
+    assert message.endswith("result, outputs, seconds, finished); move it aside and redo its stage\n")
 
 
 def test_what_cannot_be_read_is_refused_before_a_stage_ahead_of_it_works(old, refused):
