@@ -95,6 +95,7 @@ def test_compiled_blocks_train_as_those_that_are_not(measured, stage):
     assert line.startswith("compiled: 3 graphs for 4 modules and the loss, in "), line
 
 
+@pytest.mark.slow
 def test_compiled_blocks_equal_the_plain_loop_within_documents_too(measured):
     found = measured(2)["compiled_within-1-fp32"]
     assert_equal_to_the_plain_loop(found, "compiled, within documents, recomputing selectively")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline.training.own_time import Slowest
+from tests.training.cases import each
 
 
 def test_the_slowest_of_all_and_their_median():
     assert Slowest.of([0.5, 2.0, 1.0]) == Slowest(rank=1, seconds=2.0, median=1.0)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", each("slowed-{}-fp32", [1, 2]))
 def test_the_process_that_is_slow_is_named_whoever_waits_for_it(measured, stage):
     """Rank 1 sleeps for 0.2 s in each of two micro-batches. Rank 0 waits for it where gradients are summed, which
     under ZeRO 2 is once in each micro-batch."""
