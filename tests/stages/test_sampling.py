@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from pipeline.stages.teaching import find_teacher, teacher_bytes
 from pipeline.stopping import STOPPED
 from pipeline.training.answers import AnswerStore
 from pipeline.world import ALONE
+from tests.command import Regrow
 from tests.stages.family import Family
 from tests.training.asked import contents
 
@@ -43,16 +45,22 @@ def opened(path, run, *overrides: str, say: Teller = quiet) -> AnswerStore | Non
     return open_answers(config, run, text, checked_origin(config, run, text.encoder), ALONE, say)
 
 
+def wait_for_a_block(command: Regrow, ends: Path) -> None:
+    """Wait until the first block of answers of each lane is there."""
+    begin = time.monotonic()
+    while len(list(ends.glob("*/lane-*/00000000.safetensors"))) < 12:
+        assert time.monotonic() - begin < 120 and command.process.poll() is None, "the teacher is not asked"
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_killed_in_the_pass_and_learnt_from(copy_until, lengthen, tmp_path, regrow, monkeypatch):
     """Two processes are killed behind a block and started again; one alone has the same bytes, and another student
     of the same rows finds all there, without the teacher."""
     path, run, ends = lengthen(tmp_path), copy_until("prune", tmp_path), tmp_path / "answers"
     more = (*KEYS, "train.processes=2", f"train.distill.store={ends}")
-    command, begin = regrow("train", path, *more), time.monotonic()
-    while len(list(ends.glob("*/lane-*/00000000.safetensors"))) < 12:
-        assert time.monotonic() - begin < 120 and command.process.poll() is None, "the teacher is not asked"
-        time.sleep(0.01)
+    command = regrow("train", path, *more)
+    wait_for_a_block(command, ends)
     command.kill()
     command.wait()
     (folder,) = (each for each in ends.iterdir())
@@ -83,10 +91,8 @@ def test_killed_in_the_pass_and_learnt_from(copy_until, lengthen, tmp_path, regr
 def test_asked_to_stop_in_the_pass_it_keeps_the_blocks_that_are_whole(copy_until, lengthen, tmp_path, regrow):
     path, run, ends = lengthen(tmp_path), copy_until("prune", tmp_path), tmp_path / "answers"
     more = (*KEYS, "train.processes=2", f"train.distill.store={ends}")
-    command, begin = regrow("train", path, *more), time.monotonic()
-    while len(list(ends.glob("*/lane-*/00000000.safetensors"))) < 12:
-        assert time.monotonic() - begin < 120 and command.process.poll() is None, "the teacher is not asked"
-        time.sleep(0.01)
+    command = regrow("train", path, *more)
+    wait_for_a_block(command, ends)
     (rank,) = Family(command).named("regrow-rank-0")
     rank.send_signal(signal.SIGTERM)
     assert command.wait() == STOPPED, command.output
