@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
-from tests.budget import BUDGETS, CORES, MINUTES
+from tests.budget import BUDGETS, CORES, MINUTES, PART, Meter
 
 CONFTEST = """
 from tests import budget
 
-budget.BUDGETS = {{"tests/dear": 0.3, "tests/cheap": 0.3}}
+budget.BUDGETS, budget.SPARE = {{"tests/dear": 0.3, "tests/cheap": 0.3}}, 0.0
 
 def pytest_configure(config):
     config.pluginmanager.register(budget.Meter(fail={fail}))
@@ -58,7 +58,23 @@ def test_it_only_says_so_unless_asked_to_fail(tmp_path: Path) -> None:
     assert done.returncode == 0 and "OVER ITS BUDGET" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("dear", "over"), [(1.0, []), (1.3, []), (1.6, ["tests/stages"])])
+@pytest.mark.parametrize("machine", [0.8, 1.0, 1.5, 2.5])
+def test_a_slower_machine_overdraws_no_budget_and_a_dearer_folder_does_on_any(machine, dear, over) -> None:
+    meter = Meter(fail=True)
+    meter.costs.update({folder: budget * machine for folder, budget in BUDGETS.items() if budget})
+    meter.costs["tests/stages"] = BUDGETS["tests/stages"] * max(machine, 1.0) * dear
+    assert meter.over() == over
+
+
+def test_what_has_no_budget_is_over_it() -> None:
+    meter = Meter(fail=True)
+    meter.costs["tests/new"] = 0.1
+    assert meter.over() == ["tests/new"]
+
+
 def test_every_folder_of_tests_has_a_budget() -> None:
-    assert sum(BUDGETS.values()) <= CORES * MINUTES * 60, "together the budgets would take longer than is promised"
+    together = sum(BUDGETS.values())
+    assert together <= CORES * MINUTES * 60 * PART, "together the budgets would take longer than is promised"
     folders = {"tests", *(f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/test_*.py"))}
     assert set(BUDGETS) == folders, f"folders without a budget, or budgets without a folder: {set(BUDGETS) ^ folders}"

@@ -74,7 +74,7 @@ def test_scores_are_the_perplexities_of_the_drawn_sequences(config, tmp_path, ti
 
 
 RANK = """
-import copy, sys
+import sys
 from pathlib import Path
 from pipeline.config import load_config
 from pipeline.launch import find_place, take_place
@@ -83,24 +83,18 @@ place = find_place()
 take_place(place)
 from pipeline.run import Run
 from pipeline.stages import score
-import torch
-four = World.join(place)
-two = copy.copy(four)
-two.size, two.control = 2, torch.distributed.new_group([0, 1], backend="gloo")
-for world in (four, two):
-    if world.rank < world.size:
-        score.work(load_config(sys.argv[1], sys.argv[3:]), Run(Path(sys.argv[2]) / str(world.size)), world, print)
-four.barrier()
-four.close()
+world = World.join(place)
+score.work(load_config(sys.argv[1], sys.argv[3:]), Run(Path(sys.argv[2]) / str(world.size)), world, print)
+world.close()
 """
 
 
-def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
-    """Four real processes score together, then two of them: one start, for the sake of time. Every criterion."""
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_agree_with_one(tiny_config, tmp_path, world):
+    """Real processes, by every criterion."""
     config = load_config(tiny_config, EVERY)
     alone = score_here(config, Run(tmp_path / "1"))["criteria"]
-    for world in (2, 4):
-        data.work(config, Run(tmp_path / str(world)), World.join(Place()), silent)
+    data.work(config, Run(tmp_path / str(world)), World.join(Place()), silent)
     (tmp_path / "rank.py").write_text(RANK)
     done = subprocess.run(
         [
@@ -109,7 +103,7 @@ def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
             "torch.distributed.run",
             "--standalone",
             "--nproc-per-node",
-            "4",
+            str(world),
             tmp_path / "rank.py",
             tiny_config,
             tmp_path,
@@ -121,25 +115,24 @@ def test_one_two_and_four_processes_agree(tiny_config, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for world in (2, 4):
-        stage = tmp_path / str(world) / "score"
-        criteria = read_json(stage / "scores.json")["criteria"]
-        assert list(criteria) == list(CRITERIA)
-        for name, entry in criteria.items():
-            worst = max(
-                abs(one - other) / abs(other) for one, other in zip(entry["scores"], alone[name]["scores"], strict=True)
-            )
-            assert worst < 1e-5, f"{world} processes: {name} differs by {worst} of a score"
-            assert entry["order"] == alone[name]["order"], f"{world} processes give another order by {name}"
-            if name == "ppl":
-                assert entry == alone[name] and [len(entry["windows"][n]["scores"]) for n in ("3", "2")] == [6, 7]
-            for key in ("sequence_losses", "sequence_scores"):
-                if key in entry:
-                    mine, theirs = torch.tensor(entry[key]), torch.tensor(alone[name][key])
-                    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6), f"{name}: {key} of other sequences"
-        drawn = (stage / "calibration.json").read_bytes()
-        assert drawn == (tmp_path / "1" / "score" / "calibration.json").read_bytes(), f"{world} drew other sequences"
-        assert len(list((stage / "progress").glob("batch-*.json"))) == 6
+    stage = tmp_path / str(world) / "score"
+    criteria = read_json(stage / "scores.json")["criteria"]
+    assert list(criteria) == list(CRITERIA)
+    for name, entry in criteria.items():
+        worst = max(
+            abs(one - other) / abs(other) for one, other in zip(entry["scores"], alone[name]["scores"], strict=True)
+        )
+        assert worst < 1e-5, f"{world} processes: {name} differs by {worst} of a score"
+        assert entry["order"] == alone[name]["order"], f"{world} processes give another order by {name}"
+        if name == "ppl":
+            assert entry == alone[name] and [len(entry["windows"][n]["scores"]) for n in ("3", "2")] == [6, 7]
+        for key in ("sequence_losses", "sequence_scores"):
+            if key in entry:
+                mine, theirs = torch.tensor(entry[key]), torch.tensor(alone[name][key])
+                assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6), f"{name}: {key} of other sequences"
+    drawn = (stage / "calibration.json").read_bytes()
+    assert drawn == (tmp_path / "1" / "score" / "calibration.json").read_bytes(), f"{world} drew other sequences"
+    assert len(list((stage / "progress").glob("batch-*.json"))) == 6
 
 
 def test_block_major_gives_the_same_scores(tiny_config, tmp_path):

@@ -43,7 +43,7 @@ class Ask:
     more: tuple[str, ...] = ()
 
 
-MOST = [
+SOME = [
     Ask(signal.SIGTERM, "command", "[train] started"),
     Ask(signal.SIGUSR1, "reader", "[train] step 3 of 24"),
     Ask(signal.SIGINT, "rank 1", "[train] step 8 of 24"),
@@ -164,7 +164,7 @@ def look_at(folder: Path, ask: Ask) -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("asks", [MOST, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["most", "others"])
+@pytest.mark.parametrize("asks", [SOME, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["some", "others"])
 def test_training_that_is_asked_to_stop_anywhere_ends_in_the_same_bytes(
     regrow, lengthen, copy_until, undisturbed, tmp_path, asks
 ):

@@ -248,6 +248,7 @@ def test_a_shard_that_is_damaged_while_training_is_left_out_and_recorded(
     assert 'data.on_damage: was "skip", is "raise"' in message, message
 
 
+@pytest.mark.slow
 def test_nothing_of_training_is_held_when_the_stage_is_done(lengthen, copy_until, tmp_path):
     """Under an outside launcher stage evaluate loads three models in the same process."""
     config, runs = lengthen(tmp_path), {f"zero-{stage}": stage for stage in (1, 3)}

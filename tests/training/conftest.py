@@ -22,7 +22,7 @@ STARTS = 4
 def _start(processes: int, folder: Path, *cases: str) -> subprocess.CompletedProcess[str]:
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, "-m", *launcher, "-m", "tests.training.program", str(folder), *cases]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=400)
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=900)
 
 
 def _measure(processes: int, folder: Path, cases: list[str]) -> None:

@@ -44,6 +44,7 @@ def require_same(family: str) -> list[str]:
     return list(blocks.news())
 
 
+@pytest.mark.slow
 def test_a_family_with_two_kinds_of_layers_compiles():
     said = require_same("gemma2")
     assert said and said[0].startswith("compiled: ") and not any("pieces" in line for line in said), said

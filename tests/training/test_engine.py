@@ -22,7 +22,7 @@ def test_fp32_training_equals_the_plain_loop(measured, processes, stage):
     assert max(found["norms"]) > 1 > min(found["norms"]), f"the steps do not show clipping: norms {found['norms']}"
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", each("within-{}-fp32", [1, 3]))
 def test_training_within_documents_equals_documents_run_alone(measured, stage):
     """The reference gives each document a forward of its own; the mean is over the targets of the global batch."""
     found, across = measured(2)[f"within-{stage}-fp32"], measured(2)[f"parity-{stage}-fp32"]

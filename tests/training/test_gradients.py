@@ -42,7 +42,7 @@ def test_an_export_keeps_what_has_no_gradient_bit_for_bit(measured, family, stag
     assert [name for name in routers if name in found["rounded"]] == narrowed, f"ZeRO {stage}: what is told is untrue"
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", each("passed_over-{}-fp32", [0, 1]))
 def test_an_expert_that_a_batch_passes_over_is_decayed_on_every_stage(measured, stage):
     """It is trained, so that AdamW shrinks it by the rate times the decay of 1, gradient or not."""
     found = measured(2)[f"passed_over-{stage}-fp32"]

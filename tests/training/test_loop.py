@@ -108,7 +108,7 @@ def test_every_process_tells_which_rows_a_step_took(measured):
     assert len(set(found["hashes"])) == 24
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", each("no_target-{}-fp32", [0, 1, 3]))
 def test_a_batch_without_a_target_stops_every_process_before_the_update(measured, stage):
     """In step 2, when there are moments whose decay would move the weights without any gradient."""
     found = measured(2)[f"no_target-{stage}-fp32"]
