@@ -188,43 +188,55 @@ class Inputs:
     def calibration(self) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """The calibration sequences (S, T) int64, and where each came from."""
         asked = self.config.score
-        return self._draw(asked.sequences, asked.length, asked.bos, asked.seed)
+        return calibration_sequences(
+            self.corpus,
+            self.encoder,
+            sequences=asked.sequences,
+            length=asked.length,
+            bos=asked.bos,
+            seed=asked.seed,
+            cache=self.cache,
+        )
 
     def for_maps(self, width: int) -> torch.Tensor:
         """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
         to judge them by."""
-        # Another draw than the calibration's.
         asked = self.config.score
-        return self._draw(self.count_for_maps(width), asked.length, asked.bos, asked.seed + 1)[0]
+        return self._of_rows(self.count_for_maps(width), asked.length, asked.seed)
 
     def count_for_maps(self, width: int) -> int:
         """How many sequences linear maps of ``width`` x ``width`` take."""
         return self.config.score.linear_sequences or sequences_for_maps(width, self.config.score.length)
 
     def for_healing(self) -> torch.Tensor:
-        """Sequences that a pruned model is healed on, (N, T) int64, those that judge it included.
+        """Sequences that a pruned model is healed on, (N, T) int64, those that judge it included."""
+        asked = self.config.train.healing
+        return self._of_rows(asked.sequences, asked.length, asked.seed)
 
-        They are packed as training packs its rows, of the same corpus, in the order of a seed: what stands between
-        documents must be met here. (Fitted on crops of single documents, SmolLM2-135M without 14 blocks failed behind
-        every separator.) Rows follow one another, without the padding of instruction data, and are cut at every
-        ``healing.length``. Shards that must be fetched have a folder of their own, and no copy stays.
+    def _of_rows(self, sequences: int, length: int, seed: int) -> torch.Tensor:
+        """Text to fit weights on: (``sequences``, ``length``) int64.
+
+        It is packed as training packs its rows, of the same corpus, in the order of a seed: what stands between
+        documents must be met here. (Fitted on crops of single documents, by healing or with linear maps, SmolLM2-135M
+        without 14 blocks failed behind every separator.) Rows follow one another, without the padding of instruction
+        data, and are cut at every ``length``. Shards that must be fetched have a folder of their own; no copy stays.
         """
-        asked, data = self.config.train.healing, self.config.data
-        found, missing = [], asked.sequences * asked.length
+        data = self.config.data
+        found, missing = [], sequences * length
         # Each lane opens a shard: no more of them than rows.
         lanes = min(self.lanes, -(-missing // data.row_length))
         remote = any(shard.kind != "local" for shard in self.corpus)
         place = data.cache if remote else None
         if remote:
             data.cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="healing-", dir=place, ignore_cleanup_errors=True) as own:
-            reading = self._reading(asked.seed, ShardCache(Path(own), limit=data.cache_size))
+        with TemporaryDirectory(prefix="fitting-", dir=place, ignore_cleanup_errors=True) as own:
+            reading = self._reading(seed, ShardCache(Path(own), limit=data.cache_size))
             for row in RowStream(self.corpus, reading, lanes=lanes, weights=self._weights):
                 found.append(_without_padding(row)[:missing])
                 missing -= len(found[-1])
                 if not missing:
                     break
-        return torch.from_numpy(np.concatenate(found).astype(np.int64)).view(asked.sequences, asked.length)
+        return torch.from_numpy(np.concatenate(found).astype(np.int64)).view(sequences, length)
 
     def _reading(self, seed: int, cache: ShardCache) -> Reading:
         """How documents become rows, in the order of a seed."""
@@ -236,17 +248,6 @@ class Inputs:
             on_damage=self.config.data.on_damage,
             about=about_encoder(self.encoder),
             held_out=read_hashes(self.run.stage("data") / HELD_OUT_HASHES),
-        )
-
-    def _draw(self, sequences: int, length: int, bos: str, seed: int) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        return calibration_sequences(
-            self.corpus,
-            self.encoder,
-            sequences=sequences,
-            length=length,
-            bos=bos,
-            seed=seed,
-            cache=self.cache,
         )
 
     def held_out_rows(self, length: int, bos: str, rows: int | None) -> torch.Tensor | None:

@@ -41,27 +41,27 @@ def test_the_manifest_and_the_tokenizer_are_read_once(logged, monkeypatch):
     assert sorted(read) == ["load_tokenizer", "read_json"], f"loaded more than once: {read}"
 
 
-def test_calibration_is_what_stage_score_drew_and_maps_have_other_sequences(text):
+def test_calibration_is_what_stage_score_drew(text):
     sequences, origins = text.calibration()
     drawn = read_json(text.run.stage("score") / "calibration.json")
     assert sequences.tolist() == drawn["input_ids"] and origins == drawn["origins"]
-    maps = text.for_maps(8)
-    assert maps.shape[1] == text.config.score.length and maps.dtype == torch.int64
-    same = [row for row in maps.tolist() if row in sequences.tolist()]
-    assert not same, f"{len(same)} of the maps' sequences are the calibration's"
 
 
-def test_healing_reads_rows_as_training_packs_them_in_the_order_of_a_seed(text):
+@pytest.mark.parametrize("fit", ["maps", "healing"])
+def test_what_is_fitted_reads_rows_as_training_packs_them_in_the_order_of_a_seed(text, fit):
     """What stands between documents is in them, which is nowhere in a crop of one document."""
-    asked, separator = text.config.train.healing, text.encoder.separator
-    healing = text.for_healing()
-    assert healing.shape == (asked.sequences, asked.length) and healing.dtype == torch.int64
-    assert (healing == separator).any(dim=1).double().mean() > 0.5, "few rows hold the end of a document"
-    assert not (text.calibration()[0] == separator).any()
     other = text.config.model_copy(deep=True)
-    other.train.healing.__dict__["seed"] = 1
-    drawn = Inputs(other, text.run).for_healing()
-    assert text.for_healing().equal(healing) and not drawn.equal(healing)
+    section = {"maps": other.score, "healing": other.train.healing}[fit]
+    section.__dict__["seed"] += 1
+    found, again, drawn = (
+        source.for_healing() if fit == "healing" else source.for_maps(64)
+        for source in (text, text, Inputs(other, text.run))
+    )
+    count = text.count_for_maps(64) if fit == "maps" else section.sequences
+    assert found.shape == (count, section.length) and found.dtype == torch.int64
+    ends, crops = (found == text.encoder.separator).sum(), (text.calibration()[0] == text.encoder.separator).sum()
+    assert ends > found.numel() / 500 and not crops, f"{ends} ends of documents in {found.numel()} tokens"
+    assert again.equal(found) and not drawn.equal(found)
 
 
 def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text):

@@ -33,9 +33,11 @@ def fit_maps(
     it to the identity, which is the removal without a map. A run that begins at block 0 has no block before it, and no
     map. Nothing of the model is changed. ``progress`` is a bar on a terminal and in a notebook.
 
-    What a map is worth shows on text that it was not fitted on. Raises RegrowError on fewer than 8 d tokens, saying how
-    many are needed; on what is no batches (``id_batches``); on blocks that cannot be removed; where no run can have a
-    map, or the block before one has no projection that takes it; and when the equations cannot be solved.
+    What a map is worth shows on text that it was not fitted on. Let ``batches`` hold what the model will meet: fitted
+    on pieces of single documents it can fail behind what stands between them. Raises RegrowError on fewer than 8 d
+    tokens, saying how many are needed; on what is no batches (``id_batches``); on blocks that cannot be removed; where
+    no run can have a map, or the block before one has no projection that takes it; and when the equations cannot be
+    solved.
     """
     found = id_batches(model, batches, shortest=1)
     runs = removed_runs(check_indices(removed, len(find_blocks(model))))

@@ -218,34 +218,30 @@ def check(ahead: Ahead) -> list[str]:
     width = ahead.model.config.get_text_config().hidden_size
     _check_maps(ahead.config, width, total, planned)
     if "data" not in ahead.due:
-        _check_documents(ahead.config, width)
+        _check_documents(ahead.config)
     return []
 
 
-def _check_documents(config: Config, width: int) -> None:
-    """Whether the corpus that stage data listed has a document for each sequence; some may be too short, which is seen
-    when they are drawn."""
+def _check_documents(config: Config) -> None:
+    """Whether the corpus that stage data listed has a document for each calibration sequence; some may be too short,
+    which is seen when they are drawn."""
     run = Run(config.run_folder)
-    record, text = run.record("data"), Inputs(config, run)
+    record = run.record("data")
     # A listing of another config, or that has lost its file, is refused as what it is when the stage begins.
     if record is None or config_differences("data", record["fingerprint"], config):
         return
     if not (run.stage("data") / "manifest.json").is_file():
         return
-    counts = [shard.documents for shard in text.corpus]
+    corpus, asked = Inputs(config, run).corpus, config.score.sequences
+    counts = [shard.documents for shard in corpus]
     if None in counts:
         return
-    there = sum(counts) - sum(number for shard in text.corpus for _, number in shard.without_text)
-    asked = {"score.sequences": config.score.sequences}
-    if "linear" in config.score.criteria or config.prune.linear:
-        auto = "" if config.score.linear_sequences else f" (null: as many as maps of {width} x {width} take)"
-        asked[f"score.linear_sequences{auto}"] = text.count_for_maps(width)
-    for key, count in asked.items():
-        if there < count:
-            raise RegrowError(
-                f"{key} {count:,}: the corpus has {there:,} documents, and each gives one sequence at most; lower it, "
-                "or add text to data.sources"
-            )
+    there = sum(counts) - sum(number for shard in corpus for _, number in shard.without_text)
+    if there < asked:
+        raise RegrowError(
+            f"score.sequences {asked:,}: the corpus has {there:,} documents, and each gives one sequence at most; "
+            "lower it, or add text to data.sources"
+        )
 
 
 def _check_windows(config: Config, total: int, planned: int) -> None:
