@@ -27,14 +27,14 @@ from pipeline.reporting.arm_curves import line_style
 from pipeline.reporting.drawing import canvas, log_scale, save_png, title
 from pipeline.reporting.series import IN_TRAINING
 
-#: Claims: what is said, the arms that it is said of, and those that they are compared with.
-CLAIMS = (
+#: Claims: what is said, the families of arms that it is said of, and the one that they are compared with.
+CLAIMS: tuple[tuple[str, str | tuple[str, ...], str], ...] = (
     ("continued pretraining over LoRA", "cpt", "lora"),
     ("a pruned start over a random one", "cpt", "scratch"),
     ("distillation over continued pretraining", "distill", "cpt"),
     ("half distillation over continued pretraining", "both", "cpt"),
     ("two cuts over one", "two-steps", "cpt"),
-    ("healing first", "heal-both", "both"),
+    ("healing first", ("heal-both", "heal-4k-both"), "both"),
 )
 
 
@@ -76,9 +76,11 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], texts: Sequence
     return Difference(fmean(map(fmean, paired)), error)
 
 
-def best(arms: Mapping[str, Any], family: str, texts: Sequence[str]) -> str | None:
-    """The arm of a family (NAME, or NAME-RATE) with the lowest loss on ``texts``; None where none was trained."""
-    known = [arm for arm in arms if arm == family or arm.removeprefix(f"{family}-")[:1].isdigit()]
+def best(arms: Mapping[str, Any], family: str | tuple[str, ...], texts: Sequence[str]) -> str | None:
+    """The arm of a family (NAME, or NAME-RATE), or of several, with the lowest loss on ``texts``; None where none was
+    trained."""
+    names = (family,) if isinstance(family, str) else family
+    known = [arm for arm in arms if any(arm == name or arm.removeprefix(f"{name}-")[:1].isdigit() for name in names)]
     return min(known, key=lambda arm: mean_loss(arms[arm], texts), default=None)
 
 
@@ -148,7 +150,10 @@ def draw(arms: Mapping[str, Any], kinds: Mapping[str, Sequence[str]], heading: s
     unit, word = (1e6, "million") if max(found["tokens"] for found in arms.values()) > 1e6 else (1e3, "thousand")
     for axes, (kind, texts) in zip(panels, kinds.items(), strict=True):
         heights = []
-        for number, arm in enumerate(shown):
+        # An arm has its line in the pictures of all cuts.
+        for number, arm in enumerate(arms):
+            if arm not in shown:
+                continue
             points = arms[arm]["points"]
             values = [math.exp(mean_loss(arms[arm], texts, at)) for at in range(len(points))]
             heights += values

@@ -52,7 +52,7 @@ def test_arms_have_one_cut_and_one_table(tiny_config: Path, tmp_path: Path):
     )
     compare(grid, small, "--only", "cpt")
     again = compare(grid, small)
-    assert again.count("train: step 1 of 8") == 1, "cpt was trained twice, or both not at all"
+    assert again.count("[train] step 1 of 8") == 1, "cpt was trained twice, or both not at all"
     runs = load_config(small).run.folder
     figures = json.loads((runs / "recovery.json").read_text())
     assert [found["arm"] for found in figures] == ["cpt", "both", "steps"]

@@ -54,6 +54,7 @@ def test_a_difference_is_of_the_same_rows_and_knows_its_error():
 def test_the_best_of_a_family_is_taken_on_the_texts_in_question():
     arms = {name: arm(name, loss) for name, loss in (("both", 3.2), ("both-3e-4", 3.1), ("both-ways", 1.0))}
     assert verdicts.best(arms, "both", TEXTS) == "both-3e-4"
+    assert verdicts.best(arms, ("both", "both-ways"), TEXTS) == "both-ways"
     assert verdicts.best(arms, "lora", TEXTS) is None
 
 
