@@ -29,14 +29,18 @@ from pipeline.data.stream.packing import Row
 from pipeline.data.stream.position import Begin, Identity, LaneCursor
 from pipeline.data.stream.strands import Reading
 from pipeline.data.tokens import Encoder, Encoding, about_encoder, tokenizer_hash
+from pipeline.errors import RegrowError
 from pipeline.files import read_json
 from pipeline.following import begin_after
-from pipeline.importance.linear import sequences_for_maps
+from pipeline.importance.linear import JUDGED_EVERY, sequences_for_maps
 from pipeline.model.load import resolve_model
 from pipeline.run import Run
 
 #: Of stage data: hashes of the held-out documents, for what reads remote text later.
 HELD_OUT_HASHES = "held_out.hashes"
+#: Lanes that the text of linear maps is read in, at most: each opens a shard, and has few ends of documents in little
+#: text.
+MAP_LANES = 8
 
 
 def read_encoding(config: Config, folder: Path) -> Encoding:
@@ -176,7 +180,7 @@ class Inputs:
         on, at which the lanes stand at ``cursors``, and those without one where the run began."""
         return RowStream(
             self.corpus,
-            self._reading(self.config.data.seed, self.cache),
+            self._reading(self.config.data.seed, self.config.data.row_length, self.cache),
             lanes=self.lanes,
             weights=self._weights,
             rank=rank,
@@ -201,8 +205,12 @@ class Inputs:
     def for_maps(self, width: int) -> torch.Tensor:
         """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
         to judge them by."""
-        asked = self.config.score
-        return self._of_rows(self.count_for_maps(width), asked.length, asked.seed)
+        asked, count = self.config.score, self.count_for_maps(width)
+        # Lanes read documents of their own: those that judge, one in JUDGED_EVERY, read none that is fitted on. Packed
+        # in rows of this length: data.row_length may change when stages score and prune are done.
+        lanes = min(self.lanes, count, MAP_LANES)
+        lanes -= lanes % JUDGED_EVERY if lanes > JUDGED_EVERY else 0
+        return self._of_rows(count, asked.length, asked.seed, asked.length, lanes, once=True)
 
     def count_for_maps(self, width: int) -> int:
         """How many sequences linear maps of ``width`` x ``width`` take."""
@@ -210,39 +218,48 @@ class Inputs:
 
     def for_healing(self) -> torch.Tensor:
         """Sequences that a pruned model is healed on, (N, T) int64, those that judge it included."""
-        asked = self.config.train.healing
-        return self._of_rows(asked.sequences, asked.length, asked.seed)
+        asked, row_length = self.config.train.healing, self.config.data.row_length
+        # Each lane opens a shard: no more of them than rows.
+        lanes = min(self.lanes, -(-asked.sequences * asked.length // row_length))
+        return self._of_rows(asked.sequences, asked.length, asked.seed, row_length, lanes)
 
-    def _of_rows(self, sequences: int, length: int, seed: int) -> torch.Tensor:
+    def _of_rows(
+        self, sequences: int, length: int, seed: int, row_length: int, lanes: int, once: bool = False
+    ) -> torch.Tensor:
         """Text to fit weights on: (``sequences``, ``length``) int64.
 
         It is packed as training packs its rows, of the same corpus, in the order of a seed: what stands between
         documents must be met here. (Fitted on crops of single documents, by healing or with linear maps, SmolLM2-135M
         without 14 blocks failed behind every separator.) Rows follow one another, without the padding of instruction
         data, and are cut at every ``length``. Shards that must be fetched have a folder of their own; no copy stays.
+        ``once``: RegrowError where a lane comes to the end of its text and would begin it again.
         """
         data = self.config.data
         found, missing = [], sequences * length
-        # Each lane opens a shard: no more of them than rows.
-        lanes = min(self.lanes, -(-missing // data.row_length))
         remote = any(shard.kind != "local" for shard in self.corpus)
         place = data.cache if remote else None
         if remote:
             data.cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="fitting-", dir=place, ignore_cleanup_errors=True) as own:
-            reading = self._reading(seed, ShardCache(Path(own), limit=data.cache_size))
+            reading = self._reading(seed, row_length, ShardCache(Path(own), limit=data.cache_size))
             for row in RowStream(self.corpus, reading, lanes=lanes, weights=self._weights):
+                if once and all(cursor.epoch for cursor in row.cursor.cursors):
+                    raise RegrowError(
+                        f"score.linear_sequences {sequences:,} of {length} tokens (score.length) are more text than "
+                        "the corpus has for linear maps, which are judged on what they were not fitted on; lower them, "
+                        "or add text to data.sources"
+                    )
                 found.append(_without_padding(row)[:missing])
                 missing -= len(found[-1])
                 if not missing:
                     break
         return torch.from_numpy(np.concatenate(found).astype(np.int64)).view(sequences, length)
 
-    def _reading(self, seed: int, cache: ShardCache) -> Reading:
+    def _reading(self, seed: int, row_length: int, cache: ShardCache) -> Reading:
         """How documents become rows, in the order of a seed."""
         return Reading(
             encode=self.encoder,
-            row_length=self.config.data.row_length,
+            row_length=row_length,
             seed=seed,
             cache=cache,
             on_damage=self.config.data.on_damage,

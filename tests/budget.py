@@ -38,6 +38,8 @@ BUDGETS = {
 }
 #: How far above the pace of its run a folder may lie: a share, and seconds, which small folders need.
 ALLOWED, SPARE = 4 / 3, 5.0
+#: What is slower than this is not the machine.
+SLOWEST = 1.6
 SPENT = "cpu_seconds"
 
 
@@ -63,9 +65,10 @@ class Meter:
 
     @property
     def pace(self) -> float:
-        """CPU seconds of this machine for one of the budgets': the middle folder's, never below 1."""
+        """CPU seconds of this machine for one of the budgets': the middle folder's, 1 to SLOWEST; of fewer than half of
+        the folders nothing is known."""
         paces = [cost / BUDGETS[folder] for folder, cost in self.costs.items() if BUDGETS.get(folder)]
-        return max(1.0, median_low(paces or [1.0]))
+        return min(max(1.0, median_low(paces)), SLOWEST) if 2 * len(paces) >= len(BUDGETS) else 1.0
 
     def over(self) -> list[str]:
         """The folders that cost more than they may at this pace, or that have no budget."""

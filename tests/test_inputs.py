@@ -12,7 +12,9 @@ import torch
 from pipeline import inputs
 from pipeline.config import load_config
 from pipeline.data import tokens
+from pipeline.errors import RegrowError
 from pipeline.files import read_json
+from pipeline.importance.linear import split_for_maps
 from pipeline.inputs import Inputs
 from pipeline.run import Run
 
@@ -54,14 +56,31 @@ def test_what_is_fitted_reads_rows_as_training_packs_them_in_the_order_of_a_seed
     section = {"maps": other.score, "healing": other.train.healing}[fit]
     section.__dict__["seed"] += 1
     found, again, drawn = (
-        source.for_healing() if fit == "healing" else source.for_maps(64)
+        source.for_healing() if fit == "healing" else source.for_maps(512)
         for source in (text, text, Inputs(other, text.run))
     )
-    count = text.count_for_maps(64) if fit == "maps" else section.sequences
+    count = text.count_for_maps(512) if fit == "maps" else section.sequences
     assert found.shape == (count, section.length) and found.dtype == torch.int64
     ends, crops = (found == text.encoder.separator).sum(), (text.calibration()[0] == text.encoder.separator).sum()
     assert ends > found.numel() / 500 and not crops, f"{ends} ends of documents in {found.numel()} tokens"
     assert again.equal(found) and not drawn.equal(found)
+
+
+def test_maps_are_judged_on_documents_that_they_are_not_fitted_on_whatever_a_row_of_training_is(text):
+    maps = text.for_maps(512)
+    fit, judge = (torch.cat(batches) for batches in split_for_maps(maps, 4))
+    windows = [{tuple(row[at : at + 12]) for row in rows.tolist() for at in range(21)} for rows in (fit, judge)]
+    assert len(windows[1]) > 50 and not windows[0] & windows[1], "pieces of one document are on both sides"
+    longer = text.config.model_copy(deep=True)
+    longer.data.__dict__["row_length"] = 48
+    assert Inputs(longer, text.run).for_maps(512).equal(maps)
+
+
+def test_text_for_maps_is_not_read_twice(text):
+    greedy = text.config.model_copy(deep=True)
+    greedy.score.__dict__["linear_sequences"] = 100_000
+    with pytest.raises(RegrowError, match=r"score\.linear_sequences 100,000 of 32 tokens .* are more text than"):
+        Inputs(greedy, text.run).for_maps(64)
 
 
 def test_the_stream_goes_on_at_any_step_with_the_rows_that_were_trained_on(text):

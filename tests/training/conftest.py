@@ -63,18 +63,30 @@ def start() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def measured(once: Any) -> Callable[[int], Measured]:
-    """``measured(processes)[case]``: what it measured; all that are as slow are started once, when the first of them is
-    asked for."""
+def folders(once: Any) -> Callable[[int, bool], Path]:
+    """``folders(processes, slow)``: where the cases that are as slow were measured; all of them are started once."""
 
     @cache
-    def folders(processes: int, slow: bool) -> Path:
+    def measure(processes: int, slow: bool) -> Path:
         # Checkpoints of others are taken up: of two processes and, where it is slow, of four.
         if slow or processes != 2:
-            folders(2, False)
+            measure(2, False)
         if slow and processes != 4:
-            folders(4, True)
+            measure(4, True)
         cases = SLOW[processes] if slow else CASES[processes]
         return once(f"training-{processes}{'-slow' * slow}", lambda folder: _measure(processes, folder, cases))
 
-    return lambda processes: Measured(lambda case: folders(processes, case in SLOW.get(processes, ())))
+    return measure
+
+
+@pytest.fixture
+def measured(folders: Callable[[int, bool], Path], request: pytest.FixtureRequest) -> Callable[[int], Measured]:
+    """``measured(processes)[case]``: what the case measured. A slow one is for slow tests: it starts all of them."""
+    may = request.node.get_closest_marker("slow") is not None
+
+    def folder_of(processes: int, case: str) -> Path:
+        slow = case in SLOW.get(processes, ())
+        assert may or not slow, f"{case} is slow's (tests/training/cases.py), and this test is not marked slow"
+        return folders(processes, slow)
+
+    return lambda processes: Measured(lambda case: folder_of(processes, case))
