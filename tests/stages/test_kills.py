@@ -1,7 +1,7 @@
 """One run that is killed again and again, at every stage and in every way, and ends as if nothing had happened.
 
 Each kill starts the same command, waits for a line that shows where it is, kills, and looks that nothing is left. Most
-of the kills are a chain marked slow, to keep the suite short.
+of the kills are a chain marked slow, to keep the suite short: all those in stages data and report among them.
 """
 
 from __future__ import annotations
