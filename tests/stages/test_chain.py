@@ -75,6 +75,7 @@ def perplexities(run: Run) -> dict[str, Any]:
     return {name: model["perplexity"] for name, model in models.items()}
 
 
+@pytest.mark.slow
 def test_the_links_train_on_the_rows_of_one_run_over_all_tokens(chained, chain_config, regrow, tmp_path):
     """On one process, which does not change their order."""
     config, run = chain_config(tmp_path), tmp_path / "runs" / "tiny"

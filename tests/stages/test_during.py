@@ -18,6 +18,7 @@ def lines(run, name):
     return [json.loads(line) for line in (run / "train" / name).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_tasks_are_asked_before_training_and_at_their_steps_and_change_no_bit(reference, lengthen, regrow, tmp_path):
     """The reference run was trained without: the same losses, norms and export."""
     config = lengthen(tmp_path)
