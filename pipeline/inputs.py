@@ -206,8 +206,8 @@ class Inputs:
         """Sequences for linear maps of ``width`` x ``width``: (N, T) int64, of which ``split_for_maps`` keeps a part
         to judge them by."""
         asked, count = self.config.score, self.count_for_maps(width)
-        # Lanes read documents of their own: those that judge, one in JUDGED_EVERY, read none that is fitted on. Packed
-        # in rows of this length: data.row_length may change when stages score and prune are done.
+        # Lanes read documents of their own: those that judge, one in JUDGED_EVERY, read none that is fitted on, unless
+        # data.lanes are fewer. Packed in rows of this length: data.row_length may change when score and prune are done.
         lanes = min(self.lanes, count, MAP_LANES)
         lanes -= lanes % JUDGED_EVERY if lanes > JUDGED_EVERY else 0
         return self._of_rows(count, asked.length, asked.seed, asked.length, lanes, once=True)
