@@ -52,8 +52,8 @@ class ScoreSection(Section):
     )
     linear_sequences: Whole | None = key(
         None,
-        "Sequences for linear maps, packed as training's rows are, every fourth to judge them; null: 8 tokens to fit on "
-        "for each input.",
+        "Sequences for linear maps, packed as training's rows are, every fourth to judge them; null: 8 tokens to fit "
+        "on for each input.",
         stages="score prune",
         ge=4,
     )
